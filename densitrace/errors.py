@@ -1,0 +1,28 @@
+"""The exceptions of densitrace: one base class, one subclass per thing that can be wrong.
+
+Every message is one line that names the argument, its value and what would be right.
+"""
+
+
+class DensitraceError(Exception):
+    """Base of everything that densitrace raises on purpose."""
+
+
+class InputError(DensitraceError, ValueError):
+    """An argument that cannot be used: a threshold out of range, token ids beyond the vocabulary."""
+
+
+class ModelError(DensitraceError):
+    """A model that cannot be loaded or traced: no weights, NaN weights, an undeclared architecture."""
+
+
+class CorpusError(DensitraceError):
+    """A corpus that cannot be read: no such file, nothing in it, the wrong field."""
+
+
+class StoreError(DensitraceError):
+    """A store that cannot be opened, written or continued."""
+
+
+class BackendError(DensitraceError):
+    """A kernel backend that was asked for and is not available here."""

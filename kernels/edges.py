@@ -1,0 +1,97 @@
+"""What an op is told about attention edges: the pattern they flow along and how each is weighed.
+
+A `Pattern` is enough to recompute any tile of attention weights alpha[h, t, s]; an edge weight says
+how important the edge (h, s, t) is, given alpha. Neither holds anything of size T x T (except
+`GivenWeight`, which is for small T). METHOD §2 and §3 give the definitions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Queries and keys of one block, and every variant of attention as a field.
+
+    A token attends to s <= t in its own segment, with t - s < window where there is a window.
+    `lse` is the log-sum-exp of the scores of each row, known once `attention_stats` has run.
+    """
+
+    q: Tensor  # [B, H, T, d_k]
+    k: Tensor  # [B, G, T, d_k]
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None  # [H] logits that take attention and give nothing
+    segments: Tensor | None = None  # int [B, T]; None: one segment a row
+    lse: Tensor | None = None  # float32 [B, H, T]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, H, T)."""
+        batch, heads, length = self.q.shape[:3]
+        return batch, heads, length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.q.device
+
+
+@dataclass(frozen=True)
+class NormWeight:
+    """alpha[h, t, s] * source[h, s] * target[t]: METHOD §2, 'Norms separate'."""
+
+    source: Tensor  # float32 [B, H, T] source norms nu
+    target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
+
+
+@dataclass(frozen=True)
+class CosineWeight:
+    """(1 + cos(e, n)) / 2 with cos = <target[h, t], v[s]> * source[h, s]; 0.5 for a zero vector."""
+
+    target: Tensor  # float32 [B, H, T, d_v] W_O^T n_t / |n_t|
+    source: Tensor  # float32 [B, H, T] 1 / |W_O v_s|, 0 where that is 0
+    v: Tensor  # [B, G, T, d_v]
+
+
+@dataclass(frozen=True)
+class ProximityWeight:
+    """max(0, |n_t|_1 - |n_t - alpha u_s target_t|_1) with u = W_O v: METHOD §2, 'Proximity'."""
+
+    node: Tensor  # float32 [B, T, D]
+    v: Tensor  # [B, G, T, d_v]
+    w_o: Tensor  # float32 [H, D, d_v]
+    target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
+
+
+@dataclass(frozen=True)
+class RandomWeight:
+    """Uniform in [0, 1), a hash of (seed, stream, head, target, source): the control of METHOD §2.
+
+    It depends on positions within the document alone, so no batch or tiling changes it.
+    """
+
+    seed: int
+    stream: int  # tells blocks and uses apart
+    positions: Tensor  # int [B, T]
+
+
+@dataclass(frozen=True)
+class GivenWeight:
+    """Any weight at all, written out: for small T, and for rules that order edges globally."""
+
+    weight: Tensor  # float32 [B, H, T target, T source]
+
+
+EdgeWeight = NormWeight | CosineWeight | ProximityWeight | RandomWeight | GivenWeight
+
+
+@dataclass(frozen=True)
+class AttentionEdges:
+    """The attention edges of one block: along `pattern`, weighed by `weight`."""
+
+    pattern: Pattern
+    weight: EdgeWeight

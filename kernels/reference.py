@@ -1,0 +1,445 @@
+"""Every op in plain torch: the definition of right.
+
+Ops that look at attention go over blocks of targets, so memory grows as block x T x H. Sources are
+cut at the last target of the block, which saves the upper triangle. Everything is float32 inside.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .edges import (
+    AttentionEdges,
+    CosineWeight,
+    EdgeWeight,
+    GivenWeight,
+    NormWeight,
+    Pattern,
+    ProximityWeight,
+    RandomWeight,
+)
+from .hashing import hash_uniform
+from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
+
+TILE_ELEMENTS = 1 << 21  # float32 entries of one tile: 8 MiB, a compromise of cache and overhead
+NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+
+
+# ---- tiles -----------------------------------------------------------------------------------
+
+
+def target_blocks(length: int, elements_per_target: int) -> Iterator[slice]:
+    """Runs of targets whose tile of `elements_per_target` entries each stays within the budget."""
+    block = max(1, min(length, TILE_ELEMENTS // max(1, elements_per_target)))
+    for start in range(0, length, block):
+        yield slice(start, min(length, start + block))
+
+
+def allowed_tile(pattern: Pattern, rows: slice) -> Tensor:
+    """bool [B or 1, 1, rows, sources]: which sources a target may attend to."""
+    source = torch.arange(rows.stop, device=pattern.device)
+    target = source[rows, None]
+    allowed = source <= target
+    if pattern.window is not None:
+        allowed = allowed & (target - source < pattern.window)
+    if pattern.segments is None:
+        return allowed[None, None]
+    segments = pattern.segments[:, : rows.stop]
+    return (allowed & (segments[:, rows, None] == segments[:, None, :]))[:, None]
+
+
+def score_tile(pattern: Pattern, rows: slice) -> Tensor:
+    """float32 [B, H, rows, sources]: attention logits, -inf where there is no edge."""
+    batch, heads, _ = pattern.shape
+    groups = pattern.k.shape[1]
+    # The heads of a group share its keys: fold them into the rows of one product.
+    q = pattern.q[:, :, rows].float().reshape(batch, groups, -1, pattern.q.shape[-1])
+    k = pattern.k[:, :, : rows.stop].float()
+    scores = (q @ k.transpose(-1, -2)).mul_(pattern.scale)
+    scores = scores.reshape(batch, heads, rows.stop - rows.start, rows.stop)
+    if pattern.softcap is not None:
+        scores = scores.div_(pattern.softcap).tanh_().mul_(pattern.softcap)
+    return scores.masked_fill_(~allowed_tile(pattern, rows), -torch.inf)
+
+
+def row_logsumexp(pattern: Pattern, scores: Tensor) -> Tensor:
+    """float32 [B, H, rows]: log-sum-exp of each row of scores, the sink's logit included."""
+    lse = scores.logsumexp(-1)
+    if pattern.sinks is not None:
+        lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
+    return lse
+
+
+def alpha_tile(pattern: Pattern, rows: slice) -> Tensor:
+    """float32 [B, H, rows, sources]: attention weights, from `pattern.lse` where it is known."""
+    scores = score_tile(pattern, rows)
+    lse = row_logsumexp(pattern, scores) if pattern.lse is None else pattern.lse[:, :, rows]
+    return scores.sub_(lse[..., None]).exp_()
+
+
+def weighted_values(alpha: Tensor, v: Tensor) -> Tensor:
+    """float32 [..., H, rows, d]: alpha [..., H, rows, S] times values [..., G, >= S, d]."""
+    *lead, heads, rows, sources = alpha.shape
+    groups, width = v.shape[-3], v.shape[-1]
+    folded = alpha.reshape(*lead, groups, heads // groups * rows, sources)
+    return (folded @ v[..., :sources, :].float()).reshape(*lead, heads, rows, width)
+
+
+def head_values(v: Tensor, head: int, heads: int) -> Tensor:
+    """[B, T, d]: the values that query head `head` reads."""
+    return v[:, head * v.shape[1] // heads]
+
+
+# ---- edge weights ----------------------------------------------------------------------------
+
+
+def weight_tile(edges: AttentionEdges, rows: slice, alpha: Tensor | None = None) -> Tensor:
+    """float32 [B, H, rows, sources]: unnormalised importance, -inf where there is no edge."""
+    weight, pattern = edges.weight, edges.pattern
+    if alpha is None and not isinstance(weight, RandomWeight | GivenWeight):
+        alpha = alpha_tile(pattern, rows)
+    tile = _finite_weight_tile(weight, pattern, rows, alpha)
+    return tile.masked_fill(~allowed_tile(pattern, rows), -torch.inf)
+
+
+def _finite_weight_tile(
+    weight: EdgeWeight, pattern: Pattern, rows: slice, alpha: Tensor | None
+) -> Tensor:
+    match weight, alpha:
+        case NormWeight(source, target), Tensor():
+            scaled = alpha * source[:, :, None, : rows.stop]
+            return scaled if target is None else scaled * target[:, None, rows, None]
+        case CosineWeight(), Tensor():
+            return _cosine_tile(weight, pattern, rows, alpha)
+        case ProximityWeight(), Tensor():
+            return _proximity_tile(weight, rows, alpha)
+        case RandomWeight(), _:
+            return _random_tile(weight, pattern, rows)
+        case GivenWeight(given), _:
+            return given[:, :, rows, : rows.stop]
+        case _:
+            raise TypeError(f"an edge weight cannot be a {type(weight).__name__}")
+
+
+def _cosine_tile(weight: CosineWeight, pattern: Pattern, rows: slice, alpha: Tensor) -> Tensor:
+    batch, heads, _ = pattern.shape
+    groups = weight.v.shape[1]
+    target = weight.target[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
+    inner = (target @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
+    cosine = (inner * weight.source[:, :, None, : rows.stop]).clamp(-1, 1)
+    return torch.where(alpha > 0, (1 + cosine) / 2, 0.5)
+
+
+def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tensor:
+    batch, heads, _, sources = alpha.shape
+    out = torch.empty_like(alpha)
+    if weight.target is not None:
+        alpha = alpha * weight.target[:, None, rows, None]
+    node = weight.node[:, rows]
+    for head in range(heads):
+        u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].T
+        for part in target_blocks(node.shape[1], batch * sources * u.shape[-1]):
+            edge = alpha[:, head, part, :, None] * u[:, None]  # [B, part, S, D]
+            n = node[:, part, None]
+            # Entry by entry, so that |n| and |n - e| cancel before they are summed.
+            out[:, head, part] = (n.abs() - (n - edge).abs()).sum(-1)
+    return out.clamp_(min=0)
+
+
+def _random_tile(weight: RandomWeight, pattern: Pattern, rows: slice) -> Tensor:
+    _, heads, _ = pattern.shape
+    head = torch.arange(1, heads + 1, device=pattern.device)[None, :, None, None]
+    target = weight.positions[:, None, rows, None]
+    source = weight.positions[:, None, None, : rows.stop]
+    return hash_uniform(weight.seed, weight.stream, head, target, source)
+
+
+# ---- ops -------------------------------------------------------------------------------------
+
+
+def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
+    batch, _, length, _ = v.shape
+    heads = w_o.shape[0]
+    norms = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
+    for head in range(heads):
+        values = head_values(v, head, heads).float()
+        for rows in target_blocks(length, batch * w_o.shape[1]):
+            norms[:, head, rows] = (values[:, rows] @ w_o[head].float().T).norm(p, -1)
+    return norms
+
+
+def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> AttentionStats:
+    batch, heads, length = pattern.shape
+    output = torch.empty(batch, heads, length, v.shape[-1], dtype=torch.float32, device=v.device)
+    lse = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
+    mass = torch.zeros(batch, length, dtype=torch.float32, device=v.device)
+    for rows in target_blocks(length, batch * heads * length):
+        scores = score_tile(pattern, rows)
+        lse[:, :, rows] = row_logsumexp(pattern, scores)
+        alpha = scores.sub_(lse[:, :, rows, None]).exp_()
+        output[:, :, rows] = weighted_values(alpha, v)
+        if source is not None:
+            mass[:, rows] = (alpha @ source[:, :, : rows.stop, None]).sum((1, 3))
+    return AttentionStats(output, lse, mass)
+
+
+def edge_mass(edges: AttentionEdges) -> Tensor:
+    batch, heads, length = edges.pattern.shape
+    mass = torch.empty(batch, length, dtype=torch.float32, device=edges.pattern.device)
+    for rows in target_blocks(length, batch * heads * length):
+        mass[:, rows] = weight_tile(edges, rows).clamp_(min=0).sum((1, 3))
+    return mass
+
+
+def edge_weights(edges: AttentionEdges) -> Tensor:
+    batch, heads, length = edges.pattern.shape
+    weights = torch.full(
+        (batch, heads, length, length), torch.nan, dtype=torch.float32, device=edges.pattern.device
+    )
+    for rows in target_blocks(length, batch * heads * length):
+        tile = weight_tile(edges, rows)
+        weights[:, :, rows, : rows.stop] = tile.masked_fill(tile == -torch.inf, torch.nan)
+    return weights
+
+
+def _node_blocks(
+    edges: AttentionEdges | None, side: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of targets with all their in-edges' weights in descending order, -inf last.
+
+    Yields (rows, float32 [B, rows, H * S + E]).
+    """
+    _, batch, length = side.shape
+    heads = 0 if edges is None else edges.pattern.shape[1]
+    for rows in target_blocks(length, batch * (heads * length + len(side))):
+        values = side[:, :, rows].permute(1, 2, 0)
+        if edges is not None:
+            tile = weight_tile(edges, rows).transpose(1, 2).flatten(2)
+            values = torch.cat([tile, values], -1)
+        yield rows, values.sort(-1, descending=True).values
+
+
+def _between(ordered: Tensor, kept: Tensor) -> Tensor:
+    """A cut that keeps the first `kept` of each descending row: half-way to the next weight.
+
+    Half-way, not at the weight itself, so that recomputing a weight in another order of summation
+    cannot move it across. `kept` [..., K]; where all are kept the cut is -1.
+    """
+    last = ordered.gather(-1, (kept - 1).clamp(min=0))
+    following = ordered.gather(-1, kept.clamp(max=ordered.shape[-1] - 1))
+    none_left = (kept >= ordered.shape[-1]) | (following == -torch.inf)
+    cut = torch.where(none_left, -torch.ones_like(last), (last + following) / 2)
+    # Half-way can round up to `last`, which has to stay above the cut.
+    return torch.where((cut >= last) & (last > following), following, cut)
+
+
+def nucleus_cuts(
+    edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
+) -> Tensor:
+    _, batch, length = side.shape
+    cuts = torch.empty(len(masses), batch, length, dtype=torch.float32, device=side.device)
+    for rows, ordered in _node_blocks(edges, side):
+        running = ordered.clamp(min=0).double().cumsum(-1)
+        wanted = (masses.double()[:, None, None] * total[:, rows].double()).permute(1, 2, 0)
+        crossing = torch.searchsorted(running, wanted.contiguous())  # index of the edge that crosses
+        value = ordered.gather(-1, crossing.clamp(max=ordered.shape[-1] - 1))
+        positive = (ordered > 0).sum(-1, keepdim=True)
+        # Ties with the crossing edge stay; an edge of weight 0 adds nothing and is left out.
+        tied = torch.searchsorted(-ordered, -value, right=True)
+        cut = _between(ordered, torch.minimum(tied, positive))
+        cuts[:, :, rows] = torch.where(positive > 0, cut.clamp(min=0), 0.0).permute(2, 0, 1)
+    return cuts
+
+
+def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
+    _, batch, length = side.shape
+    cuts = torch.empty(len(fractions), batch, length, dtype=torch.float32, device=side.device)
+    for rows, ordered in _node_blocks(edges, side):
+        degree = (ordered > -torch.inf).sum(-1, keepdim=True)
+        kept = (fractions.double() * degree - 1e-9).ceil().long().clamp(min=1)
+        cuts[:, :, rows] = _between(ordered, torch.minimum(kept, degree)).permute(2, 0, 1)
+    return cuts
+
+
+def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tensor:
+    """Two histogram sweeps over the 24-bit weights: first their upper half, then their lower."""
+    device = edges.pattern.device
+    batch, heads, length = edges.pattern.shape
+    half = 1 << 12
+
+    def sweep(prefix: Tensor | None) -> Tensor:
+        """int64 [K or 1, B, half]: counts by the upper bits, or by the lower under a prefix."""
+        rows_of = 1 if prefix is None else len(prefix)
+        histogram = torch.zeros(rows_of, batch, half, dtype=torch.int64, device=device)
+        for rows in target_blocks(length, batch * heads * length):
+            tile = weight_tile(edges, rows)
+            is_edge = (tile >= 0) & eligible[:, None, rows, None]
+            bits = (tile.clamp(min=0) * 2.0**24).long()
+            for b in range(batch):
+                value = bits[b][is_edge[b]]
+                for k in range(rows_of):
+                    if prefix is None:
+                        part = value >> 12
+                    else:
+                        part = value[value >> 12 == prefix[k, b]] & (half - 1)
+                    histogram[k, b] += torch.bincount(part, minlength=half)
+        return histogram
+
+    def descend(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin that holds the wanted-th largest value, and how many lie above that bin."""
+        above = histogram.flip(-1).cumsum(-1)  # counts from the top
+        place = torch.searchsorted(above, wanted[..., None]).squeeze(-1).clamp(max=half - 1)
+        before = above.gather(-1, (place - 1).clamp(min=0)[..., None]).squeeze(-1)
+        return half - 1 - place, torch.where(place > 0, before, 0)
+
+    wanted = counts.long()
+    upper, above = descend(sweep(None).expand(len(counts), -1, -1).contiguous(), wanted)
+    lower, _ = descend(sweep(upper), wanted - above)
+    # Just below the wanted-th largest value, so that it is kept.
+    cut = ((upper << 12 | lower).float() - 0.5) * 2.0**-24
+    return torch.where(wanted > 0, cut, torch.inf)
+
+
+def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
+    strata, batch, length = cuts.shape
+    heads = edges.pattern.shape[1]
+    levels = torch.zeros(batch, length, length, dtype=torch.uint8, device=cuts.device)
+    degrees = torch.empty(strata, batch, length, dtype=torch.int32, device=cuts.device)
+    for rows in target_blocks(length, batch * heads * length):
+        tile = weight_tile(edges, rows)
+        highest = tile.amax(1)  # the level of the heaviest head is the highest level
+        level = levels[:, rows, : rows.stop]
+        for k in range(strata):
+            cut = cuts[k, :, rows, None]
+            degrees[k, :, rows] = (tile > cut[:, None]).sum((1, 3), dtype=torch.int32)
+            level += highest > cut
+    return EdgeLevels(levels, degrees)
+
+
+def lane_attention(
+    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+) -> Tensor:
+    strata, batch, length = cuts.shape
+    heads, width = edges.pattern.shape[1], v.shape[-1]
+    output = torch.empty(
+        strata, batch, heads, length, width, dtype=torch.float32, device=v.device
+    )
+    for rows in target_blocks(length, batch * heads * length * 2):
+        alpha = alpha_tile(edges.pattern, rows)
+        weight = weight_tile(edges, rows, alpha)
+        for k in range(strata):
+            if lanes is not None:
+                lane = replace(lanes, q=lanes.q[k], k=lanes.k[k])
+                alpha = alpha_tile(lane, rows)
+            kept = (weight > cuts[k, :, None, rows, None]) != invert
+            output[k, :, :, rows] = weighted_values(alpha * kept, v[k])
+    return output
+
+
+def collect_edges(edges: AttentionEdges, cut: Tensor) -> EdgeTable:
+    batch, heads, length = edges.pattern.shape
+    index: list[Tensor] = []
+    weights: list[Tensor] = []
+    for rows in target_blocks(length, batch * heads * length):
+        tile = weight_tile(edges, rows)
+        kept = (tile > cut[:, None, rows, None]).nonzero()  # [n, 4]
+        weights.append(tile[tuple(kept.T)])
+        kept[:, 2] += rows.start
+        index.append(kept)
+    sequence, head, target, source = torch.cat(index).T
+    return EdgeTable(sequence, head, source, target, torch.cat(weights))
+
+
+def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
+    result = torch.zeros_like(reach)
+    for j in range(reach.shape[-1]):
+        path = torch.minimum(reach[:, j:, j, None], levels[:, None, j, : j + 1])
+        result[:, j:, : j + 1] = torch.maximum(result[:, j:, : j + 1], path)
+    return result
+
+
+def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
+    strata = len(degrees)
+    sizes = torch.empty(degrees.shape, dtype=torch.int64, device=degrees.device)
+    for k in range(strata):
+        reached = reach.tril() >= strata - k
+        # float64 holds every count below 2^53 exactly, and torch multiplies no integers on a GPU.
+        sizes[k] = (reached.double() @ degrees[k].double()[..., None]).squeeze(-1).long()
+    return sizes
+
+
+def output_errors(
+    hidden: Tensor,
+    lanes: Tensor,
+    unembedding: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    next_ids: Tensor,
+) -> OutputErrors:
+    strata, tokens, _ = lanes.shape
+    errors = OutputErrors.empty(strata, tokens, hidden.device)
+    table = unembedding.float()
+
+    def log_probabilities(states: Tensor) -> Tensor:
+        logits = (states.float() @ table.T).mul_(scale)
+        if bias is not None:
+            logits += bias.float()
+        if softcap is not None:
+            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        return logits.log_softmax(-1)
+
+    for rows in target_blocks(tokens, 4 * len(table)):
+        clean = log_probabilities(hidden[rows])
+        p = clean.exp()
+        following = next_ids[rows, None]
+        errors.clean_loss[rows] = _loss(clean, following)
+        errors.clean_entropy[rows] = _entropy(clean, p)
+        for k in range(strata):
+            lane = log_probabilities(lanes[k, rows])
+            q = lane.exp()
+            errors.tv[k, rows] = (p - q).abs().sum(-1) / 2
+            errors.kl[k, rows] = torch.where(p > 0, p * (clean - lane), 0.0).sum(-1).clamp(min=0)
+            errors.top1[k, rows] = (clean.argmax(-1) == lane.argmax(-1)).float()
+            errors.nucleus[k, rows] = shared_nucleus(p, q)
+            errors.loss[k, rows] = _loss(lane, following)
+            errors.entropy[k, rows] = _entropy(lane, q)
+    return errors
+
+
+def _loss(log_p: Tensor, following: Tensor) -> Tensor:
+    """-log p of the token that follows; NaN where none does (id -1)."""
+    loss = -log_p.gather(-1, following.clamp(min=0))
+    return loss.masked_fill(following < 0, torch.nan).squeeze(-1)
+
+
+def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
+    return -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+
+
+def shared_nucleus(p: Tensor, q: Tensor, candidates: int = 64) -> Tensor:
+    """Largest mass in percent whose ranked nucleus (smallest prefix that holds it) is the same.
+
+    Rankings that agree over the `candidates` likeliest tokens are ranked in full; most part sooner.
+
+    Args:
+        p, q: float32 [M, V] probabilities.
+
+    Returns:
+        float32 [M], one of `NUCLEUS_PERCENT`, or 0.
+    """
+    width = min(candidates, p.shape[-1])
+    (p_mass, p_token), (q_mass, q_token) = p.topk(width), q.topk(width)
+    agreeing = (p_token == q_token).cumprod(-1).sum(-1, keepdim=True)
+    percent = torch.tensor(NUCLEUS_PERCENT, device=p.device)
+    wanted = (percent.double() / 100).expand(len(p), -1).contiguous()
+    p_length = torch.searchsorted(p_mass.double().cumsum(-1), wanted) + 1
+    q_length = torch.searchsorted(q_mass.double().cumsum(-1), wanted) + 1
+    same = (p_length == q_length) & (p_length <= agreeing)
+    shared = (same * percent).amax(-1).float()
+    undecided = (agreeing.squeeze(-1) == width) if width < p.shape[-1] else None
+    if undecided is not None and undecided.any():
+        shared[undecided] = shared_nucleus(p[undecided], q[undecided], p.shape[-1])
+    return shared

@@ -1,0 +1,54 @@
+"""What the ops give back, where that is more than one tensor."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionStats:
+    """Of one sweep over the attention of a block."""
+
+    output: Tensor  # float32 [B, H, T, d_v]
+    lse: Tensor  # float32 [B, H, T] log-sum-exp of each row's scores
+    mass: Tensor  # float32 [B, T] sum over h, s of alpha * source norm; 0 without source norms
+
+
+@dataclass(frozen=True)
+class EdgeLevels:
+    """Which cuts the attention edges of a block clear."""
+
+    levels: Tensor  # uint8 [B, T target, T source] most cuts cleared by any head's edge
+    degrees: Tensor  # int32 [K, B, T] kept attention edges into each target
+
+
+@dataclass(frozen=True)
+class EdgeTable:
+    """Kept attention edges of a block, ordered by (sequence, head, target, source) in a tile."""
+
+    sequence: Tensor  # int64 [n]
+    head: Tensor  # int64 [n]
+    source: Tensor  # int64 [n]
+    target: Tensor  # int64 [n]
+    weight: Tensor  # float32 [n], unnormalised
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """How the lanes' next-token distributions differ from the clean one: METHOD §6."""
+
+    tv: Tensor  # float32 [K, M] total variation
+    kl: Tensor  # float32 [K, M] KL(clean || lane), nats
+    top1: Tensor  # float32 [K, M] 1 where the most likely token is the same
+    nucleus: Tensor  # float32 [K, M] largest shared ranked nucleus, percent
+    loss: Tensor  # float32 [K, M] -log p of the next token, nats; NaN where there is none
+    entropy: Tensor  # float32 [K, M] nats
+    clean_loss: Tensor  # float32 [M]
+    clean_entropy: Tensor  # float32 [M]
+
+    @classmethod
+    def empty(cls, strata: int, tokens: int, device: torch.device) -> "OutputErrors":
+        """Unwritten tensors for `strata` lanes of `tokens` tokens."""
+        lanes = [torch.empty(strata, tokens, device=device) for _ in range(6)]
+        return cls(*lanes, torch.empty(tokens, device=device), torch.empty(tokens, device=device))

@@ -1,0 +1,114 @@
+"""Token ids as a padded batch that knows its documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+PADDING = -1  # segment of padding, and the next token where there is none
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens; a row holds one document or several, and padding on either side."""
+
+    ids: Tensor  # int64 [B, T]
+    segments: Tensor  # int32 [B, T]: documents numbered within the row, PADDING on padding
+    positions: Tensor  # int64 [B, T]: place within the document
+    next_ids: Tensor  # int64 [B, T]: the token that follows, PADDING where none does
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, T]: not padding."""
+        return self.segments != PADDING
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def row(self, index: int, end: int) -> "Batch":
+        """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
+        keep = self.segments[index, :end] == self.segments[index, end - 1]
+        return Batch(
+            *(getattr(self, name)[index, :end][keep][None] for name in self.__dataclass_fields__)
+        )
+
+
+def batch_of_lists(
+    sequences: Sequence[Sequence[int]], next_tokens: Sequence[int] | None = None
+) -> Batch:
+    """Right-padded rows of one document each.
+
+    Args:
+        sequences: token ids, at least one each.
+        next_tokens: the token that follows each sequence; PADDING where unknown.
+    """
+    if not sequences or not all(len(sequence) for sequence in sequences):
+        raise InputError("inputs hold an empty sequence: every text needs at least one token")
+    length = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros(len(sequences), length, dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
+        mask[row, : len(sequence)] = True
+    return batch_of_tensor(ids, mask, None, next_tokens)
+
+
+def batch_of_tensor(
+    ids: Tensor,
+    attention_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    next_tokens: Sequence[int] | None = None,
+) -> Batch:
+    """Rows as given, padded on either side; `segment_ids` [B, T] tells documents apart.
+
+    Raises:
+        InputError: shapes that differ, rows without tokens, segments that are not runs.
+    """
+    if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+        raise InputError(
+            f"input ids have shape {list(ids.shape)} and dtype {ids.dtype}; "
+            "whole numbers [B, T] with T >= 1 are needed"
+        )
+    for name, other in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
+        if other is not None and other.shape != ids.shape:
+            raise InputError(
+                f"{name} has shape {list(other.shape)}, the input ids {list(ids.shape)}"
+            )
+    segments = torch.zeros_like(ids) if segment_ids is None else segment_ids.to(ids)
+    if attention_mask is not None:
+        segments = segments.masked_fill(attention_mask.to(ids) == 0, PADDING)
+    if (segments == PADDING).all(1).any():
+        raise InputError("inputs hold a row of padding alone: every row needs a token")
+    positions, starts = _positions(segments)
+    _check_runs(segments, starts)
+    next_ids = torch.full_like(ids, PADDING)
+    continues = segments[:, 1:] == segments[:, :-1]
+    next_ids[:, :-1] = torch.where(continues, ids[:, 1:], PADDING)
+    if next_tokens is not None:
+        if len(next_tokens) != len(ids):
+            raise InputError(f"next_token has {len(next_tokens)} entries for {len(ids)} sequences")
+        last = (torch.arange(ids.shape[1]) * (segments != PADDING)).argmax(1)
+        next_ids[torch.arange(len(ids)), last] = torch.as_tensor(next_tokens, dtype=torch.int64)
+    next_ids = next_ids.masked_fill(segments == PADDING, PADDING)
+    return Batch(ids, segments.int(), positions, next_ids)
+
+
+def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [B, T] place within the run of equal segments, and bool [B, T] where runs start."""
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    index = torch.arange(segments.shape[1]).expand_as(segments)
+    first = torch.where(starts, index, 0).cummax(1).values
+    return index - first, starts
+
+
+def _check_runs(segments: Tensor, starts: Tensor) -> None:
+    for row, start in zip(segments.tolist(), starts.tolist(), strict=True):
+        heads = [segment for segment, first in zip(row, start, strict=True) if first]
+        documents = [segment for segment in heads if segment != PADDING]
+        if len(set(documents)) < len(documents):
+            raise InputError("segment_ids come back after another segment: each must be one run")

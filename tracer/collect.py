@@ -1,0 +1,86 @@
+"""Observers of the lane loop that write out what it normally does not keep: for small T."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import kernels
+from .graph import KINDS
+from .nodes import Node
+
+Weights = dict[str, NDArray[np.float32]]  # attn [L, H, T, T], others [L, T]; NaN: no edge
+
+
+def _normalised(weights: Tensor, total: Tensor) -> Tensor:
+    """weights / total, 0 where the node's total is 0."""
+    return torch.where(total > 0, weights / total, torch.where(weights.isnan(), torch.nan, 0.0))
+
+
+@dataclass
+class DenseWeights:
+    """The normalised weights of every edge of a batch of one row."""
+
+    backend: str = "auto"
+    _nodes: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __call__(self, node: Node, cuts: Tensor) -> None:
+        found = dict(zip(node.kinds, _normalised(node.side, node.total)[:, 0], strict=True))
+        if node.edges is not None:
+            weights = kernels.edge_weights(node.edges, backend=self.backend)
+            found["attn"] = _normalised(weights, node.total[:, None, :, None])[0]
+        self._nodes.append(found)
+
+    def by_kind(self) -> Weights:
+        """Stacked over blocks; a kind that the wiring lacks is left out."""
+        return {
+            kind: np.stack([node[kind].cpu().numpy() for node in self._nodes if kind in node])
+            for kind in KINDS
+            if any(kind in node for node in self._nodes)
+        }
+
+
+@dataclass
+class EdgeCollector:
+    """The edges of one stratum, of nodes inside one trace, of a batch of one row."""
+
+    gates: list[Tensor]  # bool [K, 1, T] for each node layer, from the embedding up
+    stratum: int
+    backend: str = "auto"
+    _tables: list[pd.DataFrame] = field(default_factory=list)
+    _seen: int = 0
+
+    def __call__(self, node: Node, cuts: Tensor) -> None:
+        inside = self.gates[self._seen][self.stratum]
+        self._seen += 1
+        cut = cuts[self.stratum].masked_fill(~inside, torch.inf)  # [1, T]
+        for kind, weight in zip(node.kinds, node.side, strict=True):
+            token = (weight > cut)[0].nonzero().squeeze(-1)
+            head = torch.full_like(token, -1)
+            self._add(node, kind, head, token, token, weight[0, token])
+        if node.edges is not None:
+            found = kernels.collect_edges(node.edges, cut, backend=self.backend)
+            self._add(node, "attn", found.head, found.source, found.target, found.weight)
+
+    def _add(
+        self, node: Node, kind: str, head: Tensor, source: Tensor, target: Tensor, weight: Tensor
+    ) -> None:
+        columns = {
+            "layer": np.full(len(head), node.layer),
+            "kind": pd.Categorical([kind] * len(head), categories=list(KINDS)),
+            "head": head.cpu().numpy(),
+            "source": source.cpu().numpy(),
+            "target": target.cpu().numpy(),
+            "weight": _normalised(weight, node.total[0, target]).cpu().numpy(),
+        }
+        self._tables.append(pd.DataFrame(columns))
+
+    def table(self) -> pd.DataFrame:
+        """layer, kind, head (-1: none), source, target, weight; ordered by these."""
+        table = pd.concat(self._tables, ignore_index=True)
+        return table.sort_values(
+            ["layer", "kind", "head", "target", "source"], ignore_index=True
+        )

@@ -1,0 +1,113 @@
+"""From a size-error curve to one number per token: how dense the computation was (METHOD §6).
+
+A curve is what one output position gives over the K strata: `size` [..., K], the relative trace
+sizes in column order, sparsest stratum first, and an `error` [..., K] per size. The axis is
+log10 of the size. A trace cannot be smaller than one edge, so sizes below `1 / full_edge_count`
+are taken as one edge. NumPy alone; any leading shape; nothing here knows of models or stores.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+
+Floats = NDArray[np.floating]
+
+
+def density_at(size: ArrayLike, error: ArrayLike, eps: float, full_edge_count: ArrayLike) -> Floats:
+    """The smallest relative size whose error is at most `eps`.
+
+    The first stratum, sparsest first, with `error <= eps` is found and the crossing interpolated
+    linearly in log10 of the size between it and the stratum before it. If it is the first
+    stratum, the answer is that stratum's size; if no stratum qualifies, 1.0.
+
+    Args:
+        size: float [..., K], relative trace sizes (edges / full edges), sparsest stratum first.
+        error: float [..., K], the error of each stratum, lower is better (the papers use TV).
+        eps: the tolerated error, in the error's unit, >= 0.
+        full_edge_count: int [...], edges of the full graph of each output position.
+
+    Returns:
+        float [...] in (0, 1], at least float32, as precise as `size`. NaN where the row has a
+        NaN or no edges (padding).
+
+    Raises:
+        InputError: shapes that do not fit, no stratum, or a negative or non-finite `eps`.
+
+    Source: METHOD §6; *Sparse or Dense?* (arXiv 2601.22795).
+
+    Example:
+        >>> float(density_at([0.01, 0.1], [0.3, 0.1], 0.2, 1000).round(4))
+        0.0316
+    """
+    if not (np.isfinite(eps) and eps >= 0):
+        raise InputError(f"eps={eps!r}: give a finite error >= 0, for example 0.1")
+    log_size, err, valid, dtype = _curves(size, error, full_edge_count)
+    reached = err <= eps
+    first = np.argmax(reached, axis=-1)[..., None]
+    before = np.maximum(first - 1, 0)
+    log_first, log_before = (np.take_along_axis(log_size, i, -1)[..., 0] for i in (first, before))
+    err_first, err_before = (np.take_along_axis(err, i, -1)[..., 0] for i in (first, before))
+    # err_before > eps >= err_first wherever there is a stratum before the first that qualifies.
+    drop = err_before - err_first
+    # An infinite error before it (KL can be) leaves nothing to interpolate: the stratum itself.
+    part = np.divide(
+        err_before - eps, drop, out=np.ones_like(drop), where=(drop > 0) & np.isfinite(drop)
+    )
+    density = 10.0 ** (log_before + part * (log_first - log_before))
+    density = np.where(reached.any(axis=-1), density, 1.0)
+    return np.asarray(np.where(valid, density, np.nan), dtype=dtype)
+
+
+def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats:
+    """The area under the error curve over log10 of the size: the papers' scalar density.
+
+    Trapezoid from the smallest stratum to size 1, where the curve ends at error 0: the full
+    graph is the model itself. Unit: total variation x decades. Higher is denser.
+
+    Args:
+        size: float [..., K], relative trace sizes, sparsest stratum first.
+        tv: float [..., K], total variation of each stratum, in [0, 1].
+        full_edge_count: int [...], edges of the full graph of each output position.
+
+    Returns:
+        float [...], at least float32, as precise as `size`. NaN where the row has a NaN or no
+        edges (padding).
+
+    Raises:
+        InputError: shapes that do not fit, or no stratum.
+
+    Source: METHOD §6; *Sparse or Dense?* (arXiv 2601.22795).
+
+    Example:
+        >>> float(auc_tv([0.01, 0.1], [1.0, 0.5], 1000))
+        1.0
+    """
+    log_size, err, valid, dtype = _curves(size, tv, full_edge_count)
+    end = np.zeros((*log_size.shape[:-1], 1))
+    area = np.trapezoid(
+        np.concatenate([err, end], -1), np.concatenate([log_size, end], -1), axis=-1
+    )
+    return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
+
+
+def _curves(
+    size: ArrayLike, error: ArrayLike, full_edge_count: ArrayLike
+) -> tuple[Floats, Floats, NDArray[np.bool_], np.dtype[np.floating]]:
+    """log10 sizes and errors in float64 with rows that do not count replaced, and which count."""
+    sizes, errors, full = np.asarray(size), np.asarray(error), np.asarray(full_edge_count)
+    if sizes.ndim == 0 or sizes.shape[-1] == 0 or sizes.shape != errors.shape:
+        raise InputError(
+            f"size has shape {sizes.shape} and error {errors.shape}: both must be [..., K], K >= 1"
+        )
+    if full.shape != sizes.shape[:-1]:
+        raise InputError(
+            f"full_edge_count has shape {full.shape}: must be {sizes.shape[:-1]}, "
+            f"one count for each curve of size {sizes.shape}"
+        )
+    dtype = np.result_type(sizes.dtype, np.float32)
+    valid = ~(np.isnan(sizes).any(-1) | np.isnan(errors).any(-1)) & (full > 0)
+    one_edge = 1.0 / np.where(valid, full, 1)
+    filled = np.where(valid[..., None], sizes, 1.0).astype(np.float64)
+    log_size = np.log10(np.clip(filled, one_edge[..., None], 1.0))
+    return log_size, np.where(valid[..., None], errors, 0.0).astype(np.float64), valid, dtype

@@ -1,0 +1,66 @@
+"""Errors of the lanes' predictions against the clean one (METHOD §6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from .models import Decoder
+
+MEASURES = ("tv", "kl", "top1", "nucleus", "loss", "entropy")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of M tokens, by measure and group of lanes."""
+
+    errors: dict[str, Tensor]  # float32 [M, K]; `tv`, ..., and `tv_inverse`, ... of controls
+    surprisal: Tensor  # float32 [M], nats; NaN where no token follows
+    model_entropy: Tensor  # float32 [M], nats
+
+
+def evaluate(
+    decoder: Decoder,
+    hidden: Tensor,
+    next_ids: Tensor,
+    controls: Sequence[str],
+    backend: str = "auto",
+) -> Evaluation:
+    """Compare the masked lanes with the clean one.
+
+    Args:
+        hidden: [1 + K * (1 + controls), M, D] final-normed states.
+        next_ids: int64 [M], -1 where no token follows.
+    """
+    weight, bias = decoder.unembedding
+    found = kernels.output_errors(
+        hidden[0],
+        hidden[1:],
+        weight,
+        bias,
+        scale=decoder.logit_scale,
+        softcap=decoder.logit_softcap,
+        next_ids=next_ids,
+        backend=backend,
+    )
+    errors = {}
+    groups = ("", *(f"_{control}" for control in controls))
+    for measure in MEASURES:
+        by_group = getattr(found, measure).unflatten(0, (len(groups), -1))
+        for group, values in zip(groups, by_group, strict=True):
+            errors[measure + group] = values.T
+    return Evaluation(errors, found.clean_loss, found.clean_entropy)
+
+
+def logits(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """float32 [..., V]: the logits of final-normed states [..., D]."""
+    weight, bias = decoder.unembedding
+    result = torch.nn.functional.linear(
+        hidden.float(), weight.float(), None if bias is None else bias.float()
+    )
+    result = result * decoder.logit_scale
+    if decoder.logit_softcap is not None:
+        result = torch.tanh(result / decoder.logit_softcap) * decoder.logit_softcap
+    return result

@@ -1,0 +1,50 @@
+"""Node and edge geometry: METHOD §1 and the counts of §4."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("attn", "res_attn", "mlp", "res_mlp")  # edge kinds, in the order of every topology array
+KIND_NAMES = ("attention", "residual-attention", "mlp", "residual-mlp")
+
+Count = Literal["window", "causal"]
+
+
+def full_edge_counts(
+    length: int,
+    heads: int,
+    windows: Sequence[int | None],
+    parallel: bool,
+    count: Count = "window",
+) -> NDArray[np.int64]:
+    """|E_t| of every position of a document: the edges that can reach output t (METHOD §4).
+
+    Args:
+        length: positions to count for.
+        heads: query heads of a block.
+        windows: sliding window of each block, None where attention reaches back to the start.
+        parallel: whether a block has one node layer instead of two.
+        count: "window" counts the edges that exist; "causal" counts, as the papers' reference
+            does, every s <= t whatever the window.
+
+    Returns:
+        int64 [length].
+
+    Example:
+        >>> full_edge_counts(2, heads=4, windows=[None], parallel=False)
+        array([ 7, 11])
+    """
+    position = np.arange(length, dtype=np.int64)
+    dense = 2 if parallel else 3  # residual(s) and MLP of a token in a block
+    # Each block's targets are the run [first, t] that can still reach the output.
+    first = position.copy()
+    total = np.zeros(length, dtype=np.int64)
+    for window in reversed(windows):
+        reach = length if window is None or count == "causal" else window
+        degree = dense + heads * np.minimum(position + 1, reach)
+        below = np.concatenate([[0], np.cumsum(degree)])
+        total += below[position + 1] - below[first]
+        first = np.maximum(first - reach + 1, 0)
+    return total

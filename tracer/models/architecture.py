@@ -1,0 +1,96 @@
+"""What densitrace has to know of a family of models: where its parts are and how a block is wired.
+
+A declaration names modules; it copies no code. Rotary embeddings, query/key norms, biases and
+masks stay the business of the model's own modules. docs/declare-architecture.md shows how to
+write one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+NormKind = Literal["rms", "rms_plus_one", "layer"]
+
+
+def _never(config: Any) -> bool:
+    return False
+
+
+def _nothing(config: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class BlockNorms:
+    """Names of a block's norms; None where the wiring has none at that place."""
+
+    before_attention: str | None = None
+    after_attention: str | None = None
+    before_mlp: str | None = None
+    after_mlp: str | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of decoders.
+
+    The wiring (sequential, post-norm, sandwich) follows from which norms there are; `parallel`
+    says whether attention and MLP both read the block's input.
+    """
+
+    name: str
+    model_types: tuple[str, ...]  # `config.model_type` of the models it covers
+    blocks: str
+    final_norm: str
+    attention: str  # within a block
+    output_projection: str  # within the attention
+    mlp: str  # within a block
+    norms: BlockNorms
+    norm_kind: NormKind = "rms"
+    learned_positions: bool = False  # an embedding table bounds the length of a sequence
+    parallel: Callable[[Any], bool] = _never
+    logit_scale: Callable[[Any], float | None] = _nothing
+    logit_softcap: Callable[[Any], float | None] = _nothing
+    unsupported: Callable[[Any], str | None] = _nothing  # why a config is refused
+
+
+@dataclass(frozen=True)
+class LinearNorm:
+    """A norm as a linear map at given statistics: e -> gamma * (e [- mean e]) / scale.
+
+    The map without its scale is folded into projections and edge vectors; the scale is one number
+    a token. A LayerNorm's beta belongs to the node and enters nowhere (METHOD §1).
+    """
+
+    gamma: Tensor  # float32 [D]
+    centred: bool
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.Module, kind: NormKind) -> "LinearNorm":
+        """Read off a norm module of the named kind."""
+        weight = module.get_parameter("weight").detach().float()
+        eps = next(
+            float(getattr(module, name))
+            for name in ("eps", "variance_epsilon")
+            if hasattr(module, name)
+        )
+        gamma = weight + 1 if kind == "rms_plus_one" else weight
+        return cls(gamma, kind == "layer", eps)
+
+    def fold(self, vectors: Tensor) -> Tensor:
+        """Edge vectors [..., D] through the map, without the scale."""
+        vectors = vectors.float()
+        if self.centred:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors * self.gamma
+
+    def inverse_scale(self, states: Tensor) -> Tensor:
+        """1 / rms (or 1 / sd) of states [..., D], with the norm's eps: float32 [...]."""
+        states = states.float()
+        if self.centred:
+            states = states - states.mean(-1, keepdim=True)
+        return torch.rsqrt(states.square().mean(-1) + self.eps)

@@ -1,0 +1,211 @@
+"""A transformers decoder seen through its declaration, and the seam where tracing enters it.
+
+The model's own top-level forward runs: it embeds tokens and prepares rotary tables. While tracing,
+each block's `forward` is set on the instance to a function of ours, and attention comes to us
+through transformers' `AttentionInterface`; a context manager puts everything back.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ...errors import ModelError
+from ...kernels import Pattern
+from .architecture import Architecture, LinearNorm
+
+Attend = Callable[[Pattern, Tensor], Tensor]
+RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
+
+_NAME = "densitrace"  # of the attention function, in transformers' registries
+_HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for attention: hands all variants on as one `Pattern`."""
+    pattern = Pattern(
+        query,
+        key,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    output: Tensor = getattr(module, _HOOK)(pattern, value)
+    return output.transpose(1, 2).to(query.dtype), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """No T x T mask: the engine knows each row's segments (and padding) itself."""
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, _no_mask)
+
+
+class Block:
+    """One block: its branches as functions, and what its edges are weighed with."""
+
+    def __init__(self, module: nn.Module, architecture: Architecture, heads: int) -> None:
+        norms = architecture.norms
+        self.module = module
+        self.attention = module.get_submodule(architecture.attention)
+        self.mlp_module = module.get_submodule(architecture.mlp)
+        self.projection = self.attention.get_submodule(architecture.output_projection)
+        self.heads = heads
+        self._before_attention = _optional(module, norms.before_attention)
+        self._after_attention = _optional(module, norms.after_attention)
+        self._before_mlp = _optional(module, norms.before_mlp)
+        self._after_mlp = _optional(module, norms.after_mlp)
+        self.attention_norm = (
+            None
+            if self._after_attention is None
+            else LinearNorm.of(self._after_attention, architecture.norm_kind)
+        )
+        self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
+
+    def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
+        """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
+        normed = states if self._before_attention is None else self._before_attention(states)
+        setattr(self.attention, _HOOK, attend)
+        try:
+            branch: Tensor = self.attention(normed, **call)[0]
+        finally:
+            delattr(self.attention, _HOOK)
+        return branch if self._after_attention is None else self._after_attention(branch)
+
+    def mlp(self, states: Tensor) -> Tensor:
+        """The MLP branch [..., D] of states [..., D], its norms included."""
+        normed = states if self._before_mlp is None else self._before_mlp(states)
+        branch: Tensor = self.mlp_module(normed)
+        return branch if self._after_mlp is None else self._after_mlp(branch)
+
+    def project(self, output: Tensor) -> Tensor:
+        """The attention output projection, bias included: [B, H, T, d_v] -> [B, T, D]."""
+        merged = output.transpose(1, 2).flatten(2).to(self.projection.get_parameter("weight").dtype)
+        projected: Tensor = self.projection(merged)
+        return projected
+
+    @cached_property
+    def w_o(self) -> Tensor:
+        """float32 [H, D, d_v]: the output projection by head."""
+        weight = self.projection.get_parameter("weight").detach().float()
+        if not isinstance(self.projection, nn.Linear):  # transformers' Conv1D: input first
+            weight = weight.T
+        return weight.unflatten(1, (self.heads, -1)).transpose(0, 1).contiguous()
+
+    def folded_w_o(self, norms: tuple[LinearNorm, ...]) -> Tensor:
+        """float32 [H, D, d_v]: the output projection seen through linearised norms, cached."""
+        folded = self.w_o
+        for norm in norms:
+            if id(norm) not in self._folded:
+                self._folded[id(norm)] = (norm, norm.fold(folded.transpose(1, 2)).transpose(1, 2))
+            folded = self._folded[id(norm)][1]
+        return folded
+
+
+class Decoder:
+    """A causal language model of a declared family."""
+
+    def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
+        reason = architecture.unsupported(model.config)
+        if reason is not None:
+            raise ModelError(f"this {architecture.name} model cannot be traced: {reason}")
+        self.model = model.eval()
+        self.architecture = architecture
+        self.heads: int = model.config.num_attention_heads
+        self.parallel = architecture.parallel(model.config)
+        self.final_norm = LinearNorm.of(
+            model.get_submodule(architecture.final_norm), architecture.norm_kind
+        )
+        self.blocks = [
+            Block(module, architecture, self.heads)
+            for module in model.get_submodule(architecture.blocks).children()
+        ]
+        self.logit_scale = architecture.logit_scale(model.config) or 1.0
+        self.logit_softcap = architecture.logit_softcap(model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: ids lie below it."""
+        return int(self.model.get_input_embeddings().get_parameter("weight").shape[0])
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions the model has learned embeddings for; None where any length runs."""
+        if not self.architecture.learned_positions:
+            return None
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def unembedding(self) -> tuple[Tensor, Tensor | None]:
+        """(weight [V, D], bias [V] or None)."""
+        head = self.model.get_output_embeddings()
+        return head.get_parameter("weight").detach(), getattr(head, "bias", None)
+
+    def hidden_states(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, run_block: RunBlock
+    ) -> Tensor:
+        """Final-normed states [N, T, D] of the model run with `run_block` in place of its blocks.
+
+        Args:
+            ids, positions: int64 [N, T].
+            mask: int64 [N, T], 0 on padding; read by the models' own checks only.
+            run_block: (block index, states, the block's keyword arguments) -> states.
+        """
+        with self._seam(run_block):
+            output = self.model.base_model(
+                input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @contextmanager
+    def _seam(self, run_block: RunBlock) -> Iterator[None]:
+        config = self.model.config
+        before = config._attn_implementation
+        originals = [block.module.__dict__.get("forward") for block in self.blocks]
+        config._attn_implementation = _NAME
+        try:
+            for index, block in enumerate(self.blocks):
+                block.module.forward = _block_forward(index, run_block)
+            yield
+        finally:
+            config._attn_implementation = before
+            for block, original in zip(self.blocks, originals, strict=True):
+                if original is None:
+                    del block.module.forward
+                else:
+                    block.module.forward = original
+
+
+def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
+    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor:
+        # Positional arguments after the states are caches and masks, which tracing has none of.
+        return run_block(index, hidden_states, call)
+
+    return forward
+
+
+def _optional(module: nn.Module, name: str | None) -> nn.Module | None:
+    return None if name is None else module.get_submodule(name)

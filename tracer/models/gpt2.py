@@ -1,0 +1,26 @@
+"""GPT-2: LayerNorm, learned positions, projections stored input first."""
+
+from typing import Any
+
+from .architecture import Architecture, BlockNorms
+
+
+def _unsupported(config: Any) -> str | None:
+    if config.add_cross_attention:
+        return "add_cross_attention=True: only decoders without an encoder are traced"
+    return None
+
+
+GPT2 = Architecture(
+    name="gpt2",
+    model_types=("gpt2",),
+    blocks="transformer.h",
+    final_norm="transformer.ln_f",
+    attention="attn",
+    output_projection="c_proj",
+    mlp="mlp",
+    norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
+    norm_kind="layer",
+    learned_positions=True,
+    unsupported=_unsupported,
+)

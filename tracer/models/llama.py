@@ -1,0 +1,22 @@
+"""Llama and the families wired like it: pre-norm, RMSNorm, gated MLP."""
+
+from .architecture import Architecture, BlockNorms
+
+
+def llama_like(name: str, *model_types: str) -> Architecture:
+    """The declaration that Llama shares with the families that kept its names."""
+    return Architecture(
+        name=name,
+        model_types=model_types,
+        blocks="model.layers",
+        final_norm="model.norm",
+            attention="self_attn",
+        output_projection="o_proj",
+        mlp="mlp",
+        norms=BlockNorms(
+            before_attention="input_layernorm", before_mlp="post_attention_layernorm"
+        ),
+    )
+
+
+LLAMA = llama_like("llama", "llama")

@@ -1,0 +1,93 @@
+"""Loading a model and its tokenizer from a folder or a hub id, with one clear line for what fails."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...errors import InputError, ModelError
+from .registry import architecture_of
+
+log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def load(
+    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A model in evaluation mode on a device, and its tokenizer if it has one.
+
+    Args:
+        path: a local folder or a hub id.
+        device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
+        dtype: a torch dtype or its name, or `auto`: as stored.
+
+    Raises:
+        ModelError: nothing there, no weights, some weights missing, architecture not declared.
+        InputError: an unknown device or dtype.
+    """
+    name = str(path)
+    place, kind = _device(device), _dtype(dtype)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture_of(config)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=kind, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} of its weights, {missing[0]} among them; "
+            "a complete checkpoint is needed"
+        )
+    return model.to(place).eval(), _tokenizer(name)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        log.info("%s has no tokenizer: token ids are the only input", name)
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={device!r} cannot be used: {_first_line(error)}") from error
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,224 @@
+"""The nodes of a block as a selection rule sees them: all their in-edges, weighed (METHOD §2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..kernels import (
+    AttentionEdges,
+    CosineWeight,
+    EdgeWeight,
+    GivenWeight,
+    NormWeight,
+    Pattern,
+    ProximityWeight,
+    RandomWeight,
+)
+from .graph import KINDS
+from .models import Block, LinearNorm
+
+ImportanceName = Literal["norm_l1", "norm_l2", "proximity", "cosine", "random"]
+IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
+
+
+@dataclass(frozen=True)
+class Node:
+    """The nodes of one node layer, one a token, with the weights of all their in-edges."""
+
+    layer: int  # of the block
+    kinds: tuple[str, ...]  # of the side edges: those that are not attention
+    edges: AttentionEdges | None  # None: an MLP node, without attention edges
+    side: Tensor  # float32 [E, B, T]
+    total: Tensor  # float32 [B, T]: Z_t, what a normalised weight is divided by
+
+
+@dataclass(frozen=True)
+class AttentionBranch:
+    """The clean attention branch of a block."""
+
+    block: Block
+    pattern: Pattern
+    v: Tensor  # [B, G, T, d_v]
+    norms: tuple[LinearNorm, ...]  # linearised norms that every attention edge passes through
+
+
+class Importance(Protocol):
+    """Weighs the in-edges of nodes. Side vectors come with a final norm folded in."""
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        """The node, and the branch's attention output [B, H, T, d_v]."""
+        ...
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        """The node of a sequential block's MLP half."""
+        ...
+
+
+def _inverse_scale(branch: AttentionBranch, output: Tensor) -> Tensor | None:
+    """1 / rho_t of the norm after attention: float32 [B, T]; None where there is none.
+
+    The final norm's scale is common to all edges of a node and drops out of every importance.
+    """
+    norm = branch.block.attention_norm
+    return None if norm is None else norm.inverse_scale(branch.block.project(output))
+
+
+def _with_lse(pattern: Pattern, lse: Tensor) -> Pattern:
+    return Pattern(**{**vars(pattern), "lse": lse})
+
+
+@dataclass(frozen=True)
+class NormImportance:
+    """|e|_p over the sum of the node's: `norm_l1`, `norm_l2`."""
+
+    p: int
+    backend: str = "auto"
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        w_o = branch.block.folded_w_o(branch.norms)
+        source = kernels.source_norms(branch.v, w_o, self.p, backend=self.backend)
+        stats = kernels.attention_stats(branch.pattern, branch.v, source, backend=self.backend)
+        target = _inverse_scale(branch, stats.output)
+        mass = stats.mass if target is None else stats.mass * target
+        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), NormWeight(source, target))
+        weights = self._side(side)
+        return Node(layer, tuple(kinds), edges, weights, mass + weights.sum(0)), stats.output
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        weights = self._side(side)
+        return Node(layer, tuple(kinds), None, weights, weights.sum(0))
+
+    def _side(self, side: Sequence[Tensor]) -> Tensor:
+        return torch.stack([vector.float().norm(self.p, -1) for vector in side])
+
+
+@dataclass(frozen=True)
+class VectorImportance:
+    """Importances that compare an edge with its node vector: `proximity`, `cosine`."""
+
+    name: Literal["proximity", "cosine"]
+    backend: str = "auto"
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
+        w_o = branch.block.folded_w_o(branch.norms)
+        target = _inverse_scale(branch, stats.output)
+        # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
+        attention = torch.einsum("bhtd,hed->bte", stats.output, w_o)
+        if target is not None:
+            attention = attention * target[..., None]
+        vectors = [vector.float() for vector in side]
+        node = attention + sum(vectors)
+        weight = self._weight(branch.v, w_o, node, target)
+        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
+        weights = self._side(vectors, node)
+        total = torch.ones_like(weights[0])
+        if self.name == "proximity":
+            total = weights.sum(0) + kernels.edge_mass(edges, backend=self.backend)
+        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        vectors = [vector.float() for vector in side]
+        weights = self._side(vectors, torch.stack(vectors).sum(0))
+        total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), None, weights, total)
+
+    def _weight(self, v: Tensor, w_o: Tensor, node: Tensor, target: Tensor | None) -> EdgeWeight:
+        if self.name == "proximity":
+            return ProximityWeight(node, v, w_o, target)
+        norms = kernels.source_norms(v, w_o, 2, backend=self.backend)
+        inverse = torch.where(norms > 0, 1 / norms, 0.0)
+        direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o)
+        return CosineWeight(direction, inverse, v)
+
+    def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
+        if self.name == "proximity":
+            # Entry by entry, so that |n| and |n - e| cancel before they are summed.
+            gains = [(node.abs() - (node - vector).abs()).sum(-1) for vector in side]
+            return torch.stack(gains).clamp(min=0)
+        cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
+        return (1 + torch.stack(cosines)) / 2
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., D] scaled to length 1; the zero vector stays, so its cosine is 0."""
+    norms = vectors.norm(2, -1, keepdim=True)
+    return torch.where(norms > 0, vectors / norms, 0.0)
+
+
+@dataclass(frozen=True)
+class RandomImportance:
+    """Uniform in [0, 1), by hash: the control."""
+
+    seed: int
+    positions: Tensor  # int64 [B, T]
+    backend: str = "auto"
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
+        edges = self.edges(layer, _with_lse(branch.pattern, stats.lse))
+        weights = torch.stack([self.side(layer, kind) for kind in kinds])
+        total = torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        weights = torch.stack([self.side(layer, kind) for kind in kinds])
+        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+
+    def edges(self, layer: int, pattern: Pattern) -> AttentionEdges:
+        """The attention edges of a block, weighed at random."""
+        return AttentionEdges(pattern, RandomWeight(self.seed, 2 * layer, self.positions))
+
+    def side(self, layer: int, kind: str) -> Tensor:
+        """float32 [B, T]: the random weight of a side edge of each token."""
+        label = torch.tensor(KINDS.index(kind), device=self.positions.device)
+        return kernels.hash_uniform(self.seed, 2 * layer + 1, label, self.positions)
+
+
+@dataclass(frozen=True)
+class GivenImportance:
+    """Weights written out, by layer and kind: how an order over all edges enters the lanes."""
+
+    weights: dict[str, Tensor]  # attn [L, H, T, T]; others [L, T]
+    backend: str = "auto"
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
+        given = GivenWeight(self.weights["attn"][layer][None])
+        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), given)
+        node = self.mlp_node(layer, kinds, side)
+        return Node(layer, node.kinds, edges, node.side, node.total), stats.output
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        weights = torch.stack([self.weights[kind][layer][None] for kind in kinds])
+        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+
+
+def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -> Importance:
+    """The importance of that name; the random one is seeded and knows positions [B, T]."""
+    match name:
+        case "norm_l1":
+            return NormImportance(1, backend)
+        case "norm_l2":
+            return NormImportance(2, backend)
+        case "proximity":
+            return VectorImportance("proximity", backend)
+        case "cosine":
+            return VectorImportance("cosine", backend)
+        case "random":
+            return RandomImportance(seed, positions, backend)
+    raise KeyError(name)  # names are checked at the face

@@ -1,0 +1,78 @@
+"""The s-Trace: best-first search from one output, in the order of the papers' reference."""
+
+import heapq
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Edge = tuple[str, int, int, int, int]  # kind, layer, head (-1: none), source, target
+
+
+def best_first(
+    weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
+) -> Iterator[Edge]:
+    """Edges in the order in which the search from `output` takes them.
+
+    Of all in-edges of the nodes reached so far the heaviest is taken and its source reached; equal
+    weights go in order of discovery (METHOD §4, 'The s-Trace is a bottleneck order').
+
+    Args:
+        weights: normalised, NaN where there is no edge: attn [L, H, T, T], others [L, T].
+        parallel: whether a block has one node layer instead of two.
+        output: position whose last node the search starts from.
+    """
+    halves = 1 if parallel else 2
+    layers = len(weights["attn"])
+    heap: list[tuple[float, int, Edge, int]] = []
+    seen: set[tuple[int, int]] = set()
+    discovered = 0
+
+    def reach(node_layer: int, token: int) -> None:
+        nonlocal discovered
+        if node_layer == 0 or (node_layer, token) in seen:
+            return
+        seen.add((node_layer, token))
+        for weight, edge in _in_edges(weights, parallel, node_layer, token):
+            heapq.heappush(heap, (-weight, discovered, edge, node_layer - 1))
+            discovered += 1
+
+    reach(halves * layers, output)
+    while heap:
+        _, _, edge, source_layer = heapq.heappop(heap)
+        yield edge
+        reach(source_layer, edge[3])
+
+
+def _in_edges(
+    weights: Mapping[str, NDArray[np.float32]], parallel: bool, node_layer: int, token: int
+) -> Iterator[tuple[float, Edge]]:
+    layer = (node_layer - 1) if parallel else (node_layer - 1) // 2
+    has_attention = parallel or node_layer % 2 == 1
+    if parallel:
+        side: tuple[str, ...] = ("res_attn", "mlp")
+    else:
+        side = ("res_attn",) if has_attention else ("res_mlp", "mlp")
+    for kind in side:
+        yield float(weights[kind][layer, token]), (kind, layer, -1, token, token)
+    if has_attention:
+        attention = weights["attn"][layer, :, token]  # [H, T source]
+        for head, source in zip(*np.nonzero(~np.isnan(attention)), strict=True):
+            edge = ("attn", layer, int(head), int(source), token)
+            yield float(attention[head, source]), edge
+
+
+def ranks(
+    weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
+) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """The search's order as weights: the edge taken i-th of n weighs n - i, one not taken 0.
+
+    Returns:
+        The weights by kind, in the shapes of `weights`, and n.
+    """
+    order = list(best_first(weights, parallel, output))
+    ranked = {kind: np.zeros_like(array) for kind, array in weights.items()}
+    for place, (kind, layer, head, source, target) in enumerate(order):
+        index = (layer, head, target, source) if kind == "attn" else (layer, target)
+        ranked[kind][index] = len(order) - place
+    return ranked, len(order)

@@ -1,0 +1,76 @@
+"""Trace sizes from levels and in-degrees, by bottlenecks down the node layers (METHOD §4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from .engine import NodeLevels
+from .graph import KINDS
+
+
+@dataclass(frozen=True)
+class OutputTrace:
+    """The traces of one output position a row, the last token's."""
+
+    counts: Tensor  # int64 [B, 1, K, 4 kinds, L]
+    gates: list[Tensor]  # bool [K, B, T] for each node layer, from the embedding up
+
+
+def all_traces(
+    levels: Sequence[NodeLevels], strata: int, layers: int, backend: str = "auto"
+) -> Tensor:
+    """Edges of the trace of every output position, by kind and block.
+
+    One (max, min) product a node layer serves all strata and all outputs.
+
+    Returns:
+        int64 [B, T, K, 4 kinds, L].
+    """
+    batch, length = levels[0].side.shape
+    device = levels[0].side.device
+    # [K, B, T, 4, L] while counting, so that each count is one contiguous run of outputs
+    counts = torch.zeros(len(KINDS), layers, strata, batch, length, dtype=torch.int64, device=device)
+    own = torch.eye(length, dtype=torch.uint8, device=device) * strata
+    reach = own.expand(batch, -1, -1).contiguous()  # beta_t(j) [B, T output, T node]
+    for node in reversed(levels):
+        for kind, degrees in node.degrees.items():
+            sizes = kernels.trace_sizes(reach, degrees, backend=backend)
+            counts[KINDS.index(kind), node.layer] += sizes
+        if node.attention is None:
+            reach = torch.minimum(reach, node.side[:, None])
+        else:
+            reach = kernels.bottleneck(reach, _with_side(node.attention, node.side), backend=backend)
+    return counts.permute(3, 4, 2, 0, 1)
+
+
+def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> OutputTrace:
+    """The trace of the last token's output: its size, and which nodes it holds."""
+    batch, length = levels[0].side.shape
+    device = levels[0].side.device
+    counts = torch.zeros(batch, 1, strata, len(KINDS), layers, dtype=torch.int64, device=device)
+    needed = torch.arange(strata, 0, -1, device=device)[:, None, None]  # level of stratum k
+    reach = torch.zeros(batch, length, dtype=torch.uint8, device=device)
+    reach[:, -1] = strata
+    gates = []
+    for node in reversed(levels):
+        inside = reach >= needed
+        gates.append(inside)
+        for kind, degrees in node.degrees.items():
+            counts[:, 0, :, KINDS.index(kind), node.layer] += (degrees * inside).sum(-1).T
+        if node.attention is None:
+            reach = torch.minimum(reach, node.side)
+        else:
+            paths = torch.minimum(reach[:, :, None], _with_side(node.attention, node.side))
+            reach = paths.amax(1)
+    return OutputTrace(counts, gates[::-1])
+
+
+def _with_side(attention: Tensor, side: Tensor) -> Tensor:
+    """The level map [B, T, T] with the side edges, which lead from a token to itself."""
+    levels = attention.clone()
+    diagonal = levels.diagonal(dim1=1, dim2=2)
+    diagonal.copy_(torch.maximum(diagonal, side))
+    return levels

@@ -1,0 +1,392 @@
+"""The face of the engine: a model, its tokenizer, and `trace`."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, ModelError
+from .batch import Batch, batch_of_lists, batch_of_tensor
+from .engine import Attention
+from .evaluate import logits
+from .graph import Count
+from .models import Decoder, architecture_of, load
+from .select import AutoStrata, GivenCuts, Rule, Size
+from .trace import Trace
+from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+PILOT_TOKENS = 4096  # enough for the mean log size of a threshold to settle
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the lane loop with every edge kept is from the model's own logits."""
+
+    max_difference: float  # of logits, over the largest logit
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.max_difference <= self.tolerance
+
+
+class Tracer:
+    """Traces a causal language model.
+
+    Args:
+        model: a transformers model of a declared architecture; it is put in evaluation mode.
+        tokenizer: its tokenizer, or None: token ids are then the only input.
+        model_id: what to call it in stores and reports.
+        backend: of the ops, see `densitrace info`.
+
+    Raises:
+        ModelError: an undeclared architecture, or weights that hold NaN or infinity.
+
+    Example:
+        >>> tracer = Tracer.from_pretrained("examples/model")
+        >>> trace = tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2]))
+        >>> trace.size.shape
+        (7, 2)
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        model_id: str | None = None,
+        backend: str = "auto",
+    ) -> None:
+        architecture = architecture_of(model.config)
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
+        self._decoder = Decoder(model, architecture)
+        self.tokenizer = tokenizer
+        self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
+        self.architecture = architecture.name
+        self.backend = backend
+        self.n_layers = len(self._decoder.blocks)
+        self.n_heads = self._decoder.heads
+        self.vocab_size = self._decoder.vocab_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        backend: str = "auto",
+    ) -> "Tracer":
+        """Load a model and its tokenizer from a local folder or a hub id.
+
+        Args:
+            path: folder or hub id. No code from it is run.
+            device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
+            dtype: a torch dtype or its name, or `auto`: as stored.
+            backend: of the ops.
+
+        Raises:
+            ModelError: nothing there, weights missing or not finite, architecture not declared.
+            InputError: an unknown device or dtype.
+        """
+        model, tokenizer = load(path, device, dtype)
+        return cls(model, tokenizer, model_id=Path(path).name or str(path), backend=backend)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._decoder.device
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """sha256, in hex, of the names, dtypes, shapes and bytes of all weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._decoder.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(data.numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256, in hex, of what the tokenizer makes of text; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        described = fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds itself."""
+        if self.tokenizer is None:
+            raise InputError(
+                f"model {self.model_id!r} has no tokenizer: give token ids instead of text"
+            )
+        ids: list[int] = self.tokenizer.encode(text)
+        return ids
+
+    # ---- tracing -----------------------------------------------------------------------------
+
+    def trace(
+        self,
+        inputs: Inputs,
+        *,
+        importance: str = "norm_l1",
+        select: Rule | AutoStrata = AutoStrata(12),  # noqa: B008  (frozen)
+        attention: Attention = "live",
+        scope: Scope = "all",
+        output: int = -1,
+        controls: Sequence[str] = (),
+        count: Count = "window",
+        seed: int = 0,
+        next_token: Sequence[int] | None = None,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> "Trace | list[Trace]":
+        """Trace one sequence or a batch: sizes, errors and topology of every token and stratum.
+
+        Args:
+            inputs: a text, texts, token ids, lists of token ids, or an integer tensor [T] or
+                [B, T]. All sequences run as one batch.
+            importance: norm_l1, norm_l2, proximity, cosine or random (METHOD §2).
+            select: a rule (METHOD §3); AutoStrata chooses its thresholds on these inputs.
+            attention: "live" recomputes attention weights in the masked streams, "frozen" keeps
+                the clean ones (METHOD §5).
+            scope: "all" answers all positions in one pass; "output" keeps only the ancestors of
+                one position, in two passes.
+            output: that position, or from the end; read with scope="output" alone.
+            controls: any of "inverse", "random" (METHOD §5).
+            count: whether edges outside a sliding window count in the full graph ("causal", as in
+                the papers' reference) or not ("window").
+            seed: of everything random.
+            next_token: the id that follows each sequence, for the loss of its last token.
+            attention_mask: [B, T], 0 on padding, for tensor input.
+            segment_ids: [B, T], which document of the row a token is in, for tensor input.
+
+        Returns:
+            A Trace for one sequence, a list of traces otherwise.
+
+        Raises:
+            InputError: arguments that cannot be used; the message says which and why.
+            ModelError: the model's output is not finite on this input.
+        """
+        settings = Settings(importance, attention, scope, tuple(controls), count, seed)
+        batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
+        tracing = Tracing(self._decoder, settings, self.backend)
+        rule = self._chosen(select, tracing, batch)
+        if isinstance(rule, Size) and scope != "output":
+            raise InputError("Size orders the edges of one output: it needs scope='output'")
+        if scope == "output":
+            traces = self._one_output_each(tracing, batch, rule, output)
+        else:
+            measured = tracing.all_outputs(batch, rule)
+            rows = [without_padding(batch, index) for index in range(len(batch.ids))]
+            places = [row.positions.new_tensor(range(row.ids.shape[1])) for row in rows]
+            traces = self._traces(tracing, measured, rule, rows, places)
+        return traces[0] if single else traces
+
+    def choose_strata(
+        self,
+        select: Rule | AutoStrata,
+        windows: Sequence[Sequence[int]],
+        *,
+        importance: str = "norm_l1",
+        count: Count = "window",
+        seed: int = 0,
+    ) -> Rule:
+        """The thresholds of an AutoStrata on a pilot sample of windows; other rules as they are.
+
+        The pilot runs the clean lane alone, on windows taken evenly until it has 4096 tokens.
+        """
+        if not isinstance(select, AutoStrata):
+            return select
+        if not windows:
+            raise InputError("AutoStrata needs at least one window to try thresholds on")
+        settings = Settings(importance, count=count, seed=seed)
+        batches = [batch_of_lists([window]) for window in _spread(windows, PILOT_TOKENS)]
+        return self._pilot(select, Tracing(self._decoder, settings, self.backend), batches)
+
+    def _chosen(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
+        return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
+
+    def _pilot(self, select: AutoStrata, tracing: Tracing, batches: Sequence[Batch]) -> Rule:
+        tried = select.pilot(tracing.settings.importance)
+        sizes = []
+        for batch in batches:
+            counts, full = tracing.sizes(batch.to(self.device), tried)
+            valid = batch.valid.numpy(force=True)
+            at_least_one = np.maximum(counts.numpy(force=True), 1)
+            sizes.append((at_least_one / full[..., None])[valid])
+        return select.choose(tried, np.concatenate(sizes))
+
+    def _one_output_each(
+        self, tracing: Tracing, batch: Batch, rule: Rule, output: int
+    ) -> list[Trace]:
+        traces = []
+        for index in range(len(batch.ids)):
+            row = without_padding(batch, index)
+            length = row.ids.shape[1]
+            if not -length <= output < length:
+                raise InputError(f"output={output} is outside the {length} tokens of row {index}")
+            place = output % length
+            measured = tracing.one_output(row.row(0, place + 1), rule)
+            places = [row.positions.new_tensor([place])]
+            traces += self._traces(tracing, measured, rule, [row], places)
+        return traces
+
+    def _traces(
+        self,
+        tracing: Tracing,
+        measured: Measured,
+        rule: Rule,
+        rows: Sequence[Batch],
+        places: Sequence[Tensor],
+    ) -> list[Trace]:
+        """A trace a row; errors come in row-major order of the scored positions."""
+        traces = []
+        start = 0
+        found = measured.evaluation
+        for index, (row, place) in enumerate(zip(rows, places, strict=True)):
+            run = slice(start, start + len(place))
+            start = run.stop
+            scored = measured.scored[index].numpy(force=True)
+            topology = measured.counts[index].numpy(force=True)[scored]
+            full = measured.full[index][scored]
+            edge_count = topology.sum((-2, -1))
+            traces.append(
+                Trace(
+                    tokens=row.ids[0].numpy(force=True),
+                    positions=place.numpy(force=True),
+                    rule=rule,
+                    size=(edge_count / full[:, None]).astype(np.float32),
+                    edge_count=edge_count,
+                    full_edge_count=full,
+                    errors={
+                        name: values[run].numpy(force=True)
+                        for name, values in found.errors.items()
+                    },
+                    surprisal=found.surprisal[run].numpy(force=True),
+                    model_entropy=found.model_entropy[run].numpy(force=True),
+                    topology=topology,
+                    parallel=self._decoder.parallel,
+                    graph=RowGraph(tracing, row, rule),
+                )
+            )
+        return traces
+
+    # ---- input -------------------------------------------------------------------------------
+
+    def _batch(
+        self,
+        inputs: Inputs,
+        next_token: Sequence[int] | None,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+    ) -> tuple[Batch, bool]:
+        """The inputs as a checked batch on the device, and whether they are one sequence."""
+        if isinstance(inputs, Tensor):
+            single = inputs.ndim == 1
+            rows = (inputs, attention_mask, segment_ids)
+            ids, mask, segments = (
+                tensor[None] if single and tensor is not None else tensor for tensor in rows
+            )
+            assert ids is not None  # it is `inputs`
+            cpu = [None if tensor is None else tensor.cpu() for tensor in (mask, segments)]
+            batch = batch_of_tensor(ids.cpu().long(), *cpu, next_token)
+        else:
+            if attention_mask is not None or segment_ids is not None:
+                raise InputError("attention_mask and segment_ids go with a tensor of token ids")
+            sequences, single = self._sequences(inputs)
+            batch = batch_of_lists(sequences, next_token)
+        self._check(batch)
+        return batch.to(self.device), single
+
+    def _sequences(
+        self, inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], bool]:
+        if isinstance(inputs, str):
+            return [self.encode(inputs)], True
+        if len(inputs) == 0:
+            raise InputError("inputs are empty: give at least one text or sequence of token ids")
+        single = isinstance(inputs[0], int | np.integer)
+        items = [inputs] if single else inputs
+        sequences = []
+        for item in items:
+            if isinstance(item, str):
+                sequences.append(self.encode(item))
+            elif isinstance(item, Sequence | np.ndarray | Tensor):
+                sequences.append([int(token) for token in item])
+            else:
+                raise InputError(f"inputs hold {item!r}; texts or lists of token ids are needed")
+        return sequences, single
+
+    def _check(self, batch: Batch) -> None:
+        ids = batch.ids[batch.valid]
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"token id {wrong} is outside the vocabulary 0..{self.vocab_size - 1} "
+                f"of model {self.model_id!r}"
+            )
+        longest, limit = int(batch.positions.max()) + 1, self._decoder.max_length
+        if limit is not None and longest > limit:
+            raise InputError(
+                f"a sequence has {longest} tokens; model {self.model_id!r} has positions for {limit}"
+            )
+
+    # ---- verification ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def verify(self, length: int = 24, seed: int = 0) -> Verification:
+        """Compare the lane loop with every edge kept with the model's own logits.
+
+        Runs seeded random tokens as a plain row and as right- and left-padded rows, with live and
+        frozen attention.
+
+        Returns:
+            The largest difference of logits over the largest logit; tolerance 1e-5 in float32,
+            wider by the width of the dtype otherwise.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        lengths = (length, max(1, length // 2), max(1, length - 5))
+        mask = torch.stack([torch.arange(length) < size for size in lengths])
+        ids = torch.randint(self.vocab_size, mask.shape, generator=generator)
+        worst = 0.0
+        for padding in (mask, mask.flip(1)):
+            batch = batch_of_tensor(ids, padding).to(self.device)
+            own = self._decoder.model(
+                input_ids=batch.ids,
+                attention_mask=batch.valid.long(),
+                position_ids=batch.positions,
+                use_cache=False,
+            ).logits[batch.valid]
+            for attention in ("live", "frozen"):
+                tracing = Tracing(self._decoder, Settings(attention=attention), self.backend)
+                run = tracing.loop(batch, GivenCuts([-1.0])).run()
+                ours = logits(self._decoder, run.hidden[:, batch.valid])
+                difference = (ours - own.float()).abs().max() / own.abs().max()
+                worst = max(worst, float(difference))
+        eps = torch.finfo(self._decoder.model.dtype).eps
+        return Verification(worst, 1e-5 * max(1.0, eps / torch.finfo(torch.float32).eps / 32))
+
+
+def _spread(windows: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+    """Windows taken evenly over the whole list until they hold about `tokens` tokens."""
+    mean = max(1.0, sum(len(window) for window in windows) / len(windows))
+    wanted = min(len(windows), max(1, round(tokens / mean)))
+    places = np.linspace(0, len(windows) - 1, wanted).round().astype(int)
+    return [windows[place] for place in np.unique(places)]
