@@ -201,9 +201,14 @@ def lane_attention(
     return pick(edges, cuts, v, lanes, invert)
 
 
-def collect_edges(edges: AttentionEdges, cut: Tensor, *, backend: str = "auto") -> EdgeTable:
-    """The attention edges whose weight exceeds `cut` (float32 [B, T]), as a table."""
-    return dispatch.pick("collect_edges", cut.device, backend)(edges, cut)
+def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeTable:
+    """The attention edges of the last stratum as a table, each with the first that holds it.
+
+    Args:
+        edges: of one block.
+        cuts: float32 [K, B, T]; +inf at targets outside a trace.
+    """
+    return dispatch.pick("collect_edges", cuts.device, backend)(edges, cuts)
 
 
 def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tensor:

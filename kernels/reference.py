@@ -218,7 +218,7 @@ def _node_blocks(
         if edges is not None:
             tile = weight_tile(edges, rows).transpose(1, 2).flatten(2)
             values = torch.cat([tile, values], -1)
-        yield rows, values.sort(-1, descending=True).values
+        yield rows, values.contiguous().sort(-1, descending=True).values
 
 
 def _between(ordered: Tensor, kept: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def nucleus_cuts(
         value = ordered.gather(-1, crossing.clamp(max=ordered.shape[-1] - 1))
         positive = (ordered > 0).sum(-1, keepdim=True)
         # Ties with the crossing edge stay; an edge of weight 0 adds nothing and is left out.
-        tied = torch.searchsorted(-ordered, -value, right=True)
+        tied = torch.searchsorted(-ordered, -value.contiguous(), right=True)
         cut = _between(ordered, torch.minimum(tied, positive))
         cuts[:, :, rows] = torch.where(positive > 0, cut.clamp(min=0), 0.0).permute(2, 0, 1)
     return cuts
@@ -338,18 +338,21 @@ def lane_attention(
     return output
 
 
-def collect_edges(edges: AttentionEdges, cut: Tensor) -> EdgeTable:
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
     batch, heads, length = edges.pattern.shape
     index: list[Tensor] = []
     weights: list[Tensor] = []
+    strata: list[Tensor] = []
     for rows in target_blocks(length, batch * heads * length):
         tile = weight_tile(edges, rows)
-        kept = (tile > cut[:, None, rows, None]).nonzero()  # [n, 4]
-        weights.append(tile[tuple(kept.T)])
+        kept = (tile > cuts[-1, :, None, rows, None]).nonzero()  # [n, 4]
+        weight = tile[tuple(kept.T)]
         kept[:, 2] += rows.start
         index.append(kept)
+        weights.append(weight)
+        strata.append((weight <= cuts[:, kept[:, 0], kept[:, 2]]).sum(0))
     sequence, head, target, source = torch.cat(index).T
-    return EdgeTable(sequence, head, source, target, torch.cat(weights))
+    return EdgeTable(sequence, head, source, target, torch.cat(weights), torch.cat(strata))
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:

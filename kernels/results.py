@@ -32,6 +32,7 @@ class EdgeTable:
     source: Tensor  # int64 [n]
     target: Tensor  # int64 [n]
     weight: Tensor  # float32 [n], unnormalised
+    stratum: Tensor  # int64 [n], the first, that is sparsest, stratum that holds the edge
 
 
 @dataclass(frozen=True)

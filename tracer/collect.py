@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import kernels
+from ..kernels import EdgeTable
 from .graph import KINDS
 from .nodes import Node
 
@@ -45,7 +46,7 @@ class DenseWeights:
 
 @dataclass
 class EdgeCollector:
-    """The edges of one stratum, of nodes inside one trace, of a batch of one row."""
+    """The edges of the traces of one output at one stratum, of a batch of one row."""
 
     gates: list[Tensor]  # bool [K, 1, T] for each node layer, from the embedding up
     stratum: int
@@ -54,32 +55,32 @@ class EdgeCollector:
     _seen: int = 0
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
-        inside = self.gates[self._seen][self.stratum]
+        # Traces nest, and so do the nodes in them: a gated cut is a cut like any other.
+        gated = cuts.masked_fill(~self.gates[self._seen], torch.inf)[: self.stratum + 1]
         self._seen += 1
-        cut = cuts[self.stratum].masked_fill(~inside, torch.inf)  # [1, T]
         for kind, weight in zip(node.kinds, node.side, strict=True):
-            token = (weight > cut)[0].nonzero().squeeze(-1)
+            token = (weight > gated[-1])[0].nonzero().squeeze(-1)
             head = torch.full_like(token, -1)
-            self._add(node, kind, head, token, token, weight[0, token])
+            stratum = (weight <= gated)[:, 0, token].sum(0)
+            self._add(node, kind, EdgeTable(token, head, token, token, weight[0, token], stratum))
         if node.edges is not None:
-            found = kernels.collect_edges(node.edges, cut, backend=self.backend)
-            self._add(node, "attn", found.head, found.source, found.target, found.weight)
+            found = kernels.collect_edges(node.edges, gated, backend=self.backend)
+            self._add(node, "attn", found)
 
-    def _add(
-        self, node: Node, kind: str, head: Tensor, source: Tensor, target: Tensor, weight: Tensor
-    ) -> None:
+    def _add(self, node: Node, kind: str, found: EdgeTable) -> None:
         columns = {
-            "layer": np.full(len(head), node.layer),
-            "kind": pd.Categorical([kind] * len(head), categories=list(KINDS)),
-            "head": head.cpu().numpy(),
-            "source": source.cpu().numpy(),
-            "target": target.cpu().numpy(),
-            "weight": _normalised(weight, node.total[0, target]).cpu().numpy(),
+            "layer": np.full(len(found.head), node.layer),
+            "kind": pd.Categorical([kind] * len(found.head), categories=list(KINDS)),
+            "head": found.head.cpu().numpy(),
+            "source": found.source.cpu().numpy(),
+            "target": found.target.cpu().numpy(),
+            "weight": _normalised(found.weight, node.total[0, found.target]).cpu().numpy(),
+            "stratum": found.stratum.cpu().numpy(),
         }
         self._tables.append(pd.DataFrame(columns))
 
     def table(self) -> pd.DataFrame:
-        """layer, kind, head (-1: none), source, target, weight; ordered by these."""
+        """One row an edge, ordered by layer, kind, head, target and source."""
         table = pd.concat(self._tables, ignore_index=True)
         return table.sort_values(
             ["layer", "kind", "head", "target", "source"], ignore_index=True

@@ -8,8 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from . import curve
-from .graph import KINDS
-from .select import AutoStrata, Rule
+from .select import Rule
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -81,7 +80,7 @@ class Trace:
 
         Returns:
             One row an edge: layer (block), kind, head (-1 where it is no attention edge), source
-            and target (positions), weight (normalised).
+            and target (positions), weight (normalised), stratum (the sparsest that holds it).
         """
         return self.graph.edges(output, stratum)
 
@@ -129,20 +128,3 @@ class Trace:
                 below = 2 * edge.layer + (0 if edge.kind in ("attn", "res_attn") else 1)
             table.append((edge, ((below, edge.source), (below + 1, edge.target))))
         return table
-
-
-def empty_table() -> pd.DataFrame:
-    """An edge table without rows, its columns typed."""
-    return pd.DataFrame(
-        {
-            "layer": np.array([], dtype=np.int64),
-            "kind": pd.Categorical([], categories=list(KINDS)),
-            "head": np.array([], dtype=np.int64),
-            "source": np.array([], dtype=np.int64),
-            "target": np.array([], dtype=np.int64),
-            "weight": np.array([], dtype=np.float32),
-        }
-    )
-
-
-Selection = Rule | AutoStrata

@@ -1,0 +1,206 @@
+"""Everything that the papers' reference computed on five small models, computed by densitrace.
+
+The arrays are in tests/goldens; its README says what each holds and to which tolerance.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from densitrace import Nucleus, Size, Threshold, Trace, Tracer
+from densitrace.tracer.search import best_first
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+FAMILIES = ("mistral", "qwen2", "qwen3", "olmo2", "gemma3")
+LENGTHS = ("T08", "T16")
+KINDS = ("attn", "res_attn", "res_mlp", "mlp")
+RULES = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
+WEIGHT_TOLERANCE = {"norm_l1": 1e-6, "norm_l2": 1e-6, "cosine": 1e-6, "proximity": 5e-5}
+ERROR_TOLERANCE = 1e-4
+
+
+@cache
+def tracer_of(family: str) -> Tracer:
+    return Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
+
+
+@cache
+def golden(family: str, length: str) -> dict[str, NDArray[Any]]:
+    with np.load(GOLDENS / family / f"{length}.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One importance and rule on one sequence, ours beside the golden arrays."""
+
+    family: str
+    length: str
+    importance: str
+    rule: str
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return golden(self.family, self.length)
+
+    def selection(self, name: str) -> NDArray[Any]:
+        """Golden array of the strata; its last entry is the full graph."""
+        return self.arrays[f"s.{self.importance}.{self.rule}.{name}"]
+
+    def error(self, name: str) -> NDArray[Any]:
+        return self.arrays[f"e.{self.importance}.{self.rule}.{name}"]
+
+    @property
+    def strata(self) -> int:
+        """Strata that are traces by our definition: the full graph is one only as a threshold.
+
+        The reference's last entry is the whole graph by fiat. Ours at threshold 0, nucleus mass 1
+        or size 1 holds it too, except for edges of weight 0.
+        """
+        return len(self.selection("tau"))
+
+    def trace(self) -> Trace:
+        return trace_of(self)
+
+
+@cache
+def trace_of(case: Case) -> Trace:
+    trace = tracer_of(case.family).trace(
+        case.arrays["ids"].tolist(),
+        importance=case.importance,
+        select=RULES[case.rule](case.selection("tau")),
+        scope="output",
+        controls=("inverse",),
+        count="causal",
+        next_token=[int(case.arrays["next_id"])],
+    )
+    assert isinstance(trace, Trace)
+    return trace
+
+
+CASES = [
+    Case(family, length, importance, rule)
+    for family in FAMILIES
+    for length in LENGTHS
+    for importance in ("norm_l1", "norm_l2", "cosine")
+    for rule in RULES
+    if f"s.{importance}.{rule}.tau" in golden(family, length)
+]
+every_case = pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.family}-{case.length}-{case.importance}-{case.rule}"
+)
+
+
+def test_all_goldens_are_read() -> None:
+    """29 combinations of importance and rule: cosine/size is absent for gemma3 at T16."""
+    assert len(CASES) == len(FAMILIES) * len(LENGTHS) * 9 - 1
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits(family: str, length: str) -> None:
+    arrays = golden(family, length)
+    verification = tracer_of(family).verify()
+    assert verification.ok
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.from_numpy(arrays["ids"]).long()[None]
+        ours = tracer_of(family)._decoder.model(input_ids=ids).logits[0].numpy()
+    expected = arrays["logits_full_all"]
+    np.testing.assert_allclose(ours[-len(expected) :], expected, atol=ERROR_TOLERANCE)
+    np.testing.assert_allclose(ours[-1], arrays["logits_full"], atol=ERROR_TOLERANCE)
+
+
+@pytest.mark.parametrize("importance", WEIGHT_TOLERANCE)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights(family: str, length: str, importance: str) -> None:
+    arrays = golden(family, length)
+    trace = tracer_of(family).trace(
+        arrays["ids"].tolist(), importance=importance, select=Threshold([0.1])
+    )
+    assert isinstance(trace, Trace)
+    for layer in range(4):
+        ours = trace.weights(layer)
+        for kind in KINDS:
+            expected = arrays[f"w.{importance}.{kind}"][layer]
+            # Outside a window the reference has edges of weight 0 (cosine: NaN), we have none.
+            outside = np.isnan(ours[kind]) & ~np.isnan(expected)
+            assert not expected[outside].any()
+            assert not outside.any() or (family == "gemma3" and kind == "attn")
+            np.testing.assert_allclose(
+                np.where(outside, 0, ours[kind]), expected, atol=WEIGHT_TOLERANCE[importance]
+            )
+
+
+def labels(case: Case) -> dict[str, NDArray[np.int64]]:
+    """Index of the smallest stratum that holds each edge; the number of strata where none does."""
+    found = {
+        kind: np.full(case.selection(f"lab_{kind}").shape, case.strata, dtype=np.int64)
+        for kind in KINDS
+    }
+    for edge in case.trace().edges(stratum=-1).itertuples(index=False):
+        index = (edge.layer, edge.head, edge.target, edge.source)
+        found[edge.kind][index if edge.kind == "attn" else index[::2]] = edge.stratum
+    return found
+
+
+@every_case
+def test_labels_and_sizes(case: Case) -> None:
+    ours = labels(case)
+    full = case.strata - 1
+    differing = 0
+    for kind in KINDS:
+        expected = case.selection(f"lab_{kind}").astype(np.int64)
+        exists = expected >= 0
+        # In the reference's last stratum is every edge, whatever its weight.
+        same = (ours[kind] == expected) | ((ours[kind] >= full) & (expected >= full))
+        differing += int((exists & ~same).sum())
+    assert differing == 0
+    sizes = case.trace().edge_count[0]
+    np.testing.assert_array_equal(sizes[:full], case.selection("raw_size")[:full])
+    assert case.trace().full_edge_count[0] == case.selection("raw_size")[full]
+
+
+@every_case
+def test_errors(case: Case) -> None:
+    # The reference's last stratum is the whole graph; a sum of cosines reaches 1 long before.
+    strata = case.strata - (case.importance == "cosine" and case.rule == "nucleus")
+    errors = case.trace().errors
+    for ours, theirs in (("", "only"), ("_inverse", "inv")):
+        for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
+            np.testing.assert_allclose(
+                errors[measure + ours][0, :strata],
+                case.error(f"{name}_{theirs}")[:strata],
+                atol=ERROR_TOLERANCE,
+                err_msg=f"{measure}{ours}",
+            )
+        nucleus = errors["nucleus" + ours][0, :strata]
+        np.testing.assert_array_equal(nucleus, case.error(f"nu_{theirs}")[:strata])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_order_of_the_search(family: str, length: str) -> None:
+    """The s-Trace takes the same edges in the same order, keys of the reference included.
+
+    Its keys number the edges between two nodes: the residual if there is one, then MLP or heads.
+    """
+    arrays = golden(family, length)
+    expected = arrays["s.norm_l1.size.pop_order"]
+    trace = tracer_of(family).trace(arrays["ids"].tolist(), select=Threshold([0.1]))
+    assert isinstance(trace, Trace)
+    tokens = len(arrays["ids"])
+    order = []
+    weights = trace.graph.weights()
+    for kind, layer, head, source, target in best_first(weights, False, tokens - 1):
+        below = 2 * layer + (kind in ("mlp", "res_mlp"))
+        key = head + (source == target) if kind == "attn" else int(kind == "mlp")
+        order.append((below * tokens + source, (below + 1) * tokens + target, key))
+    np.testing.assert_array_equal(order[: len(expected)], expected)
