@@ -26,7 +26,7 @@ ERROR_TOLERANCE = 1e-4
 
 @cache
 def tracer_of(family: str) -> Tracer:
-    return Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
+    return Tracer.from_pretrained(GOLDENS / family, device="cpu")
 
 
 @cache

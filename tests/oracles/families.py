@@ -1,0 +1,124 @@
+"""Where each family keeps its weights, and the parts its blocks are made of, in float64."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import Floats
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps its weights, and how its block differs from Llama's."""
+
+    stem: str = "model"
+    embedding: str = "embed_tokens"
+    blocks: str = "layers"
+    final_norm: str = "norm"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    out: str = "self_attn.o_proj"
+    mlp: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # gated if three
+    pre_attn: str | None = "input_layernorm"
+    post_attn: str | None = None
+    pre_mlp: str | None = "post_attention_layernorm"
+    post_mlp: str | None = None
+    epsilon: str = "rms_norm_eps"
+    activation: str = "hidden_act"
+    layer_norm: bool = False  # centred, with a bias; else RMS
+    one_plus: bool = False  # the norm multiplies by 1 + w
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "olmo2": Family(
+        pre_attn=None,
+        post_attn="post_attention_layernorm",
+        pre_mlp=None,
+        post_mlp="post_feedforward_layernorm",
+    ),
+    "gemma3_text": Family(
+        post_attn="post_attention_layernorm",
+        pre_mlp="pre_feedforward_layernorm",
+        post_mlp="post_feedforward_layernorm",
+        activation="hidden_activation",
+        one_plus=True,
+    ),
+    "gpt2": Family(
+        stem="transformer",
+        embedding="wte",
+        blocks="h",
+        final_norm="ln_f",
+        qkv=("attn.c_attn",),
+        out="attn.c_proj",
+        mlp=("mlp.c_fc", "mlp.c_proj"),
+        pre_attn="ln_1",
+        pre_mlp="ln_2",
+        epsilon="layer_norm_epsilon",
+        activation="activation_function",
+        layer_norm=True,
+    ),
+    "gpt_neox": Family(
+        stem="gpt_neox",
+        embedding="embed_in",
+        final_norm="final_layer_norm",
+        qkv=("attention.query_key_value",),
+        out="attention.dense",
+        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        epsilon="layer_norm_eps",
+        layer_norm=True,
+    ),
+}
+
+
+def silu(x: Floats) -> Floats:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def gelu(x: Floats) -> Floats:
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    return np.asarray(x * (1 + erf(x / math.sqrt(2))) / 2)
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return np.asarray(x * (1 + np.tanh(inner)) / 2)
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """gamma * (x - mean) / sd + beta for a LayerNorm, gamma * x / rms otherwise."""
+
+    gamma: Floats
+    beta: Floats
+    epsilon: float
+    centred: bool
+
+    def linear(self, e: Floats, at: Floats) -> Floats:
+        """The norm's linear part, with the scale it has at `at`, applied to e (METHOD §1)."""
+        if self.centred:
+            e, at = e - e.mean(-1, keepdims=True), at - at.mean(-1, keepdims=True)
+        return np.asarray(self.gamma * e / np.sqrt((at**2).mean(-1, keepdims=True) + self.epsilon))
+
+    def __call__(self, x: Floats) -> Floats:
+        return self.linear(x, x) + self.beta
+
+
+def rotate(x: Floats, positions: Floats, theta: float, size: int) -> Floats:
+    """Rotary embedding of the first `size` entries of x [heads, T, d], i paired with i + size/2."""
+    half = size // 2
+    angle = positions[:, None] * theta ** (-np.arange(half) * 2 / size)  # [T, half]
+    cos, sin = np.cos(angle), np.sin(angle)
+    a, b, rest = x[..., :half], x[..., half:size], x[..., size:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def softmax(x: Floats) -> Floats:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
