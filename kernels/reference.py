@@ -297,8 +297,8 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
     wanted = counts.long()
     upper, above = descend(sweep(None).expand(len(counts), -1, -1).contiguous(), wanted)
     lower, _ = descend(sweep(upper), wanted - above)
-    # Just below the wanted-th largest value, so that it is kept.
-    cut = ((upper << 12 | lower).float() - 0.5) * 2.0**-24
+    # The next smaller weight there is, so that the wanted-th largest is kept.
+    cut = ((upper << 12 | lower) - 1).float() * 2.0**-24
     return torch.where(wanted > 0, cut, torch.inf)
 
 
@@ -366,8 +366,9 @@ def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
 def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
     strata = len(degrees)
     sizes = torch.empty(degrees.shape, dtype=torch.int64, device=degrees.device)
+    reach = reach.tril()
     for k in range(strata):
-        reached = reach.tril() >= strata - k
+        reached = reach >= strata - k
         # float64 holds every count below 2^53 exactly, and torch multiplies no integers on a GPU.
         sizes[k] = (reached.double() @ degrees[k].double()[..., None]).squeeze(-1).long()
     return sizes
@@ -404,7 +405,7 @@ def output_errors(
             lane = log_probabilities(lanes[k, rows])
             q = lane.exp()
             errors.tv[k, rows] = (p - q).abs().sum(-1) / 2
-            errors.kl[k, rows] = torch.where(p > 0, p * (clean - lane), 0.0).sum(-1).clamp(min=0)
+            errors.kl[k, rows] = (p * (clean - lane)).sum(-1).clamp(min=0)
             errors.top1[k, rows] = (clean.argmax(-1) == lane.argmax(-1)).float()
             errors.nucleus[k, rows] = shared_nucleus(p, q)
             errors.loss[k, rows] = _loss(lane, following)
@@ -419,7 +420,7 @@ def _loss(log_p: Tensor, following: Tensor) -> Tensor:
 
 
 def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
-    return -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+    return -(p * log_p).sum(-1)
 
 
 def shared_nucleus(p: Tensor, q: Tensor, candidates: int = 64) -> Tensor:

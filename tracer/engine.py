@@ -231,7 +231,7 @@ class LaneLoop:
                 weight = control.side(node.layer, kind).masked_fill(~eligible, -1.0)
                 ordered = weight.sort(-1, descending=True).values  # [B, T]
                 last = ordered.gather(-1, (counts.T - 1).clamp(min=0)).T[..., None]
-                cut = torch.where(counts[..., None] > 0, last - 2.0**-25, torch.inf)
+                cut = torch.where(counts[..., None] > 0, last - 2.0**-24, torch.inf)
                 draws[kind] = Draw(cut.expand_as(degree), weight=weight)
         return draws
 

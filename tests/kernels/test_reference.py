@@ -1,0 +1,439 @@
+"""Each op in plain torch against loops in float64, in every variant of attention."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracles import errors as oracle_errors
+
+from densitrace import kernels
+from densitrace.kernels import (
+    AttentionEdges,
+    CosineWeight,
+    GivenWeight,
+    NormWeight,
+    Pattern,
+    ProximityWeight,
+    RandomWeight,
+    reference,
+)
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one attention problem, odd on purpose."""
+
+    batch: int = 2
+    heads: int = 4
+    groups: int = 2
+    length: int = 13
+    d_k: int = 5
+    d_v: int = 7
+    hidden: int = 11
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    segments: bool = False
+
+
+VARIANTS = {
+    "plain": Shape(),
+    "one token": Shape(length=1, batch=1),
+    "heads alone": Shape(groups=4, length=9),
+    "one group": Shape(heads=3, groups=1),
+    "window": Shape(window=4),
+    "window of one": Shape(window=1),
+    "softcap": Shape(softcap=1.5),
+    "sinks": Shape(sinks=True),
+    "segments": Shape(segments=True),
+    "all": Shape(length=17, window=6, softcap=2.0, sinks=True, segments=True),
+}
+
+
+class Problem:
+    """Random queries, keys, values and projections, and their definition by loops."""
+
+    def __init__(self, shape: Shape, seed: int = 0) -> None:
+        self.shape = shape
+        self.generator = torch.Generator().manual_seed(seed)
+        b, t = shape.batch, shape.length
+        self.segments = self._segments() if shape.segments else None
+        self.pattern = Pattern(
+            self.normal(b, shape.heads, t, shape.d_k),
+            self.normal(b, shape.groups, t, shape.d_k),
+            scale=0.7,
+            window=shape.window,
+            softcap=shape.softcap,
+            sinks=self.normal(shape.heads) if shape.sinks else None,
+            segments=self.segments,
+        )
+        self.v = self.normal(b, shape.groups, t, shape.d_v)
+        self.w_o = self.normal(shape.heads, shape.hidden, shape.d_v)
+        self.target = self.normal(b, t).abs() + 0.1
+        self.node = self.normal(b, t, shape.hidden)
+        self.positions = torch.arange(t).expand(b, -1)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def _segments(self) -> torch.Tensor:
+        """Two documents a row, the first row padded on its left."""
+        t = self.shape.length
+        rows = torch.arange(t).expand(self.shape.batch, -1) >= t // 2
+        segments = rows.int().clone()
+        segments[0, : t // 4] = -1
+        return segments
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """bool [B, T, T]."""
+        s = self.shape
+        found = np.zeros((s.batch, s.length, s.length), dtype=bool)
+        for b, t, u in np.ndindex(found.shape):
+            same = self.segments is None or self.segments[b, t] == self.segments[b, u]
+            found[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
+        return found
+
+    def alpha(self) -> tuple[Floats, Floats]:
+        """Attention weights [B, H, T, T] and log-sum-exp [B, H, T]."""
+        s, p = self.shape, self.pattern
+        alpha = np.zeros((s.batch, s.heads, s.length, s.length))
+        lse = np.zeros(alpha.shape[:3])
+        allowed = self.allowed()
+        q, k = p.q.double().numpy(), p.k.double().numpy()
+        for b, h, t in np.ndindex(lse.shape):
+            logits = {}
+            for u in np.nonzero(allowed[b, t])[0]:
+                logit = p.scale * float(q[b, h, t] @ k[b, h * s.groups // s.heads, u])
+                logits[u] = logit if s.softcap is None else s.softcap * math.tanh(logit / s.softcap)
+            others = [float(p.sinks[h])] if p.sinks is not None else []
+            lse[b, h, t] = np.logaddexp.reduce([*logits.values(), *others])
+            for u, logit in logits.items():
+                alpha[b, h, t, u] = math.exp(logit - lse[b, h, t])
+        return alpha, lse
+
+    def sent(self) -> Floats:
+        """W_O^h v [B, H, T source, D]."""
+        repeats = self.shape.heads // self.shape.groups
+        v = self.v.double().repeat_interleave(repeats, 1).numpy()
+        return np.einsum("bhsd,hed->bhse", v, self.w_o.double().numpy())
+
+    def clean(self) -> Pattern:
+        return replace(self.pattern, lse=kernels.attention_stats(self.pattern, self.v).lse)
+
+    def edges(self, weight: Any) -> AttentionEdges:
+        return AttentionEdges(self.clean(), weight)
+
+    def norm_edges(self) -> AttentionEdges:
+        source = kernels.source_norms(self.v, self.w_o, 1)
+        return self.edges(NormWeight(source, self.target))
+
+    def norm_weights(self) -> Floats:
+        """Float64 weights of `norm_edges` [B, H, T, T]."""
+        source = np.abs(self.sent()).sum(-1)
+        return self.alpha()[0] * source[:, :, None] * self.target.double().numpy()[:, None, :, None]
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def problem(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
+) -> Problem:
+    # Tiles so small that every op crosses several of them.
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
+    return Problem(request.param)
+
+
+def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 2e-5) -> None:
+    """Within `ratio` of the largest entry: float32 sums of at most a few hundred terms."""
+    scale = max(1e-6, float(np.abs(expected).max()))
+    np.testing.assert_allclose(actual.double().numpy(), expected, atol=ratio * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_source_norms(problem: Problem, p: int) -> None:
+    expected = np.linalg.norm(problem.sent(), p, axis=-1)
+    close("source norms", kernels.source_norms(problem.v, problem.w_o, p), expected)
+
+
+def test_attention_stats(problem: Problem) -> None:
+    alpha, lse = problem.alpha()
+    source = problem.normal(*lse.shape).abs()
+    found = kernels.attention_stats(problem.pattern, problem.v, source)
+    repeats = problem.shape.heads // problem.shape.groups
+    v = problem.v.double().repeat_interleave(repeats, 1).numpy()
+    close("output", found.output, alpha @ v)
+    close("lse", found.lse, lse)
+    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+    assert not kernels.attention_stats(problem.pattern, problem.v).mass.any()
+
+
+def dense(problem: Problem, weight: Any) -> Floats:
+    """The op's weights, checked to be NaN exactly where there is no edge, 0 there instead."""
+    found = kernels.edge_weights(problem.edges(weight)).double().numpy()
+    absent = np.broadcast_to(~problem.allowed()[:, None], found.shape)
+    np.testing.assert_array_equal(np.isnan(found), absent)
+    return np.nan_to_num(found)
+
+
+def test_norm_weights(problem: Problem) -> None:
+    expected = problem.norm_weights()
+    weight = problem.norm_edges().weight
+    close("norm", torch.from_numpy(dense(problem, weight)), expected)
+    close("mass", kernels.edge_mass(problem.norm_edges()), expected.sum((1, 3)))
+
+
+def test_proximity_weights(problem: Problem) -> None:
+    alpha, _ = problem.alpha()
+    scaled = alpha * problem.target.double().numpy()[:, None, :, None]
+    edge = scaled[..., None] * problem.sent()[:, :, None]  # [B, H, T, T, D]
+    node = problem.node.double().numpy()[:, None, :, None]
+    expected = np.maximum(0, np.abs(node).sum(-1) - np.abs(node - edge).sum(-1))
+    expected *= problem.allowed()[:, None]
+    weight = ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
+    close("proximity", torch.from_numpy(dense(problem, weight)), expected)
+
+
+def test_cosine_weights(problem: Problem) -> None:
+    sent, node = problem.sent(), problem.node.double().numpy()
+    sent[0, 0] = 0  # a head that sends nothing: the zero vector's cosine is 0 by definition
+    problem.w_o[0] = 0 if problem.shape.batch == 1 else problem.w_o[0]
+    inner = np.einsum("bhse,bte->bhts", problem.sent(), node)
+    lengths = np.linalg.norm(problem.sent(), axis=-1)[:, :, None] * np.linalg.norm(
+        node, axis=-1
+    )[:, None, :, None]
+    cosine = np.divide(inner, lengths, out=np.zeros_like(inner), where=lengths > 0)
+    expected = (1 + cosine) / 2 * problem.allowed()[:, None]
+    norms = kernels.source_norms(problem.v, problem.w_o, 2)
+    unit = problem.node / problem.node.norm(dim=-1, keepdim=True)
+    direction = torch.einsum("bte,hed->bhtd", unit, problem.w_o)
+    weight = CosineWeight(direction, torch.where(norms > 0, 1 / norms, 0.0), problem.v)
+    close("cosine", torch.from_numpy(dense(problem, weight)), expected)
+
+
+def test_random_weights_do_not_depend_on_tiling(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = RandomWeight(7, 3, problem.positions)
+    tiled = dense(problem, weight)
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 1 << 21)
+    np.testing.assert_array_equal(dense(problem, weight), tiled)
+
+
+def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
+    """float32 [K, B, T] cuts between the weights of each target, high ones first."""
+    rows = weights.transpose(0, 2, 1, 3).reshape(*weights.shape[::2], -1)
+    cuts = [np.quantile(rows, q, axis=-1) * 1.0001 for q in sorted(quantiles, reverse=True)]
+    return torch.from_numpy(np.stack(cuts)).float()
+
+
+def test_edge_levels(problem: Problem) -> None:
+    weights = problem.norm_weights()
+    cuts = cuts_for(weights, (0.9, 0.7, 0.2))
+    kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
+    found = kernels.edge_levels(problem.norm_edges(), cuts)
+    np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
+
+
+def test_collect_edges(problem: Problem) -> None:
+    weights = problem.norm_weights()
+    cuts = cuts_for(weights, (0.9, 0.6))
+    found = kernels.collect_edges(problem.norm_edges(), cuts)
+    kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
+    expected = {tuple(map(int, index)): 1 - int(kept[0][index]) for index in zip(*kept[1].nonzero())}
+    columns = (found.sequence, found.head, found.target, found.source)
+    places = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert dict(zip(places, found.stratum.tolist(), strict=True)) == expected
+    assert len(places) == len(expected)
+    ours = np.array([weights[place] for place in places])
+    np.testing.assert_allclose(found.weight, ours, rtol=1e-4)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
+    shape, weights = problem.shape, problem.norm_weights()
+    cuts = cuts_for(weights, (0.8, 0.3))
+    lanes = [Problem(shape, seed) for seed in (1, 2)]
+    own = replace(
+        problem.pattern,
+        q=torch.stack([lane.pattern.q for lane in lanes]),
+        k=torch.stack([lane.pattern.k for lane in lanes]),
+    )
+    values = torch.stack([lane.v for lane in lanes])
+    found = kernels.lane_attention(
+        problem.norm_edges(), cuts, values, own if attention == "live" else None, invert=invert
+    )
+    kept = (weights[None] > cuts.double().numpy()[:, :, None, :, None]) != invert
+    for k, lane in enumerate(lanes):
+        # A lane's sinks are the model's, whatever its queries and keys.
+        lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
+        alpha = (lane if attention == "live" else problem).alpha()[0]
+        v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
+        close(f"lane {k}", found[k], (alpha * kept[k]) @ v)
+
+
+def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: int) -> list[float]:
+    """All in-edges' weights of one node, heaviest first."""
+    attention = weights[b, :, t][:, allowed[b, t]].ravel()
+    return sorted([*attention, *side[:, b, t]], reverse=True)
+
+
+@pytest.mark.parametrize("with_attention", [True, False])
+def test_nucleus_cuts(problem: Problem, with_attention: bool) -> None:
+    weights, allowed = problem.norm_weights(), problem.allowed()
+    side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+    if not with_attention:
+        allowed = np.zeros_like(allowed)
+    masses = (0.2, 0.6, 0.97)
+    sides = side.double().numpy()
+    nodes = [
+        [in_edges(weights, allowed, sides, b, t) for t in range(problem.shape.length)]
+        for b in range(problem.shape.batch)
+    ]
+    total = torch.tensor([[sum(node) for node in row] for row in nodes])
+    edges = problem.norm_edges() if with_attention else None
+    cuts = kernels.nucleus_cuts(edges, side, masses, total).double().numpy()
+    for (b, t), (k, p) in ((bt, kp) for bt in np.ndindex(total.shape) for kp in enumerate(masses)):
+        node = nodes[b][t]
+        wanted = next(
+            n for n in range(1, len(node) + 1) if sum(node[:n]) >= p * sum(node) * (1 - 1e-6)
+        )
+        assert sum(weight > cuts[k, b, t] for weight in node) == wanted
+
+
+@pytest.mark.parametrize("with_attention", [True, False])
+def test_fraction_cuts(problem: Problem, with_attention: bool) -> None:
+    weights, allowed = problem.norm_weights(), problem.allowed()
+    side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+    if not with_attention:
+        allowed = np.zeros_like(allowed)
+    fractions = (0.1, 0.5, 1.0)
+    edges = problem.norm_edges() if with_attention else None
+    cuts = kernels.fraction_cuts(edges, side, fractions).double().numpy()
+    for (k, b, t), cut in np.ndenumerate(cuts):
+        node = in_edges(weights, allowed, side.double().numpy(), b, t)
+        assert sum(weight > cut for weight in node) == math.ceil(fractions[k] * len(node))
+
+
+def given_node(rows: list[list[float]]) -> AttentionEdges:
+    """One head, one sequence: node t has the weights of rows[t]."""
+    length = len(rows)
+    weight = torch.zeros(1, 1, length, length)
+    for t, row in enumerate(rows):
+        weight[0, 0, t, : t + 1] = torch.tensor(row)
+    pattern = Pattern(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 1.0)
+    return AttentionEdges(pattern, GivenWeight(weight))
+
+
+def test_ties() -> None:
+    """A nucleus keeps all edges tied with the last; a fraction none tied with the first left out."""
+    edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
+    side = torch.tensor([[[1.0, 2.0, 0.0]]])
+    total = torch.tensor([[2.0, 6.0, 9.0]])
+    nucleus = kernels.nucleus_cuts(edges, side, [0.3], total)[0, 0]
+    weights = [[1.0, 1.0], [2.0, 2.0, 2.0], [4.0, 4.0, 1.0, 0.0]]
+    kept = [sum(w > cut for w in row) for row, cut in zip(weights, nucleus.tolist(), strict=True)]
+    assert kept == [2, 3, 2]
+    fraction = kernels.fraction_cuts(edges, side, [0.25])[0, 0]
+    kept = [sum(w > cut for w in row) for row, cut in zip(weights, fraction.tolist(), strict=True)]
+    assert kept == [0, 0, 0]
+
+
+def test_node_without_weight() -> None:
+    """A node whose edges all weigh nothing keeps none, under any mass."""
+    side = torch.zeros(2, 1, 1)
+    cuts = kernels.nucleus_cuts(None, side, [0.1, 1.0], torch.zeros(1, 1))
+    assert not (side[:, None] > cuts).any()
+
+
+def test_random_cuts(problem: Problem) -> None:
+    weight = RandomWeight(5, 1, problem.positions)
+    edges = problem.edges(weight)
+    eligible = torch.ones(problem.positions.shape, dtype=torch.bool)
+    eligible[0, : problem.shape.length // 2] = False
+    present = problem.allowed() & eligible.numpy()[..., None]
+    available = present.sum((1, 2)) * problem.shape.heads
+    counts = torch.from_numpy(np.stack([available * 0, available // 3, available]))
+    cuts = kernels.random_cuts(edges, eligible, counts)
+    drawn = np.where(present[:, None], dense(problem, weight), -1)
+    for (k, b), cut in np.ndenumerate(cuts.double().numpy()):
+        assert (drawn[b] > cut).sum() == counts[k, b]
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**32 - 1)
+)
+def test_bottleneck_and_sizes(length: int, batch: int, strata: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def triangle(dtype: torch.dtype) -> torch.Tensor:
+        drawn = torch.randint(0, strata + 1, (batch, length, length), generator=generator)
+        return drawn.tril().to(dtype)
+
+    reach, levels = triangle(torch.uint8), triangle(torch.uint8)
+    degrees = torch.randint(0, 9, (strata, batch, length), generator=generator).int()
+    paths = np.minimum(reach.numpy()[..., None], levels.numpy()[:, None])  # [B, t, j, i]
+    np.testing.assert_array_equal(reference.bottleneck(reach, levels), paths.max(2))
+    for k in range(strata):
+        inside = reach.numpy() >= strata - k
+        expected = (inside * degrees[k].numpy()[:, None]).sum(-1)
+        np.testing.assert_array_equal(reference.trace_sizes(reach, degrees)[k], expected)
+
+
+@pytest.mark.parametrize(("vocabulary", "softcap", "bias"), [(7, None, False), (301, 2.0, True)])
+def test_output_errors(
+    vocabulary: int, softcap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch,
+    poisoned: None,
+) -> None:
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 4 * vocabulary * 2)
+    generator = torch.Generator().manual_seed(0)
+    tokens, strata, hidden = 9, 3, 6
+    states = torch.randn(tokens, hidden, generator=generator)
+    # Lanes from nearly the same prediction to an unrelated one, and one that is the same.
+    noise = torch.tensor([2.0, 0.05, 0.0])[:, None, None]
+    lanes = states + noise * torch.randn(strata, tokens, hidden, generator=generator)
+    table = torch.randn(vocabulary, hidden, generator=generator)
+    shift = torch.randn(vocabulary, generator=generator) if bias else None
+    next_ids = torch.arange(tokens) % vocabulary
+    next_ids[-1] = -1
+    found = kernels.output_errors(
+        states, lanes, table, shift, scale=0.9, softcap=softcap, next_ids=next_ids
+    )
+
+    def logits(vectors: torch.Tensor) -> Floats:
+        out = 0.9 * (vectors.double() @ table.double().T).numpy()
+        out = out if shift is None else out + shift.double().numpy()
+        return out if softcap is None else softcap * np.tanh(out / softcap)
+
+    for k in range(strata):
+        for m in range(tokens):
+            following = int(next_ids[m]) if next_ids[m] >= 0 else None
+            expected = oracle_errors(logits(states[m]), logits(lanes[k, m]), following)
+            for name, value in expected.items():
+                ours = float(getattr(found, name)[k, m])
+                np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
+    np.testing.assert_allclose(found.clean_loss[:-1], found.loss[2, :-1], atol=1e-6)
+    np.testing.assert_allclose(found.clean_entropy, found.entropy[2], atol=1e-6)
+    assert (found.nucleus[2] == 99).all()
+
+
+@given(st.integers(2, 200), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_shared_nucleus_does_not_depend_on_candidates(
+    vocabulary: int, candidates: int, seed: int
+) -> None:
+    """Few candidates and a full ranking give the same answer."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, vocabulary, generator=generator) * 2
+    noise = torch.randn(6, vocabulary, generator=generator)
+    p = logits.softmax(-1)
+    q = (logits + torch.tensor([0, 1e-3, 1e-2, 0.1, 0.3, 1])[:, None] * noise).softmax(-1)
+    few = reference.shared_nucleus(p, q, candidates)
+    np.testing.assert_array_equal(few, reference.shared_nucleus(p, q, vocabulary))
