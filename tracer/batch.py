@@ -73,6 +73,7 @@ def batch_of_tensor(
             f"input ids have shape {list(ids.shape)} and dtype {ids.dtype}; "
             "whole numbers [B, T] with T >= 1 are needed"
         )
+    ids = ids.long()
     for name, other in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
         if other is not None and other.shape != ids.shape:
             raise InputError(

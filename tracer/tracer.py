@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError
-from .batch import Batch, batch_of_lists, batch_of_tensor
+from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
 from .engine import Attention
 from .evaluate import logits
 from .graph import Count
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
-PILOT_TOKENS = 4096  # enough for the mean log size of a threshold to settle
+PILOT_TOKENS = 2048  # enough for the mean log size of a threshold to settle
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Tracer:
     ) -> Rule:
         """The thresholds of an AutoStrata on a pilot sample of windows; other rules as they are.
 
-        The pilot runs the clean lane alone, on windows taken evenly until it has 4096 tokens.
+        The pilot runs the clean lane alone, on windows taken evenly until it has 2048 tokens.
         """
         if not isinstance(select, AutoStrata):
             return select
@@ -305,7 +305,7 @@ class Tracer:
             )
             assert ids is not None  # it is `inputs`
             cpu = [None if tensor is None else tensor.cpu() for tensor in (mask, segments)]
-            batch = batch_of_tensor(ids.cpu().long(), *cpu, next_token)
+            batch = batch_of_tensor(ids.cpu(), *cpu, next_token)
         else:
             if attention_mask is not None or segment_ids is not None:
                 raise InputError("attention_mask and segment_ids go with a tensor of token ids")
@@ -334,7 +334,8 @@ class Tracer:
         return sequences, single
 
     def _check(self, batch: Batch) -> None:
-        ids = batch.ids[batch.valid]
+        following = batch.next_ids[batch.next_ids != PADDING]
+        ids = torch.cat([batch.ids[batch.valid], following])
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high

@@ -1,0 +1,379 @@
+"""The face: what `Tracer.trace` accepts, what a trace gives, and how bad input is refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from tiny_models import VARIANTS, VOCABULARY, tiny_model
+
+from densitrace import (
+    AutoStrata,
+    DensitraceError,
+    InputError,
+    ModelError,
+    Nucleus,
+    Rule,
+    Size,
+    Threshold,
+    TopFraction,
+    Trace,
+    Tracer,
+)
+from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer.graph import KINDS
+
+IDS = [5, 9, 33, 2, 60, 17, 8, 41]
+RULE = Threshold([0.1, 0.01])
+
+
+@pytest.fixture(scope="module")
+def tracer() -> Tracer:
+    return Tracer(tiny_model("llama"))
+
+
+def one(tracer: Tracer, inputs: Any = IDS, **options: Any) -> Trace:
+    trace = tracer.trace(inputs, **{"select": RULE, **options})
+    assert isinstance(trace, Trace)
+    return trace
+
+
+def many(tracer: Tracer, inputs: Any, **options: Any) -> list[Trace]:
+    traces = tracer.trace(inputs, **{"select": RULE, **options})
+    assert isinstance(traces, list)
+    return traces
+
+
+def test_arrays(tracer: Tracer) -> None:
+    trace = one(tracer, controls=("inverse", "random"), next_token=[3])
+    shape = (len(IDS), 2)
+    np.testing.assert_array_equal(trace.strata, [0.1, 0.01])
+    np.testing.assert_array_equal(trace.tokens, IDS)
+    np.testing.assert_array_equal(trace.positions, np.arange(len(IDS)))
+    assert trace.size.shape == trace.edge_count.shape == shape
+    assert trace.topology.shape == (*shape, len(KINDS), tracer.n_layers)
+    np.testing.assert_array_equal(trace.topology.sum((2, 3)), trace.edge_count)
+    expected = trace.edge_count / trace.full_edge_count[:, None]
+    np.testing.assert_allclose(trace.size, expected, rtol=1e-6)
+    names = {f"{m}{c}" for m in ("tv", "kl", "top1", "nucleus", "loss", "entropy")
+             for c in ("", "_inverse", "_random")}
+    assert set(trace.errors) == names
+    for values in trace.errors.values():
+        assert values.shape == shape
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+    assert np.isfinite(trace.surprisal).all()
+    assert (trace.density_at(0.1) <= 1).all()
+    assert (trace.auc_tv >= 0).all()
+
+
+def test_loss_is_nan_where_no_token_follows(tracer: Tracer) -> None:
+    trace = one(tracer)
+    assert np.isnan(trace.surprisal[-1])
+    assert np.isnan(trace.errors["loss"][-1]).all()
+    assert np.isfinite(trace.surprisal[:-1]).all()
+    assert np.isfinite(trace.errors["tv"][-1]).all()
+
+
+def test_forms_of_input_agree(tracer: Tracer) -> None:
+    expected = one(tracer)
+    for form in (np.array(IDS), torch.tensor(IDS), tuple(IDS)):
+        np.testing.assert_array_equal(one(tracer, form).edge_count, expected.edge_count)
+    for batch in ([IDS, IDS[:3]], torch.tensor([IDS, IDS])):
+        traces = many(tracer, batch)
+        np.testing.assert_array_equal(traces[0].edge_count, expected.edge_count)
+        assert len(traces) == 2
+
+
+def test_a_trace_does_not_depend_on_its_batch(tracer: Tracer) -> None:
+    """Random control and random importance included: they are drawn by place in the document."""
+    options: dict[str, Any] = {"controls": ("inverse", "random"), "importance": "random",
+                               "select": Threshold([0.9, 0.5])}
+    alone = one(tracer, **options)
+    with_others = many(tracer, [IDS[::-1] * 2, IDS, IDS[:2]], **options)[1]
+    np.testing.assert_array_equal(alone.topology, with_others.topology)
+    for name, values in alone.errors.items():
+        np.testing.assert_allclose(values, with_others.errors[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_stricter_strata_hold_less(family: str) -> None:
+    for rule in (Threshold([0.3, 0.1, 0.03, 0.01]), Nucleus([0.2, 0.5, 0.9]), TopFraction([0.1, 0.9])):
+        counts = one(Tracer(tiny_model(family)), select=rule).topology
+        assert (np.diff(counts, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_nothing_kept_and_everything_kept(family: str) -> None:
+    tracer = Tracer(tiny_model(family))
+    trace = one(tracer, select=Threshold([0.999, 0.0]), controls=("inverse",))
+    np.testing.assert_array_equal(trace.edge_count[:, 0], 0)
+    np.testing.assert_array_equal(trace.edge_count[:, 1], trace.full_edge_count)
+    np.testing.assert_allclose(trace.errors["tv"][:, 1], 0, atol=1e-5)
+    # Nothing dropped leaves its complement the residual stream alone; and the other way round.
+    np.testing.assert_allclose(trace.errors["tv_inverse"][:, 0], 0, atol=1e-5)
+    assert (trace.errors["tv_inverse"][:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("scope", ["all", "output"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mistral"])
+def test_random_control_keeps_as_many_edges(
+    family: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per block and kind the drawn edges are as many as the trace keeps, in the graph there is."""
+    tracer = Tracer(tiny_model(family))
+    drawn: dict[tuple[int, str], list[int]] = {}
+    original = LaneLoop._draws
+
+    def spy(self: LaneLoop, node: Any, degrees: Any, inside: Any) -> Any:
+        draws = original(self, node, degrees, inside)
+        eligible = torch.ones(len(IDS), dtype=torch.bool)
+        if scope == "output" and node.layer == tracer.n_layers - 1:
+            eligible[:-1] = False
+        for kind, draw in draws.items():
+            if kind == "attn":
+                from densitrace import kernels
+
+                weights = kernels.edge_weights(draw.edges)[None]  # [1, B, H, T, T]
+                above = weights > draw.cuts[:, :, None, :, None]
+                counts = above.sum((1, 2, 4))
+            else:
+                counts = (draw.weight > draw.cuts).sum(1)
+            drawn[node.layer, kind] = (counts * eligible).sum(-1).tolist()
+        return draws
+
+    monkeypatch.setattr(LaneLoop, "_draws", spy)
+    trace = one(tracer, scope=scope, controls=("random",))
+    for (layer, kind), counts in drawn.items():
+        column = KINDS.index(kind)
+        if scope == "output":
+            expected = trace.topology[0, :, column, layer].tolist()
+        else:
+            weights = trace.weights(layer)[kind]
+            expected = [int((weights > tau).sum()) for tau in trace.strata]
+        assert counts == expected, (layer, kind)
+    assert {kind for _, kind in drawn} == {"attn", "mlp"}
+
+
+def test_seeds(tracer: Tracer) -> None:
+    def tv(seed: int) -> np.ndarray[Any, Any]:
+        return one(tracer, controls=("random",), seed=seed).errors["tv_random"]
+
+    np.testing.assert_array_equal(tv(1), tv(1))
+    assert not np.array_equal(tv(1), tv(2))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_exports(family: str) -> None:
+    tracer = Tracer(tiny_model(family))
+    trace = one(tracer)
+    table = trace.edges(output=5, stratum=1)
+    assert len(table) == trace.edge_count[5, 1]
+    assert (table.stratum == 0).sum() == trace.edge_count[5, 0]
+    graph = trace.to_networkx(output=5, stratum=1)
+    assert graph.number_of_edges() == len(table)
+    halves = 1 if trace.parallel else 2
+    top = (tracer.n_layers * halves, 5)
+    reaching = nx.ancestors(graph, top) | {top}
+    assert set(graph.nodes) == reaching
+    matrix = trace.to_coo(output=5, stratum=1)
+    size = (tracer.n_layers * halves + 1) * len(IDS)
+    assert matrix.shape == (size, size)
+    assert matrix.nnz == len(table)
+    np.testing.assert_allclose(matrix.sum(), table.weight.sum(), rtol=1e-5)
+    assert (matrix.row > matrix.col).all()
+
+
+def test_weights_of_a_node_sum_to_one(tracer: Tracer) -> None:
+    for importance in ("norm_l1", "norm_l2", "proximity"):
+        trace = one(tracer, importance=importance)
+        for layer in range(tracer.n_layers):
+            found = trace.weights(layer)
+            into_attention = np.nansum(found["attn"], (0, 2)) + found["res_attn"]
+            np.testing.assert_allclose(into_attention, 1, atol=1e-5)
+            np.testing.assert_allclose(found["mlp"] + found["res_mlp"], 1, atol=1e-5)
+
+
+def test_auto_strata(tracer: Tracer) -> None:
+    """Strata are even in mean log size, and the last is a step short of the full graph."""
+    trace = one(tracer, list(range(40)), select=AutoStrata(6))
+    log_size = np.log10(trace.size).mean(0)
+    steps = np.diff([*log_size, 0])
+    assert len(trace.strata) == 6
+    assert isinstance(trace.rule, Threshold)
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.35)
+    again = tracer.choose_strata(AutoStrata(6), [list(range(40))], importance="norm_l1")
+    assert again == trace.rule
+    assert tracer.choose_strata(RULE, [IDS]) is RULE
+
+
+@pytest.mark.parametrize(
+    "rule", [RULE, Nucleus([0.5, 0.1]), TopFraction([1.0, 0.5]), Size([0.2]), AutoStrata(3)]
+)
+def test_rules_survive_json(rule: Rule | AutoStrata) -> None:
+    assert Rule.from_json(rule.to_json()) == rule
+
+
+def test_rules_are_sorted() -> None:
+    assert Threshold([0.001, 0.1]).values == (0.1, 0.001)
+    assert Nucleus([0.9, 0.1]).values == (0.1, 0.9)
+    assert TopFraction([1, 0.1]).values == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "message"),
+    [
+        (Threshold, [], "0 values"),
+        (Threshold, [0.1, 0.1], "0.1 is given twice"),
+        (Threshold, [1.0], "1 is outside [0, 1)"),
+        (Threshold, [-0.1], "outside"),
+        (Threshold, [float("nan")], "nan is outside"),
+        (Threshold, np.linspace(0, 0.9, 256), "256 values; 1 to 255"),
+        (Threshold, ["x"], "list of numbers"),
+        (Threshold, 0.1, "list of numbers"),
+        (Nucleus, [0.0], "0 is outside (0, 1]"),
+        (Nucleus, [1.1], "outside"),
+        (TopFraction, [0.0], "outside"),
+        (Size, [2.0], "outside"),
+    ],
+)
+def test_impossible_rules(rule: type[Rule], values: Sequence[float], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        rule(values)
+    assert message in str(caught.value)
+    assert rule.__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [0, 256, 1.5, "3"])
+def test_impossible_auto_strata(n: Any) -> None:
+    with pytest.raises(InputError, match="AutoStrata n="):
+        AutoStrata(n)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ([], {}, "inputs are empty"),
+        ([[]], {}, "empty sequence"),
+        ([[1], []], {}, "empty sequence"),
+        ([VOCABULARY], {}, f"token id {VOCABULARY} is outside the vocabulary 0..63"),
+        ([3, -1], {}, "token id -1"),
+        ("text", {}, "no tokenizer"),
+        ([1.5], {}, "texts or lists of token ids"),
+        (torch.tensor([[0.5]]), {}, "whole numbers"),
+        (torch.zeros(1, 0, dtype=torch.long), {}, "T >= 1"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), {}, "[B, T]"),
+        (IDS, {"importance": "magic"}, "importance='magic'"),
+        (IDS, {"attention": "cold"}, "attention='cold'"),
+        (IDS, {"scope": "some"}, "scope='some'"),
+        (IDS, {"count": "none"}, "count='none'"),
+        (IDS, {"controls": ("upside",)}, "controls=['upside']"),
+        (IDS, {"controls": ("random", "random")}, "once at most"),
+        (IDS, {"select": Size([0.5])}, "scope='output'"),
+        (IDS, {"scope": "output", "output": 8}, "output=8 is outside the 8 tokens"),
+        (IDS, {"next_token": [1, 2]}, "next_token has 2 entries"),
+        (IDS, {"next_token": [99]}, "token id 99"),
+        (IDS, {"attention_mask": torch.ones(1, 8)}, "go with a tensor"),
+        (torch.tensor([IDS]), {"attention_mask": torch.ones(1, 7)}, "attention_mask has shape"),
+        (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "padding alone"),
+        (torch.tensor([IDS]), {"segment_ids": torch.arange(8)[None] % 2}, "each must be one run"),
+    ],
+)
+def test_impossible_input(
+    tracer: Tracer, inputs: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        tracer.trace(inputs, **{"select": RULE, **options})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_long_for_learned_positions() -> None:
+    tracer = Tracer(tiny_model("gpt2"))
+    with pytest.raises(InputError, match="has 65 tokens; model .* has positions for 64"):
+        one(tracer, [1] * 65)
+    # Two documents in a row have positions of their own.
+    row, segments = torch.ones(1, 80, dtype=torch.long), torch.arange(80)[None] // 40
+    assert len(many(tracer, row, segment_ids=segments)[0].tokens) == 80
+
+
+@pytest.mark.parametrize(("output", "stratum"), [(8, 0), (-9, 0), (0, 2), (0, -3)])
+def test_edges_out_of_range(tracer: Tracer, output: int, stratum: int) -> None:
+    with pytest.raises(InputError, match="is outside"):
+        one(tracer).edges(output, stratum)
+
+
+def test_weights_too_large_to_write_out(tracer: Tracer) -> None:
+    with pytest.raises(InputError, match="would take .* GiB"):
+        one(tracer, [1] * 20000, scope="output", output=0).weights(0)
+
+
+def test_bad_models(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"NaN or infinity, first in model.layers.1.mlp.up_proj"):
+        Tracer(model)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Tracer.from_pretrained(tmp_path / "nothing")
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Tracer.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="device='abacus'"):
+        Tracer.from_pretrained(tmp_path, device="abacus")
+    with pytest.raises(InputError, match="dtype='float7'"):
+        Tracer.from_pretrained(tmp_path, dtype="float7")
+
+
+def test_undeclared_architecture(tmp_path: Path) -> None:
+    from transformers import OPTConfig
+
+    OPTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model_type='opt' .*declare-architecture"):
+        Tracer.from_pretrained(tmp_path)
+
+
+def test_incomplete_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_model("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of its weights, model.layers.0.mlp.up_proj"):
+        Tracer.from_pretrained(tmp_path)
+
+
+def test_overflow_is_reported() -> None:
+    """Finite weights whose products are not: no silent NaN in a trace."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e38)
+    with pytest.raises(ModelError, match="NaN or infinity on this input"):
+        one(Tracer(model))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_model("gpt_neox")
+    before = model.config._attn_implementation
+    ids = torch.tensor([IDS])
+    with torch.inference_mode():
+        expected = model(ids).logits
+        one(Tracer(model))
+        with pytest.raises(DensitraceError):
+            one(Tracer(model), [VOCABULARY])
+        np.testing.assert_array_equal(model(ids).logits, expected)
+    assert model.config._attn_implementation == before
+    assert all("forward" not in block.__dict__ for block in model.gpt_neox.layers)
+
+
+def test_reference_backend_agrees() -> None:
+    """The plain-torch definition of every op, asked for by name, gives the same traces."""
+    model = tiny_model("gemma3")
+    auto, plain = (one(Tracer(model, backend=backend)) for backend in ("auto", "reference"))
+    np.testing.assert_array_equal(auto.topology, plain.topology)
+    with pytest.raises(DensitraceError, match="backend='abacus'"):
+        one(Tracer(model, backend="abacus"))
