@@ -6,6 +6,7 @@ cut at the last target of the block, which saves the upper triangle. Everything 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,17 +25,23 @@ from .hashing import hash_uniform
 from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
 TILE_ELEMENTS = 1 << 21  # float32 entries of one tile: 8 MiB, a compromise of cache and overhead
+TILE_TARGETS = 32  # few, so that a tile cut at its last target wastes little above the diagonal
 NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 
 # ---- tiles -----------------------------------------------------------------------------------
 
 
-def target_blocks(length: int, elements_per_target: int) -> Iterator[slice]:
-    """Runs of targets whose tile of `elements_per_target` entries each stays within the budget."""
-    block = max(1, min(length, TILE_ELEMENTS // max(1, elements_per_target)))
+def blocks(length: int, elements_each: int, most: int | None = None) -> Iterator[slice]:
+    """Runs of rows, `most` at a time, whose `elements_each` entries a row keep to the budget."""
+    block = max(1, min(most or length, TILE_ELEMENTS // max(1, elements_each)))
     for start in range(0, length, block):
         yield slice(start, min(length, start + block))
+
+
+def target_blocks(length: int, elements_each: int) -> Iterator[slice]:
+    """Runs of targets for tiles of attention."""
+    return blocks(length, elements_each, TILE_TARGETS)
 
 
 def allowed_tile(pattern: Pattern, rows: slice) -> Tensor:
@@ -140,7 +147,7 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
     node = weight.node[:, rows]
     for head in range(heads):
         u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].T
-        for part in target_blocks(node.shape[1], batch * sources * u.shape[-1]):
+        for part in blocks(node.shape[1], batch * sources * u.shape[-1]):
             edge = alpha[:, head, part, :, None] * u[:, None]  # [B, part, S, D]
             n = node[:, part, None]
             # Entry by entry, so that |n| and |n - e| cancel before they are summed.
@@ -165,7 +172,7 @@ def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     norms = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     for head in range(heads):
         values = head_values(v, head, heads).float()
-        for rows in target_blocks(length, batch * w_o.shape[1]):
+        for rows in blocks(length, batch * w_o.shape[1]):
             norms[:, head, rows] = (values[:, rows] @ w_o[head].float().T).norm(p, -1)
     return norms
 
@@ -395,9 +402,10 @@ def output_errors(
             logits = logits.div_(softcap).tanh_().mul_(softcap)
         return logits.log_softmax(-1)
 
-    for rows in target_blocks(tokens, 4 * len(table)):
+    for rows in blocks(tokens, 4 * len(table)):
         clean = log_probabilities(hidden[rows])
         p = clean.exp()
+        ranking = ranked(p)
         following = next_ids[rows, None]
         errors.clean_loss[rows] = _loss(clean, following)
         errors.clean_entropy[rows] = _entropy(clean, p)
@@ -406,8 +414,9 @@ def output_errors(
             q = lane.exp()
             errors.tv[k, rows] = (p - q).abs().sum(-1) / 2
             errors.kl[k, rows] = (p * (clean - lane)).sum(-1).clamp(min=0)
-            errors.top1[k, rows] = (clean.argmax(-1) == lane.argmax(-1)).float()
-            errors.nucleus[k, rows] = shared_nucleus(p, q)
+            lane_ranking = ranked(q)
+            errors.top1[k, rows] = (ranking.token[:, 0] == lane_ranking.token[:, 0]).float()
+            errors.nucleus[k, rows] = shared_nucleus(p, q, ranking, lane_ranking)
             errors.loss[k, rows] = _loss(lane, following)
             errors.entropy[k, rows] = _entropy(lane, q)
     return errors
@@ -423,27 +432,41 @@ def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
     return -(p * log_p).sum(-1)
 
 
-def shared_nucleus(p: Tensor, q: Tensor, candidates: int = 64) -> Tensor:
+class Ranking(NamedTuple):
+    """The likeliest tokens of M predictions, in descending order."""
+
+    mass: Tensor  # float32 [M, C]
+    token: Tensor  # int64 [M, C]
+
+
+def ranked(p: Tensor, candidates: int = 64) -> Ranking:
+    """The `candidates` likeliest tokens of probabilities [M, V]."""
+    return Ranking(*p.topk(min(candidates, p.shape[-1])))
+
+
+def shared_nucleus(p: Tensor, q: Tensor, p_top: Ranking, q_top: Ranking) -> Tensor:
     """Largest mass in percent whose ranked nucleus (smallest prefix that holds it) is the same.
 
-    Rankings that agree over the `candidates` likeliest tokens are ranked in full; most part sooner.
+    Most rankings part within the candidates; those that do not are ranked in full.
 
     Args:
         p, q: float32 [M, V] probabilities.
+        p_top, q_top: their likeliest tokens, as many of the one as of the other.
 
     Returns:
         float32 [M], one of `NUCLEUS_PERCENT`, or 0.
     """
-    width = min(candidates, p.shape[-1])
-    (p_mass, p_token), (q_mass, q_token) = p.topk(width), q.topk(width)
-    agreeing = (p_token == q_token).cumprod(-1).sum(-1, keepdim=True)
+    vocabulary, width = p.shape[-1], p_top.token.shape[-1]
+    agreeing = (p_top.token == q_top.token).cumprod(-1).sum(-1, keepdim=True)
     percent = torch.tensor(NUCLEUS_PERCENT, device=p.device)
     wanted = (percent.double() / 100).expand(len(p), -1).contiguous()
-    p_length = torch.searchsorted(p_mass.double().cumsum(-1), wanted) + 1
-    q_length = torch.searchsorted(q_mass.double().cumsum(-1), wanted) + 1
+    p_length = torch.searchsorted(p_top.mass.double().cumsum(-1), wanted) + 1
+    q_length = torch.searchsorted(q_top.mass.double().cumsum(-1), wanted) + 1
     same = (p_length == q_length) & (p_length <= agreeing)
     shared = (same * percent).amax(-1).float()
-    undecided = (agreeing.squeeze(-1) == width) if width < p.shape[-1] else None
-    if undecided is not None and undecided.any():
-        shared[undecided] = shared_nucleus(p[undecided], q[undecided], p.shape[-1])
+    undecided = agreeing.squeeze(-1) == width
+    if width < vocabulary and undecided.any():
+        rest = p[undecided], q[undecided]
+        tops = [ranked(part, vocabulary) for part in rest]
+        shared[undecided] = shared_nucleus(*rest, *tops)
     return shared
