@@ -1,0 +1,191 @@
+"""The installed package: built, installed and imported for real, in environments of its own.
+
+Each environment sees the packages of the one that runs the tests, but not its densitrace: the
+folder is put on the path without the .pth files in it, which is how an editable install gets in.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import densitrace
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("kernels", "tracer", "estimator")
+BUILT_FROM = ("densitrace", "csrc", *PARTS)
+NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache")
+
+LIGHT = """
+import importlib.metadata, importlib.util, sys
+import densitrace, densitrace._cpu
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+assert importlib.metadata.version("densitrace") == densitrace.__version__
+for module in ("kernels", "tracer.models", "estimator", "errors"):
+    assert importlib.util.find_spec(f"densitrace.{module}") is not None, module
+found = importlib.util.find_spec("kernels")
+print(found and found.origin)
+"""
+TRANSFORMERS = (
+    LIGHT
+    + """
+from transformers.utils import is_kernels_available
+assert not is_kernels_available()
+"""
+)
+EVERYTHING = """
+import densitrace
+for name in densitrace.__all__:
+    getattr(densitrace, name)
+from densitrace import kernels
+assert kernels.backends()["bottleneck"] == "cpu"
+print(kernels.__file__)
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with densitrace in it, and the checkout that it came from."""
+
+    folder: Path
+    checkout: Path
+
+    @property
+    def packages(self) -> Path:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return self.folder / "lib" / version / "site-packages"
+
+    def run(self, command: Sequence[str | Path], cwd: Path, *path: Path) -> str:
+        """Output of a program of this environment, with `path` in front of its packages."""
+        clean = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
+        done = subprocess.run(
+            [self.folder / "bin" / command[0], *command[1:]],
+            cwd=cwd,
+            env=clean | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+def pip(*arguments: str | Path, python: Path | None = None) -> None:
+    """pip without an index: everything that is needed is here."""
+    target = [] if python is None else ["--python", str(python)]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", *target, *map(str, arguments), *offline, "--quiet"]
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that nothing built here lies in the repository."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in BUILT_FROM:
+        shutil.copytree(ROOT / name, folder / name, ignore=NOT_SOURCES)
+    for path in ROOT.iterdir():
+        if path.is_file() and path.suffix in (".md", ".py", ".toml", ".in", ".txt", ""):
+            shutil.copy2(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", checkout, "--wheel-dir", folder)
+    (built,) = folder.glob("densitrace-*.whl")
+    return built
+
+
+@pytest.fixture(scope="session", params=["wheel", "folder", "editable"])
+def environment(
+    request: pytest.FixtureRequest,
+    wheel: Path,
+    checkout: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Environment:
+    """densitrace installed from the wheel, by `pip install .` and by `pip install -e .`."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "editable":
+        # It builds into the checkout, which would hide a module missing from the other two. The
+        # wheel's object files come along, so nothing is compiled twice.
+        checkout = shutil.copytree(checkout, folder / "checkout")
+    installed = Environment(folder / "venv", checkout)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", installed.folder], check=True)
+    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (installed.packages / "outer.pth").write_text("\n".join(outer))
+    what = {"wheel": [wheel], "folder": [checkout], "editable": ["-e", checkout]}[request.param]
+    pip("install", *what, python=installed.folder / "bin" / "python")
+    return installed
+
+
+@pytest.fixture(scope="session")
+def other_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with another package called `kernels`, one too old for transformers to use."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "__init__.py").write_text("OTHER = True\n")
+    (folder / "kernels-0.0.1.dist-info").mkdir()
+    (folder / "kernels-0.0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.0.1\n"
+    )
+    return folder
+
+
+def test_wheel_holds_every_source_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "densitrace").glob("*.py*")}
+    sources |= {
+        Path("densitrace", path.relative_to(ROOT))
+        for part in PARTS
+        for path in (ROOT / part).rglob("*")
+        if path.is_file() and not any(".pyc" in p or p.startswith(".") for p in path.parts)
+    }
+    sources |= {Path("densitrace", "py.typed"), Path("densitrace", "_cpu.pyi")}
+    compiled = {name for name in held if name.startswith("densitrace/_cpu.cpython")}
+    assert len(compiled) == 1
+    assert held - compiled == {path.as_posix() for path in sources}
+
+
+def test_import_from_anywhere(environment: Environment, tmp_path: Path) -> None:
+    assert environment.run(["python", "-c", LIGHT], tmp_path) == "None"
+
+
+def test_import_from_the_root(environment: Environment, other_kernels: Path) -> None:
+    """There `kernels` is not the folder kernels/ but the package of that name, if there is one."""
+    root = environment.checkout
+    other = str(other_kernels / "kernels" / "__init__.py")
+    assert environment.run(["python", "-c", TRANSFORMERS], root) == "None"
+    assert environment.run(["python", "-c", TRANSFORMERS], root, other_kernels) == other
+
+
+@pytest.mark.parametrize("environment", ["folder"], indirect=True)
+def test_every_public_name_from_the_root(environment: Environment) -> None:
+    """Of the installed package: the sources beside it in the root are not what runs."""
+    kernels = environment.run(["python", "-c", EVERYTHING], environment.checkout)
+    assert kernels == str(environment.packages / "densitrace" / "kernels" / "__init__.py")
+
+
+def test_command_and_module_are_the_same(environment: Environment, tmp_path: Path) -> None:
+    version = environment.run(["densitrace", "--version"], tmp_path)
+    assert densitrace.__version__ in version
+    module = ["python", "-m", "densitrace", "--version"]
+    assert environment.run(module, environment.checkout) == version
+
+
+def test_public_names() -> None:
+    assert set(densitrace.__all__) <= set(dir(densitrace))
+    for name in set(densitrace.__all__) - {"__version__"}:
+        home = densitrace._HOME[name]
+        assert getattr(densitrace, name).__module__ == f"densitrace{home}", name
+    with pytest.raises(AttributeError, match="'densitrace' has no attribute 'Tracre'"):
+        _ = densitrace.Tracre
