@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, reference
 from .edges import (
     AttentionEdges,
     CosineWeight,
@@ -72,7 +72,7 @@ def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Te
         >>> source_norms(torch.ones(1, 1, 2, 3), torch.ones(4, 5, 3), p=1)[0, 0]
         tensor([15., 15.])
     """
-    return dispatch.pick("source_norms", v.device, backend)(v, w_o, p)
+    return dispatch.pick(reference.source_norms, v.device, backend)(v, w_o, p)
 
 
 def attention_stats(
@@ -88,17 +88,17 @@ def attention_stats(
     Returns:
         AttentionStats: output [B, H, T, d_v], lse [B, H, T], mass [B, T], all float32.
     """
-    return dispatch.pick("attention_stats", v.device, backend)(pattern, v, source)
+    return dispatch.pick(reference.attention_stats, v.device, backend)(pattern, v, source)
 
 
 def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """Sum of the weights of all attention edges into each target: float32 [B, T]."""
-    return dispatch.pick("edge_mass", edges.pattern.device, backend)(edges)
+    return dispatch.pick(reference.edge_mass, edges.pattern.device, backend)(edges)
 
 
 def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """All unnormalised weights, float32 [B, H, T target, T source], NaN where no edge: small T."""
-    return dispatch.pick("edge_weights", edges.pattern.device, backend)(edges)
+    return dispatch.pick(reference.edge_weights, edges.pattern.device, backend)(edges)
 
 
 def nucleus_cuts(
@@ -124,7 +124,7 @@ def nucleus_cuts(
         float32 [K, B, T].
     """
     wanted = torch.as_tensor(masses, dtype=torch.float64, device=side.device)
-    return dispatch.pick("nucleus_cuts", side.device, backend)(edges, side, wanted, total)
+    return dispatch.pick(reference.nucleus_cuts, side.device, backend)(edges, side, wanted, total)
 
 
 def fraction_cuts(
@@ -140,7 +140,7 @@ def fraction_cuts(
     `nucleus_cuts`.
     """
     wanted = torch.as_tensor(fractions, dtype=torch.float64, device=side.device)
-    return dispatch.pick("fraction_cuts", side.device, backend)(edges, side, wanted)
+    return dispatch.pick(reference.fraction_cuts, side.device, backend)(edges, side, wanted)
 
 
 def random_cuts(
@@ -156,7 +156,7 @@ def random_cuts(
     Returns:
         float32 [K, B]; the count is met exactly but for ties among 24-bit weights.
     """
-    return dispatch.pick("random_cuts", counts.device, backend)(edges, eligible, counts)
+    return dispatch.pick(reference.random_cuts, counts.device, backend)(edges, eligible, counts)
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
@@ -169,7 +169,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -
     Returns:
         EdgeLevels: levels uint8 [B, T, T] (0 above the diagonal), degrees int32 [K, B, T].
     """
-    return dispatch.pick("edge_levels", cuts.device, backend)(edges, cuts)
+    return dispatch.pick(reference.edge_levels, cuts.device, backend)(edges, cuts)
 
 
 def lane_attention(
@@ -197,7 +197,7 @@ def lane_attention(
     Returns:
         float32 [K, B, H, T, d_v].
     """
-    pick = dispatch.pick("lane_attention", v.device, backend)
+    pick = dispatch.pick(reference.lane_attention, v.device, backend)
     return pick(edges, cuts, v, lanes, invert)
 
 
@@ -208,7 +208,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto")
         edges: of one block.
         cuts: float32 [K, B, T]; +inf at targets outside a trace.
     """
-    return dispatch.pick("collect_edges", cuts.device, backend)(edges, cuts)
+    return dispatch.pick(reference.collect_edges, cuts.device, backend)(edges, cuts)
 
 
 def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tensor:
@@ -222,7 +222,7 @@ def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tenso
     Returns:
         uint8 [B, T, T]: the largest min(reach[t, j], levels[j, i]) over i <= j <= t.
     """
-    return dispatch.pick("bottleneck", reach.device, backend)(reach, levels)
+    return dispatch.pick(reference.bottleneck, reach.device, backend)(reach, levels)
 
 
 def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Tensor:
@@ -235,7 +235,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
     Returns:
         int64 [K, B, T]: sum over j of degrees[k, j] where reach[t, j] >= K - k.
     """
-    return dispatch.pick("trace_sizes", reach.device, backend)(reach, degrees)
+    return dispatch.pick(reference.trace_sizes, reach.device, backend)(reach, degrees)
 
 
 def output_errors(
@@ -262,7 +262,7 @@ def output_errors(
     Returns:
         OutputErrors; the [K, M, V] logits are never held at once.
     """
-    pick = dispatch.pick("output_errors", hidden.device, backend)
+    pick = dispatch.pick(reference.output_errors, hidden.device, backend)
     return pick(hidden, lanes, unembedding, bias, scale, softcap, next_ids)
 
 

@@ -7,11 +7,14 @@ of the device's backends that has the op; a backend asked for by name never fall
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from ..errors import BackendError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BACKENDS = ("reference", "cpu")
 PREFERENCE = {"cpu": ("cpu", "reference")}  # by device type; others: the plain torch definition
@@ -39,7 +42,8 @@ def serving(op: str, device: torch.device | str, backend: str = "auto") -> str:
     return backend
 
 
-def pick(op: str, device: torch.device | str, backend: str = "auto") -> Callable[..., Any]:
-    """The function that serves `op`."""
-    function: Callable[..., Any] = getattr(_module(serving(op, device, backend)), op)
+def pick(op: Callable[P, R], device: torch.device | str, backend: str = "auto") -> Callable[P, R]:
+    """The function that serves an op, which is named by its definition in `reference`."""
+    name = op.__name__
+    function: Callable[P, R] = getattr(_module(serving(name, device, backend)), name)
     return function

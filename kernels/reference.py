@@ -131,7 +131,7 @@ def _finite_weight_tile(
 
 
 def _cosine_tile(weight: CosineWeight, pattern: Pattern, rows: slice, alpha: Tensor) -> Tensor:
-    batch, heads, _ = pattern.shape
+    batch = len(pattern.q)
     groups = weight.v.shape[1]
     target = weight.target[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
     inner = (target @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
@@ -211,9 +211,7 @@ def edge_weights(edges: AttentionEdges) -> Tensor:
     return weights
 
 
-def _node_blocks(
-    edges: AttentionEdges | None, side: Tensor
-) -> Iterator[tuple[slice, Tensor]]:
+def _node_blocks(edges: AttentionEdges | None, side: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of targets with all their in-edges' weights in descending order, -inf last.
 
     Yields (rows, float32 [B, rows, H * S + E]).
@@ -250,7 +248,9 @@ def nucleus_cuts(
     for rows, ordered in _node_blocks(edges, side):
         running = ordered.clamp(min=0).double().cumsum(-1)
         wanted = (masses.double()[:, None, None] * total[:, rows].double()).permute(1, 2, 0)
-        crossing = torch.searchsorted(running, wanted.contiguous())  # index of the edge that crosses
+        crossing = torch.searchsorted(
+            running, wanted.contiguous()
+        )  # index of the edge that crosses
         value = ordered.gather(-1, crossing.clamp(max=ordered.shape[-1] - 1))
         positive = (ordered > 0).sum(-1, keepdim=True)
         # Ties with the crossing edge stay; an edge of weight 0 adds nothing and is left out.
@@ -330,9 +330,7 @@ def lane_attention(
 ) -> Tensor:
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
-    output = torch.empty(
-        strata, batch, heads, length, width, dtype=torch.float32, device=v.device
-    )
+    output = torch.empty(strata, batch, heads, length, width, dtype=torch.float32, device=v.device)
     for rows in target_blocks(length, batch * heads * length * 2):
         alpha = alpha_tile(edges.pattern, rows)
         weight = weight_tile(edges, rows, alpha)

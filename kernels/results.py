@@ -51,5 +51,11 @@ class OutputErrors:
     @classmethod
     def empty(cls, strata: int, tokens: int, device: torch.device) -> "OutputErrors":
         """Unwritten tensors for `strata` lanes of `tokens` tokens."""
-        lanes = [torch.empty(strata, tokens, device=device) for _ in range(6)]
-        return cls(*lanes, torch.empty(tokens, device=device), torch.empty(tokens, device=device))
+
+        def lanes() -> Tensor:
+            return torch.empty(strata, tokens, device=device)
+
+        def clean() -> Tensor:
+            return torch.empty(tokens, device=device)
+
+        return cls(lanes(), lanes(), lanes(), lanes(), lanes(), lanes(), clean(), clean())

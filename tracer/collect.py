@@ -1,6 +1,8 @@
 """Observers of the lane loop that write out what it normally does not keep: for small T."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,24 @@ from .graph import KINDS
 from .nodes import Node
 
 Weights = dict[str, NDArray[np.float32]]  # attn [L, H, T, T], others [L, T]; NaN: no edge
+
+
+class EdgeRow(NamedTuple):
+    """One row of an edge table."""
+
+    layer: int  # block
+    kind: str
+    head: int  # -1: no attention edge
+    source: int  # position
+    target: int
+    weight: float  # normalised
+    stratum: int  # the sparsest that holds the edge
+
+
+def edge_rows(table: pd.DataFrame) -> Iterator[EdgeRow]:
+    """The rows of an edge table, typed."""
+    columns = (table[name].tolist() for name in EdgeRow._fields)
+    return (EdgeRow(*row) for row in zip(*columns, strict=True))
 
 
 def _normalised(weights: Tensor, total: Tensor) -> Tensor:
@@ -82,6 +102,4 @@ class EdgeCollector:
     def table(self) -> pd.DataFrame:
         """One row an edge, ordered by layer, kind, head, target and source."""
         table = pd.concat(self._tables, ignore_index=True)
-        return table.sort_values(
-            ["layer", "kind", "head", "target", "source"], ignore_index=True
-        )
+        return table.sort_values(["layer", "kind", "head", "target", "source"], ignore_index=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import AttentionEdges, Pattern
+from ..kernels import AttentionEdges, Pattern, RandomWeight
 from .batch import Batch
 from .models import Block, Decoder, LinearNorm
 from .nodes import AttentionBranch, Importance, Node, RandomImportance
@@ -44,6 +44,30 @@ class LaneRun:
     hidden: Tensor  # [1 + lanes, B, T, D] final-normed states, lane 0 clean
     levels: list[NodeLevels]  # from the embedding up
     windows: list[int | None]  # sliding window of each block
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Edges drawn at random: those whose random weight exceeds the cut."""
+
+    cuts: Tensor  # float32 [K, B, T]
+    weight: RandomWeight  # of attention edges
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the lanes keep of a node's in-edges."""
+
+    node: Node
+    cuts: Tensor  # float32 [K, B, T], +inf at nodes outside the trace
+    side: dict[str, Tensor] = field(default_factory=dict)  # bool [lanes, B, T]; empty: all kept
+    drawn: Draw | None = None  # attention edges of the random control
+
+    def apply(self, kind: str, vector: Tensor) -> Tensor:
+        """Edge vectors [lanes * B, T, D], zero in the lanes that drop the edge."""
+        if not self.side:
+            return vector
+        return vector * self.side[kind].flatten(0, 1)[..., None]
 
 
 Observer = Callable[[Node, Tensor], None]  # sees each node and its cuts [K, B, T]
@@ -95,14 +119,15 @@ class LaneLoop:
 
     def _run_block(self, layer: int, hidden: Tensor, call: dict[str, Any]) -> Tensor:
         block = self.decoder.blocks[layer]
-        run = self._parallel_block if self.decoder.parallel else self._sequential_block
-        return run(layer, block, hidden, call)
+        if self.decoder.parallel:
+            return self._parallel_block(layer, block, hidden, call)
+        return self._sequential_block(layer, block, hidden, call)
 
     def _sequential_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
-        kept = self._attend(layer, block, hidden, call, ("res_attn",), (hidden,), ())
-        states = kept.apply("res_attn", hidden) + kept.branch
+        keep, attention = self._attend(layer, block, hidden, call, ("res_attn",), (hidden,), ())
+        states = keep.apply("res_attn", hidden) + attention
         branch = block.mlp(states)
         final = (self.decoder.final_norm,) if self._is_last(layer) else ()
         side = [self._folded(vector, final) for vector in (states, branch)]
@@ -115,10 +140,10 @@ class LaneLoop:
     ) -> Tensor:
         branch = block.mlp(hidden)
         final = (self.decoder.final_norm,) if self._is_last(layer) else ()
-        kept = self._attend(
+        keep, attention = self._attend(
             layer, block, hidden, call, ("res_attn", "mlp"), (hidden, branch), final
         )
-        return kept.apply("res_attn", hidden) + kept.branch + kept.apply("mlp", branch)
+        return keep.apply("res_attn", hidden) + attention + keep.apply("mlp", branch)
 
     def _attend(
         self,
@@ -129,30 +154,29 @@ class LaneLoop:
         kinds: tuple[str, ...],
         side: tuple[Tensor, ...],
         final: tuple[LinearNorm, ...],
-    ) -> "Kept":
-        """The attention branch of all lanes, and which side edges of its node they keep."""
+    ) -> tuple[Selection, Tensor]:
+        """What the lanes keep of the attention node, and their attention branch."""
         norms = final if block.attention_norm is None else (block.attention_norm, *final)
-        selected: list[Kept] = []
+        selected: list[Selection] = []
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             lanes = _split(pattern, value, self.lanes)
-            clean = replace(
-                pattern, q=lanes.q[0], k=lanes.k[0], segments=self.batch.segments
-            )
+            clean = replace(pattern, q=lanes.q[0], k=lanes.k[0], segments=self.batch.segments)
             branch = AttentionBranch(block, clean, lanes.v[0], norms)
             folded = [self._folded(vector, final) for vector in side]
             node, output = self.importance.attention_node(layer, branch, kinds, folded)
             self._windows.append(pattern.window)
             keep = self._select(node)
             selected.append(keep)
-            return torch.cat([output[None], *self._lane_outputs(keep, clean, lanes)]).flatten(0, 1)
+            outputs = [output[None], *self._lane_outputs(keep, clean, lanes)]
+            return torch.cat(outputs).flatten(0, 1)
 
         branch = block.attend(hidden, call, attend)
-        return replace(selected[0], branch=branch)
+        return selected[0], branch
 
     def _folded(self, vector: Tensor, norms: tuple[LinearNorm, ...]) -> Tensor:
         """The clean lane of an edge vector [B, T, D], seen through linearised norms."""
-        clean = vector.unflatten(0, (self.lanes, -1))[0]
+        clean: Tensor = vector.unflatten(0, (self.lanes, -1))[0]
         for norm in norms:
             clean = norm.fold(clean)
         return clean
@@ -162,7 +186,7 @@ class LaneLoop:
 
     # ---- selection ---------------------------------------------------------------------------
 
-    def _select(self, node: Node) -> "Kept":
+    def _select(self, node: Node) -> Selection:
         """Cuts of a node, its levels for the sizes, and what each lane keeps of it."""
         cuts = self.rule.cuts(node, self.backend)
         for observe in self.observers:
@@ -177,65 +201,64 @@ class LaneLoop:
         index = len(self._levels)
         self._levels.append(NodeLevels(node.layer, side_level, degrees, attention))
         if not self.masked_lanes:
-            return Kept(node, cuts, {}, {}, {})
+            return Selection(node, cuts)
         inside = None
         if self.gates is not None:
             inside = self.gates[index]
             cuts = cuts.masked_fill(~inside, torch.inf)
-        draws = self._draws(node, degrees, inside) if "random" in self.controls else {}
+        drawn, dense = (
+            self._draws(node, degrees, inside) if "random" in self.controls else (None, {})
+        )
         keep = {
-            kind: self._side_keep(kind, node.side[e], cuts, draws)
+            kind: self._side_keep(kind, node.side[e] > cuts, dense)
             for e, kind in enumerate(node.kinds)
         }
-        random = draws.get("attn")
-        return Kept(node, cuts, keep, {} if random is None else {"attn": random}, degrees)
+        return Selection(node, cuts, keep, drawn)
 
-    def _side_keep(
-        self, kind: str, weight: Tensor, cuts: Tensor, draws: dict[str, "Draw"]
-    ) -> Tensor:
+    def _side_keep(self, kind: str, above: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """bool [lanes, B, T]: which lanes keep this side edge; controls keep every residual."""
-        above = weight > cuts
         keep = [torch.ones_like(above[:1]), above]
         for control in self.controls:
             if kind.startswith("res_"):
                 keep.append(torch.ones_like(above))
-            elif control == "inverse":
-                keep.append(~above)
             else:
-                keep.append(draws[kind].weight > draws[kind].cuts)
+                keep.append(~above if control == "inverse" else drawn[kind])
         return torch.cat(keep)
 
     def _draws(
         self, node: Node, degrees: dict[str, Tensor], inside: Tensor | None
-    ) -> dict[str, "Draw"]:
-        """For the random control: as many edges of each kind as the trace keeps in this block."""
-        batch = self.batch
-        eligible = batch.valid
+    ) -> tuple[Draw | None, dict[str, Tensor]]:
+        """As many edges of each kind as the trace keeps in this block, drawn at random.
+
+        Returns:
+            The attention edges drawn, and of side edges bool [K, B, T] by kind.
+        """
+        if "random" not in self.controls:
+            return None, {}
+        eligible = self.batch.valid
         if self.output_only and self._is_last(node.layer):
             eligible = eligible.clone()
             eligible[:, :-1] = False
-        control = RandomImportance(self.seed ^ _CONTROL_STREAM, batch.positions, self.backend)
-        draws: dict[str, Draw] = {}
-        for kind, degree in degrees.items():
-            if kind.startswith("res_"):
-                continue
-            counted = degree * eligible if inside is None else degree * inside * eligible
-            counts = counted.sum(-1, dtype=torch.int64)  # [K, B]
-            if kind == "attn":
-                assert node.edges is not None  # only nodes with attention edges count them
-                edges = control.edges(node.layer, node.edges.pattern)
-                cuts = kernels.random_cuts(edges, eligible, counts, backend=self.backend)
-                cut = cuts[..., None].expand(-1, -1, eligible.shape[1]).contiguous()
-                draws[kind] = Draw(cut, edges=edges)
-            else:
-                weight = control.side(node.layer, kind).masked_fill(~eligible, -1.0)
-                ordered = weight.sort(-1, descending=True).values  # [B, T]
-                last = ordered.gather(-1, (counts.T - 1).clamp(min=0)).T[..., None]
-                cut = torch.where(counts[..., None] > 0, last - 2.0**-24, torch.inf)
-                draws[kind] = Draw(cut.expand_as(degree), weight=weight)
-        return draws
+        control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
+        counts = {
+            kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
+            for kind, degree in degrees.items()
+        }
+        attention = None
+        if node.edges is not None:
+            edges = control.edges(node.layer, node.edges.pattern)
+            cuts = kernels.random_cuts(edges, eligible, counts["attn"], backend=self.backend)
+            spread = cuts[..., None].expand(-1, -1, eligible.shape[1]).contiguous()
+            attention = Draw(spread, control.weight(node.layer))
+        side = {}
+        if "mlp" in counts:
+            weight = control.side(node.layer, "mlp").masked_fill(~eligible, -1.0)
+            # The place of each token's edge when the heaviest comes first.
+            place = weight.argsort(-1, descending=True).argsort(-1)
+            side["mlp"] = place < counts["mlp"][..., None]
+        return attention, side
 
-    def _lane_outputs(self, keep: "Kept", clean: Pattern, lanes: "Lanes") -> list[Tensor]:
+    def _lane_outputs(self, keep: Selection, clean: Pattern, lanes: "Lanes") -> list[Tensor]:
         """Attention outputs [K, B, H, T, d_v] of each group of masked lanes."""
         if not self.masked_lanes:
             return []
@@ -248,11 +271,10 @@ class LaneLoop:
             live = replace(clean, q=lanes.q[run], k=lanes.k[run])
             chosen, cuts = edges, keep.cuts
             if group == "random":
-                draw = keep.draws["attn"]
-                assert draw.edges is not None  # the draw of attention edges
+                assert keep.drawn is not None  # drawn with every selection of this control
                 # Which edges flow is drawn; along what attention they flow is still the clean's.
-                chosen = AttentionEdges(edges.pattern, draw.edges.weight)
-                cuts = draw.cuts
+                chosen = AttentionEdges(edges.pattern, keep.drawn.weight)
+                cuts = keep.drawn.cuts
             outputs.append(
                 kernels.lane_attention(
                     chosen,
@@ -267,33 +289,6 @@ class LaneLoop:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Edges drawn at random: those whose random weight exceeds the cut."""
-
-    cuts: Tensor  # float32 [K, B, T]
-    weight: Tensor | None = None  # float32 [B, T] of side edges
-    edges: AttentionEdges | None = None
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What the lanes keep of a node's in-edges."""
-
-    node: Node
-    cuts: Tensor  # float32 [K, B, T], +inf at nodes outside the trace
-    side: dict[str, Tensor]  # bool [lanes, B, T] by kind; empty: everything is kept
-    draws: dict[str, Draw]
-    degrees: dict[str, Tensor]
-    branch: Tensor | None = None  # [lanes * B, T, D] attention branch
-
-    def apply(self, kind: str, vector: Tensor) -> Tensor:
-        """Edge vectors [lanes * B, T, D], zero in the lanes that drop the edge."""
-        if not self.side:
-            return vector
-        return vector * self.side[kind].flatten(0, 1)[..., None]
-
-
-@dataclass(frozen=True)
 class Lanes:
     """Queries, keys and values with the lanes apart."""
 
@@ -303,6 +298,4 @@ class Lanes:
 
 
 def _split(pattern: Pattern, value: Tensor, lanes: int) -> Lanes:
-    return Lanes(
-        *(tensor.unflatten(0, (lanes, -1)) for tensor in (pattern.q, pattern.k, value))
-    )
+    return Lanes(*(tensor.unflatten(0, (lanes, -1)) for tensor in (pattern.q, pattern.k, value)))

@@ -179,7 +179,11 @@ class RandomImportance:
 
     def edges(self, layer: int, pattern: Pattern) -> AttentionEdges:
         """The attention edges of a block, weighed at random."""
-        return AttentionEdges(pattern, RandomWeight(self.seed, 2 * layer, self.positions))
+        return AttentionEdges(pattern, self.weight(layer))
+
+    def weight(self, layer: int) -> RandomWeight:
+        """The random weight of a block's attention edges."""
+        return RandomWeight(self.seed, 2 * layer, self.positions)
 
     def side(self, layer: int, kind: str) -> Tensor:
         """float32 [B, T]: the random weight of a side edge of each token."""

@@ -114,9 +114,7 @@ class Nucleus(Rule):
 
     def cuts(self, node: Node, backend: str = "auto") -> Tensor:
         """Between the edge that crosses p * Z_t and the next lighter one."""
-        return kernels.nucleus_cuts(
-            node.edges, node.side, self.values, node.total, backend=backend
-        )
+        return kernels.nucleus_cuts(node.edges, node.side, self.values, node.total, backend=backend)
 
 
 class TopFraction(Rule):
@@ -159,6 +157,8 @@ class GivenCuts(Rule):
 class AutoStrata:
     """n thresholds chosen on a pilot sample so that mean trace sizes are even in log s.
 
+    The full graph, whose size and error are known to be 1 and 0, is left out as the next step.
+
     Raises:
         InputError: n outside 1..255.
     """
@@ -178,8 +178,9 @@ class AutoStrata:
     def pilot(importance: str) -> Threshold:
         """The thresholds that a pilot tries: fine in the range where that importance lives."""
         if importance in ("cosine", "random"):
-            return Threshold(np.linspace(0.0, 0.995, 64))
-        return Threshold(np.concatenate([[0.0], np.geomspace(1e-8, 0.6, 64)]))
+            return Threshold(np.linspace(0.0, 0.995, 48))
+        # Of residual and MLP the heavier has half the weight, so below 0.5 no trace is empty.
+        return Threshold(np.concatenate([[0.0], np.geomspace(1e-7, 0.499, 48)]))
 
     def choose(self, tried: Threshold, sizes: NDArray[np.floating]) -> Threshold:
         """n thresholds between those tried, even in mean log size from sparsest to fullest.
@@ -192,7 +193,7 @@ class AutoStrata:
         tau = np.array(tried.values)
         growing = np.maximum.accumulate(log_size)
         keep = np.concatenate([[True], np.diff(growing) > 1e-6])
-        wanted = np.linspace(growing[0], growing[-1], self.n)
+        wanted = np.linspace(growing[0], growing[-1], self.n + 1)[:-1]
         # Interpolating in the order of sizes; in log tau where tau spans decades.
         position = np.interp(wanted, growing[keep], np.arange(len(tau))[keep])
         low, high = np.floor(position).astype(int), np.ceil(position).astype(int)

@@ -32,7 +32,9 @@ def all_traces(
     batch, length = levels[0].side.shape
     device = levels[0].side.device
     # [K, B, T, 4, L] while counting, so that each count is one contiguous run of outputs
-    counts = torch.zeros(len(KINDS), layers, strata, batch, length, dtype=torch.int64, device=device)
+    counts = torch.zeros(
+        len(KINDS), layers, strata, batch, length, dtype=torch.int64, device=device
+    )
     own = torch.eye(length, dtype=torch.uint8, device=device) * strata
     reach = own.expand(batch, -1, -1).contiguous()  # beta_t(j) [B, T output, T node]
     for node in reversed(levels):
@@ -42,7 +44,9 @@ def all_traces(
         if node.attention is None:
             reach = torch.minimum(reach, node.side[:, None])
         else:
-            reach = kernels.bottleneck(reach, _with_side(node.attention, node.side), backend=backend)
+            reach = kernels.bottleneck(
+                reach, _with_side(node.attention, node.side), backend=backend
+            )
     return counts.permute(3, 4, 2, 0, 1)
 
 

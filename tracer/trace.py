@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from . import curve
+from .collect import EdgeRow, edge_rows
 from .select import Rule
 
 if TYPE_CHECKING:
@@ -118,10 +119,10 @@ class Trace:
 
     def _with_nodes(
         self, output: int, stratum: int
-    ) -> list[tuple[Any, tuple[tuple[int, int], tuple[int, int]]]]:
+    ) -> list[tuple[EdgeRow, tuple[tuple[int, int], tuple[int, int]]]]:
         """Each edge of a trace with its source and target nodes, (node layer, position)."""
         table = []
-        for edge in self.edges(output, stratum).itertuples(index=False):
+        for edge in edge_rows(self.edges(output, stratum)):
             if self.parallel:
                 below = edge.layer
             else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -126,7 +126,9 @@ class Tracer:
         if self.tokenizer is None:
             return ""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        described = fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        described = (
+            fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        )
         return hashlib.sha256(described.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -275,8 +277,7 @@ class Tracer:
                     edge_count=edge_count,
                     full_edge_count=full,
                     errors={
-                        name: values[run].numpy(force=True)
-                        for name, values in found.errors.items()
+                        name: values[run].numpy(force=True) for name, values in found.errors.items()
                     },
                     surprisal=found.surprisal[run].numpy(force=True),
                     model_entropy=found.model_entropy[run].numpy(force=True),
@@ -299,13 +300,12 @@ class Tracer:
         """The inputs as a checked batch on the device, and whether they are one sequence."""
         if isinstance(inputs, Tensor):
             single = inputs.ndim == 1
-            rows = (inputs, attention_mask, segment_ids)
-            ids, mask, segments = (
-                tensor[None] if single and tensor is not None else tensor for tensor in rows
+            mask, segments = (
+                None if tensor is None else tensor.cpu()[None] if single else tensor.cpu()
+                for tensor in (attention_mask, segment_ids)
             )
-            assert ids is not None  # it is `inputs`
-            cpu = [None if tensor is None else tensor.cpu() for tensor in (mask, segments)]
-            batch = batch_of_tensor(ids.cpu(), *cpu, next_token)
+            ids = inputs.cpu()[None] if single else inputs.cpu()
+            batch = batch_of_tensor(ids, mask, segments, next_token)
         else:
             if attention_mask is not None or segment_ids is not None:
                 raise InputError("attention_mask and segment_ids go with a tensor of token ids")
@@ -322,7 +322,7 @@ class Tracer:
         if len(inputs) == 0:
             raise InputError("inputs are empty: give at least one text or sequence of token ids")
         single = isinstance(inputs[0], int | np.integer)
-        items = [inputs] if single else inputs
+        items: Sequence[Any] = [inputs] if single else inputs
         sequences = []
         for item in items:
             if isinstance(item, str):
@@ -346,7 +346,8 @@ class Tracer:
         longest, limit = int(batch.positions.max()) + 1, self._decoder.max_length
         if limit is not None and longest > limit:
             raise InputError(
-                f"a sequence has {longest} tokens; model {self.model_id!r} has positions for {limit}"
+                f"a sequence has {longest} tokens; "
+                f"model {self.model_id!r} has positions for {limit}"
             )
 
     # ---- verification ------------------------------------------------------------------------

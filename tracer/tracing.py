@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, ModelError
 from .batch import Batch
-from .collect import DenseWeights, EdgeCollector, Weights
+from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import Evaluation, evaluate
 from .graph import Count, full_edge_counts
@@ -157,7 +157,7 @@ class Tracing:
             self.decoder.parallel,
             self.settings.count,
         )
-        return table[place]
+        return np.asarray(table[place])
 
     # ---- the s-Trace -------------------------------------------------------------------------
 
@@ -173,7 +173,9 @@ class Tracing:
                 "whose strata are the same traces"
             )
         full = int(self._full(row.positions[:, -1:], windows)[0, 0])
-        tensors = {kind: torch.from_numpy(array).to(row.ids.device) for kind, array in order.items()}
+        tensors = {
+            kind: torch.from_numpy(array).to(row.ids.device) for kind, array in order.items()
+        }
         cuts = [taken - int(size * full) for size in rule.values]
         return GivenImportance(tensors, self.backend), GivenCuts(cuts)
 
@@ -213,7 +215,7 @@ def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
         weights["attn"][edge.layer, edge.head, edge.target, edge.source]
         if edge.kind == "attn"
         else weights[edge.kind][edge.layer, edge.target]
-        for edge in table.itertuples(index=False)
+        for edge in edge_rows(table)
     ]
     return table.assign(weight=np.array(own, dtype=np.float32))
 

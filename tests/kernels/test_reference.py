@@ -205,9 +205,10 @@ def test_cosine_weights(problem: Problem) -> None:
     sent[0, 0] = 0  # a head that sends nothing: the zero vector's cosine is 0 by definition
     problem.w_o[0] = 0 if problem.shape.batch == 1 else problem.w_o[0]
     inner = np.einsum("bhse,bte->bhts", problem.sent(), node)
-    lengths = np.linalg.norm(problem.sent(), axis=-1)[:, :, None] * np.linalg.norm(
-        node, axis=-1
-    )[:, None, :, None]
+    lengths = (
+        np.linalg.norm(problem.sent(), axis=-1)[:, :, None]
+        * np.linalg.norm(node, axis=-1)[:, None, :, None]
+    )
     cosine = np.divide(inner, lengths, out=np.zeros_like(inner), where=lengths > 0)
     expected = (1 + cosine) / 2 * problem.allowed()[:, None]
     norms = kernels.source_norms(problem.v, problem.w_o, 2)
@@ -247,7 +248,9 @@ def test_collect_edges(problem: Problem) -> None:
     cuts = cuts_for(weights, (0.9, 0.6))
     found = kernels.collect_edges(problem.norm_edges(), cuts)
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
-    expected = {tuple(map(int, index)): 1 - int(kept[0][index]) for index in zip(*kept[1].nonzero())}
+    expected = {
+        tuple(map(int, index)): 1 - int(kept[0][tuple(index)]) for index in np.argwhere(kept[1])
+    }
     columns = (found.sequence, found.head, found.target, found.source)
     places = list(zip(*(column.tolist() for column in columns), strict=True))
     assert dict(zip(places, found.stratum.tolist(), strict=True)) == expected
@@ -334,7 +337,7 @@ def given_node(rows: list[list[float]]) -> AttentionEdges:
 
 
 def test_ties() -> None:
-    """A nucleus keeps all edges tied with the last; a fraction none tied with the first left out."""
+    """A nucleus keeps all edges tied with the last, a fraction none tied with those left out."""
     edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
     side = torch.tensor([[[1.0, 2.0, 0.0]]])
     total = torch.tensor([[2.0, 6.0, 9.0]])
@@ -368,9 +371,7 @@ def test_random_cuts(problem: Problem) -> None:
         assert (drawn[b] > cut).sum() == counts[k, b]
 
 
-@given(
-    st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**32 - 1)
-)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_bottleneck_and_sizes(length: int, batch: int, strata: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -390,7 +391,10 @@ def test_bottleneck_and_sizes(length: int, batch: int, strata: int, seed: int) -
 
 @pytest.mark.parametrize(("vocabulary", "softcap", "bias"), [(7, None, False), (301, 2.0, True)])
 def test_output_errors(
-    vocabulary: int, softcap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch,
+    vocabulary: int,
+    softcap: float | None,
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
     poisoned: None,
 ) -> None:
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 4 * vocabulary * 2)

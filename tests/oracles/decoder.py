@@ -81,6 +81,7 @@ class Oracle:
     """A transformers decoder of one of the `FAMILIES`, recomputed in float64."""
 
     def __init__(self, model: Any) -> None:
+        """Reads the weights and the config of a transformers model; keeps no hold of it."""
         self.config = model.config
         self.family = FAMILIES[self.config.model_type]
         self.state: dict[str, Floats] = {

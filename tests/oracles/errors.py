@@ -12,6 +12,7 @@ PERCENTS = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # masses of the share
 
 
 def log_softmax(logits: Floats) -> Floats:
+    """Log probabilities over the last axis, in nats."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 

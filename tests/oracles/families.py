@@ -75,15 +75,18 @@ FAMILIES = {
 
 
 def silu(x: Floats) -> Floats:
+    """x times its logistic."""
     return np.asarray(x / (1 + np.exp(-x)))
 
 
 def gelu(x: Floats) -> Floats:
+    """x times the normal distribution function at x."""
     erf = np.vectorize(math.erf, otypes=[np.float64])
     return np.asarray(x * (1 + erf(x / math.sqrt(2))) / 2)
 
 
 def gelu_tanh(x: Floats) -> Floats:
+    """The usual approximation of `gelu`."""
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     return np.asarray(x * (1 + np.tanh(inner)) / 2)
 
@@ -107,6 +110,7 @@ class Norm:
         return np.asarray(self.gamma * e / np.sqrt((at**2).mean(-1, keepdims=True) + self.epsilon))
 
     def __call__(self, x: Floats) -> Floats:
+        """The norm of x [..., D]."""
         return self.linear(x, x) + self.beta
 
 
@@ -120,5 +124,6 @@ def rotate(x: Floats, positions: Floats, theta: float, size: int) -> Floats:
 
 
 def softmax(x: Floats) -> Floats:
+    """Over the last axis."""
     e = np.exp(x - x.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))

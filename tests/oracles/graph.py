@@ -78,6 +78,7 @@ class Graph:
                     yield edge
 
     def weight(self, edge: Edge) -> float:
+        """The edge's weight."""
         return float(self.weights[edge.kind][edge.place])
 
     def keep(

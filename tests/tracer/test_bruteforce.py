@@ -16,6 +16,7 @@ from oracles import KINDS, Graph, Oracle, errors, sizes
 from tiny_models import FAMILIES, VARIANTS, VOCABULARY, WINDOW, tiny_model
 
 from densitrace import Nucleus, Size, Threshold, TopFraction, Trace, Tracer
+from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.graph import KINDS as OUR_KINDS
 
 LENGTH = 9
@@ -152,9 +153,7 @@ def test_one_output(family: str, rule: str, attention: str) -> None:
     for column, value in enumerate(trace.strata):
         kept = graph.reach(graph.keep(rule, value, output=-1), -1)
         table = trace.edges(output=LENGTH - 2, stratum=column)
-        ours = {
-            (e.kind, e.layer, e.head, e.source, e.target) for e in table.itertuples(index=False)
-        }
+        ours = {(e.kind, e.layer, e.head, e.source, e.target) for e in edge_rows(table)}
         theirs = {
             tuple(edge)
             for edges in graph.in_edges.values()
@@ -224,7 +223,7 @@ def test_verify(family: str) -> None:
     verification = tracer_of(family).verify()
     assert verification.ok
     assert verification.tolerance == 1e-5
-    assert 0 < verification.max_difference
+    assert verification.max_difference > 0
 
 
 def test_verify_sees_a_fault() -> None:

@@ -5,34 +5,22 @@ The arrays are in tests/goldens; its README says what each holds and to which to
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from golden import FAMILIES, LENGTHS, golden, tracer_of
 from numpy.typing import NDArray
 
-from densitrace import Nucleus, Size, Threshold, Trace, Tracer
+from densitrace import Nucleus, Size, Threshold, Trace
+from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.search import best_first
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
-FAMILIES = ("mistral", "qwen2", "qwen3", "olmo2", "gemma3")
-LENGTHS = ("T08", "T16")
 KINDS = ("attn", "res_attn", "res_mlp", "mlp")
 RULES = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
 WEIGHT_TOLERANCE = {"norm_l1": 1e-6, "norm_l2": 1e-6, "cosine": 1e-6, "proximity": 5e-5}
 ERROR_TOLERANCE = 1e-4
-
-
-@cache
-def tracer_of(family: str) -> Tracer:
-    return Tracer.from_pretrained(GOLDENS / family, device="cpu")
-
-
-@cache
-def golden(family: str, length: str) -> dict[str, NDArray[Any]]:
-    with np.load(GOLDENS / family / f"{length}.npz", allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,6 @@ def test_logits(family: str, length: str) -> None:
     arrays = golden(family, length)
     verification = tracer_of(family).verify()
     assert verification.ok
-    import torch
-
     with torch.inference_mode():
         ids = torch.from_numpy(arrays["ids"]).long()[None]
         ours = tracer_of(family)._decoder.model(input_ids=ids).logits[0].numpy()
@@ -145,7 +131,7 @@ def labels(case: Case) -> dict[str, NDArray[np.int64]]:
         kind: np.full(case.selection(f"lab_{kind}").shape, case.strata, dtype=np.int64)
         for kind in KINDS
     }
-    for edge in case.trace().edges(stratum=-1).itertuples(index=False):
+    for edge in edge_rows(case.trace().edges(stratum=-1)):
         index = (edge.layer, edge.head, edge.target, edge.source)
         found[edge.kind][index if edge.kind == "attn" else index[::2]] = edge.stratum
     return found

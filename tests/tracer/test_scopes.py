@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden import FAMILIES, LENGTHS, golden, tracer_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_parity import FAMILIES, LENGTHS, golden, tracer_of
 from tiny_models import VARIANTS, tiny_model
 
 from densitrace import Nucleus, Threshold, TopFraction, Trace, Tracer

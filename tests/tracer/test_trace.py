@@ -1,6 +1,7 @@
 """The face: what `Tracer.trace` accepts, what a trace gives, and how bad input is refused."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from densitrace import (
     TopFraction,
     Trace,
     Tracer,
+    kernels,
 )
 from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.graph import KINDS
@@ -58,8 +60,11 @@ def test_arrays(tracer: Tracer) -> None:
     np.testing.assert_array_equal(trace.topology.sum((2, 3)), trace.edge_count)
     expected = trace.edge_count / trace.full_edge_count[:, None]
     np.testing.assert_allclose(trace.size, expected, rtol=1e-6)
-    names = {f"{m}{c}" for m in ("tv", "kl", "top1", "nucleus", "loss", "entropy")
-             for c in ("", "_inverse", "_random")}
+    names = {
+        f"{m}{c}"
+        for m in ("tv", "kl", "top1", "nucleus", "loss", "entropy")
+        for c in ("", "_inverse", "_random")
+    }
     assert set(trace.errors) == names
     for values in trace.errors.values():
         assert values.shape == shape
@@ -90,8 +95,11 @@ def test_forms_of_input_agree(tracer: Tracer) -> None:
 
 def test_a_trace_does_not_depend_on_its_batch(tracer: Tracer) -> None:
     """Random control and random importance included: they are drawn by place in the document."""
-    options: dict[str, Any] = {"controls": ("inverse", "random"), "importance": "random",
-                               "select": Threshold([0.9, 0.5])}
+    options: dict[str, Any] = {
+        "controls": ("inverse", "random"),
+        "importance": "random",
+        "select": Threshold([0.9, 0.5]),
+    }
     alone = one(tracer, **options)
     with_others = many(tracer, [IDS[::-1] * 2, IDS, IDS[:2]], **options)[1]
     np.testing.assert_array_equal(alone.topology, with_others.topology)
@@ -101,7 +109,11 @@ def test_a_trace_does_not_depend_on_its_batch(tracer: Tracer) -> None:
 
 @pytest.mark.parametrize("family", VARIANTS)
 def test_stricter_strata_hold_less(family: str) -> None:
-    for rule in (Threshold([0.3, 0.1, 0.03, 0.01]), Nucleus([0.2, 0.5, 0.9]), TopFraction([0.1, 0.9])):
+    for rule in (
+        Threshold([0.3, 0.1, 0.03, 0.01]),
+        Nucleus([0.2, 0.5, 0.9]),
+        TopFraction([0.1, 0.9]),
+    ):
         counts = one(Tracer(tiny_model(family)), select=rule).topology
         assert (np.diff(counts, axis=1) >= 0).all()
 
@@ -129,21 +141,17 @@ def test_random_control_keeps_as_many_edges(
     original = LaneLoop._draws
 
     def spy(self: LaneLoop, node: Any, degrees: Any, inside: Any) -> Any:
-        draws = original(self, node, degrees, inside)
+        attention, side = original(self, node, degrees, inside)
         eligible = torch.ones(len(IDS), dtype=torch.bool)
         if scope == "output" and node.layer == tracer.n_layers - 1:
             eligible[:-1] = False
-        for kind, draw in draws.items():
-            if kind == "attn":
-                from densitrace import kernels
-
-                weights = kernels.edge_weights(draw.edges)[None]  # [1, B, H, T, T]
-                above = weights > draw.cuts[:, :, None, :, None]
-                counts = above.sum((1, 2, 4))
-            else:
-                counts = (draw.weight > draw.cuts).sum(1)
-            drawn[node.layer, kind] = (counts * eligible).sum(-1).tolist()
-        return draws
+        if attention is not None:
+            edges = replace(node.edges, weight=attention.weight)
+            above = kernels.edge_weights(edges)[None] > attention.cuts[:, :, None, :, None]
+            drawn[node.layer, "attn"] = (above.sum((1, 2, 4)) * eligible).sum(-1).tolist()
+        for kind, kept in side.items():
+            drawn[node.layer, kind] = (kept.sum(1) * eligible).sum(-1).tolist()
+        return attention, side
 
     monkeypatch.setattr(LaneLoop, "_draws", spy)
     trace = one(tracer, scope=scope, controls=("random",))
@@ -293,7 +301,7 @@ def test_impossible_input(
 
 def test_too_long_for_learned_positions() -> None:
     tracer = Tracer(tiny_model("gpt2"))
-    with pytest.raises(InputError, match="has 65 tokens; model .* has positions for 64"):
+    with pytest.raises(InputError, match=r"has 65 tokens; model .* has positions for 64"):
         one(tracer, [1] * 65)
     # Two documents in a row have positions of their own.
     row, segments = torch.ones(1, 80, dtype=torch.long), torch.arange(80)[None] // 40
@@ -307,7 +315,7 @@ def test_edges_out_of_range(tracer: Tracer, output: int, stratum: int) -> None:
 
 
 def test_weights_too_large_to_write_out(tracer: Tracer) -> None:
-    with pytest.raises(InputError, match="would take .* GiB"):
+    with pytest.raises(InputError, match=r"would take .* GiB"):
         one(tracer, [1] * 20000, scope="output", output=0).weights(0)
 
 
@@ -375,5 +383,5 @@ def test_reference_backend_agrees() -> None:
     model = tiny_model("gemma3")
     auto, plain = (one(Tracer(model, backend=backend)) for backend in ("auto", "reference"))
     np.testing.assert_array_equal(auto.topology, plain.topology)
-    with pytest.raises(DensitraceError, match="backend='abacus'"):
+    with pytest.raises(DensitraceError, match=r"backend='abacus'"):
         one(Tracer(model, backend="abacus"))

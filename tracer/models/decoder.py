@@ -104,10 +104,10 @@ class Block:
     @cached_property
     def w_o(self) -> Tensor:
         """float32 [H, D, d_v]: the output projection by head."""
-        weight = self.projection.get_parameter("weight").detach().float()
+        weight: Tensor = self.projection.get_parameter("weight").detach().float()
         if not isinstance(self.projection, nn.Linear):  # transformers' Conv1D: input first
             weight = weight.T
-        return weight.unflatten(1, (self.heads, -1)).transpose(0, 1).contiguous()
+        return weight.view(len(weight), self.heads, -1).transpose(0, 1).contiguous()
 
     def folded_w_o(self, norms: tuple[LinearNorm, ...]) -> Tensor:
         """float32 [H, D, d_v]: the output projection seen through linearised norms, cached."""
@@ -143,7 +143,8 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def vocab_size(self) -> int:

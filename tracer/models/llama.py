@@ -10,12 +10,10 @@ def llama_like(name: str, *model_types: str) -> Architecture:
         model_types=model_types,
         blocks="model.layers",
         final_norm="model.norm",
-            attention="self_attn",
+        attention="self_attn",
         output_projection="o_proj",
         mlp="mlp",
-        norms=BlockNorms(
-            before_attention="input_layernorm", before_mlp="post_attention_layernorm"
-        ),
+        norms=BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),
     )
 
 

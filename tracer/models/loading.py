@@ -1,7 +1,8 @@
-"""Loading a model and its tokenizer from a folder or a hub id, with one clear line for what fails."""
+"""Loading a model and its tokenizer from a folder or a hub id; what fails is one clear line."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -45,11 +46,12 @@ def load(
     try:
         config = AutoConfig.from_pretrained(name)
         architecture_of(config)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=kind, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -67,7 +69,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
     return tokenizer
 
 
