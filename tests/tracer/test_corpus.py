@@ -1,0 +1,268 @@
+"""A corpus as documents and windows: every kind of source, and what is skipped by name."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from densitrace import CorpusError, InputError
+from densitrace.tracer.corpus import CorpusReport, Document, fingerprint, read_corpus
+from densitrace.tracer.windows import Encoded, Plan, plan_windows
+
+
+def read(source: Path | str, **options: Any) -> tuple[list[Document], CorpusReport]:
+    report = CorpusReport()
+    documents = list(read_corpus(source, report=report, **options))
+    return documents, report
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_bytes("\ufeffzwei\nZeilen ü".encode())
+    documents, report = read(path)
+    assert documents == [Document("one.txt", "zwei\nZeilen ü", {}, "one.txt")]
+    assert (report.documents, report.skipped) == (1, {})
+
+
+def test_jsonl_labels_are_all_other_strings_and_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    row = {"id": 7, "text": "t", "lang": "de", "year": 1800, "ok": True, "score": 0.5, "x": None}
+    path.write_text(json.dumps(row) + "\n\n" + json.dumps({"text": "u", "lang": "en"}))
+    documents, report = read(path)
+    assert documents[0] == Document("7", "t", {"lang": "de", "year": "1800"}, "c.jsonl:1")
+    assert documents[1] == Document("c.jsonl:3", "u", {"lang": "en"}, "c.jsonl:3")
+    assert report.skipped == {}
+
+
+def test_asked_fields(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"body": "t", "text": "other", "score": 0.5, "tags": ["a"]}))
+    documents, _ = read(path, text_field="body", label_fields=["score", "tags", "none"])
+    assert documents[0].text == "t"
+    assert documents[0].labels == {"score": "0.5", "tags": '["a"]', "none": ""}
+    documents, _ = read(path, text_field="body")
+    assert documents[0].labels == {}  # `text` would pass for the document's own
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    columns = {"text": ["a", None, "", "d"], "lang": ["en", "de", "fr", None], "n": [1, 2, 3, 4]}
+    pq.write_table(pa.table(columns), path)
+    documents, report = read(path)
+    assert [(d.id, d.text, d.labels) for d in documents] == [
+        ("c.parquet row 1", "a", {"lang": "en", "n": "1"}),
+        ("c.parquet row 4", "d", {"n": "4"}),
+    ]
+    assert report.examples == {
+        "text is not a string": ["c.parquet row 2 (a NoneType)"],
+        "empty text": ["c.parquet row 3"],
+    }
+
+
+def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    text = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"text": text}), path)
+    documents, report = read(path)
+    assert [document.text for document in documents] == ["fine"]
+    assert report.examples == {"invalid UTF-8": ["c.parquet row 2"]}
+
+
+def test_a_folder_is_read_in_order_and_mixed(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "b" / "z.txt").write_text("in b")
+    (tmp_path / "a.txt").write_text("in a")
+    (tmp_path / "c.jsonl").write_text('{"text": "in c"}')
+    (tmp_path / "notes.md").write_text("# notes")
+    (tmp_path / ".hidden" / "x.txt").write_text("hidden")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere.txt")
+    pq.write_table(pa.table({"text": ["in d"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes(b"no parquet")
+    documents, report = read(tmp_path)
+    assert [document.id for document in documents] == [
+        "a.txt",
+        "b/z.txt",
+        "c.jsonl:1",
+        "d.parquet row 1",
+    ]
+    assert report.skipped == {"cannot be read": 2, "neither .txt, .jsonl nor .parquet": 1}
+    assert report.examples["cannot be read"][0] == "broken.txt (No such file or directory)"
+    assert report.examples["cannot be read"][1].startswith("e.parquet (")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "ids"),
+    [
+        (b"plain\ntext", {}, ["stdin"]),
+        (b'\n {"text": "a"}\n{"text": "b"}\n', {}, ["stdin:2", "stdin:3"]),
+        (b'{"text": "a"}', {"file_format": "txt"}, ["stdin"]),
+    ],
+)
+def test_standard_input(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, options: dict[str, str], ids: list[str]
+) -> None:
+    stdin(monkeypatch, data)
+    documents, _ = read("-", **options)
+    assert [document.id for document in documents] == ids
+
+
+# ---- what is skipped -----------------------------------------------------------------------------
+
+
+def test_bad_lines_are_skipped_counted_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    lines = [
+        b'{"text": "good"}',
+        b"{broken",
+        b'{"body": "x"}',
+        b'{"text": 3}',
+        b'{"text": "\xff"}',
+        b'{"text": "  "}',
+        b'["text"]',
+        b"[" * 100_000,
+        b'{"text": "half \\ud800"}',
+        b'{"text": "also good"}',
+    ]
+    path.write_bytes(b"\n".join(lines))
+    documents, report = read(path)
+    assert [document.text for document in documents] == ["good", "also good"]
+    assert report.documents == 2
+    assert report.skipped == {
+        "does not parse as a JSON object": 3,
+        "lacks the text field": 1,
+        "text is not a string": 1,
+        "invalid UTF-8": 2,
+        "empty text": 1,
+    }
+    named = report.examples
+    assert named["lacks the text field"] == ["c.jsonl:3 (no 'text')"]
+    assert named["empty text"] == ["c.jsonl:6"]
+    numbers = [example.split(" ")[0] for example in named["does not parse as a JSON object"]]
+    assert numbers == ["c.jsonl:2", "c.jsonl:7", "c.jsonl:8"]
+    assert "1 skipped: empty text, first c.jsonl:6" in report.summary()
+
+
+def test_only_the_first_of_a_kind_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text("x\n" * 9 + '{"text": "good"}')
+    _, report = read(path)
+    kind = "does not parse as a JSON object"
+    assert report.skipped[kind] == 9
+    assert [example.split(" ")[0] for example in report.examples[kind]] == [
+        "c.jsonl:1",
+        "c.jsonl:2",
+        "c.jsonl:3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("missing.txt", None, "does not exist"),
+        ("c.csv", b"text\nx", "neither .txt, .jsonl nor .parquet"),
+        ("c.txt", b"", "holds no document"),
+        ("c.txt", b"\xff\xfe", "1 skipped: invalid UTF-8, first c.txt"),
+        ("c.jsonl", b"{}\n{}", "2 skipped: lacks the text field, first c.jsonl:1"),
+    ],
+)
+def test_a_corpus_without_a_document(
+    tmp_path: Path, name: str, data: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(CorpusError, match=message) as caught:
+        read(path)
+    assert name in str(caught.value)
+
+
+def test_labels_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="label field 'id'"):
+        read(tmp_path, label_fields=["id"])
+    with pytest.raises(InputError, match="file_format='csv'"):
+        read(tmp_path, file_format="csv")
+
+
+def test_fingerprint_sees_ids_texts_labels_and_order() -> None:
+    one, two = Document("a", "b", {"l": "x"}, "f:1"), Document("b", "c", {}, "f:2")
+    base = fingerprint([one, two])
+    assert base == fingerprint([one, Document("b", "c", {}, "moved elsewhere")])
+    others = [
+        [two, one],
+        [one],
+        [Document("ab", "", {"l": "x"}, ""), two],
+        [Document("a", "b", {"l": "y"}, ""), two],
+        [Document("a", "b", {"m": "x"}, ""), two],
+    ]
+    assert len({base, *(fingerprint(other) for other in others)}) == 1 + len(others)
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+def encode(text: str) -> Encoded:
+    """BOS (0), then one token a letter; nothing at all for "-"."""
+    if text == "-":
+        return Encoded([])
+    ids = [0, *(ord(letter) - ord("a") + 1 for letter in text)]
+    return Encoded(ids, [(0, 0), *((i, i + 1) for i in range(len(text)))])
+
+
+def planned(*texts: str, context: int = 3) -> tuple[Plan, CorpusReport]:
+    report = CorpusReport(documents=len(texts))
+    documents = [Document(str(i), text, {}, f"f:{i}") for i, text in enumerate(texts)]
+    plan = plan_windows(documents, encode, context, vocab_size=27, report=report)
+    return plan, report
+
+
+def test_windows_of_a_document() -> None:
+    plan, _ = planned("abcdef", "a")
+    assert [plan.ids(window) for window in range(plan.n_windows)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+        [0, 1],
+    ]
+    assert [plan.next_token(window) for window in range(4)] == [3, 6, -1, -1]
+    np.testing.assert_array_equal(plan.document, [0, 0, 0, 1])
+    np.testing.assert_array_equal(plan.window_start, [0, 3, 6, 0])
+    np.testing.assert_array_equal(plan.spans[plan.place(1)], [[2, 3], [3, 4], [4, 5]])
+    assert plan.longest == 3
+
+
+def test_every_token_is_in_one_window() -> None:
+    texts = ["abc" * n for n in range(1, 9)]
+    for context in (1, 2, 5, 7, 100):
+        plan, _ = planned(*texts, context=context)
+        ids = [token for window in range(plan.n_windows) for token in plan.ids(window)]
+        assert ids == [token for text in texts for token in encode(text).ids]
+        assert plan.length.max() <= context
+
+
+def test_a_document_without_tokens_is_skipped_by_name() -> None:
+    plan, report = planned("ab", "-")
+    assert plan.n_windows == 1
+    assert report.documents == 1
+    assert report.examples == {"the tokenizer makes no token of it": ["f:1"]}
+    with pytest.raises(CorpusError, match="holds no token"):
+        planned("-")
+
+
+def test_windows_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="context=0"):
+        planned("ab", context=0)
+    with pytest.raises(InputError, match=r"token id 27 \(in f:1\) .* 0\.\.26"):
+        planned("ab", "a{")  # "{" comes after "z"

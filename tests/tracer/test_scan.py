@@ -1,0 +1,333 @@
+"""A scan: what it stores is what `trace` says, in any batches, after any interruption."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from byte_model import BYTES, byte_model, byte_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densitrace import (
+    AutoStrata,
+    ModelError,
+    Size,
+    Store,
+    StoreError,
+    Threshold,
+    Trace,
+    Tracer,
+    open_store,
+    scan,
+)
+from densitrace.tracer import layout
+from densitrace.tracer.progress import Meter
+from densitrace.tracer.scan import batches
+
+RULE = Threshold([0.2, 0.05, 0.01])
+CONTEXT = 16
+Snapshot = Callable[[Path], dict[str, bytes]]
+
+
+def windows_of(tracer: Tracer, store: Store) -> list[tuple[list[int], int]]:
+    """Ids and next token of every window, from the texts alone."""
+    found = []
+    for text in store.documents["text"]:
+        ids = tracer.encode(text)
+        for start in range(0, len(ids), CONTEXT):
+            end = start + CONTEXT
+            found.append((ids[start:end], ids[end] if end < len(ids) else -1))
+    return found
+
+
+def assert_row(store: Store, window: int, trace: Trace) -> None:
+    """A window of the store holds a trace, to float32 rounding."""
+    n = len(trace.tokens)
+    np.testing.assert_array_equal(store.token[window, :n], trace.tokens)
+    np.testing.assert_array_equal(store.full_edge_count[window, :n], trace.full_edge_count)
+    for name in ("size", "surprisal", "model_entropy"):
+        np.testing.assert_allclose(store.array(name)[window, :n], getattr(trace, name), atol=1e-5)
+    for name, values in trace.errors.items():
+        np.testing.assert_allclose(store.array(name)[window, :n], values, atol=1e-5)
+    topology = layout.by_quartile(trace.topology)
+    np.testing.assert_array_equal(store.topology[window, :n], topology)
+
+
+def contents(snapshot: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The chunks of all arrays: everything but attributes and what a killed write left."""
+    return {
+        name: data
+        for name, data in snapshot.items()
+        if "/c/" in name and not name.endswith(".partial")
+    }
+
+
+# ---- content -------------------------------------------------------------------------------------
+
+
+def test_a_store_holds_what_trace_says(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    controls = ("inverse", "random")
+    store = scan(
+        byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT, controls=controls
+    )
+    windows = windows_of(byte_tracer, store)
+    assert len(windows) == store.n_windows == 10
+    for window, (ids, following) in enumerate(windows):
+        trace = byte_tracer.trace(ids, select=RULE, controls=controls, next_token=[following])
+        assert isinstance(trace, Trace)
+        assert_row(store, window, trace)
+
+
+def test_the_last_loss_of_a_window_looks_at_the_next_one(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    store = scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
+    surprisal, token = store.surprisal[:], store.token[:]
+    document = store.document[:]
+    for window in range(store.n_windows):
+        last = int((token[window] >= 0).sum()) - 1
+        ends = window + 1 == store.n_windows or document[window + 1] != document[window]
+        assert np.isnan(surprisal[window, last]) == ends
+        assert np.isfinite(surprisal[window, :last]).all()
+
+
+@pytest.mark.parametrize("select", [RULE, Size([0.2, 0.5])])
+def test_scope_output_traces_every_position(
+    byte_tracer: Tracer, tmp_path: Path, select: Threshold | Size
+) -> None:
+    path = tmp_path / "c.txt"
+    path.write_text("abcde")
+    store = scan(byte_tracer, path, tmp_path / "s", select=select, scope="output", context=4)
+    assert store.attributes["scope"] == "output"
+    ids = byte_tracer.encode("abcde")
+    for window, (start, end) in enumerate(((0, 4), (4, 6))):
+        for output in range(end - start):
+            trace = byte_tracer.trace(ids[start:end], select=select, scope="output", output=output)
+            assert isinstance(trace, Trace)
+            np.testing.assert_allclose(store.size[window, output], trace.size[0])
+            np.testing.assert_allclose(store.tv[window, output], trace.errors["tv"][0], atol=1e-6)
+    assert np.isfinite(store.surprisal[0, 3])
+    assert np.isnan(store.surprisal[1, 1])
+
+
+def test_batches_do_not_matter(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    stores = [
+        scan(
+            byte_tracer,
+            corpus,
+            tmp_path / f"s{size}",
+            select=RULE,
+            context=CONTEXT,
+            batch_tokens=size,
+        )
+        for size in (1, 40, 10_000)
+    ]
+    for name in ("size", "topology", "token", "full_edge_count"):
+        for other in stores[1:]:
+            np.testing.assert_array_equal(stores[0].array(name)[:], other.array(name)[:])
+    for name in ("tv", "kl", "loss", "surprisal"):
+        for other in stores[1:]:
+            np.testing.assert_allclose(stores[0].array(name)[:], other.array(name)[:], atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_batches_hold_each_window_once_and_stay_small(lengths: list[int], tokens: int) -> None:
+    array = np.array(lengths, dtype=np.int32)
+    groups = batches(array, tokens)
+    assert sorted(window for group in groups for window in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * array[group].max() <= tokens
+
+
+def test_two_scans_give_the_same_bytes(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    options: dict[str, Any] = {"select": AutoStrata(3), "context": CONTEXT}
+    one, two = (
+        scan(byte_tracer, corpus, tmp_path / name, controls=("random",), **options) for name in "ab"
+    )
+    assert contents(snapshot(one.path)) == contents(snapshot(two.path))
+    assert one.rule == two.rule
+
+
+# ---- parts and resuming --------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """The end of a test's patience."""
+
+
+class StopAfter(Meter):
+    """Raises once so many batches were traced."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.left, self.phase = batches, ""
+
+    def begin(self, what: str, total: int | None, done: int = 0) -> None:
+        super().begin(what, total, done)
+        self.phase = what
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        if self.phase == "tracing":
+            self.left -= 1
+            if self.left == 0:
+                raise Stop
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two windows."""
+    monkeypatch.setattr(layout, "PART_VALUES", 2 * CONTEXT * len(RULE))
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_incomplete_store_shows_what_is_done(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": 1}
+    with pytest.raises(Stop):
+        scan(byte_tracer, corpus, path, progress=StopAfter(5), **options)
+    store = open_store(path)
+    assert (store.n_parts, store.done_parts(), store.complete) == (5, [0, 1], False)
+    assert sorted(set(store.tokens()["window"])) == [0, 1, 2, 3]
+    assert (store.token[:][4:] == -1).all()
+    assert np.isfinite(store.stratum_means()["tv"]).all()
+
+    meter = Meter()
+    scan(byte_tracer, corpus, path, progress=meter, **options)
+    assert store.complete
+    whole = scan(byte_tracer, corpus, tmp_path / "whole", **options)
+    assert meter.tokens == (whole.token[:][4:] >= 0).sum()
+    assert store.tokens().equals(whole.tokens())
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_nothing_done_yet(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        scan(byte_tracer, corpus, tmp_path / "s", select=RULE, progress=StopAfter(1))
+    store = open_store(tmp_path / "s")
+    assert store.done_parts() == []
+    assert len(store.tokens()) == 0
+    assert store.stratum_means()["tv"].isna().all()
+
+
+def test_a_complete_store_is_left_alone(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    store = scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3))
+    before = snapshot(store.path)
+    meter = Meter()
+    scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), progress=meter)
+    assert meter.tokens == 0
+    assert snapshot(store.path) == before
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_strata_are_those_of_the_plan(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"select": AutoStrata(3), "context": CONTEXT, "batch_tokens": 1}
+    with pytest.raises(Stop):
+        scan(byte_tracer, corpus, tmp_path / "s", progress=StopAfter(5), **options)
+    planned = open_store(tmp_path / "s").rule
+    store = scan(byte_tracer, corpus, tmp_path / "s", **options)
+    assert store.rule == planned
+    assert store.select == AutoStrata(3)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from densitrace import Threshold, Tracer, scan
+from densitrace.tracer import layout
+
+model, corpus, out, left = *map(Path, sys.argv[1:4]), int(sys.argv[4])
+layout.PART_VALUES = 2 * 16 * 3
+
+def hook(event, arguments):
+    '''Kills this process when it opens a file of the finished plan for writing, the n-th time.'''
+    global left
+    if event != "open" or not isinstance(arguments[0], str | os.PathLike):
+        return
+    if str(arguments[0]).startswith(f"{out}/") and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+tracer = Tracer.from_pretrained(model, device="cpu")
+scan(tracer, corpus, out, select=Threshold([0.2, 0.05, 0.01]), context=16)
+"""
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
+    byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    path = tmp_path / "killed"
+    arrays = len(layout.window_arrays((), most_edges=0))
+    # In the middle of the first part, then just before the second part is marked done.
+    for writes, done in ((arrays // 2, []), (2 * (arrays + 1), [0])):
+        paths = [str(place) for place in (byte_folder, corpus, path)]
+        command = [sys.executable, "-c", KILLED, *paths, str(writes)]
+        died = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert died.returncode == -9, died.stderr
+        assert open_store(path).done_parts() == done
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+    resumed = scan(byte_tracer, corpus, path, **options)
+    whole = scan(byte_tracer, corpus, tmp_path / "whole", **options)
+    assert resumed.complete
+    assert contents(snapshot(resumed.path)) == contents(snapshot(whole.path))
+    for name in (spec.name for spec in layout.window_arrays((), most_edges=0)):
+        np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])
+
+
+def test_a_model_that_fails_on_the_way_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = byte_model()
+    bad = byte_tokenizer().encode("!", add_special_tokens=False)[0]
+
+    def overflow(_: torch.nn.Module, ids: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        return out.masked_fill((ids[0] == bad)[..., None], torch.inf)
+
+    model.get_input_embeddings().register_forward_hook(overflow)
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in ("one", "two", "no!", "last")))
+    monkeypatch.setattr(layout, "PART_VALUES", 2 * len("last") * len(RULE) + 6)  # two windows
+    tracer = Tracer(model, byte_tokenizer())
+    with pytest.raises(ModelError, match="NaN"):
+        scan(tracer, path, tmp_path / "s", select=RULE)
+    store = open_store(tmp_path / "s")
+    assert (store.n_parts, store.done_parts()) == (2, [0])
+    assert len(store.tokens()) == len("one") + len("two") + 2
+    assert np.isfinite(store.tokens()["auc_tv"]).all()
+
+
+def test_a_full_disk_is_told_and_loses_nothing(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("densitrace.tracer.store.replace_durably", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
+    assert open_store(tmp_path / "s").done_parts() == []
+    assert scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT).complete
+
+
+def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> None:
+    tracer = Tracer(byte_model(vocabulary=BYTES - 100), byte_tokenizer())
+    path = tmp_path / "c.txt"
+    path.write_text("abc")
+    with pytest.raises(ValueError, match=r"token id 256 \(in c.txt\)"):
+        scan(tracer, path, tmp_path / "s", select=RULE)
+    assert not (tmp_path / "s").exists()

@@ -1,0 +1,378 @@
+"""The command line: `densitrace scan`, `verify`, `info`, and the commands of other parts.
+
+Other parts add commands through the entry-point group `densitrace.commands`. Whatever goes wrong
+is one line on standard error; `--debug` shows the traceback before it.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import DensitraceError, InputError
+
+if TYPE_CHECKING:
+    from .select import AutoStrata, Rule
+    from .tracer import Tracer
+
+COMMANDS = "densitrace.commands"  # entry points: name -> a click command
+_IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
+
+
+class Failure(click.ClickException):
+    """What went wrong, as one line."""
+
+    exit_code = 1
+
+
+class Interrupted(Failure):
+    """Stopped by the user."""
+
+    exit_code = 130
+
+
+class Commands(click.Group):
+    """The commands here and those of entry points, with every failure told in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*super().list_commands(ctx), *self._entry_points()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command of this group, or one that an entry point loads."""
+        own = super().get_command(ctx, cmd_name)
+        entry = self._entry_points().get(cmd_name)
+        if own is not None or entry is None:
+            return own
+        loaded = entry.load()
+        assert isinstance(loaded, click.Command)  # what the group is for
+        return loaded
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {entry.name: entry for entry in metadata.entry_points(group=COMMANDS)}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it raises becomes a `Failure`."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; what was finished is kept") from error
+        except Exception as error:  # the outermost frame: a user gets one line, never a traceback
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            raise Failure(_told(error)) from error
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run and exit; usage errors become one line as well."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            line = " ".join(error.format_message().split())
+            click.echo(f"densitrace: {line}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("densitrace: interrupted", err=True)
+            sys.exit(Interrupted.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception) -> str:
+    """One line for what a command raised."""
+    if isinstance(error, DensitraceError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{place}"
+    first = next(iter(str(error).splitlines()), "")
+    if "out of memory" in first.lower() or isinstance(error, MemoryError):
+        return "out of memory; try a smaller --batch-tokens or --context"
+    return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
+
+
+def example(line: str) -> str:
+    """The epilog of a command's help."""
+    return f"Example: densitrace {line}"
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"),
+)
+@click.version_option(package_name="densitrace")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Which tokens does a language model compute densely, and which sparsely?"""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> None:
+    """The entry point of the `densitrace` command."""
+    cli(prog_name="densitrace")
+
+
+# ---- options that commands share -----------------------------------------------------------------
+
+Decorated = Callable[..., Any]
+
+
+def debug_option(command: Decorated) -> Decorated:
+    """`--debug`: show the traceback of what went wrong."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta["debug"] = value
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="Show the traceback of what goes wrong.",
+    )(command)
+
+
+def model_options(command: Decorated) -> Decorated:
+    """`--model`, `--device`, `--dtype`, `--backend`."""
+    for option in reversed(
+        (
+            click.option("--model", required=True, help="Folder or hub id of the model."),
+            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
+            click.option("--dtype", default="auto", show_default=True, help="auto: as stored."),
+            click.option("--backend", default="auto", show_default=True, help="See info."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def load_tracer(model: str, device: str, dtype: str, backend: str) -> "Tracer":
+    """The tracer of these options; a device or dtype that does not exist is wrong usage."""
+    from transformers.utils import logging
+
+    from .tracer import Tracer
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """`"0.1,1e-3"` as (0.1, 0.001)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.1,1e-2,1e-3", param, ctx)
+
+
+def rule_options(command: Decorated) -> Decorated:
+    """One option a rule; `chosen_rule` reads them."""
+    for option in reversed(
+        (
+            click.option(
+                "--strata", type=int, help="This many thresholds, chosen evenly in size.  [12]"
+            ),
+            click.option("--thresholds", type=Numbers(), help="Keep edges above these weights."),
+            click.option(
+                "--nucleus", type=Numbers(), help="Keep the heaviest edges up to these sums."
+            ),
+            click.option(
+                "--top-fraction", type=Numbers(), help="Keep these fractions of a node's edges."
+            ),
+            click.option(
+                "--sizes",
+                type=Numbers(),
+                help="Keep these fractions of all edges (--scope output).",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
+    """Take the rules' options out of all options: the one given, AutoStrata(12) if none is."""
+    from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
+
+    rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
+        "strata": AutoStrata,
+        "thresholds": Threshold,
+        "nucleus": Nucleus,
+        "top_fraction": TopFraction,
+        "sizes": Size,
+    }
+    values = {name: options.pop(name) for name in rules}
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{names} exclude one another: one rule selects the edges")
+    if "sizes" in given and options["scope"] != "output":
+        raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
+    name, value = next(iter(given.items()), ("strata", 12))
+    try:
+        return rules[name](value)
+    except InputError as error:
+        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+@cli.command(epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"))
+@click.argument("corpus")
+@model_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the store.")
+@rule_options
+@click.option("--importance", type=click.Choice(_IMPORTANCES), default="norm_l1", show_default=True)
+@click.option(
+    "--attention", type=click.Choice(("live", "frozen")), default="live", show_default=True
+)
+@click.option(
+    "--scope",
+    type=click.Choice(("all", "output")),
+    default="all",
+    show_default=True,
+    help="output: every position on its own, at two passes each.",
+)
+@click.option(
+    "--count",
+    type=click.Choice(("window", "causal")),
+    default="window",
+    show_default=True,
+    help="causal: edges outside a sliding window count in the full graph.",
+)
+@click.option(
+    "--controls",
+    type=click.Choice(("inverse", "random")),
+    multiple=True,
+    help="Trace this control too; may be repeated.",
+)
+@click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens that run together; bounds memory.",
+)
+@click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
+@click.option(
+    "--label-field",
+    "label_fields",
+    multiple=True,
+    help="Keep this field as a label; may be repeated.  [all that hold strings or whole numbers]",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(("auto", "txt", "jsonl", "parquet")),
+    default="auto",
+    show_default=True,
+    help="Of a single file or standard input.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@debug_option
+def scan(
+    corpus: str,
+    model: str,
+    device: str,
+    dtype: str,
+    backend: str,
+    out: Path,
+    controls: Sequence[str],
+    label_fields: Sequence[str],
+    **options: Any,
+) -> None:
+    """Trace every token of CORPUS into a store; the same command continues one that was stopped.
+
+    CORPUS is a .txt, .jsonl or .parquet file, a folder of them, or - for standard input.
+    """
+    rule = chosen_rule(options)
+    from rich.console import Console
+
+    from .progress import default_reporter
+    from .scan import BATCH_TOKENS
+    from .scan import scan as run
+    from .summary import print_summary
+
+    tracer = load_tracer(model, device, dtype, backend)
+    reporter = default_reporter()
+    options["batch_tokens"] = options["batch_tokens"] or BATCH_TOKENS
+    store = run(
+        tracer,
+        corpus,
+        out,
+        select=rule,
+        controls=controls,
+        label_fields=label_fields or None,
+        progress=reporter,
+        **options,
+    )
+    print_summary(store, reporter, Console())
+
+
+@cli.command(epilog=example("verify --model path/to/model"))
+@model_options
+@debug_option
+def verify(model: str, device: str, dtype: str, backend: str) -> None:
+    """Check that the lane loop with every edge kept gives the model's own logits."""
+    tracer = load_tracer(model, device, dtype, backend)
+    found = tracer.verify()
+    line = (
+        f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "
+        f"{found.max_difference:.2e} of the largest logit, tolerance {found.tolerance:.2e}"
+    )
+    if not found.ok:
+        raise Failure(line)
+    click.echo(line)
+
+
+@cli.command(epilog=example("info"))
+@debug_option
+def info() -> None:
+    """Show versions, devices, which backend serves each op, and the declared architectures."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..kernels import backends
+    from .models import ARCHITECTURES
+    from .store import versions
+
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, version in versions().items():
+        table.add_row(name, version)
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for device in devices:
+        gpu = torch.cuda.get_device_name(device) if device != "cpu" else ""
+        threads = f"{torch.get_num_threads()} threads" if device == "cpu" else gpu
+        table.add_row(f"device {device}", threads)
+        for op, backend in backends(device).items():
+            table.add_row(f"  {op}", backend)
+    table.add_row("architectures", ", ".join(sorted(ARCHITECTURES)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

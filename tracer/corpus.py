@@ -1,0 +1,297 @@
+"""A corpus as documents: .txt, .jsonl and .parquet files, folders of them, standard input.
+
+What cannot be used (a line that does not parse, an empty text, a file that cannot be read) is
+skipped, counted and named in a `CorpusReport`; only a corpus without one document is an error.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import CorpusError, InputError
+
+log = logging.getLogger(__name__)
+
+Format = Literal["auto", "txt", "jsonl", "parquet"]
+SUFFIXES: dict[str, Format] = {".txt": "txt", ".jsonl": "jsonl", ".parquet": "parquet"}
+STDIN = "-"
+RESERVED = ("id", "text")  # columns of the document table that no label may be called
+EXAMPLES = 3  # of each kind of problem, named in the report
+
+UNREADABLE = "cannot be read"
+OTHER_TYPE = "neither .txt, .jsonl nor .parquet"
+INVALID_UTF8 = "invalid UTF-8"
+NOT_JSON = "does not parse as a JSON object"
+NO_FIELD = "lacks the text field"
+NOT_TEXT = "text is not a string"
+EMPTY = "empty text"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its labels."""
+
+    id: str
+    text: str
+    labels: Mapping[str, str]
+    source: str  # where it stands: file and, where there is one, line or row
+
+
+@dataclass
+class CorpusReport:
+    """What was read and what was skipped, by kind, with the first few of each kind named."""
+
+    documents: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, kind: str, where: str, detail: str = "") -> None:
+        """Count one problem and name it if it is among the first of its kind."""
+        self.skipped[kind] += 1
+        named = self.examples.setdefault(kind, [])
+        text = f"{where} ({detail})" if detail else where
+        log.info("skipped %s: %s", text, kind)
+        if len(named) < EXAMPLES:
+            named.append(text)
+
+    def summary(self) -> str:
+        """One line: how many were skipped, why, and the first of each kind."""
+        return "; ".join(
+            f"{count} skipped: {kind}, first {self.examples[kind][0]}"
+            for kind, count in self.skipped.items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON holds."""
+        return {
+            "documents": self.documents,
+            "skipped": dict(self.skipped),
+            "examples": {kind: list(named) for kind, named in self.examples.items()},
+        }
+
+
+def read_corpus(
+    source: str | Path,
+    text_field: str = "text",
+    label_fields: Sequence[str] | None = None,
+    *,
+    file_format: Format = "auto",
+    report: CorpusReport | None = None,
+) -> Iterator[Document]:
+    """The documents of a corpus, in a fixed order.
+
+    Args:
+        source: a .txt file (one document), a .jsonl or .parquet file (one document a line or row),
+            a folder (all such files in it, recursively, sorted by path), or "-": standard input.
+        text_field: the field of .jsonl and .parquet that holds the text.
+        label_fields: fields kept as labels; by default all others that hold strings or whole
+            numbers. The field `id`, where there is one, names the document.
+        file_format: how to read a single file or standard input; "auto" goes by the suffix, and on
+            standard input by the first byte: "{" means jsonl, anything else one text.
+        report: receives the counts while the documents are taken.
+
+    Raises:
+        CorpusError: no such file, a file of another kind, or (at the end) no document at all.
+        InputError: an unknown format, a label field called `id` or `text`.
+
+    Example:
+        >>> report = CorpusReport()
+        >>> documents = list(read_corpus("examples/corpus", report=report))
+        >>> report.documents, dict(report.skipped)
+        (263, {'neither .txt, .jsonl nor .parquet': 1})
+    """
+    if file_format not in get_args(Format):
+        raise InputError(
+            f"file_format={file_format!r} is unknown; use one of {', '.join(get_args(Format))}"
+        )
+    for name in label_fields or ():
+        if name in RESERVED or name == text_field:
+            raise InputError(f"label field {name!r} is the document's own {name}, not a label")
+    reader = _Reader(text_field, label_fields, report if report is not None else CorpusReport())
+    if str(source) == STDIN:
+        documents = reader.stdin(file_format)
+    else:
+        documents = reader.path(Path(source), file_format)
+    return _not_empty(documents, str(source), reader.report)
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """sha256, in hex, of the ids, texts and labels of the documents, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        item = [document.id, document.text, sorted(document.labels.items())]
+        digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _not_empty(
+    documents: Iterator[Document], source: str, report: CorpusReport
+) -> Iterator[Document]:
+    yield from documents
+    if report.documents == 0:
+        why = report.summary() or "it is empty"
+        raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
+
+
+@dataclass
+class _Reader:
+    text_field: str
+    label_fields: Sequence[str] | None
+    report: CorpusReport
+
+    # ---- where documents come from -----------------------------------------------------------
+
+    def path(self, path: Path, file_format: Format) -> Iterator[Document]:
+        if not path.exists():
+            raise CorpusError(f"corpus {str(path)!r} does not exist")
+        if path.is_dir():
+            return self._folder(path)
+        kind = SUFFIXES.get(path.suffix.lower()) if file_format == "auto" else file_format
+        if kind is None:
+            raise CorpusError(f"corpus {str(path)!r} is {OTHER_TYPE}; rename it or name its format")
+        return self._file(path, path.name, kind)
+
+    def stdin(self, file_format: Format) -> Iterator[Document]:
+        if file_format == "parquet":
+            raise InputError("file_format='parquet' cannot be read from standard input; use a file")
+        data = sys.stdin.buffer.read()
+        if file_format == "jsonl" or (file_format == "auto" and data.lstrip()[:1] == b"{"):
+            return self._lines(io.BytesIO(data), "stdin")
+        return self._text(data, "stdin")
+
+    def _folder(self, root: Path) -> Iterator[Document]:
+        files = []
+        for folder, folders, names in os.walk(root, onerror=self._unreadable):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+        for path in sorted(files, key=lambda path: path.relative_to(root).parts):
+            name = path.relative_to(root).as_posix()
+            kind = SUFFIXES.get(path.suffix.lower())
+            if kind is None:
+                self.report.skip(OTHER_TYPE, name)
+            else:
+                yield from self._file(path, name, kind)
+
+    def _unreadable(self, error: OSError) -> None:
+        self.report.skip(UNREADABLE, str(error.filename), error.strerror or "")
+
+    # ---- one file ----------------------------------------------------------------------------
+
+    def _file(self, path: Path, name: str, kind: Format) -> Iterator[Document]:
+        try:
+            if kind == "parquet":
+                yield from self._rows(path, name)
+            elif kind == "jsonl":
+                with path.open("rb") as lines:
+                    yield from self._lines(lines, name)
+            else:
+                yield from self._text(path.read_bytes(), name)
+        except OSError as error:
+            self.report.skip(UNREADABLE, name, error.strerror or _first_line(error))
+
+    def _text(self, data: bytes, name: str) -> Iterator[Document]:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            self.report.skip(INVALID_UTF8, name, f"byte {error.start}")
+            return
+        yield from self._checked(name, text, {}, name)
+
+    def _lines(self, lines: Iterable[bytes], name: str) -> Iterator[Document]:
+        for number, line in enumerate(lines, 1):
+            where = f"{name}:{number}"
+            try:
+                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(decoded) if decoded.strip() else None
+            except UnicodeDecodeError as error:
+                self.report.skip(INVALID_UTF8, where, f"byte {error.start} of the line")
+            except (ValueError, RecursionError) as error:
+                self.report.skip(NOT_JSON, where, _first_line(error))
+            else:
+                if isinstance(record, dict):
+                    yield from self._record(record, where)
+                elif decoded.strip():
+                    self.report.skip(NOT_JSON, where, f"a {type(record).__name__}")
+
+    def _rows(self, path: Path, name: str) -> Iterator[Document]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as table:
+                number = 0
+                for batch in table.iter_batches(batch_size=1024):
+                    columns = {field.name: batch.column(field.name) for field in batch.schema}
+                    for row in range(batch.num_rows):
+                        number += 1
+                        yield from self._row(columns, row, f"{name} row {number}")
+        except pa.ArrowException as error:
+            self.report.skip(UNREADABLE, name, _first_line(error))
+
+    def _row(self, columns: Mapping[str, Any], row: int, where: str) -> Iterator[Document]:
+        try:
+            record = {name: column[row].as_py() for name, column in columns.items()}
+        except UnicodeDecodeError:
+            self.report.skip(INVALID_UTF8, where)
+        else:
+            yield from self._record(record, where)
+
+    # ---- one document ------------------------------------------------------------------------
+
+    def _record(self, record: Mapping[str, Any], where: str) -> Iterator[Document]:
+        if self.text_field not in record:
+            self.report.skip(NO_FIELD, where, f"no {self.text_field!r}")
+            return
+        text, name = record[self.text_field], record.get("id")
+        if not isinstance(text, str):
+            self.report.skip(NOT_TEXT, where, f"a {type(text).__name__}")
+            return
+        document_id = str(name) if _is_label(name) else where
+        yield from self._checked(document_id, text, self._labels(record), where)
+
+    def _labels(self, record: Mapping[str, Any]) -> dict[str, str]:
+        if self.label_fields is not None:
+            return {name: _label(record.get(name)) for name in self.label_fields}
+        own = (self.text_field, *RESERVED)
+        return {
+            name: str(value)
+            for name, value in record.items()
+            if name not in own and _is_label(value)
+        }
+
+    def _checked(
+        self, name: str, text: str, labels: Mapping[str, str], where: str
+    ) -> Iterator[Document]:
+        try:  # JSON can spell half of a surrogate pair, which no UTF-8 holds
+            "".join((name, text, *labels, *labels.values())).encode()
+        except UnicodeEncodeError:
+            self.report.skip(INVALID_UTF8, where, "half of a surrogate pair")
+            return
+        if not text.strip():
+            self.report.skip(EMPTY, where)
+            return
+        self.report.documents += 1
+        yield Document(name, text, labels, where)
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _label(value: object) -> str:
+    """A label that was asked for by name, whatever the field holds; empty where it is missing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,104 @@
+"""The arrays of a store: names, dimensions, types, fills and units. The format, as data.
+
+Dimensions: `window` N, `column` T (the place in its window), `stratum` K (sparsest first),
+`edge_kind` 4, `depth_quartile` 4, `doc` M, `label_field`, `part`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph import KIND_NAMES
+
+FORMAT = "densitrace traces"
+FORMAT_VERSION = 1
+QUARTILES = 4
+PART_VALUES = 1 << 17  # a part holds about as many (token, stratum) pairs, at least one window
+LAST = "token"  # written last of a part's arrays: where it is set, so is all the rest
+
+_WINDOW = ("window",)
+_TOKEN = ("window", "column")
+_CURVE = ("window", "column", "stratum")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array that holds what was scanned, or what the scan found."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    fill: float | int  # of padding, and of parts that are not done
+    about: str
+    units: str = ""
+
+
+_SCANNED = (
+    ArraySpec("document", _WINDOW, "int32", -1, "row of the document table"),
+    ArraySpec("window_start", _WINDOW, "int32", -1, "first token's place in its document"),
+    ArraySpec("position", _TOKEN, "int32", -1, "place of the token in its document"),
+    ArraySpec("char_start", _TOKEN, "int32", -1, "the token's text in its document", "characters"),
+    ArraySpec("char_end", _TOKEN, "int32", -1, "where that text ends", "characters"),
+    ArraySpec("token", _TOKEN, "int32", -1, "token id"),
+)
+_CLEAN = (
+    ArraySpec("surprisal", _TOKEN, "float32", np.nan, "-log p(next token), clean model", "nats"),
+    ArraySpec("model_entropy", _TOKEN, "float32", np.nan, "of the clean prediction", "nats"),
+    ArraySpec("full_edge_count", _TOKEN, "int64", -1, "edges of the full graph", "edges"),
+    ArraySpec("size", _CURVE, "float32", np.nan, "edges of the trace / edges of the full graph"),
+)
+_ERRORS = (
+    ArraySpec("tv", _CURVE, "float32", np.nan, "total variation, lane against clean"),
+    ArraySpec("kl", _CURVE, "float32", np.nan, "KL(clean || lane)", "nats"),
+    ArraySpec("top1", _CURVE, "int8", -1, "1 where both predict the same token"),
+    ArraySpec("nucleus", _CURVE, "int8", -1, "largest nucleus shared, 0 if none", "percent"),
+    ArraySpec("loss", _CURVE, "float32", np.nan, "-log p(next token), lane", "nats"),
+    ArraySpec("entropy", _CURVE, "float32", np.nan, "of the lane's prediction", "nats"),
+)
+ERRORS = tuple(spec.name for spec in _ERRORS)
+
+
+def window_arrays(controls: Sequence[str], most_edges: int) -> list[ArraySpec]:
+    """The arrays of N windows, in the order in which a part is written.
+
+    Args:
+        controls: each adds the six errors of its lanes, `tv_inverse` and so on.
+        most_edges: of any full graph; beyond 2^32 the topology is counted in 64 bits.
+    """
+    lanes = [
+        replace(spec, name=f"{spec.name}_{control}") for control in controls for spec in _ERRORS
+    ]
+    topology = ArraySpec(
+        "topology",
+        (*_CURVE, "edge_kind", "depth_quartile"),
+        "uint32" if most_edges < 1 << 32 else "uint64",
+        0,
+        "edges of the trace by kind and depth; block l of L is in quartile 4 l // L",
+        "edges",
+    )
+    return [*_CLEAN, *_ERRORS, *lanes, topology, *_SCANNED]
+
+
+def coordinates(strata: Sequence[float]) -> dict[str, tuple[str, NDArray[Any]]]:
+    """What the dimensions mean: name -> (dimension, values); strings as object arrays."""
+    return {
+        "stratum": ("stratum", np.array(strata, dtype=np.float64)),
+        "edge_kind": ("edge_kind", np.array(KIND_NAMES, dtype=object)),
+    }
+
+
+def windows_per_part(columns: int, strata: int) -> int:
+    """Windows of a part: the unit of work, of writing and of resuming, and one chunk an array."""
+    return max(1, PART_VALUES // (columns * strata))
+
+
+def by_quartile(topology: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[..., L] edges by block as [..., 4] by depth quartile: block l is in quartile 4 l // L."""
+    blocks = topology.shape[-1]
+    result = np.zeros((*topology.shape[:-1], QUARTILES), dtype=np.int64)
+    for block in range(blocks):
+        result[..., QUARTILES * block // blocks] += topology[..., block]
+    return result

@@ -1,0 +1,53 @@
+"""What a store is made from, and how two of them differ."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .graph import Count
+
+_NAMES = {
+    "weight_hash": "model",
+    "tokenizer_hash": "tokenizer",
+    "select": "rule",
+    "corpus_fingerprint": "corpus",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a store was made from: two scans may share a store iff their recipes are the same."""
+
+    weight_hash: str
+    tokenizer_hash: str
+    select: dict[str, Any]  # the rule as asked for: AutoStrata stays AutoStrata
+    importance: str
+    attention: str
+    scope: str
+    count: Count
+    seed: int
+    controls: tuple[str, ...]
+    context: int
+    corpus_fingerprint: str
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
+        """The recipe among a store's attributes."""
+        values = {field.name: attributes[field.name] for field in fields(cls)}
+        return cls(**{**values, "controls": tuple(values["controls"])})
+
+    def difference(self, asked: "Recipe") -> str | None:
+        """The first thing that differs, with both values; None where nothing does."""
+        for name, there in asdict(self).items():
+            here = asdict(asked)[name]
+            if there != here:
+                return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
+        return None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        values = value.get("values", [value.get("n")])
+        return f"{value['name']}({', '.join(f'{number:g}' for number in values)})"
+    text = ", ".join(value) if isinstance(value, list | tuple) else str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text or "none"

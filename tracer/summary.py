@@ -1,0 +1,43 @@
+"""What a scan came to, as tables for a terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .progress import Meter
+from .store import Store
+
+
+def print_summary(store: Store, meter: Meter, console: Console) -> None:
+    """Print where the store is, what it holds, what was skipped, and the mean curve."""
+    facts = Table(title="scan", title_justify="left", show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for row in _facts(store, meter):
+        facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
+    console.print(facts)
+    strata = Table(title="mean curve", title_justify="left")
+    for name in (store.rule.name, "size", "TV"):
+        strata.add_column(name, justify="right")
+    for row in store.stratum_means().itertuples(index=False):
+        strata.add_row(f"{row.stratum:.3g}", f"{row.size:.3%}", f"{row.tv:.3f}")
+    console.print(strata)
+
+
+def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
+    about = store.attributes
+    yield "store", str(store.path)
+    yield "model", f"{about['model']} ({about['architecture']})"
+    yield "importance", f"{about['importance']}, {about['attention']} attention"
+    yield "documents", f"{about['corpus']['documents']:,}"
+    for kind, count in about["corpus"]["skipped"].items():
+        yield "skipped", f"{count:,} {kind}: {', '.join(about['corpus']['examples'][kind])}"
+    yield "windows", f"{store.n_windows:,}"
+    yield "tokens", f"{about['tokens']:,}"
+    if meter.tokens:
+        speed = meter.tokens / meter.seconds
+        yield "this run", f"{meter.tokens:,} tokens, {speed:,.0f} tokens/s"
+    else:
+        yield "this run", "nothing to do: the store was complete"

@@ -1,0 +1,131 @@
+"""A corpus as windows: what is scanned, planned before anything is traced."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorpusError, InputError
+from .corpus import CorpusReport, Document
+
+NO_TOKENS = "the tokenizer makes no token of it"
+NONE = -1  # where there is no next token, no character span, no token
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a text."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]] | None = None  # characters [start, end) of each, where known
+
+
+Encode = Callable[[str], Encoded]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """M documents cut into N windows; tokens lie one after the other, documents in order."""
+
+    documents: list[Document]  # M, in the order scanned
+    tokens: NDArray[np.int32]  # [all tokens]
+    spans: NDArray[np.int32]  # [all tokens, 2] characters [start, end), -1 where unknown
+    first: NDArray[np.int64]  # [M + 1] where each document's tokens begin, and the end
+    document: NDArray[np.int32]  # [N] document of each window
+    window_start: NDArray[np.int32]  # [N] first token of each window, counted in its document
+    length: NDArray[np.int32]  # [N] tokens of each window
+
+    @property
+    def n_windows(self) -> int:
+        """N."""
+        return len(self.length)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window."""
+        return int(self.length.max())
+
+    def place(self, window: int) -> slice:
+        """Where the tokens of a window lie in `tokens` and `spans`."""
+        start = int(self.first[self.document[window]]) + int(self.window_start[window])
+        return slice(start, start + int(self.length[window]))
+
+    def ids(self, window: int) -> list[int]:
+        """The token ids of a window."""
+        found: list[int] = self.tokens[self.place(window)].tolist()
+        return found
+
+    def next_token(self, window: int) -> int:
+        """The token that follows a window in its document, -1 at the document's end."""
+        stop = self.place(window).stop
+        return int(self.tokens[stop]) if stop < self.first[self.document[window] + 1] else NONE
+
+
+def plan_windows(
+    documents: Iterable[Document],
+    encode: Encode,
+    context: int,
+    *,
+    vocab_size: int | None = None,
+    report: CorpusReport | None = None,
+) -> Plan:
+    """Tokenise documents and cut them into windows of at most `context` tokens.
+
+    A beginning-of-text token stands only where the tokenizer puts it, at a document's start.
+
+    Args:
+        documents: see `read_corpus`.
+        encode: the tokenizer.
+        context: tokens a window, at most.
+        vocab_size: of the model; ids beyond it are refused.
+        report: receives the documents of which the tokenizer makes no token.
+
+    Raises:
+        InputError: context below 1, a token id outside the vocabulary.
+        CorpusError: no document has a token.
+    """
+    if context < 1:
+        raise InputError(f"context={context} is too small: a window holds at least 1 token")
+    kept, tokens, spans = [], [], []
+    for document in documents:
+        encoded = encode(document.text)
+        if encoded.ids:
+            kept.append(document)
+            tokens.append(_ids(encoded, document, vocab_size))
+            spans.append(_spans(encoded))
+        elif report is not None:
+            report.documents -= 1
+            report.skip(NO_TOKENS, document.source)
+    if not kept:
+        raise CorpusError("the corpus holds no token: " + NO_TOKENS + ", of any text")
+    sizes = np.array([len(ids) for ids in tokens])
+    starts = [np.arange(0, size, context) for size in sizes]
+    owner = np.repeat(np.arange(len(kept)), [len(start) for start in starts])
+    window_start = np.concatenate(starts)
+    return Plan(
+        documents=kept,
+        tokens=np.concatenate(tokens),
+        spans=np.concatenate(spans),
+        first=np.concatenate([[0], np.cumsum(sizes)]),
+        document=owner.astype(np.int32),
+        window_start=window_start.astype(np.int32),
+        length=np.minimum(sizes[owner] - window_start, context).astype(np.int32),
+    )
+
+
+def _ids(encoded: Encoded, document: Document, vocab_size: int | None) -> NDArray[np.int32]:
+    ids = np.array(encoded.ids, dtype=np.int64)
+    if vocab_size is not None and not 0 <= ids.min() <= ids.max() < vocab_size:
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise InputError(
+            f"token id {wrong} (in {document.source}) is outside the model's vocabulary "
+            f"0..{vocab_size - 1}: the tokenizer belongs to another model"
+        )
+    return ids.astype(np.int32)
+
+
+def _spans(encoded: Encoded) -> NDArray[np.int32]:
+    if encoded.spans is None:
+        return np.full((len(encoded.ids), 2), NONE, dtype=np.int32)
+    return np.array(encoded.spans, dtype=np.int32)
