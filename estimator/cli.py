@@ -1,0 +1,91 @@
+"""The commands `densitrace report` and `densitrace demo`."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..errors import InputError
+
+MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option("--by", "labels", multiple=True, help="A label to show densities by; repeatable.")
+@click.option(
+    "--eps", default=0.1, show_default=True, help="The total variation that density@EPS tolerates."
+)
+@click.option("--title", help="The page's heading.")
+def report(store: Path, out: Path, labels: tuple[str, ...], eps: float, title: str | None) -> None:
+    """Write one self-contained HTML page about STORE.
+
+    Example: densitrace report traces.zarr --out density.html --by domain
+    """
+    from .density import DensityEstimator  # after --help, which should not wait for pandas
+    from .report import write_report
+
+    result = DensityEstimator.from_store(store, eps)
+    page = write_report(result, out, by=labels or None, title=title)
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="The folder for traces.zarr and report.html.",
+)
+@click.option("--model", help="A model folder or hub id.  [default: the bundled examples/model]")
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    help="What to scan.  [default: the bundled examples/corpus/scan.jsonl]",
+)
+def demo(out: Path, model: str | None, corpus: Path | None) -> None:
+    """Scan a small labelled corpus with a small model and show what is dense.
+
+    Example: densitrace demo --out demo
+    """
+    from ..tracer.scan import scan
+    from ..tracer.select import AutoStrata
+    from ..tracer.tracer import Tracer
+    from .density import DensityEstimator
+    from .report import default_labels, write_report
+    from .terminal import label_table, token_table
+
+    source = corpus or bundled(CORPUS, "--corpus")
+    tracer = Tracer.from_pretrained(model or bundled(MODEL, "--model"))
+    store = scan(tracer, source, out / "traces.zarr", select=AutoStrata(12))
+    result = DensityEstimator.from_store(store)
+    console = Console()
+    for label in default_labels(result):
+        console.print(label_table(result, label), "")
+    for densest in (True, False):
+        console.print(token_table(result, densest), "")
+    page = write_report(result, out / "report.html")
+    for name, path in (("store", out / "traces.zarr"), ("report", page)):
+        console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def bundled(path: Path, option: str) -> Path:
+    """Where the demo's model or corpus lies: under the current folder or in this clone.
+
+    Raises:
+        InputError: in neither; an installed package does not hold them.
+    """
+    for root in (Path(), Path(__file__).resolve().parents[1]):
+        if (root / path).exists():
+            return root / path
+    raise InputError(
+        f"{path} is not here: run the demo in a clone of the repository, or give {option}"
+    )

@@ -1,0 +1,346 @@
+"""Densities: a store's curves as tidy data frames, means by label, intervals, regimes (METHOD §6).
+
+Three levels. A *token* has two numbers, `density@EPS` and `auc_tv`. A *document's* density is the
+mean over its scored tokens. A *label's* density is the mean over its documents, because tokens of
+one document depend on one another and documents (nearly) do not; its interval resamples documents.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ..errors import InputError
+from ..tracer.curve import auc_tv, density_at
+from ..tracer.scan import scan
+from ..tracer.select import AutoStrata, Rule
+from ..tracer.store import Store, open_store
+from ..tracer.tracer import Tracer
+
+AUC = "auc_tv"
+MIN_DOCUMENTS = (
+    5  # with fewer, no resampling reaches 95%: five values all miss a side 1 in 16 times
+)
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its interval; the ends are NaN where none can be given."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(
+    values: ArrayLike, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
+) -> Interval:
+    """The mean of independent values with its expanded-percentile bootstrap interval.
+
+    The plain percentile interval is too narrow for few values; here its tails are widened to
+    Phi(-sqrt(n / (n - 1)) t), t the (1 + level) / 2 quantile of Student's t with n - 1 degrees
+    of freedom (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015, §5.2).
+
+    Args:
+        values: float [n], one value per independent unit (a document's mean, not a token).
+        level: the nominal coverage, in (0, 1).
+        n_resamples: bootstrap samples.
+        seed: of the resampling; the same values and seed give the same interval.
+
+    Returns:
+        The mean and the interval; NaN ends with fewer than `MIN_DOCUMENTS` values, all NaN with
+        none. NaN values are left out.
+
+    Raises:
+        InputError: a level outside (0, 1).
+
+    Example:
+        >>> mean_interval([0.2, 0.2, 0.2, 0.2, 0.2])
+        Interval(mean=0.2, low=0.2, high=0.2)
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level={level!r}: give a coverage between 0 and 1, for example 0.95")
+    data = np.asarray(values, np.float64)
+    data = data[~np.isnan(data)]
+    n = len(data)
+    if n < MIN_DOCUMENTS:
+        return Interval(float(data.mean()) if n else np.nan, np.nan, np.nan)
+    reach = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
+    result = stats.bootstrap(
+        (data,),
+        np.mean,
+        axis=-1,
+        n_resamples=n_resamples,
+        batch=max(1, 10**7 // n),  # at most 80 MB of resampled values at a time
+        confidence_level=1 - 2 * float(stats.norm.cdf(-reach)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = (float(end) for end in result.confidence_interval)
+    return Interval(float(data.mean()), low, high)
+
+
+def density_name(eps: float) -> str:
+    """The column that holds density_at(eps): `density@0.1`."""
+    return f"density@{eps:g}"
+
+
+def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
+    """One row per scored token of a store, in the order of the store.
+
+    Columns: `document` (row of `store.documents`), `window`, `position` (in the document),
+    `context` (tokens the position sees, itself included), `token` (id), `char_start`,
+    `char_end` (in the document's text), `full_edges` (edges of the full graph), `density@EPS`
+    and `auc_tv` (METHOD §6), `edges` (density x full edges: the trace in absolute edges),
+    `edges_per_token` (edges / context), `regime` (`sparse` up to the corpus median of
+    `density@EPS`, else `dense`), `surprisal` and `model_entropy` (nats).
+
+    Args:
+        store: a scanned store.
+        eps: the total variation that is tolerated.
+
+    Raises:
+        InputError: a negative or non-finite `eps`.
+    """
+    token = np.asarray(store.token[:])
+    window, column = np.nonzero(token >= 0)  # padding is -1
+    full = np.asarray(store.full_edge_count[:])[window, column]
+    size, tv = (np.asarray(a[:])[window, column] for a in (store.size, store.tv))
+    density = density_at(size.astype(np.float64), tv, eps, full)
+    edges = density * full
+    frame = pd.DataFrame(
+        {
+            "document": np.asarray(store.document[:])[window],
+            "window": window,
+            "position": np.asarray(store.position[:])[window, column],
+            "context": column + 1,
+            "token": token[window, column],
+            "char_start": np.asarray(store.char_start[:])[window, column],
+            "char_end": np.asarray(store.char_end[:])[window, column],
+            "full_edges": full,
+            density_name(eps): density,
+            AUC: auc_tv(size.astype(np.float64), tv, full),
+            "edges": edges,
+            "edges_per_token": edges / (column + 1),
+            "surprisal": np.asarray(store.surprisal[:])[window, column],
+            "model_entropy": np.asarray(store.model_entropy[:])[window, column],
+        }
+    )
+    dense = frame[density_name(eps)] > frame[density_name(eps)].median()
+    frame["regime"] = pd.Categorical(np.where(dense, "dense", "sparse"), ["sparse", "dense"])
+    return frame
+
+
+def stratum_frame(store: Store) -> pd.DataFrame:
+    """Quartiles over all scored tokens of size and of TV, by stratum, trace and controls.
+
+    Columns: `lane` (`trace`, or a control: `inverse`, `random`), `stratum` (the rule's value),
+    `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
+    A control stands at the size of the trace that it was made from.
+    """
+    scored = np.asarray(store.token[:]) >= 0
+    sizes = np.quantile(np.asarray(store.size[:])[scored].astype(np.float64), QUARTILES, axis=0)
+    parts = []
+    for lane in ("trace", *store.controls):
+        array = store.tv if lane == "trace" else store.array(f"tv_{lane}")
+        tv = np.quantile(np.asarray(array[:])[scored].astype(np.float64), QUARTILES, axis=0)
+        columns = {"stratum": store.rule.values}
+        for name, quartiles in (("size", sizes), ("tv", tv)):
+            for q, row in zip(QUARTILES, quartiles, strict=True):
+                columns[f"{name}_q{100 * q:.0f}"] = row
+        parts.append(pd.DataFrame(columns).assign(lane=lane))
+    return pd.concat(parts, ignore_index=True)
+
+
+def group_means(
+    tokens: pd.DataFrame, by: str, measures: Sequence[str], level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Means of token columns by group, each a mean of document means, with bootstrap intervals.
+
+    Args:
+        tokens: a tidy token frame with a `document` column.
+        by: the column that names the group; it may split documents (a band of positions).
+        measures: numeric columns to average.
+        level, seed: of the intervals; see `mean_interval`.
+
+    Returns:
+        One row per group in order of the first measure, densest first; index `by`; columns
+        `documents`, `tokens`, and for each measure M: `M`, `M_low`, `M_high`.
+
+    Raises:
+        InputError: no column `by`.
+    """
+    if by not in tokens:
+        raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
+    units = tokens.groupby([by, "document"], observed=True)[list(measures)].mean()
+    counts = tokens.groupby(by, observed=True).size()
+    rows = {}
+    for group, means in units.groupby(level=0, observed=True):
+        row = {"documents": len(means), "tokens": int(counts[group])}
+        for measure in measures:
+            interval = mean_interval(means[measure], level, seed=seed)
+            row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
+        rows[group] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
+    return frame.sort_values(measures[0], ascending=False, kind="stable")
+
+
+@dataclass(frozen=True)
+class DensityResult:
+    """The densities of one scan: token rows, curve quartiles, documents and how it was made.
+
+    Attributes:
+        tokens: see `token_frame`.
+        strata: see `stratum_frame`.
+        documents: the scanned documents with their labels, `text`, and the means of
+            `density@EPS` and `auc_tv` over their tokens; the index is `tokens.document`.
+        labels: names of the label columns of `documents`.
+        settings: model, rule, options and versions, as the store records them.
+        eps: the total variation that `density@EPS` tolerates.
+    """
+
+    tokens: pd.DataFrame
+    strata: pd.DataFrame
+    documents: pd.DataFrame
+    labels: tuple[str, ...]
+    settings: Mapping[str, Any]
+    eps: float
+
+    @classmethod
+    def from_store(cls, store: Store, eps: float = 0.1) -> Self:
+        """Read a store's curves into densities."""
+        tokens = token_frame(store, eps)
+        documents = store.documents.join(
+            tokens.groupby("document")[[density_name(eps), AUC]].mean(), how="inner"
+        )
+        settings = dict(store.attributes)
+        if not store.complete:
+            settings["incomplete"] = f"{len(store.done_parts())} of {store.n_parts} parts scanned"
+        return cls(
+            tokens=tokens,
+            strata=stratum_frame(store),
+            documents=documents,
+            labels=store.labels,
+            settings=settings,
+            eps=eps,
+        )
+
+    @property
+    def density(self) -> str:
+        """The name of the first measure, `density@EPS`."""
+        return density_name(self.eps)
+
+    @property
+    def measures(self) -> tuple[str, str]:
+        """The names of the two measures of a token."""
+        return (self.density, AUC)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The token rows with their document's labels: one tidy frame."""
+        return self.tokens.join(self.documents[list(self.labels)], on="document")
+
+    def summary(self, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
+        """Mean densities over documents with bootstrap intervals, all together or by a column.
+
+        Args:
+            by: a label (`domain`, `lang`, ...) or any column of `to_pandas()`; None for one row.
+            level: the nominal coverage of the intervals.
+
+        Returns:
+            See `group_means`; the measures are `density@EPS`, `auc_tv`, `dense` (the share of
+            tokens in the dense regime), `edges` and `edges_per_token`.
+
+        Raises:
+            InputError: no such column.
+        """
+        frame = self.to_pandas()
+        frame["dense"] = frame["regime"] == "dense"
+        if by is None:
+            by, frame["corpus"] = "corpus", "all"
+        return group_means(frame, by, (*self.measures, "dense", "edges", "edges_per_token"), level)
+
+    def by_position(self) -> pd.DataFrame:
+        """Means by length of context in octaves: relative size, edges, edges per context token.
+
+        The full graph grows with the square of the context, so a relative size falls with it for
+        that reason alone; the absolute columns stand beside it (METHOD §6).
+        """
+        octave = np.floor(np.log2(self.tokens["context"])).astype(int)
+        frame = self.tokens.assign(first=2**octave)
+        measures = (*self.measures, "edges", "edges_per_token", "full_edges")
+        return group_means(frame, "first", measures).sort_index()
+
+
+class DensityEstimator:
+    """Density of texts under one model: a `Tracer` and the options of a scan.
+
+    Args:
+        tracer: the model, with a tokenizer.
+        select: the rule; the default chooses 12 thresholds evenly in log size.
+        context: tokens per window.
+        eps: the total variation that `density@EPS` tolerates.
+        options: further keyword arguments of `densitrace.scan`.
+
+    Example:
+        >>> estimator = DensityEstimator.from_pretrained("examples/model")  # doctest: +SKIP
+        >>> estimator.estimate(["The cat sat.", "E = mc2"]).summary()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        *,
+        select: Rule | AutoStrata | None = None,
+        context: int = 512,
+        eps: float = 0.1,
+        **options: Any,
+    ) -> None:
+        self.tracer = tracer
+        self.select = AutoStrata(12) if select is None else select
+        self.context = context
+        self.eps = eps
+        self.options = options
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any
+    ) -> Self:
+        """An estimator for a local model folder or a hub id; `options` as for the class."""
+        return cls(Tracer.from_pretrained(path, device=device, dtype=dtype), **options)
+
+    def estimate(self, texts: Iterable[str]) -> DensityResult:
+        """Scan texts, one document each, and read their densities.
+
+        Raises:
+            InputError: a single string instead of several, or no text.
+            CorpusError: nothing but empty texts.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts is one string: give a list of texts, for example [text]")
+        rows = pd.DataFrame({"text": list(texts)})
+        if rows.empty:
+            raise InputError("texts is empty: give at least one text")
+        with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:
+            corpus = Path(folder) / "texts.jsonl"
+            rows.to_json(corpus, orient="records", lines=True, force_ascii=False)
+            store = scan(
+                self.tracer,
+                corpus,
+                Path(folder) / "traces.zarr",
+                select=self.select,
+                context=self.context,
+                **self.options,
+            )
+            return DensityResult.from_store(store, self.eps)
+
+    @staticmethod
+    def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
+        """The densities of a store that was scanned before."""
+        opened = open_store(store) if isinstance(store, (str, Path)) else store
+        return DensityResult.from_store(opened, eps)

@@ -1,0 +1,251 @@
+"""Tokens laid over their text: coloured passages, and single tokens in their context."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from .density import AUC, DensityResult
+from .plots import percent
+
+FULL_CONTEXT = 32  # below it a relative size says more of the small graph than of the token
+MOST_TOKENS = 600  # of one passage on the page
+FIELDS = (
+    "share of the full graph",
+    "edges",
+    "edges per context token",
+    "auc_tv",
+    "surprisal of the next token, nats",
+    "entropy of the model, nats",
+    "tokens of context",
+    "tokens here",
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the values of one measure lie on the colour ramp: 0 is sparse, 100 dense.
+
+    The ramp spans the 2nd to the 98th percentile of the corpus; what lies beyond takes its ends.
+    """
+
+    title: str
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def of(cls, values: pd.Series, log: bool) -> "Scale":
+        """The scale of a measure's corpus values; NaN are left out."""
+        low, high = np.nanquantile(values.to_numpy(np.float64), [0.02, 0.98])
+        return cls(str(values.name), float(low), float(high), log)
+
+    def place(self, values: ArrayLike) -> NDArray[np.int64]:
+        """int [...] in 0..100, of float [...]; halfway where the corpus holds one value only."""
+        ends = np.array([self.low, self.high])
+        numbers = np.asarray(values, np.float64)
+        if self.log:
+            ends, numbers = np.log10(ends), np.log10(numbers)
+        span = ends[1] - ends[0]
+        part = (numbers - ends[0]) / span if span > 0 else np.full(numbers.shape, 0.5)
+        return np.rint(100 * np.clip(part, 0, 1)).astype(np.int64)
+
+    @property
+    def ticks(self) -> tuple[str, str, str]:
+        """What the two ends and the middle of the ramp stand for."""
+        middle = np.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        texts = [percent(v) if self.log else f"{v:.2f}" for v in (self.low, middle, self.high)]
+        return (f"≤ {texts[0]}", texts[1], f"≥ {texts[2]}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of a passage: tokens that share text, or (`numbers` None) text without a token."""
+
+    text: str
+    d: int = 0
+    a: int = 0
+    numbers: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document, or the beginning of a long one, cut into cells."""
+
+    name: str
+    lang: str
+    cells: tuple[Cell, ...]
+    density: str
+    auc: str
+    cut: bool
+
+
+@dataclass(frozen=True)
+class TokenInContext:
+    """One token with the text around it."""
+
+    value: str
+    before: str
+    token: str
+    after: str
+    document: str
+    title: str
+    d: int
+    a: int
+
+
+def scales(result: DensityResult) -> tuple[Scale, Scale]:
+    """The colour scales of the two measures: density in log10, auc_tv linear."""
+    density, area = (result.tokens[measure] for measure in result.measures)
+    return Scale.of(density, log=True), Scale.of(area, log=False)
+
+
+def token_groups(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The number of the cell of each token: tokens whose character spans overlap share one.
+
+    Args:
+        rows: the tokens of one document in order, `char_start` and `char_end`.
+
+    Returns:
+        int64 [n], rising from 0.
+    """
+    start, end = (rows[c].to_numpy() for c in ("char_start", "char_end"))
+    reach = np.maximum.accumulate(np.concatenate([[0], end[:-1]])) if len(rows) else end
+    return np.cumsum(start >= reach) - 1
+
+
+def cut_into_cells(
+    text: str, rows: pd.DataFrame, density: str, both: tuple[Scale, Scale]
+) -> tuple[Cell, ...]:
+    """The text as cells in order; joined, the cells' texts are the text.
+
+    Args:
+        text: the document.
+        rows: token rows of that document in order; tokens without text (specials) are passed by.
+        density: the name of the column `density@EPS`.
+        both: the colour scales of the two measures.
+    """
+    rows = rows[rows["char_end"] > rows["char_start"]]
+    group = token_groups(rows)
+    columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
+    means = rows[columns].groupby(group).mean()
+    spans = rows.groupby(group).agg({"char_start": "min", "char_end": "max", "token": "size"})
+    d, a = both[0].place(means[density]), both[1].place(means[AUC])
+    cells, done = [], 0
+    for i, (start, end, n) in enumerate(spans.itertuples(index=False)):
+        if start > done:
+            cells.append(Cell(text[done:start]))
+        cells.append(Cell(text[start:end], int(d[i]), int(a[i]), _numbers(means.iloc[i], n)))
+        done = end
+    if done < len(text):
+        cells.append(Cell(text[done:]))
+    return tuple(cells)
+
+
+def _numbers(row: pd.Series, tokens: int) -> str:
+    """The values of FIELDS, joined for the page's script."""
+    density, edges, per_token, area, surprisal, entropy, context = row
+    nats = ["–" if np.isnan(v) else f"{v:.2f}" for v in (surprisal, entropy)]
+    return "|".join(
+        (
+            percent(density),
+            f"{edges:,.0f}",
+            f"{per_token:,.1f}",
+            f"{area:.3f}",
+            *nats,
+            f"{context:,.0f}",
+            f"{tokens}",
+        )
+    )
+
+
+def passage(result: DensityResult, document: int, both: tuple[Scale, Scale]) -> Passage:
+    """One document as a passage, from its first tokens if it is long."""
+    about = result.documents.loc[document]
+    rows = result.tokens[result.tokens["document"] == document].sort_values("position")
+    shown = rows.head(MOST_TOKENS)
+    cut = len(shown) < len(rows)
+    text = about["text"][: shown["char_end"].max()] if cut else about["text"]
+    cells = cut_into_cells(text, shown, result.density, both)
+    lang = str(about.get("lang", ""))
+    return Passage(
+        name=document_name(result, document),
+        lang=lang if re.fullmatch(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*", lang) else "",
+        cells=cells,
+        density=percent(about[result.density]),
+        auc=f"{about[AUC]:.3f}",
+        cut=cut,
+    )
+
+
+def document_name(result: DensityResult, document: int) -> str:
+    """A document's id with the labels that its id does not say already."""
+    about = result.documents.loc[document]
+    labels = [str(about[label]) for label in result.labels]
+    return " · ".join([str(about["id"]), *(v for v in labels if v not in str(about["id"]))])
+
+
+def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 40) -> list[int]:
+    """Documents to show: the densest, the sparsest, and the middle one of each set of labels.
+
+    Args:
+        result: what was scanned.
+        labels: columns of the documents; each combination that occurs gives one passage.
+        most: passages at most; beyond it, combinations with more documents come first.
+    """
+    documents = result.documents.sort_values(result.density, ascending=False, kind="stable")
+    groups = documents.groupby(list(labels), sort=False) if labels else documents.groupby("id")
+    middle = [g.index[len(g) // 2] for _, g in sorted(groups, key=lambda g: -len(g[1]))]
+    ends = [documents.index[0], documents.index[-1]]
+    return [int(i) for i in list(dict.fromkeys([*ends, *middle]))[:most]]
+
+
+def enough_context(result: DensityResult) -> int:
+    """Tokens of context that a token must have to be ranked: 32, or the median in short texts."""
+    return min(FULL_CONTEXT, int(result.tokens["context"].median()))
+
+
+def extremes(
+    result: DensityResult, measure: str, densest: bool, both: tuple[Scale, Scale], most: int = 12
+) -> list[TokenInContext]:
+    """The densest or sparsest tokens with enough context, one per document, with their text.
+
+    Args:
+        result: what was scanned.
+        measure: one of `result.measures`; the other one breaks ties.
+        densest: which end.
+        both: the colour scales of the two measures.
+        most: tokens at most.
+    """
+    tokens = result.tokens
+    fit = tokens["context"] >= enough_context(result)
+    fit &= tokens["char_end"] > tokens["char_start"]
+    order = [measure, *(m for m in result.measures if m != measure)]
+    ranked = tokens[fit].sort_values(order, ascending=not densest, kind="stable")
+    chosen = ranked.drop_duplicates("document").head(most)
+    d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
+    found = []
+    for i, (_, row) in enumerate(chosen.iterrows()):
+        text = result.documents.at[row["document"], "text"]
+        start, end = int(row["char_start"]), int(row["char_end"])
+        value = row[measure]
+        found.append(
+            TokenInContext(
+                value=f"{value:.3f}" if measure == AUC else percent(value),
+                before=_one_line(text[max(0, start - 60) : start]),
+                token=_one_line(text[start:end]),
+                after=_one_line(text[end : end + 60]),
+                document=str(result.documents.at[row["document"], "id"]),
+                title=document_name(result, row["document"]),
+                d=int(d[i]),
+                a=int(a[i]),
+            )
+        )
+    return found
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ⏎ ", text)

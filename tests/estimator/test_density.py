@@ -1,0 +1,125 @@
+"""Means, intervals and tidy frames against pandas, scipy and simulation."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from densitrace.errors import InputError
+from densitrace.estimator.density import (
+    MIN_DOCUMENTS,
+    DensityResult,
+    group_means,
+    mean_interval,
+)
+
+MakeResult = Callable[..., DensityResult]
+
+DOCUMENTS = [
+    {"id": f"{domain}-{i}", "domain": domain, "lang": "en", "text": "some words " * (1 + i)}
+    for domain in ("drama", "law", "speech")
+    for i in range(6)
+]
+
+
+@pytest.mark.parametrize("n", [8, 30])
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_nominal_95_percent_intervals_cover_the_mean(n: int, shape: str) -> None:
+    rng = np.random.default_rng(n)
+    draws = rng.normal(size=(300, n)) if shape == "normal" else rng.gamma(4.0, size=(300, n))
+    truth = 0.0 if shape == "normal" else 4.0
+    hits = 0
+    for i, sample in enumerate(draws):
+        _, low, high = mean_interval(sample, n_resamples=1500, seed=i)
+        hits += low <= truth <= high
+    assert 0.90 <= hits / len(draws) <= 0.98
+
+
+def test_the_interval_of_many_values_is_the_plain_percentile_interval() -> None:
+    values = np.random.default_rng(0).exponential(size=3000)
+    found = mean_interval(values)
+    plain = stats.bootstrap(
+        (values,), np.mean, method="percentile", batch=500, rng=np.random.default_rng(0)
+    ).confidence_interval
+    width = plain.high - plain.low
+    assert found.low == pytest.approx(plain.low, abs=0.03 * width)
+    assert found.high == pytest.approx(plain.high, abs=0.03 * width)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.random.default_rng(1).random(20)
+    assert mean_interval(values, seed=5) == mean_interval(values, seed=5)
+    assert mean_interval(values, seed=5) != mean_interval(values, seed=6)
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    values = np.random.default_rng(2).random(20)
+    narrow, wide = mean_interval(values, 0.8), mean_interval(values, 0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_few_values_have_a_mean_and_no_interval() -> None:
+    found = mean_interval([1.0] * (MIN_DOCUMENTS - 2) + [math.nan, 2.0])
+    assert found.mean == pytest.approx((MIN_DOCUMENTS - 2 + 2) / (MIN_DOCUMENTS - 1))
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert all(map(math.isnan, mean_interval([])))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
+def test_an_impossible_level_is_refused(level: float) -> None:
+    with pytest.raises(InputError, match="level"):
+        mean_interval([1.0, 2.0], level)
+
+
+def test_a_label_is_the_mean_of_its_documents_not_of_its_tokens() -> None:
+    # One document of a thousand tokens at 1 and four of one token at 0.
+    tokens = pd.DataFrame(
+        {"document": [0] * 1000 + [1, 2, 3, 4], "m": [1.0] * 1000 + [0.0] * 4, "label": "a"}
+    )
+    row = group_means(tokens, "label", ["m"]).loc["a"]
+    assert (row["documents"], row["tokens"]) == (5, 1004)
+    assert row["m"] == pytest.approx(0.2)
+    assert row["m_low"] == 0.0 and row["m_high"] > 0.5
+
+
+def test_group_means_equal_pandas_in_two_steps(make_result: MakeResult) -> None:
+    frame = make_result(DOCUMENTS).to_pandas()
+    found = group_means(frame, "domain", ["auc_tv", "edges"])
+    for domain, part in frame.groupby("domain"):
+        per_document = [rows["edges"].mean() for _, rows in part.groupby("document")]
+        assert found.loc[str(domain), "edges"] == pytest.approx(np.mean(per_document))
+        assert found.loc[str(domain), "edges_low"] < found.loc[str(domain), "edges"]
+    assert found["auc_tv"].is_monotonic_decreasing
+
+
+def test_summary_has_one_row_without_a_label_and_one_per_value_with_it(
+    make_result: MakeResult,
+) -> None:
+    result = make_result(DOCUMENTS)
+    assert len(result.summary()) == 1
+    assert result.summary()["tokens"].item() == len(result.tokens)
+    assert sorted(result.summary("domain").index) == ["drama", "law", "speech"]
+    assert result.summary("regime").loc["dense", "dense"] == 1.0
+    with pytest.raises(InputError, match="by='author'"):
+        result.summary("author")
+
+
+def test_by_position_gathers_octaves_of_context(make_result: MakeResult) -> None:
+    result = make_result(DOCUMENTS)
+    found = result.by_position()
+    context = result.tokens["context"]
+    for first, row in found.iterrows():
+        inside = (context >= int(str(first))) & (context < 2 * int(str(first)))
+        assert row["tokens"] == inside.sum()
+    assert found["tokens"].sum() == len(context)
+    assert found["edges"].is_monotonic_increasing
+
+
+def test_to_pandas_carries_the_labels_of_each_document(make_result: MakeResult) -> None:
+    result = make_result(DOCUMENTS)
+    frame = result.to_pandas()
+    assert len(frame) == len(result.tokens)
+    assert (frame["domain"] == frame["document"].map(result.documents["domain"])).all()
