@@ -1,0 +1,98 @@
+"""How much do errors differ between `scope="all"` and `scope="output"` under live attention?
+
+    python benches/scope_difference.py --outputs 120 --out benches/results/scopes
+
+Sizes are equal and frozen errors are too (tests/tracer/test_scopes.py). With live attention the
+tokens outside an output's trace present other keys to the softmax in the one scope than in the
+other. This measures what that does on the bundled model, stratum by stratum.
+"""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import track
+from scipy.stats import spearmanr
+
+from densitrace import AutoStrata, Trace, Tracer
+
+ROOT = Path(__file__).parents[1]
+
+
+def outputs(tracer: Tracer, wanted: int, seed: int) -> list[list[int]]:
+    """Windows that end at a random token of a random passage, 16 to 128 tokens long."""
+    generator = np.random.default_rng(seed)
+    lines = (ROOT / "examples/corpus/scan.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = [tracer.encode(json.loads(line)["text"])[:128] for line in lines]
+    passages = [passage for passage in passages if len(passage) > 16]
+    chosen = generator.choice(len(passages), wanted)
+    return [passages[i][: int(generator.integers(16, len(passages[i])))] for i in chosen]
+
+
+def curves(tracer: Tracer, windows: list[list[int]], strata: int) -> dict[str, Any]:
+    """Errors of each window's last token in both scopes: tv [outputs, K], auc [outputs]."""
+    rule = tracer.choose_strata(AutoStrata(strata), windows)
+    found: dict[str, list[Any]] = {"all": [], "output": [], "auc_all": [], "auc_output": []}
+    for window in track(windows, description="outputs"):
+        for scope in ("all", "output"):
+            trace = tracer.trace(window, select=rule, scope=scope)  # type: ignore[arg-type]
+            assert isinstance(trace, Trace)
+            found[scope].append(trace.errors["tv"][-1])
+            found[f"auc_{scope}"].append(trace.auc_tv[-1])
+            size = trace.size[-1]
+        found.setdefault("size", []).append(size)
+    return {"rule": rule.values, **{name: np.array(values) for name, values in found.items()}}
+
+
+@click.command()
+@click.option("--outputs", "wanted", default=120, show_default=True)
+@click.option("--strata", default=14, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def main(wanted: int, strata: int, seed: int, out: Path) -> None:
+    """Measure, and write OUT.json and OUT.md."""
+    tracer = Tracer.from_pretrained(ROOT / "examples/model", device="cpu")
+    found = curves(tracer, outputs(tracer, wanted, seed), strata)
+    difference = found["all"] - found["output"]
+    rank = float(spearmanr(found["auc_all"], found["auc_output"]).statistic)
+    columns = {
+        "threshold": found["rule"],
+        "mean size": found["size"].mean(0).tolist(),
+        "mean TV, all": found["all"].mean(0).tolist(),
+        "mean TV, output": found["output"].mean(0).tolist(),
+        "mean |difference|": np.abs(difference).mean(0).tolist(),
+        "largest |difference|": np.abs(difference).max(0).tolist(),
+    }
+    command = f"python benches/scope_difference.py --outputs {wanted} --strata {strata}"
+    record = {
+        "date": str(date.today()),
+        "command": command,
+        "outputs": wanted,
+        "spearman of auc_tv": rank,
+        "strata": columns,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        "| " + " | ".join(f"{value:.3g}" for value in row) + " |"
+        for row in zip(*columns.values(), strict=True)
+    ]
+    page = [
+        f"# Errors in the two scopes, live attention, {date.today()}",
+        "",
+        f"`{command}`, bundled model, {wanted} outputs. "
+        f"Rank correlation (Spearman) of auc_tv: {rank:.3f}.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+        *rows,
+    ]
+    out.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    click.echo(f"wrote {out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()

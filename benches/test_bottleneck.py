@@ -1,0 +1,88 @@
+"""How fast is the (max, min) product: in C++, as a loop in plain torch, as boolean products.
+
+`bottleneck` serves all strata at once. The alternative of METHOD, section 4, is one boolean
+reachability product a stratum, here as a float32 matrix product, the fastest that torch has on a
+CPU. Operations are counted alike for all: a min and a max for each of the T (T + 1) (T + 2) / 6
+paths i <= j <= t, whatever a provider does besides.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from densitrace import _cpu, kernels
+
+STRATA = 12
+LENGTHS = (256, 1024, 2048)
+ROUNDS = 5
+
+
+def level_maps(length: int) -> tuple[Tensor, Tensor]:
+    """reach and levels, uint8 [1, T, T], every level of 0 .. K equally likely."""
+    generator = torch.Generator().manual_seed(length)
+    maps = torch.randint(0, STRATA + 1, (2, 1, length, length), generator=generator)
+    reach, levels = maps.to(torch.uint8).tril()
+    return reach, levels
+
+
+def by_boolean_products(reach: Tensor, levels: Tensor) -> Tensor:
+    """One reachability product a stratum; their sum is the bottleneck, as the strata nest."""
+    result = torch.zeros_like(reach)
+    for level in range(1, STRATA + 1):
+        paths = (reach >= level).float() @ (levels >= level).float()
+        result += paths > 0
+    return result
+
+
+def by_torch_loop(reach: Tensor, levels: Tensor) -> Tensor:
+    return kernels.bottleneck(reach, levels, backend="reference")
+
+
+def on_cpu(isa: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
+        result = torch.empty_like(reach)
+        arrays = (reach.numpy(), levels.numpy(), result.numpy())
+        _cpu.bottleneck(*arrays, torch.get_num_threads(), isa)
+        return result
+
+    return bottleneck
+
+
+PROVIDERS = {f"cpu-{isa}": on_cpu(isa) for isa in _cpu.instruction_sets()} | {
+    "torch-loop": by_torch_loop,
+    "boolean-products": by_boolean_products,
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.benchmark(warmup=True)
+def test_bottleneck(benchmark: BenchmarkFixture, provider: str, length: int) -> None:
+    benchmark.group = f"bottleneck T={length}"
+    reach, levels = level_maps(length)
+    product = PROVIDERS[provider]
+    result = benchmark.pedantic(product, (reach, levels), rounds=ROUNDS, warmup_rounds=1)
+    assert torch.equal(result, kernels.bottleneck(reach, levels))
+    operations = length * (length + 1) * (length + 2) // 3
+    _record(benchmark, operations, STRATA)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_trace_sizes(benchmark: BenchmarkFixture, backend: str, length: int) -> None:
+    benchmark.group = f"trace_sizes T={length}"
+    reach, _ = level_maps(length)
+    degrees = torch.randint(0, 100, (STRATA, 1, length), dtype=torch.int32)
+    benchmark.pedantic(
+        kernels.trace_sizes, (reach, degrees), {"backend": backend}, rounds=ROUNDS, warmup_rounds=1
+    )
+    _record(benchmark, STRATA * length * (length + 1) // 2, STRATA)
+
+
+def _record(benchmark: BenchmarkFixture, operations: int, strata: int) -> None:
+    benchmark.extra_info["operations_per_second"] = operations / benchmark.stats.stats.median
+    benchmark.extra_info["strata"] = strata
+    benchmark.extra_info["threads"] = torch.get_num_threads()
