@@ -38,7 +38,7 @@ def curves(tracer: Tracer, windows: list[list[int]], strata: int) -> dict[str, A
     found: dict[str, list[Any]] = {"all": [], "output": [], "auc_all": [], "auc_output": []}
     for window in track(windows, description="outputs"):
         for scope in ("all", "output"):
-            trace = tracer.trace(window, select=rule, scope=scope)  # type: ignore[arg-type]
+            trace = tracer.trace(window, select=rule, scope=scope)
             assert isinstance(trace, Trace)
             found[scope].append(trace.errors["tv"][-1])
             found[f"auc_{scope}"].append(trace.auc_tv[-1])

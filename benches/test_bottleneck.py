@@ -83,6 +83,7 @@ def test_trace_sizes(benchmark: BenchmarkFixture, backend: str, length: int) -> 
 
 
 def _record(benchmark: BenchmarkFixture, operations: int, strata: int) -> None:
+    assert benchmark.stats is not None  # it has run
     benchmark.extra_info["operations_per_second"] = operations / benchmark.stats.stats.median
     benchmark.extra_info["strata"] = strata
     benchmark.extra_info["threads"] = torch.get_num_threads()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from densitrace import Threshold, Tracer
@@ -36,7 +35,8 @@ def reference_shaped() -> LlamaForCausalLM:
         intermediate_size=688, vocab_size=4096, max_position_embeddings=1024,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
 
 
 def tokens(length: int, batch: int = 1) -> list[list[int]]:
@@ -80,7 +80,7 @@ def bundled() -> Any:
     return Tracer.from_pretrained(BUNDLED)._decoder.model
 
 
-def record(benchmark: BenchmarkFixture, work: Work, run: Callable[[], object]) -> None:
+def record(benchmark: Any, work: Work, run: Callable[[], object]) -> None:
     """Benchmark one pass, and note it against the plain forward timed beside it."""
     forward = seconds(work.forward)
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
@@ -91,27 +91,27 @@ def record(benchmark: BenchmarkFixture, work: Work, run: Callable[[], object]) -
 
 @pytest.mark.parametrize("length", [64, 256, 512])
 @pytest.mark.parametrize("part", ["forward", "sizes", "scan"])
-def test_bundled_model(benchmark: BenchmarkFixture, part: str, length: int) -> None:
+def test_bundled_model(benchmark: Any, part: str, length: int) -> None:
     """Plain forward, importance and sizes, and a scan of 12 strata; 1024 tokens a batch."""
     work = Work(bundled(), tokens(length, 1024 // length))
     record(benchmark, work, getattr(work, part))
 
 
 @pytest.mark.parametrize("importance", ["norm_l2", "cosine", "proximity"])
-def test_importances(benchmark: BenchmarkFixture, importance: str) -> None:
+def test_importances(benchmark: Any, importance: str) -> None:
     """Weights and sizes under the other importances, 4 sequences of 64 tokens."""
     work = Work(bundled(), tokens(64, 4), importance=importance)
     record(benchmark, work, work.sizes)
 
 
-def test_frozen(benchmark: BenchmarkFixture) -> None:
+def test_frozen(benchmark: Any) -> None:
     """A scan of 12 strata with frozen attention."""
     work = Work(bundled(), tokens(256, 4), attention="frozen")
     record(benchmark, work, work.scan)
 
 
 @pytest.mark.parametrize("length", REFERENCE_SECONDS)
-def test_against_the_reference(benchmark: BenchmarkFixture, length: int) -> None:
+def test_against_the_reference(benchmark: Any, length: int) -> None:
     """All output positions and 15 thresholds at once, on the reference's model shape.
 
     The reference's seconds are for one output position, on another machine: read the ratio of
@@ -130,7 +130,7 @@ def test_against_the_reference(benchmark: BenchmarkFixture, length: int) -> None
 
 
 @pytest.mark.parametrize("length", REFERENCE_SECONDS)
-def test_one_output_against_the_reference(benchmark: BenchmarkFixture, length: int) -> None:
+def test_one_output_against_the_reference(benchmark: Any, length: int) -> None:
     """The reference's own question: one output position, `scope="output"`, 15 thresholds."""
     work = Work(reference_shaped(), tokens(length))
     benchmark.pedantic(
@@ -152,7 +152,7 @@ def _peak_bytes(part: str, length: int, threads: int) -> int:
 
 @pytest.mark.parametrize("length", [64, 512])
 @pytest.mark.parametrize("part", ["sizes", "scan"])
-def test_memory(benchmark: BenchmarkFixture, part: str, length: int) -> None:
+def test_memory(benchmark: Any, part: str, length: int) -> None:
     """Peak memory above what the plain forward needed; the seconds are those of the child."""
     with get_context("spawn").Pool(1) as pool:
         arguments = (part, length, torch.get_num_threads())

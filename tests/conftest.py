@@ -1,6 +1,6 @@
 """What all tests share: reproducible hypothesis, poisoned memory, device tests where one is."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,16 +22,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.empty filled with NaN (or -1), so that an element nobody wrote is seen."""
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty filled with NaN, or the largest integer, so that what nobody wrote is seen."""
     empty = torch.empty
 
-    def filled(*args: object, **kwargs: object) -> torch.Tensor:
-        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
-        if tensor.is_floating_point():
-            return tensor.fill_(torch.nan)
-        signed = tensor.dtype.is_signed
-        return tensor.fill_(-1 if signed else 255) if tensor.dtype != torch.bool else tensor
+    def filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = empty(*args, **kwargs)
+        floating = tensor.is_floating_point()
+        tensor.fill_(torch.nan if floating else torch.iinfo(tensor.dtype).max)
+        return tensor
 
     monkeypatch.setattr(torch, "empty", filled)
-    yield

@@ -122,8 +122,9 @@ def environment(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", installed.folder], check=True)
     outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (installed.packages / "outer.pth").write_text("\n".join(outer))
-    what = {"wheel": [wheel], "folder": [checkout], "editable": ["-e", checkout]}[request.param]
-    pip("install", *what, python=installed.folder / "bin" / "python")
+    options = ["--editable"] if request.param == "editable" else []
+    what = wheel if request.param == "wheel" else checkout
+    pip("install", *options, what, python=installed.folder / "bin" / "python")
     return installed
 
 

@@ -126,4 +126,4 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     arguments = ["--corpus", str(corpus), "--out", str(folder / "out")]
     result = CliRunner().invoke(demo, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    return Demo(folder / "out", corpus, result.output)
+    return Demo(folder / "out", corpus, result.stdout)

@@ -7,10 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner, Result
 
-from densitrace import DensityEstimator, InputError, StoreError, Threshold, Tracer, open_store
+from densitrace import (
+    DensityEstimator,
+    InputError,
+    StoreError,
+    Threshold,
+    Tracer,
+    open_store,
+    scan,
+)
 from densitrace.estimator.cli import bundled, demo, report
+from densitrace.estimator.report import render_report
+from densitrace.tracer import layout
 from densitrace.tracer.curve import auc_tv, density_at
 
 MODEL = Path(__file__).parents[2] / "examples" / "model"
@@ -89,7 +100,7 @@ def test_a_second_demo_finds_the_store_complete_and_writes_the_same_page(demo_ru
     page, store = demo_run.folder / "report.html", demo_run.folder / "traces.zarr"
     before, stamps = page.read_text(), [f.stat().st_mtime_ns for f in sorted(store.rglob("*"))]
     again = invoke(demo, "--corpus", demo_run.corpus, "--out", demo_run.folder)
-    assert again.output == demo_run.output
+    assert again.stdout == demo_run.output
     assert page.read_text() == before
     assert [f.stat().st_mtime_ns for f in sorted(store.rglob("*"))] == stamps
 
@@ -100,7 +111,7 @@ def test_a_demo_over_another_scan_refuses_and_changes_nothing(
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "Something else."}\n')
     page = (demo_run.folder / "report.html").read_text()
-    with pytest.raises(StoreError, match="corpus is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
         invoke(demo, "--corpus", other, "--out", demo_run.folder)
     assert (demo_run.folder / "report.html").read_text() == page
 
@@ -130,7 +141,7 @@ def test_report_refuses_what_it_cannot_do(demo_run: Any, tmp_path: Path) -> None
 
 
 def test_demo_data_that_is_not_there_is_told_in_one_line() -> None:
-    with pytest.raises(InputError, match="run the demo in a clone .* or give --corpus") as caught:
+    with pytest.raises(InputError, match=r"run the demo in a clone .* or give --corpus") as caught:
         bundled(Path("examples/nowhere.jsonl"), "--corpus")
     assert "\n" not in str(caught.value)
 
@@ -157,6 +168,27 @@ def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
     mine = result.tokens[result.tokens["document"] == 0]
     np.testing.assert_allclose(mine["density@0.1"], trace.density_at(0.1), atol=1e-4)
     np.testing.assert_allclose(mine["auc_tv"], trace.auc_tv, atol=1e-3)
+
+
+def test_of_a_scan_that_was_stopped_the_finished_parts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "PART_VALUES", 1)  # one window a part
+    corpus, path = tmp_path / "corpus.jsonl", tmp_path / "traces.zarr"
+    corpus.write_text('{"text": "One text."}\n{"text": "And another."}\n')
+    whole = scan(Tracer.from_pretrained(MODEL), corpus, path, select=Threshold([0.05]))
+    tokens = DensityEstimator.from_store(whole).tokens
+    done = zarr.open_group(path, mode="r+")["part_done"]
+    assert isinstance(done, zarr.Array) and done.shape == (2,)
+    done[1] = 0
+    half = DensityEstimator.from_store(path)
+    assert half.settings["incomplete"] == "1 of 2 parts scanned"
+    assert half.documents["text"].tolist() == ["One text."]
+    assert half.tokens["token"].tolist() == tokens["token"][tokens["document"] == 0].tolist()
+    assert "1 of 2 parts scanned" in render_report(half)
+    done[0] = 0
+    with pytest.raises(StoreError, match="no scanned token yet"):
+        DensityEstimator.from_store(path)
 
 
 def test_the_estimator_refuses_what_is_not_a_list_of_texts() -> None:

@@ -22,7 +22,8 @@ def product(reach: Bytes, levels: Bytes) -> Bytes:
     length = reach.shape[-1]
     t, j, i = np.ogrid[:length, :length, :length]
     paths = np.minimum(reach[:, :, :, None], levels[:, None, :, :])  # [B, t, j, i]
-    return np.where((i <= j) & (j <= t), paths, 0).max(2)
+    best: Bytes = np.where((i <= j) & (j <= t), paths, 0).max(2)
+    return best
 
 
 def counted(reach: Bytes, degrees: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -50,12 +51,11 @@ def run(reach: Bytes, levels: Bytes, threads: int, isa: str) -> Bytes:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_product_is_the_definition(length: int, threads: int, isa: str) -> None:
+def test_product_is_the_definition(length: int, isa: str) -> None:
     for batch in (1, 3) if length < 200 else (1,):
         reach, levels = level_maps(length, batch, length, strata=255, zeros=0.3)
-        np.testing.assert_array_equal(run(reach, levels, threads, isa), product(reach, levels))
+        np.testing.assert_array_equal(run(reach, levels, 1, isa), product(reach, levels))
 
 
 @given(
@@ -74,6 +74,7 @@ def test_product_of_any_maps(
 
 
 def test_long_product_agrees_between_instruction_sets_and_threads() -> None:
+    """Long enough for threads to be started: shorter products do without."""
     reach, levels = level_maps(0, 2, 700, strata=12, zeros=0.9)
     wanted = kernels.bottleneck(
         torch.from_numpy(np.tril(reach)), torch.from_numpy(np.tril(levels)), backend="reference"
@@ -157,7 +158,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="isa='sse9' is not available"):
         _cpu.bottleneck(square, square, square.copy(), 1, "sse9")
     with pytest.raises(TypeError):  # never converted: the result has to be the caller's own array
-        _cpu.bottleneck(square, square, square.astype(np.int32), 1)  # type: ignore[arg-type]
+        _cpu.bottleneck(square, square, square.astype(np.int32), 1)
     with pytest.raises(TypeError):
         _cpu.bottleneck(square.transpose(0, 2, 1), square, square.copy(), 1)
     degrees = np.zeros((2, 1, 5), dtype=np.int32)

@@ -123,7 +123,8 @@ class Problem:
         """W_O^h v [B, H, T source, D]."""
         repeats = self.shape.heads // self.shape.groups
         v = self.v.double().repeat_interleave(repeats, 1).numpy()
-        return np.einsum("bhsd,hed->bhse", v, self.w_o.double().numpy())
+        sent: Floats = np.einsum("bhsd,hed->bhse", v, self.w_o.double().numpy())
+        return sent
 
     def clean(self) -> Pattern:
         return replace(self.pattern, lse=kernels.attention_stats(self.pattern, self.v).lse)
@@ -138,10 +139,12 @@ class Problem:
     def norm_weights(self) -> Floats:
         """Float64 weights of `norm_edges` [B, H, T, T]."""
         source = np.abs(self.sent()).sum(-1)
-        return self.alpha()[0] * source[:, :, None] * self.target.double().numpy()[:, None, :, None]
+        target = self.target.double().numpy()[:, None, :, None]
+        weights: Floats = self.alpha()[0] * source[:, :, None] * target
+        return weights
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def problem(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
 ) -> Problem:
@@ -179,7 +182,8 @@ def dense(problem: Problem, weight: Any) -> Floats:
     found = kernels.edge_weights(problem.edges(weight)).double().numpy()
     absent = np.broadcast_to(~problem.allowed()[:, None], found.shape)
     np.testing.assert_array_equal(np.isnan(found), absent)
-    return np.nan_to_num(found)
+    weights: Floats = np.nan_to_num(found)
+    return weights
 
 
 def test_norm_weights(problem: Problem) -> None:

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from densitrace.tracer.curve import auc_tv, density_at
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from densitrace.errors import InputError
+from densitrace.tracer.curve import auc_tv, density_at
 
 Array = NDArray[np.float64]
 

@@ -365,7 +365,7 @@ def test_overflow_is_reported() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = tiny_model("gpt_neox")
+    model: Any = tiny_model("gpt_neox")
     before = model.config._attn_implementation
     ids = torch.tensor([IDS])
     with torch.inference_mode():
