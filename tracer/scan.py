@@ -74,6 +74,11 @@ def scan(
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
+    if tracer.max_length is not None and context > tracer.max_length:
+        raise InputError(
+            f"context={context} is more than the {tracer.max_length} positions of model "
+            f"{tracer.model_id!r}"
+        )
     reporter = default_reporter() if progress is None else progress
     path = Path(path)
     found = existing_store(path, overwrite)

@@ -110,6 +110,11 @@ class Tracer:
         """Where the model is."""
         return self._decoder.device
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a sequence may have, for learned positions; None where any length runs."""
+        return self._decoder.max_length
+
     @cached_property
     def weight_hash(self) -> str:
         """sha256, in hex, of the names, dtypes, shapes and bytes of all weights."""
@@ -343,7 +348,7 @@ class Tracer:
                 f"token id {wrong} is outside the vocabulary 0..{self.vocab_size - 1} "
                 f"of model {self.model_id!r}"
             )
-        longest, limit = int(batch.positions.max()) + 1, self._decoder.max_length
+        longest, limit = int(batch.positions.max()) + 1, self.max_length
         if limit is not None and longest > limit:
             raise InputError(
                 f"a sequence has {longest} tokens; "

@@ -12,9 +12,11 @@ import torch
 from byte_model import BYTES, byte_model, byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import tiny_model
 
 from densitrace import (
     AutoStrata,
+    InputError,
     ModelError,
     Size,
     Store,
@@ -331,3 +333,11 @@ def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"token id 256 \(in c.txt\)"):
         scan(tracer, path, tmp_path / "s", select=RULE)
     assert not (tmp_path / "s").exists()
+
+
+def test_context_beyond_learned_positions(corpus: Path, tmp_path: Path) -> None:
+    """Refused before anything is planned or written."""
+    tracer = Tracer(tiny_model("gpt2"))
+    with pytest.raises(InputError, match="context=65 is more than the 64 positions"):
+        scan(tracer, corpus, tmp_path / "store", context=65)
+    assert not (tmp_path / "store").exists()
