@@ -385,3 +385,14 @@ def test_reference_backend_agrees() -> None:
     np.testing.assert_array_equal(auto.topology, plain.topology)
     with pytest.raises(DensitraceError, match=r"backend='abacus'"):
         one(Tracer(model, backend="abacus"))
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_bfloat16(family: str) -> None:
+    """A model in bfloat16 traces, near its float32 self, and verifies within its own rounding."""
+    exact = one(Tracer(tiny_model(family)))
+    tracer = Tracer(tiny_model(family).bfloat16())
+    assert tracer.verify().ok
+    rounded = one(tracer)
+    assert np.abs(rounded.size - exact.size).mean() < 0.02
+    assert np.abs(rounded.errors["tv"] - exact.errors["tv"]).mean() < 0.05

@@ -1,6 +1,8 @@
 """Loading a model and its tokenizer from a folder or a hub id; what fails is one clear line."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hub_logging
 
 from ...errors import InputError, ModelError
 from .registry import architecture_of
@@ -44,11 +47,12 @@ def load(
     name = str(path)
     place, kind = _device(device), _dtype(dtype)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         architecture_of(config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=kind, output_loading_info=True
-        )
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=kind, output_loading_info=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
@@ -61,13 +65,27 @@ def load(
     return model.to(place).eval(), _tokenizer(name)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bar: progress is the caller's to show."""
+    shown = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hub_logging.enable_progress_bar()
+
+
 def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     folder = Path(name)
     if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         log.info("%s has no tokenizer: token ids are the only input", name)
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)}"
