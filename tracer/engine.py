@@ -104,8 +104,7 @@ class LaneLoop:
     @torch.inference_mode()
     def run(self) -> LaneRun:
         """Run the model once."""
-        self._levels.clear()
-        self._windows.clear()
+        self._levels, self._windows = [], []
         batch = self.batch
         states = self.decoder.hidden_states(
             batch.ids.repeat(self.lanes, 1),
@@ -206,9 +205,7 @@ class LaneLoop:
         if self.gates is not None:
             inside = self.gates[index]
             cuts = cuts.masked_fill(~inside, torch.inf)
-        drawn, dense = (
-            self._draws(node, degrees, inside) if "random" in self.controls else (None, {})
-        )
+        drawn, dense = self._draws(node, degrees, inside)
         keep = {
             kind: self._side_keep(kind, node.side[e] > cuts, dense)
             for e, kind in enumerate(node.kinds)
