@@ -213,7 +213,7 @@ def report(
     default=HERE,
     help="Folder that train.py wrote.",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=2)
+@click.option("--threads", type=click.IntRange(min=1), default=1)
 def main(corpus: Path, scan: Path, folder: Path, threads: int) -> None:
     """Evaluate the model in FOLDER as stored; the split is that of the seed in training.json."""
     transformers_logging.disable_progress_bar()
