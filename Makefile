@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+RECORD = benches/results/cpu-$(shell date +%F)
 
 .PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -10,7 +11,7 @@ help:
 	@echo "make demo    scan the sample corpus with the bundled model, write demo/report.html"
 	@echo "make test    lint, types and tests"
 	@echo "make lint    lint and types alone"
-	@echo "make bench   the benchmarks, to build/bench.json"
+	@echo "make bench   the benchmarks, to benches/results"
 	@echo "make clean   remove .venv and everything built"
 
 # The stamp comes last: an installation that was interrupted is taken up again by the next `make`.
@@ -40,8 +41,8 @@ lint: $(READY)
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 
 bench: $(READY)
-	@mkdir -p build
-	$(BIN)/pytest benches --benchmark-only --benchmark-json=build/bench.json
+	@mkdir -p benches/results
+	$(BIN)/pytest benches --benchmark-only --benchmark-json=$(RECORD).json
 
 clean:
 	rm -rf .venv build dist demo densitrace.egg-info densitrace/_cpu*.so

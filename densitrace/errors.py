@@ -9,11 +9,11 @@ class DensitraceError(Exception):
 
 
 class InputError(DensitraceError, ValueError):
-    """An argument that cannot be used: a threshold out of range, token ids beyond the vocabulary."""
+    """An argument that cannot be used: a threshold out of range, an unknown token id."""
 
 
 class ModelError(DensitraceError):
-    """A model that cannot be loaded or traced: no weights, NaN weights, an undeclared architecture."""
+    """A model that cannot be loaded or traced: no weights, NaN, an undeclared architecture."""
 
 
 class CorpusError(DensitraceError):

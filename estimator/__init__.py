@@ -1,5 +1,1 @@
 """From a store of curves to findings: densities of tokens, documents and labels, and a report."""
-
-from .density import DensityEstimator, DensityResult
-
-__all__ = ["DensityEstimator", "DensityResult"]

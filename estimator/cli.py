@@ -6,11 +6,12 @@ import click
 from rich.console import Console
 
 from ..errors import InputError
+from ..tracer.cli import debug_option, example, load_tracer
 
 MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 
 
-@click.command()
+@click.command(epilog=example("report traces.zarr --out density.html --by domain"))
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -24,11 +25,9 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
     "--eps", default=0.1, show_default=True, help="The total variation that density@EPS tolerates."
 )
 @click.option("--title", help="The page's heading.")
+@debug_option
 def report(store: Path, out: Path, labels: tuple[str, ...], eps: float, title: str | None) -> None:
-    """Write one self-contained HTML page about STORE.
-
-    Example: densitrace report traces.zarr --out density.html --by domain
-    """
+    """Write one self-contained HTML page about STORE."""
     from .density import DensityEstimator  # after --help, which should not wait for pandas
     from .report import write_report
 
@@ -37,7 +36,7 @@ def report(store: Path, out: Path, labels: tuple[str, ...], eps: float, title: s
     Console().print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
-@click.command()
+@click.command(epilog=example("demo --out demo"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -51,21 +50,19 @@ def report(store: Path, out: Path, labels: tuple[str, ...], eps: float, title: s
     type=click.Path(path_type=Path),
     help="What to scan.  [default: the bundled examples/corpus/scan.jsonl]",
 )
+@debug_option
 def demo(out: Path, model: str | None, corpus: Path | None) -> None:
-    """Scan a small labelled corpus with a small model and show what is dense.
-
-    Example: densitrace demo --out demo
-    """
+    """Scan a small labelled corpus with a small model and show what is dense."""
     from ..tracer.scan import scan
     from ..tracer.select import AutoStrata
-    from ..tracer.tracer import Tracer
     from .density import DensityEstimator
     from .report import default_labels, write_report
     from .terminal import label_table, token_table
 
     source = corpus or bundled(CORPUS, "--corpus")
-    tracer = Tracer.from_pretrained(model or bundled(MODEL, "--model"))
-    store = scan(tracer, source, out / "traces.zarr", select=AutoStrata(12))
+    tracer = load_tracer(model or str(bundled(MODEL, "--model")), "auto", "auto", "auto")
+    # 256 tokens: the length of text that the bundled model was trained on.
+    store = scan(tracer, source, out / "traces.zarr", select=AutoStrata(12), context=256)
     result = DensityEstimator.from_store(store)
     console = Console()
     for label in default_labels(result):

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from ..tracer.curve import auc_tv, density_at
 from ..tracer.scan import scan
 from ..tracer.select import AutoStrata, Rule
@@ -109,7 +109,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
         InputError: a negative or non-finite `eps`.
     """
     token = np.asarray(store.token[:])
-    window, column = np.nonzero(token >= 0)  # padding is -1
+    window, column = np.nonzero(_scored(store))
     full = np.asarray(store.full_edge_count[:])[window, column]
     size, tv = (np.asarray(a[:])[window, column] for a in (store.size, store.tv))
     density = density_at(size.astype(np.float64), tv, eps, full)
@@ -137,6 +137,14 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     return frame
 
 
+def _scored(store: Store) -> NDArray[np.bool_]:
+    """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
+    done = np.zeros(store.n_windows, np.bool_)
+    for part in store.done_parts():
+        done[store.windows(part)] = True
+    return done[:, None] & (np.asarray(store.token[:]) >= 0)
+
+
 def stratum_frame(store: Store) -> pd.DataFrame:
     """Quartiles over all scored tokens of size and of TV, by stratum, trace and controls.
 
@@ -144,7 +152,7 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    scored = np.asarray(store.token[:]) >= 0
+    scored = _scored(store)
     sizes = np.quantile(np.asarray(store.size[:])[scored].astype(np.float64), QUARTILES, axis=0)
     parts = []
     for lane in ("trace", *store.controls):
@@ -179,10 +187,10 @@ def group_means(
     if by not in tokens:
         raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
     units = tokens.groupby([by, "document"], observed=True)[list(measures)].mean()
-    counts = tokens.groupby(by, observed=True).size()
-    rows = {}
+    counts: dict[Any, int] = tokens.groupby(by, observed=True).size().to_dict()
+    rows: dict[Any, dict[str, float]] = {}
     for group, means in units.groupby(level=0, observed=True):
-        row = {"documents": len(means), "tokens": int(counts[group])}
+        row: dict[str, float] = {"documents": len(means), "tokens": counts[group]}
         for measure in measures:
             interval = mean_interval(means[measure], level, seed=seed)
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
@@ -214,8 +222,15 @@ class DensityResult:
 
     @classmethod
     def from_store(cls, store: Store, eps: float = 0.1) -> Self:
-        """Read a store's curves into densities."""
+        """Read a store's curves into densities.
+
+        Raises:
+            InputError: a negative or non-finite `eps`.
+            StoreError: no part of the store is done.
+        """
         tokens = token_frame(store, eps)
+        if tokens.empty:
+            raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
         documents = store.documents.join(
             tokens.groupby("document")[[density_name(eps), AUC]].mean(), how="inner"
         )

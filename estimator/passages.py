@@ -1,8 +1,10 @@
 """Tokens laid over their text: coloured passages, and single tokens in their context."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +53,7 @@ class Scale:
             ends, numbers = np.log10(ends), np.log10(numbers)
         span = ends[1] - ends[0]
         part = (numbers - ends[0]) / span if span > 0 else np.full(numbers.shape, 0.5)
-        return np.rint(100 * np.clip(part, 0, 1)).astype(np.int64)
+        return np.asarray(np.rint(100 * np.clip(part, 0, 1)), np.int64)
 
     @property
     def ticks(self) -> tuple[str, str, str]:
@@ -93,6 +95,7 @@ class TokenInContext:
     after: str
     document: str
     title: str
+    rtl: bool  # whether the token's script runs from right to left
     d: int
     a: int
 
@@ -164,7 +167,7 @@ def _numbers(row: pd.Series, tokens: int) -> str:
 
 def passage(result: DensityResult, document: int, both: tuple[Scale, Scale]) -> Passage:
     """One document as a passage, from its first tokens if it is long."""
-    about = result.documents.loc[document]
+    about: dict[Any, Any] = result.documents.loc[document].to_dict()
     rows = result.tokens[result.tokens["document"] == document].sort_values("position")
     shown = rows.head(MOST_TOKENS)
     cut = len(shown) < len(rows)
@@ -183,7 +186,7 @@ def passage(result: DensityResult, document: int, both: tuple[Scale, Scale]) -> 
 
 def document_name(result: DensityResult, document: int) -> str:
     """A document's id with the labels that its id does not say already."""
-    about = result.documents.loc[document]
+    about: dict[Any, Any] = result.documents.loc[document].to_dict()
     labels = [str(about[label]) for label in result.labels]
     return " · ".join([str(about["id"]), *(v for v in labels if v not in str(about["id"]))])
 
@@ -228,9 +231,9 @@ def extremes(
     chosen = ranked.drop_duplicates("document").head(most)
     d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
     found = []
-    for i, (_, row) in enumerate(chosen.iterrows()):
-        text = result.documents.at[row["document"], "text"]
-        start, end = int(row["char_start"]), int(row["char_end"])
+    for i, row in enumerate(chosen.to_dict("records")):
+        about: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()
+        text, start, end = about["text"], row["char_start"], row["char_end"]
         value = row[measure]
         found.append(
             TokenInContext(
@@ -238,8 +241,9 @@ def extremes(
                 before=_one_line(text[max(0, start - 60) : start]),
                 token=_one_line(text[start:end]),
                 after=_one_line(text[end : end + 60]),
-                document=str(result.documents.at[row["document"], "id"]),
+                document=str(about["id"]),
                 title=document_name(result, row["document"]),
+                rtl=_right_to_left(text[:end]),
                 d=int(d[i]),
                 a=int(a[i]),
             )
@@ -249,3 +253,9 @@ def extremes(
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ⏎ ", text)
+
+
+def _right_to_left(text: str) -> bool:
+    """Whether the last character with a direction runs from right to left."""
+    kinds = (unicodedata.bidirectional(character) for character in reversed(text))
+    return next((kind for kind in kinds if kind in ("L", "R", "AL")), "L") != "L"

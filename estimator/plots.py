@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ VARIABLES = {
     SECOND: "var(--second)",
     PAPER: "var(--paper)",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label may hold a dollar sign
     "text.color": INK,

@@ -50,13 +50,11 @@ def render_report(
         title: the page's heading; None for one that names the model.
 
     Raises:
-        InputError: a label that the documents do not have, or no scored token.
+        InputError: a label that the documents do not have.
     """
     for label in by or ():
         if label not in result.labels:
             raise InputError(f"by={label!r}: the labels are {', '.join(result.labels) or 'none'}")
-    if result.tokens.empty:
-        raise InputError("the store has no scored token: scan a corpus first")
     labels = list(by) if by is not None else default_labels(result)
     both = texts.scales(result)
     script = _template_file("report.js")
@@ -138,11 +136,12 @@ def _svg(figure: Any, name: str, label: str) -> Markup:
 
 
 def _lead(result: DensityResult) -> str:
-    incomplete = result.settings.get("incomplete")
+    scanned = f"{len(result.tokens):,} tokens in {len(result.documents):,} documents"
+    if "incomplete" in result.settings:
+        scanned += f" ({result.settings['incomplete']})"
     return (
         "How much of its own graph a language model needs at each token. "
-        f"Model: {result.settings['model']}. {len(result.tokens):,} tokens in {len(result.documents):,} documents"
-        f"{f' ({incomplete}).' if incomplete else '.'}"
+        f"Model: {result.settings['model']}. {scanned}."
     )
 
 

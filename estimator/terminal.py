@@ -32,7 +32,7 @@ def label_table(result: DensityResult, label: str) -> Table:
             Text(shorten(str(value), 20)),  # as it stands: a label may look like markup
             f"{row['documents']:,.0f}",
             percent(row[result.density]),
-            f"{percent(low)} – {percent(high)}" if low == low else "too few documents",
+            f"{percent(low)} – {percent(high)}" if low == low else "too few",
             "█" * max(1, round(BAR * row[result.density] / widest)),
             f"{row[AUC]:.3f}",
         )

@@ -11,8 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from ..errors import BackendError
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -23,13 +21,19 @@ PREFERENCE = {"cpu": ("cpu", "reference")}  # by device type; others: the plain 
 @cache
 def _module(backend: str) -> Any:
     if backend not in BACKENDS:
-        raise BackendError(
-            f"backend={backend!r} is unknown; choose auto or one of {', '.join(BACKENDS)}"
-        )
+        raise _unavailable(f"is unknown; choose auto or one of {', '.join(BACKENDS)}", backend)
     try:
         return import_module(f".{backend}", __package__)
     except ImportError as error:
-        raise BackendError(f"backend={backend!r} is not built here: {error}") from error
+        raise _unavailable(f"is not built here: {error}", backend) from error
+
+
+def _unavailable(reason: str, backend: str) -> Exception:
+    # Imported here: in a checkout's root another package may import this folder as `kernels`, and
+    # should find nothing worse than a package it has no use for.
+    from ..errors import BackendError
+
+    return BackendError(f"backend={backend!r} {reason}")
 
 
 def serving(op: str, device: torch.device | str, backend: str = "auto") -> str:
@@ -38,7 +42,7 @@ def serving(op: str, device: torch.device | str, backend: str = "auto") -> str:
         order = PREFERENCE.get(torch.device(device).type, ("reference",))
         return next(name for name in order if hasattr(_module(name), op))
     if not hasattr(_module(backend), op):
-        raise BackendError(f"backend={backend!r} has no {op}; choose auto or reference")
+        raise _unavailable(f"has no {op}; choose auto or reference", backend)
     return backend
 
 

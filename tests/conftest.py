@@ -6,10 +6,17 @@ import hypothesis
 import pytest
 import torch
 
+import densitrace
+
 hypothesis.settings.register_profile(
     "densitrace", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("densitrace")
+
+
+def pytest_report_header() -> str:
+    """Versions; and importing the package first keeps kernels/ from passing for another's."""
+    return f"densitrace {densitrace.__version__}, torch {torch.__version__}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@
 // and node, one min and one max per register. Nodes that none of its outputs reaches are skipped.
 //
 // Bytes: the task reads 1 / kBlock of what it computes on, so the op is bound by arithmetic: at
-// 64 bytes an instruction, T = 2048 is 45 million min/max pairs for all strata and outputs.
+// 64 bytes an instruction, T = 2048 is 22 million min/max pairs for all strata and outputs.
 //
 // Tasks write disjoint parts of the result and share nothing, so it is the same whatever the number
 // of threads. They differ in length (the triangle), so threads draw them from a counter, long first.
@@ -30,7 +30,10 @@ namespace {
 constexpr std::size_t kNodes = 64;   // nodes j of a tile: a mask of them is one machine word
 constexpr std::size_t kBlock = 128;  // outputs t of a task: a multiple of every kRows
 constexpr std::size_t kWidest = 256;  // sources i of the widest strip
-constexpr std::size_t kWorth = std::size_t{1} << 22;  // byte operations that pay for a thread
+
+// Operations that pay for starting a thread: some 0.3 ms of byte operations, or of additions.
+constexpr std::size_t kByteOperations = std::size_t{1} << 26;
+constexpr std::size_t kAdditions = std::size_t{1} << 21;
 
 #if defined(__x86_64__) && defined(__clang__)
 #define BEGIN_TARGET_AVX512 \
@@ -91,17 +94,17 @@ const InstructionSet& find_instruction_set(const std::string& isa) {
                               "that instruction_sets() lists");
 }
 
-// Calls task(0) .. task(tasks - 1) from at most `threads` threads, this one included.
+// Calls task(0) .. task(tasks - 1) from at most `threads` threads, this one included, and from no
+// more than `useful` besides it.
 template <typename Task>
-void run(std::size_t tasks, int threads, std::size_t operations, const Task& task) {
+void run(std::size_t tasks, int threads, std::size_t useful, const Task& task) {
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
     for (std::size_t i = next++; i < tasks; i = next++) task(i);
   };
-  const std::size_t wanted = static_cast<std::size_t>(std::max(threads, 1));
-  const std::size_t useful = std::min({wanted, tasks, 1 + operations / kWorth});
+  const std::size_t most = std::min(static_cast<std::size_t>(std::max(threads, 1)), tasks);
   std::vector<std::thread> others;
-  for (std::size_t i = 1; i < useful; ++i) others.emplace_back(work);
+  for (std::size_t i = 1; i < most && i <= useful; ++i) others.emplace_back(work);
   work();
   for (std::thread& other : others) other.join();
 }
@@ -161,7 +164,7 @@ void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint
   const std::size_t blocks = (length + kBlock - 1) / kBlock;
   const std::size_t strips = (length + set.strip - 1) / set.strip;
   const std::size_t operations = batch * length * length / 3 * length;
-  run(batch * blocks * strips, threads, operations, [&](std::size_t task) {
+  run(batch * blocks * strips, threads, operations / kByteOperations, [&](std::size_t task) {
     const std::size_t sequence = task % batch * length * length;
     const std::size_t first = (blocks - 1 - task / batch / strips) * kBlock;
     const std::size_t column = task / batch % strips * set.strip;
@@ -209,8 +212,8 @@ void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::in
       result[(k * batch + b) * length + t] = total[k % kGroup];
   };
   const std::size_t blocks = (length + kBlock - 1) / kBlock;
-  const std::size_t operations = groups * kGroup * batch * length * length;
-  run(groups * batch * blocks, threads, operations, [&](std::size_t task) {
+  const std::size_t additions = groups * batch * length * length / 2 * kGroup;
+  run(groups * batch * blocks, threads, additions / kAdditions, [&](std::size_t task) {
     const std::size_t first = (blocks - 1 - task / (groups * batch)) * kBlock;
     for (std::size_t t = first; t < std::min(length, first + kBlock); ++t)
       one_output(task / batch % groups, task % batch, t);

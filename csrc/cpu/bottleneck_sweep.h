@@ -12,7 +12,7 @@ typedef std::uint8_t Vector __attribute__((vector_size(kVectorBytes), may_alias)
 
 constexpr std::size_t kStrip = kVectorBytes * kVectors;
 
-// One byte per byte, GCC and Clang turn these into vpminub and vpmaxub.
+// GCC and Clang turn these into one instruction each, vpminub and vpmaxub on x86.
 static inline __attribute__((always_inline)) Vector smaller(Vector a, Vector b) {
   return a < b ? a : b;
 }
@@ -20,7 +20,7 @@ static inline __attribute__((always_inline)) Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
 
-// Bit j is set where any of the kRows outputs reaches node j at all.
+// Bit j is set where any of the kRows outputs reaches node j at all. (Little-endian.)
 static inline std::uint64_t nodes_in_reach(const std::uint8_t* reach) {
   std::uint64_t nodes = 0;
   for (std::size_t first = 0; first < kNodes; first += 8) {

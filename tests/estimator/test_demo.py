@@ -15,6 +15,7 @@ from densitrace import (
     InputError,
     StoreError,
     Threshold,
+    Trace,
     Tracer,
     open_store,
     scan,
@@ -165,6 +166,7 @@ def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
     assert result.summary()["tokens"].item() == len(result.to_pandas())
     assert set(result.strata["lane"]) == {"trace", "inverse"}
     trace = estimator.tracer.trace(texts[0], select=estimator.select)
+    assert isinstance(trace, Trace)
     mine = result.tokens[result.tokens["document"] == 0]
     np.testing.assert_allclose(mine["density@0.1"], trace.density_at(0.1), atol=1e-4)
     np.testing.assert_allclose(mine["auc_tv"], trace.auc_tv, atol=1e-3)

@@ -179,6 +179,14 @@ def test_extremes_are_the_ends_of_the_ranking(make_result: MakeResult) -> None:
         assert f"{token.before}{token.token}{token.after}" in text.replace("\n", " ⏎ ")
 
 
+def test_scripts_that_run_from_right_to_left_are_marked(make_result: MakeResult) -> None:
+    result = make_result(
+        [{"id": "he", "text": "שלום עולם, שלום"}, {"id": "en", "text": "hello world, hello"}]
+    )
+    found = texts.extremes(result, result.density, True, texts.scales(result))
+    assert {token.document: token.rtl for token in found} == {"he": True, "en": False}
+
+
 def test_every_label_combination_and_both_ends_have_a_passage(make_result: MakeResult) -> None:
     result = make_result(DOCUMENTS)
     chosen = texts.choose_documents(result, ["domain", "lang"])
