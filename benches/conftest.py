@@ -37,7 +37,7 @@ def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
     """Beside the JSON, a Markdown table: seconds, and what each benchmark noted of itself."""
-    target = getattr(config.option, "benchmark_json", None)
+    target: Path | None = config.getoption("benchmark_json")
     if target is None:
         return
     output_json.pop("commit_info", None)
@@ -58,4 +58,4 @@ def pytest_benchmark_update_json(
             f"| {entry['fullname'].removeprefix('benches/')} | {stats['median']:.4g} "
             f"| {stats['iqr']:.2g} | {stats['rounds']} | {noted} |"
         )
-    Path(target.name).with_suffix(".md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    target.with_suffix(".md").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -63,8 +63,8 @@ def main(wanted: int, strata: int, seed: int, out: Path) -> None:
         "mean size": found["size"].mean(0).tolist(),
         "mean TV, all": found["all"].mean(0).tolist(),
         "mean TV, output": found["output"].mean(0).tolist(),
-        "mean |difference|": np.abs(difference).mean(0).tolist(),
-        "largest |difference|": np.abs(difference).max(0).tolist(),
+        "mean absolute difference": np.abs(difference).mean(0).tolist(),
+        "largest": np.abs(difference).max(0).tolist(),
     }
     command = f"python benches/scope_difference.py --outputs {wanted} --strata {strata}"
     record = {

@@ -284,12 +284,18 @@ class DensityResult:
         """Means by length of context in octaves: relative size, edges, edges per context token.
 
         The full graph grows with the square of the context, so a relative size falls with it for
-        that reason alone; the absolute columns stand beside it (METHOD §6).
+        that reason alone; the absolute columns stand beside it (METHOD §6). Only some documents
+        reach a long context, so rows differ in what they hold: see `documents`.
+
+        Returns:
+            See `group_means`; the index `first` and the column `last` are the octave's ends.
         """
         octave = np.floor(np.log2(self.tokens["context"])).astype(int)
         frame = self.tokens.assign(first=2**octave)
         measures = (*self.measures, "edges", "edges_per_token", "full_edges")
-        return group_means(frame, "first", measures).sort_index()
+        table = group_means(frame, "first", measures).sort_index()
+        table["last"] = frame.groupby("first")["context"].max()
+        return table
 
 
 class DensityEstimator:

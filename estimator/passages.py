@@ -192,18 +192,20 @@ def document_name(result: DensityResult, document: int) -> str:
 
 
 def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 40) -> list[int]:
-    """Documents to show: the densest, the sparsest, and the middle one of each set of labels.
+    """Documents to show: the middle one of each set of labels, then the densest and the sparsest.
 
     Args:
         result: what was scanned.
-        labels: columns of the documents; each combination that occurs gives one passage.
-        most: passages at most; beyond it, combinations with more documents come first.
+        labels: columns of the documents; each combination that occurs gives one document, those
+            with more documents first. Without labels every document counts as a combination.
+        most: documents at most, both ends included.
     """
     documents = result.documents.sort_values(result.density, ascending=False, kind="stable")
-    groups = documents.groupby(list(labels), sort=False) if labels else documents.groupby("id")
-    middle = [g.index[len(g) // 2] for _, g in sorted(groups, key=lambda g: -len(g[1]))]
-    ends = [documents.index[0], documents.index[-1]]
-    return [int(i) for i in list(dict.fromkeys([*ends, *middle]))[:most]]
+    groups = documents.groupby(list(labels) or "id", sort=False)
+    largest = sorted((group for _, group in groups), key=len, reverse=True)
+    middle = [int(group.index[len(group) // 2]) for group in largest]
+    ends = [int(documents.index[0]), int(documents.index[-1])]
+    return list(dict.fromkeys([*middle[: max(0, most - 2)], *ends]))[:most]
 
 
 def enough_context(result: DensityResult) -> int:

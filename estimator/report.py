@@ -65,6 +65,7 @@ def render_report(
         headline=_headline(result, labels),
         density=result.density,
         eps=f"{result.eps:g}",
+        unreached=percent((result.tokens[result.density] >= 1).mean()),
         scales=tuple(zip(("density", "auc"), both, strict=True)),
         curve=_svg(curve_figure(result.strata, result.eps), "curve", "Error against trace size"),
         curve_note=_curve_note(result),
@@ -73,7 +74,7 @@ def render_report(
         extremes=_extremes(result, both),
         min_context=texts.enough_context(result),
         passages=[texts.passage(result, i, both) for i in texts.choose_documents(result, labels)],
-        passages_note=_passages_note(result, labels),
+        passages_note=_passages_note(labels),
         fields=texts.FIELDS,
         **_positions(result),
         facts=_facts(result),
@@ -141,7 +142,7 @@ def _lead(result: DensityResult) -> str:
         scanned += f" ({result.settings['incomplete']})"
     return (
         "How much of its own graph a language model needs at each token. "
-        f"Model: {result.settings['model']}. {scanned}."
+        f"Model: {result.settings['model']} ({result.settings['architecture']}). {scanned}."
     )
 
 
@@ -220,9 +221,11 @@ def _extremes(
     ]
 
 
-def _passages_note(result: DensityResult, labels: Sequence[str]) -> str:
-    which = f"the middle one of each {' and '.join(labels)}" if labels else "others between them"
-    return f"The densest document, the sparsest, and {which}."
+def _passages_note(labels: Sequence[str]) -> str:
+    if not labels:
+        return "Documents of the corpus, then the densest and the sparsest of all."
+    which = f"{', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else labels[0]
+    return f"The middle document of each {which}, then the densest and the sparsest of all."
 
 
 def _positions(result: DensityResult) -> dict[str, Any]:

@@ -18,6 +18,7 @@ BUNDLED_CORPUS = Path(__file__).parents[2] / "examples" / "corpus" / "scan.jsonl
 
 SETTINGS: dict[str, Any] = {
     "model": "made-up-model",
+    "architecture": "llama",
     "rule": {"name": "threshold", "values": [0.1, 0.01, 0.001]},
     "attention": "live",
     "versions": {"densitrace": "0.0.test"},

@@ -114,6 +114,7 @@ def test_by_position_gathers_octaves_of_context(make_result: MakeResult) -> None
     for first, row in found.iterrows():
         inside = (context >= int(str(first))) & (context < 2 * int(str(first)))
         assert row["tokens"] == inside.sum()
+        assert row["last"] == context[inside].max()
     assert found["tokens"].sum() == len(context)
     assert found["edges"].is_monotonic_increasing
 
