@@ -104,7 +104,7 @@ class Tracer:
         """
         model, tokenizer = load(path, device, dtype)
         folder = Path(path)
-        model_id = folder.resolve().name if folder.is_dir() else str(path)
+        model_id = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(path)
         return cls(model, tokenizer, model_id=model_id, backend=backend)
 
     @property
