@@ -140,15 +140,38 @@ def test_one_output_against_the_reference(benchmark: Any, length: int) -> None:
     benchmark.extra_info["x faster"] = round(theirs / benchmark.stats.stats.median)
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has held so far.
+
+    From /proc, as getrusage counts what the parent held at the fork.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(kibibytes)
+
+
+def added_by(part: str, length: int, threads: int) -> int:
+    """Bytes by which a pass over 1024 tokens exceeds what a plain forward needed before it."""
+    torch.set_num_threads(threads)
+    work = Work(bundled(), tokens(length, 1024 // length))
+    work.forward()
+    before = peak_bytes()
+    getattr(work, part)()
+    return peak_bytes() - before
+
+
 @pytest.mark.parametrize("length", [64, 512])
 @pytest.mark.parametrize("part", ["sizes", "scan"])
 def test_memory(benchmark: Any, part: str, length: int) -> None:
     """Peak memory above what the plain forward needed; the seconds are those of a new process."""
-    script = Path(__file__).with_name("peak_memory.py")
-    command = [sys.executable, str(script), part, str(length), str(torch.get_num_threads())]
+    command = [sys.executable, __file__, part, str(length), str(torch.get_num_threads())]
 
     def measure() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     peak = benchmark.pedantic(measure, rounds=1)
     benchmark.extra_info["peak MiB above the forward"] = round(int(peak) / 2**20)
+
+
+if __name__ == "__main__":  # the child process of test_memory
+    sys.stdout.write(str(added_by(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

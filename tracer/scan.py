@@ -14,7 +14,7 @@ from .engine import Attention
 from .graph import Count
 from .progress import Reporter, default_reporter
 from .recipe import Recipe
-from .select import AutoStrata, Rule
+from .select import DEFAULT_STRATA, AutoStrata, Rule
 from .store import Store, create_store, existing_store
 from .trace import Trace
 from .tracer import Tracer
@@ -29,7 +29,7 @@ def scan(
     corpus: str | Path,
     path: str | Path,
     *,
-    select: Rule | AutoStrata = AutoStrata(12),  # noqa: B008  (frozen)
+    select: Rule | AutoStrata = DEFAULT_STRATA,
     context: int = 512,
     importance: str = "norm_l1",
     attention: Attention = "live",

@@ -212,3 +212,6 @@ class AutoStrata:
                 "sample; ask for fewer strata or give thresholds"
             )
         return Threshold(chosen)
+
+
+DEFAULT_STRATA = AutoStrata(12)

@@ -17,7 +17,7 @@ from .engine import Attention
 from .evaluate import logits
 from .graph import Count
 from .models import Decoder, architecture_of, load
-from .select import AutoStrata, GivenCuts, Rule, Size
+from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
 
@@ -154,7 +154,7 @@ class Tracer:
         inputs: Inputs,
         *,
         importance: str = "norm_l1",
-        select: Rule | AutoStrata = AutoStrata(12),  # noqa: B008  (frozen)
+        select: Rule | AutoStrata = DEFAULT_STRATA,
         attention: Attention = "live",
         scope: Scope = "all",
         output: int = -1,

@@ -13,12 +13,16 @@ import torch
 from golden import FAMILIES, LENGTHS, golden, tracer_of
 from numpy.typing import NDArray
 
-from densitrace import Nucleus, Size, Threshold, Trace
+from densitrace import Nucleus, Rule, Size, Threshold, Trace
+from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.collect import edge_rows
+from densitrace.tracer.evaluate import logits
 from densitrace.tracer.search import best_first
+from densitrace.tracer.sizes import output_trace
+from densitrace.tracer.tracing import Settings, Tracing
 
 KINDS = ("attn", "res_attn", "res_mlp", "mlp")
-RULES = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
+RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
 WEIGHT_TOLERANCE = {"norm_l1": 1e-6, "norm_l2": 1e-6, "cosine": 1e-6, "proximity": 5e-5}
 ERROR_TOLERANCE = 1e-4
 
@@ -52,6 +56,15 @@ class Case:
         """
         return len(self.selection("tau"))
 
+    @property
+    def comparable(self) -> int:
+        """Strata whose errors compare: a sum of cosines reaches 1 long before the whole graph."""
+        return self.strata - (self.importance == "cosine" and self.rule == "nucleus")
+
+    @property
+    def asked(self) -> Rule:
+        return RULES[self.rule](self.selection("tau"))
+
     def trace(self) -> Trace:
         return trace_of(self)
 
@@ -61,7 +74,7 @@ def trace_of(case: Case) -> Trace:
     trace = tracer_of(case.family).trace(
         case.arrays["ids"].tolist(),
         importance=case.importance,
-        select=RULES[case.rule](case.selection("tau")),
+        select=case.asked,
         scope="output",
         controls=("inverse",),
         count="causal",
@@ -156,8 +169,7 @@ def test_labels_and_sizes(case: Case) -> None:
 
 @every_case
 def test_errors(case: Case) -> None:
-    # The reference's last stratum is the whole graph; a sum of cosines reaches 1 long before.
-    strata = case.strata - (case.importance == "cosine" and case.rule == "nucleus")
+    strata = case.comparable
     errors = case.trace().errors
     for ours, theirs in (("", "only"), ("_inverse", "inv")):
         for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
@@ -169,6 +181,59 @@ def test_errors(case: Case) -> None:
             )
         nucleus = errors["nucleus" + ours][0, :strata]
         np.testing.assert_array_equal(nucleus, case.error(f"nu_{theirs}")[:strata])
+
+
+def lane_logits(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of the output: clean [V], and of the lanes [2, K, V], trace alone and inverse."""
+    decoder = tracer_of(case.family)._decoder
+    settings = Settings(case.importance, scope="output", controls=("inverse",), count="causal")
+    tracing = Tracing(decoder, settings)
+    row = batch_of_lists([case.arrays["ids"].tolist()])
+    weigh, rule = tracing._as_cuts(row, case.asked)
+    levels = tracing.loop(row, rule, weigh, masked_lanes=False).run().levels
+    gates = output_trace(levels, len(rule), len(decoder.blocks)).gates
+    hidden = tracing.loop(row, rule, weigh, gates=gates).run().hidden[:, 0, -1]
+    found = logits(decoder, hidden).numpy(force=True)
+    return found[0], found[1:].reshape(2, len(rule), -1)
+
+
+def nucleus_size(clean: NDArray[np.float32], percent: int) -> int:
+    """Tokens of the clean model's ranked nucleus, none at 0 percent."""
+    p = np.exp(clean.astype(np.float64) - clean.max())
+    mass = np.sort(p / p.sum())[::-1].cumsum()
+    return int((mass < percent / 100).sum()) + 1 if percent else 0
+
+
+@every_case
+def test_logits_of_the_lanes(case: Case) -> None:
+    clean, (only, inverse) = lane_logits(case)
+    strata = case.comparable
+
+    def assert_close(ours: NDArray[np.float32], name: str) -> None:
+        theirs = case.error(name)[:strata]
+        np.testing.assert_allclose(ours[:strata], theirs, atol=ERROR_TOLERANCE, rtol=0)
+
+    assert_close(only, "logits_only")
+    if case.importance == "norm_l1":  # the only one whose inverse logits there are
+        assert_close(inverse, "logits_inv")
+    for name in ("only", "inv"):
+        ours = [nucleus_size(clean, int(percent)) for percent in case.error(f"nu_{name}")]
+        np.testing.assert_array_equal(ours, case.error(f"nusize_{name}"))
+
+
+@every_case
+def test_what_a_trace_holds(case: Case) -> None:
+    """The full graph by kind, relative sizes, and whether a trace reaches a token embedding."""
+    trace = case.trace()
+    np.testing.assert_allclose(
+        trace.size[0, :-1], case.selection("rel_size")[:-1], rtol=1e-6, atol=1e-7
+    )
+    exists = sum(int(case.arrays[f"exists.{kind}"].sum()) for kind in KINDS)
+    assert trace.full_edge_count[0] == exists
+    table = trace.edges(stratum=-1)
+    first = table[(table.layer == 0) & table.kind.isin(["attn", "res_attn"])]
+    connected = [bool((first.stratum <= stratum).any()) for stratum in range(case.strata)]
+    np.testing.assert_array_equal(connected, case.selection("connected"))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
