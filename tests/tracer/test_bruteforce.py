@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from oracles import KINDS, Graph, Oracle, errors, sizes
+from oracles import KINDS, Graph, Kept, Oracle, errors, sizes
 from tiny_models import FAMILIES, VARIANTS, VOCABULARY, WINDOW, tiny_model
 
 from densitrace import Nucleus, Size, Threshold, TopFraction, Trace, Tracer
@@ -76,6 +76,18 @@ def by_our_kinds(found: NDArray[np.int64]) -> NDArray[np.int64]:
     return found[[KINDS.index(kind) for kind in OUR_KINDS]]
 
 
+def kept_edges(graph: Graph, kept: Kept) -> set[tuple[Any, ...]]:
+    """(kind, block, head, source, target) of every edge kept."""
+    edges = (edge for node in graph.in_edges.values() for edge in node)
+    return {tuple(edge) for edge in edges if kept[edge.kind][edge.place]}
+
+
+def traced_edges(trace: Trace, output: int, column: int) -> set[tuple[Any, ...]]:
+    """The same of a trace, from the table of its loosest stratum."""
+    rows = edge_rows(trace.edges(output, stratum=-1))
+    return {(e.kind, e.layer, e.head, e.source, e.target) for e in rows if e.stratum <= column}
+
+
 def assert_errors(
     trace: Trace, suffix: str, row: int, column: int, expected: dict[str, float]
 ) -> None:
@@ -131,6 +143,8 @@ def test_all_outputs(family: str, importance: str, rule: str) -> None:
             expected = by_our_kinds(sizes(graph.reach(keep, t)))
             np.testing.assert_array_equal(trace.topology[t, column], expected)
             assert_errors(trace, "", t, column, errors(clean[t], lane[t], following[t]))
+        last = kept_edges(graph, graph.reach(keep, -1))
+        assert traced_edges(trace, -1, column) == last
 
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])
@@ -152,20 +166,28 @@ def test_one_output(family: str, rule: str, attention: str) -> None:
     clean = oracle_of(family).clean(seen).logits[-1]
     for column, value in enumerate(trace.strata):
         kept = graph.reach(graph.keep(rule, value, output=-1), -1)
-        table = trace.edges(output=LENGTH - 2, stratum=column)
-        ours = {(e.kind, e.layer, e.head, e.source, e.target) for e in edge_rows(table)}
-        theirs = {
-            tuple(edge)
-            for edges in graph.in_edges.values()
-            for edge in edges
-            if kept[edge.kind][edge.place]
-        }
-        assert ours == theirs
+        theirs = kept_edges(graph, kept)
+        assert traced_edges(trace, LENGTH - 2, column) == theirs
         assert trace.edge_count[0, column] == len(theirs)
         for suffix, keep in (("", kept), ("_inverse", graph.inverse(kept))):
             lane = oracle_of(family).masked_logits(seen, keep, attention)[-1]
             expected = errors(clean, lane, ids[LENGTH - 1])
             assert_errors(trace, suffix, 0, column, expected)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES[1:])
+@pytest.mark.parametrize("family", VARIANTS)
+def test_search_of_every_importance(family: str, importance: str) -> None:
+    """The s-Trace of the last token: which edges, and what they predict."""
+    ids = tokens()
+    trace = traced(family, ids, importance=importance, select=Size(USUAL["size"]), scope="output")
+    graph = graph_of(family, ids, importance, trace)
+    clean = oracle_of(family).clean(ids).logits[-1]
+    for column, value in enumerate(trace.strata):
+        kept = graph.reach(graph.keep("size", value, output=-1), -1)
+        assert traced_edges(trace, -1, column) == kept_edges(graph, kept)
+        lane = oracle_of(family).masked_logits(ids, kept)[-1]
+        assert_errors(trace, "", 0, column, errors(clean, lane, None))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
