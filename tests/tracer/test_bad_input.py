@@ -147,7 +147,7 @@ def test_token_ids_out_of_range(corpus: Path, tmp_path: Path, out: Path) -> None
 
 def test_a_model_without_a_tokenizer(corpus: Path, tmp_path: Path, out: Path) -> None:
     byte_model().save_pretrained(tmp_path / "mute")
-    assert_refused(scan(corpus, tmp_path / "mute", out), 1, out, "'mute' has no tokenizer")
+    assert_refused(scan(corpus, tmp_path / "mute", out), 1, out, "/mute' has no tokenizer")
 
 
 @pytest.mark.parametrize(
