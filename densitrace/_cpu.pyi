@@ -1,10 +1,136 @@
-"""The compiled module; its sources are in csrc/."""
+"""The compiled module; its sources are in csrc/.
+
+Every op raises ValueError for a shape that does not fit or an instruction set that is not there, and
+TypeError for another dtype or layout: nothing is converted. Arrays of bfloat16 come as the uint16 of
+their bits.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
+Rows = NDArray[np.float32] | NDArray[np.uint16]  # float32 or bfloat16, strided
+
 def instruction_sets() -> list[str]:
     """Instruction sets that `isa` may name here, the fastest first."""
+
+class Pattern:
+    """`densitrace.kernels.Pattern` for these ops; 0 stands for no window and no cap."""
+
+    def __init__(
+        self,
+        q: Rows,
+        k: Rows,
+        scale: float,
+        window: int,
+        softcap: float,
+        sinks: Floats | None,
+        segments: NDArray[np.int32] | None,
+        lse: Floats | None,
+    ) -> None: ...
+
+class Edges:
+    """`densitrace.kernels.AttentionEdges` for these ops."""
+
+    @staticmethod
+    def norm(pattern: Pattern, source: Floats, target: Floats | None) -> Edges: ...
+    @staticmethod
+    def cosine(pattern: Pattern, direction: Floats, source: Floats, v: Rows) -> Edges: ...
+    @staticmethod
+    def proximity(
+        pattern: Pattern, node: Floats, v: Rows, w_o: Floats, target: Floats | None
+    ) -> Edges: ...
+    @staticmethod
+    def random(
+        pattern: Pattern, seed: int, stream: int, positions: NDArray[np.int32]
+    ) -> Edges: ...
+    @staticmethod
+    def given(pattern: Pattern, weight: Floats) -> Edges: ...
+
+def source_norms(
+    v: Rows, w_o: Floats, p: int, norms: Floats, threads: int, isa: str = "auto"
+) -> None:
+    """Writes source norms into `norms` [B, H, T]."""
+
+def attention_stats(
+    pattern: Pattern,
+    v: Rows,
+    source: Floats | None,
+    output: Floats,
+    lse: Floats,
+    mass: Floats,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Writes attention output [B, H, T, d_v], log-sum-exp [B, H, T] and edge mass [B, T]."""
+
+def edge_mass(edges: Edges, mass: Floats, threads: int, isa: str = "auto") -> None:
+    """Writes the sum of the weights into each target, [B, T]."""
+
+def edge_weights(edges: Edges, weights: Floats, threads: int, isa: str = "auto") -> None:
+    """Writes every weight, [B, H, T, T], NaN where there is no edge."""
+
+def nucleus_cuts(
+    edges: Edges | None,
+    side: Floats,
+    masses: NDArray[np.float64],
+    total: Floats,
+    cuts: Floats,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Writes the cuts [K, B, T] that keep each mass."""
+
+def fraction_cuts(
+    edges: Edges | None,
+    side: Floats,
+    fractions: NDArray[np.float64],
+    cuts: Floats,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Writes the cuts [K, B, T] that keep each fraction."""
+
+def edge_levels(
+    edges: Edges,
+    cuts: Floats,
+    levels: NDArray[np.uint8],
+    degrees: NDArray[np.int32],
+    threads: int,
+    isa: str = "auto",
+) -> tuple[int, int]:
+    """Writes level map [B, T, T] and in-degrees [K, B, T].
+
+    Returns:
+        Under proximity the number of edges, and of those whose sum was computed; else zeros.
+    """
+
+def lane_attention(
+    edges: Edges,
+    cuts: Floats,
+    v: Rows,
+    lanes: Pattern | None,
+    invert: bool,
+    output: Floats,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Writes the attention output of the masked lanes, [K, B, H, T, d_v].
+
+    The lanes' own queries, keys and values are [K * B, heads or groups, T, d].
+    """
+
+def collect_edges(
+    edges: Edges, cuts: Floats, threads: int, isa: str = "auto"
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    Floats,
+    NDArray[np.int64],
+]:
+    """The kept edges: sequence, head, source, target, weight, stratum."""
 
 def bottleneck(
     reach: NDArray[np.uint8],
@@ -13,22 +139,31 @@ def bottleneck(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`.
-
-    Raises:
-        ValueError: a shape that does not fit, or an instruction set that is not there.
-        TypeError: another dtype, or an array that is not C-contiguous.
-    """
+    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`."""
 
 def trace_sizes(
     reach: NDArray[np.uint8],
     degrees: NDArray[np.int32],
     result: NDArray[np.int64],
     threads: int,
+    isa: str = "auto",
 ) -> None:
-    """Writes the edges of every trace that enter one node layer, [K, B, T], into `result`.
+    """Writes the edges of every trace that enter one node layer, [K, B, T], into `result`."""
 
-    Raises:
-        ValueError: a shape that does not fit.
-        TypeError: another dtype, or an array that is not C-contiguous.
+def output_errors(
+    logits: Floats,
+    bias: Floats | None,
+    scale: float,
+    softcap: float,
+    next_ids: NDArray[np.int64],
+    vocabulary: int,
+    errors: list[Floats],
+    first: int,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Overwrites logits [1 + K, n, padded V] and writes the errors of these tokens.
+
+    `errors` are tv, kl, top1, nucleus, loss, entropy [K, M], clean loss and entropy [M]; the n tokens
+    are those from `first` on.
     """

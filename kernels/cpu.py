@@ -1,12 +1,204 @@
 """Ops in C++ on tensors in main memory: thin calls into `densitrace._cpu`.
 
-The number of threads is torch's, so that `torch.set_num_threads` governs these ops too.
+The number of threads is torch's, so that `torch.set_num_threads` governs these ops too. Queries,
+keys and values go in float32 or bfloat16 as they lie; everything else is float32.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _cpu
+from .edges import (
+    AttentionEdges,
+    CosineWeight,
+    GivenWeight,
+    NormWeight,
+    Pattern,
+    ProximityWeight,
+    RandomWeight,
+)
+from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
+
+LOGIT_BYTES = 1 << 24  # of one product with the unembedding: about what the caches share
+LOGIT_ROWS = 128  # at least, so that the unembedding is not read for a few rows at a time
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """A strided view of float32 or bfloat16 rows; copied where it is neither or its rows are not
+    contiguous."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        tensor = tensor.float()
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    if tensor.dtype == torch.bfloat16:
+        bits: NDArray[np.uint16] = tensor.view(torch.uint16).numpy()
+        return bits
+    values: NDArray[np.float32] = tensor.numpy()
+    return values
+
+
+def _floats(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.float().contiguous().numpy()
+    return array
+
+
+def _maybe(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    return None if tensor is None else _floats(tensor)
+
+
+def _integers(tensor: Tensor) -> NDArray[np.int32]:
+    array: NDArray[np.int32] = tensor.to(torch.int32).contiguous().numpy()
+    return array
+
+
+def _pattern(pattern: Pattern) -> _cpu.Pattern:
+    segments = pattern.segments
+    return _cpu.Pattern(
+        _rows(pattern.q),
+        _rows(pattern.k),
+        pattern.scale,
+        pattern.window or 0,
+        pattern.softcap or 0.0,
+        _maybe(pattern.sinks),
+        None if segments is None else _integers(segments),
+        _maybe(pattern.lse),
+    )
+
+
+def _edges(edges: AttentionEdges) -> _cpu.Edges:
+    pattern, weight = _pattern(edges.pattern), edges.weight
+    match weight:
+        case NormWeight(source, target):
+            return _cpu.Edges.norm(pattern, _floats(source), _maybe(target))
+        case CosineWeight(target, source, v):
+            return _cpu.Edges.cosine(pattern, _floats(target), _floats(source), _rows(v))
+        case ProximityWeight(node, v, w_o, target):
+            return _cpu.Edges.proximity(
+                pattern, _floats(node), _rows(v), _floats(w_o), _maybe(target)
+            )
+        case RandomWeight(seed, stream, positions):
+            return _cpu.Edges.random(pattern, seed & 0xFFFFFFFF, stream, _integers(positions))
+        case GivenWeight(given):
+            return _cpu.Edges.given(pattern, _floats(given))
+
+
+# ---- ops ---------------------------------------------------------------------------------------
+
+
+def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
+    batch, _, length, _ = v.shape
+    norms = torch.empty(batch, len(w_o), length)
+    _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), torch.get_num_threads())
+    return norms
+
+
+def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> AttentionStats:
+    batch, heads, length = pattern.shape
+    output = torch.empty(batch, heads, length, v.shape[-1])
+    lse = torch.empty(batch, heads, length)
+    mass = torch.empty(batch, length)
+    _cpu.attention_stats(
+        _pattern(pattern),
+        _rows(v),
+        _maybe(source),
+        output.numpy(),
+        lse.numpy(),
+        mass.numpy(),
+        torch.get_num_threads(),
+    )
+    return AttentionStats(output, lse, mass)
+
+
+def edge_mass(edges: AttentionEdges) -> Tensor:
+    batch, _, length = edges.pattern.shape
+    mass = torch.empty(batch, length)
+    _cpu.edge_mass(_edges(edges), mass.numpy(), torch.get_num_threads())
+    return mass
+
+
+def edge_weights(edges: AttentionEdges) -> Tensor:
+    batch, heads, length = edges.pattern.shape
+    weights = torch.empty(batch, heads, length, length)
+    _cpu.edge_weights(_edges(edges), weights.numpy(), torch.get_num_threads())
+    return weights
+
+
+def nucleus_cuts(
+    edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
+) -> Tensor:
+    cuts = torch.empty(len(masses), *side.shape[1:])
+    _cpu.nucleus_cuts(
+        None if edges is None else _edges(edges),
+        _floats(side),
+        masses.double().numpy(),
+        _floats(total),
+        cuts.numpy(),
+        torch.get_num_threads(),
+    )
+    return cuts
+
+
+def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
+    cuts = torch.empty(len(fractions), *side.shape[1:])
+    _cpu.fraction_cuts(
+        None if edges is None else _edges(edges),
+        _floats(side),
+        fractions.double().numpy(),
+        cuts.numpy(),
+        torch.get_num_threads(),
+    )
+    return cuts
+
+
+def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
+    _, batch, length = cuts.shape
+    levels = torch.empty(batch, length, length, dtype=torch.uint8)
+    degrees = torch.empty(cuts.shape, dtype=torch.int32)
+    seen, summed = _cpu.edge_levels(
+        _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), torch.get_num_threads()
+    )
+    return EdgeLevels(levels, degrees, summed / seen if seen else None)
+
+
+def lane_attention(
+    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+) -> Tensor:
+    strata, batch, length = cuts.shape
+    heads, width = edges.pattern.shape[1], v.shape[-1]
+    # Tokens before heads in memory, as the output projection reads them.
+    output = torch.empty(strata, batch, length, heads, width).transpose(2, 3)
+    own = None
+    if lanes is not None:
+        own = _cpu.Pattern(
+            _rows(lanes.q.flatten(0, 1)),
+            _rows(lanes.k.flatten(0, 1)),
+            lanes.scale,
+            lanes.window or 0,
+            lanes.softcap or 0.0,
+            _maybe(lanes.sinks),
+            None,
+            None,
+        )
+    _cpu.lane_attention(
+        _edges(edges),
+        _floats(cuts),
+        _rows(v.flatten(0, 1)),
+        own,
+        invert,
+        output.numpy(),
+        torch.get_num_threads(),
+    )
+    return output
+
+
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
+    columns = _cpu.collect_edges(_edges(edges), _floats(cuts), torch.get_num_threads())
+    return EdgeTable(*(torch.from_numpy(column) for column in columns))
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
@@ -29,3 +221,40 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
         torch.get_num_threads(),
     )
     return result
+
+
+def output_errors(
+    hidden: Tensor,
+    lanes: Tensor,
+    unembedding: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    next_ids: Tensor,
+) -> OutputErrors:
+    strata, tokens, _ = lanes.shape
+    vocabulary = len(unembedding)
+    errors = OutputErrors.empty(strata, tokens, hidden.device)
+    arrays = [getattr(errors, name).numpy() for name in OutputErrors.__dataclass_fields__]
+    table = unembedding.float().T
+    padded = -(-vocabulary // 16) * 16  # whole vectors
+    rows = max(LOGIT_ROWS, LOGIT_BYTES // (4 * padded))
+    block = max(1, rows // (1 + strata))
+    buffer = torch.empty((1 + strata) * min(block, tokens), padded)
+    for first in range(0, tokens, block):
+        few = slice(first, min(tokens, first + block))
+        states = torch.cat([hidden[None, few], lanes[:, few]]).float().flatten(0, 1)
+        logits = buffer[: len(states)]
+        torch.mm(states, table, out=logits[:, :vocabulary])
+        _cpu.output_errors(
+            logits.numpy().reshape(1 + strata, -1, padded),
+            _maybe(bias),
+            scale,
+            softcap or 0.0,
+            next_ids[few].contiguous().numpy(),
+            vocabulary,
+            arrays,
+            first,
+            torch.get_num_threads(),
+        )
+    return errors

@@ -21,6 +21,7 @@ class EdgeLevels:
 
     levels: Tensor  # uint8 [B, T target, T source] most cuts cleared by any head's edge
     degrees: Tensor  # int32 [K, B, T] kept attention edges into each target
+    evaluated: float | None = None  # share of edges summed exactly, where others need only a bound
 
 
 @dataclass(frozen=True)

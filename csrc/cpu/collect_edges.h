@@ -1,0 +1,60 @@
+// The kept attention edges as a table. No include guard: see all_ops.h.
+//
+// Two sweeps: how many edges each strip of each head keeps, then the edges, each strip at its place.
+
+// The edges that clear the last of cuts [K, B, T], ordered by (sequence, head, target, source), each
+// with the first stratum that holds it.
+static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t strata,
+                              int threads) {
+  const Pattern& pattern = edges.pattern;
+  const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;
+  const EdgeStrips weighed(edges, threads);
+  const std::size_t stride = weighed.geometry.stride(), strips = weighed.geometry.strips();
+  const auto cut = [&](std::size_t k, const Strip& strip, std::size_t r) {
+    return cuts[(k * batch + strip.sequence) * length + strip.first + r];
+  };
+  // Calls keep(strip, h, r, column, weight) for every kept edge of a strip in order, head by head.
+  const auto visit = [&](const auto& keep) {
+    run(strips * batch, threads, heads * weighed.operations(),
+        [&] { return weighed.make_scratch(); },
+        [&](EdgeScratch& scratch, std::size_t index) {
+          const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+          weigh_heads(weighed, strip, heads, scratch, nullptr, [&](std::size_t h) {
+            for (std::size_t r = 0; r < strip.rows; ++r) {
+              const Row row = weighed.geometry.row(strip, r);
+              const float lowest = cut(strata - 1, strip, r);
+              for (std::size_t s = row.first; s <= row.last; ++s) {
+                const float weight = scratch.weight[r * stride + s];
+                if (weight > lowest) keep(strip, h, r, s, weight);
+              }
+            }
+          });
+        });
+  };
+  // Rows (b, h, t) of the table: first their numbers of edges, then where they go on.
+  std::vector<std::size_t> place(batch * heads * length + 1, 0);
+  const auto row_of = [&](const Strip& strip, std::size_t h, std::size_t r) {
+    return (strip.sequence * heads + h) * length + strip.first + r;
+  };
+  visit([&](const Strip& strip, std::size_t h, std::size_t r, std::size_t, float) {
+    ++place[row_of(strip, h, r) + 1];
+  });
+  std::partial_sum(place.begin(), place.end(), place.begin());
+  const std::size_t count = place.back();
+  EdgeRows rows;
+  for (auto* column : {&rows.sequence, &rows.head, &rows.source, &rows.target, &rows.stratum})
+    column->resize(count);
+  rows.weight.resize(count);
+  visit([&](const Strip& strip, std::size_t h, std::size_t r, std::size_t s, float weight) {
+    const std::size_t i = place[row_of(strip, h, r)]++;
+    std::size_t stratum = 0;
+    for (std::size_t k = 0; k < strata; ++k) stratum += !(weight > cut(k, strip, r));
+    rows.sequence[i] = static_cast<std::int64_t>(strip.sequence);
+    rows.head[i] = static_cast<std::int64_t>(h);
+    rows.source[i] = static_cast<std::int64_t>(strip.column() + s);
+    rows.target[i] = static_cast<std::int64_t>(strip.first + r);
+    rows.stratum[i] = static_cast<std::int64_t>(stratum);
+    rows.weight[i] = weight;
+  });
+  return rows;
+}

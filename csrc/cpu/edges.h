@@ -1,0 +1,177 @@
+// The weights of attention edges, a strip at a time. No include guard: see all_ops.h.
+
+// What a thread needs to weigh strips.
+struct EdgeScratch {
+  Buffer<float> q, alpha, weight, extra;
+};
+
+class EdgeStrips {
+ public:
+  EdgeStrips(const Edges& edges, int threads)
+      : geometry(edges.pattern), pattern_(edges.pattern), weight_(edges.weight) {
+    const std::size_t rows = pattern_.batch * pattern_.heads;
+    if (weight_.source != nullptr) source_ = pad(weight_.source, rows, pattern_.length);
+    if (weight_.positions != nullptr)
+      positions_ = pad(weight_.positions, pattern_.batch, pattern_.length);
+    if (pattern_.lse != nullptr) scores_.emplace(pattern_, pattern_.batch, threads);
+    if (weight_.importance == Importance::kCosine)
+      values_ = pack_transposed(weight_.v, pattern_.batch, pattern_.groups, pattern_.length,
+                                weight_.d_v, threads);
+    if (weight_.importance == Importance::kProximity) proximity_.emplace(edges, threads);
+  }
+
+  const Geometry geometry;
+
+  bool needs_alpha() const {
+    return weight_.importance != Importance::kRandom && weight_.importance != Importance::kGiven;
+  }
+
+  EdgeScratch make_scratch() const {
+    const std::size_t matrix = kRows * geometry.stride();
+    const std::size_t extra = proximity_ ? proximity_->scratch() : kRows * weight_.d_v;
+    return {Buffer<float>(kRows * pattern_.d_k), Buffer<float>(matrix), Buffer<float>(matrix),
+            Buffer<float>(extra)};
+  }
+
+  // Operations to weigh all edges of a head once, for `run`.
+  std::size_t operations() const {
+    return geometry.operations() * (pattern_.d_k + 16 + (values_.get() ? weight_.d_v : 0));
+  }
+
+  // scratch.alpha: the clean attention weights of a head.
+  void attend(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
+    scores_->scores(strip, strip.sequence, h, scratch.q.get(), scratch.alpha.get(),
+                    geometry.stride());
+    const float* lse = pattern_.lse + (strip.sequence * pattern_.heads + h) * pattern_.length;
+    for (std::size_t r = 0; r < strip.rows; ++r)
+      scores_->normalise(geometry.row(strip, r), lse[strip.first + r], strip.width(),
+                         scratch.alpha.get() + r * geometry.stride());
+  }
+
+  // scratch.weight, from scratch.alpha where it is needed: -inf where there is no edge. Edges that
+  // weigh no more than `floor[r]` may get any weight up to it.
+  Work weigh(const Strip& strip, std::size_t h, EdgeScratch& scratch,
+             const float* floor = nullptr) const {
+    if (proximity_)
+      return proximity_->weigh(strip, geometry, h, scratch.alpha.get(), geometry.stride(), floor,
+                               scratch.extra.get(), scratch.weight.get());
+    if (weight_.importance == Importance::kCosine) inner_products(strip, h, scratch);
+    for (std::size_t r = 0; r < strip.rows; ++r) {
+      const Row row = geometry.row(strip, r);
+      const float* alpha = scratch.alpha.get() + r * geometry.stride();
+      float* weight = scratch.weight.get() + r * geometry.stride();
+      switch (weight_.importance) {
+        case Importance::kNorm: norm(strip, row, h, r, alpha, weight); break;
+        case Importance::kCosine: cosine(strip, row, h, alpha, weight); break;
+        case Importance::kRandom: random(strip, row, h, r, weight); break;
+        default: given(strip, row, h, r, weight); break;
+      }
+    }
+    return {};
+  }
+
+ private:
+  const float* source(const Strip& strip, std::size_t h) const {
+    return source_.get() + (strip.sequence * pattern_.heads + h) * padded() + strip.column();
+  }
+  std::size_t padded() const { return panels_of(pattern_.length) * kPanel; }
+
+  // Stores weigh(column) for every vector of a row, -inf where there is no edge.
+  template <typename Weigh>
+  INLINE void fill(const Strip& strip, const Row& row, float* to, const Weigh& weigh) {
+    sweep(row, strip.width(), [&](std::size_t column, auto whole) {
+      Vector weight = weigh(column);
+      if constexpr (!whole) weight = row.inside(column) ? weight : splat(-kInfinity);
+      store(to + column, weight);
+    });
+  }
+
+  void norm(const Strip& strip, const Row& row, std::size_t h, std::size_t r, const float* alpha,
+            float* to) const {
+    const float* norms = source(strip, h);
+    const float scale = weight_.target == nullptr
+                            ? 1.0f
+                            : weight_.target[strip.sequence * pattern_.length + strip.first + r];
+    fill(strip, row, to, [&](std::size_t column) {
+      return load(alpha + column) * load(norms + column) * scale;
+    });
+  }
+
+  // scratch.weight: <direction, v>.
+  void inner_products(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
+    const std::size_t d_v = weight_.d_v, b = strip.sequence;
+    const float* rows =
+        weight_.direction + ((b * pattern_.heads + h) * pattern_.length + strip.first) * d_v;
+    std::memset(scratch.extra.get(), 0, kRows * d_v * sizeof(float));
+    std::memcpy(scratch.extra.get(), rows, strip.rows * d_v * sizeof(float));
+    const std::size_t group = b * pattern_.groups + h * pattern_.groups / pattern_.heads;
+    const std::size_t panel = group * panels_of(pattern_.length) + strip.panel;
+    multiply(scratch.extra.get(), d_v, values_.get() + panel * d_v * kPanel, d_v, strip.panels,
+             scratch.weight.get(), geometry.stride());
+  }
+
+  void cosine(const Strip& strip, const Row& row, std::size_t h, const float* alpha,
+              float* to) const {
+    const float* inverse = source(strip, h);
+    fill(strip, row, to, [&](std::size_t column) {
+      Vector cosine = load(to + column) * load(inverse + column);
+      cosine = larger(splat(-1.0f), smaller(splat(1.0f), cosine));
+      return load(alpha + column) > 0.0f ? (1.0f + cosine) * 0.5f : splat(0.5f);
+    });
+  }
+
+  // kernels/hashing.py, a vector at a time.
+  void random(const Strip& strip, const Row& row, std::size_t h, std::size_t r, float* to) const {
+    const std::int32_t* positions = positions_.get() + strip.sequence * padded();
+    Bits value = splat(weight_.seed);
+    value = mix(value, splat(weight_.stream));
+    value = mix(value, splat(static_cast<std::uint32_t>(h + 1)));
+    value = mix(value, splat(static_cast<std::uint32_t>(positions[strip.first + r])));
+    fill(strip, row, to, [&](std::size_t column) {
+      const Bits hashed = mix(value, (Bits)load(positions + strip.column() + column));
+      return __builtin_convertvector((Mask)(hashed >> 8), Vector) * 0x1p-24f;
+    });
+  }
+
+  INLINE Bits mix(Bits value, Bits item) {
+    value = (value ^ item) + 0x9E3779B9U;
+    value = (value ^ (value >> 16)) * 0x7FEB352DU;
+    value = (value ^ (value >> 15)) * 0x846CA68BU;
+    return value ^ (value >> 16);
+  }
+
+  void given(const Strip& strip, const Row& row, std::size_t h, std::size_t r, float* to) const {
+    const std::size_t length = pattern_.length;
+    const std::size_t target = (strip.sequence * pattern_.heads + h) * length + strip.first + r;
+    const float* from = weight_.given + target * length + strip.column();
+    const std::size_t last = row.last;
+    fill(strip, row, to, [&](std::size_t column) {
+      if (column + kWidth <= last + 1) return load(from + column);
+      Vector part{};  // not beyond the end of the array
+      if (column <= last) std::memcpy(&part, from + column, (last + 1 - column) * sizeof(float));
+      return part;
+    });
+  }
+
+  Pattern pattern_;
+  EdgeWeight weight_;
+  Buffer<float> source_, values_;
+  Buffer<std::int32_t> positions_;
+  std::optional<Scores> scores_;
+  std::optional<Proximity> proximity_;
+};
+
+// Weighs the edges of every head into a strip in turn: use(head).
+template <typename Use>
+static Work weigh_heads(const EdgeStrips& edges, const Strip& strip, std::size_t heads,
+                        EdgeScratch& scratch, const float* floor, const Use& use) {
+  Work work;
+  for (std::size_t h = 0; h < heads; ++h) {
+    if (edges.needs_alpha()) edges.attend(strip, h, scratch);
+    const Work found = edges.weigh(strip, h, scratch, floor);
+    work.edges += found.edges;
+    work.summed += found.summed;
+    use(h);
+  }
+  return work;
+}

@@ -1,0 +1,20 @@
+// Switches a region of source on to an instruction set. GCC or Clang; elsewhere only the portable
+// one is built. Standard headers have to be included before such a region: what they define must
+// not be compiled for a processor that may not be there.
+#pragma once
+
+#if defined(__x86_64__) && defined(__clang__)
+#define BEGIN_AVX512                                                                       \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\"))), apply_to = function)")
+#define BEGIN_AVX2                                                                         \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
+#define END_INSTRUCTIONS _Pragma("clang attribute pop")
+#elif defined(__x86_64__)
+#define BEGIN_AVX512         \
+  _Pragma("GCC push_options") \
+  _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512\")")
+#define BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma\")")
+#define END_INSTRUCTIONS _Pragma("GCC pop_options")
+#endif
+
+#define INLINE static inline __attribute__((always_inline))

@@ -1,0 +1,24 @@
+// What the ops use of the standard library and of plain code. It is included before a region is
+// switched on to an instruction set, so that nothing shared is compiled for one (instructions.h).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <type_traits>
+#include <unordered_map>
+#include <vector>
+
+#include "arguments.h"
+#include "buffer.h"
+#include "instructions.h"
+#include "ops.h"
+#include "threads.h"
