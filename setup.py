@@ -1,9 +1,27 @@
-"""The compiled part of the build; everything else is in pyproject.toml."""
+"""The compiled part of the build; everything else is in pyproject.toml.
 
+With DENSITRACE_SANITIZE=1 in the environment, address and undefined-behaviour sanitizers are built
+in: tests/kernels/test_sanitizers.py loads such a build.
+"""
+
+import os
+import sys
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-wrapv",  # Python asks for -fwrapv, under which no overflow is undefined
+    "-fno-omit-frame-pointer",
+    "-O1",
+    "-g",
+]
+# OpenMP shares torch's threads; without it csrc/cpu/threads.h starts its own.
+threads = ["-fopenmp"] if sys.platform == "linux" else ["-pthread"]
+extra = SANITIZERS if os.environ.get("DENSITRACE_SANITIZE") == "1" else []
 
 setup(
     ext_modules=[
@@ -14,9 +32,11 @@ setup(
             include_dirs=["csrc"],
             # Not -march=native: csrc picks its instructions at run time, so that a wheel runs
             # on other processors too. GCC or Clang: it uses their vector types.
-            extra_compile_args=["-O3", "-fopenmp"],
-            extra_link_args=["-fopenmp"],
+            extra_compile_args=["-O3", *threads, *extra],
+            extra_link_args=[*threads, *extra],
             cxx_std=17,
+            # Without a compiler plain torch serves every op: kernels/dispatch.py says so.
+            optional=not extra,
         )
     ]
 )

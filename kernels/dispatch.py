@@ -1,9 +1,11 @@
 """Which backend serves which op on which device.
 
 A backend is a module beside this one that has a function of the op's name. `auto` takes the first
-of the device's backends that has the op; a backend asked for by name never falls back.
+of the device's backends that has the op; it goes on without one that is not built, and warns of
+that once. A backend asked for by name never falls back.
 """
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -17,37 +19,64 @@ R = TypeVar("R")
 BACKENDS = ("reference", "cpu")
 PREFERENCE = {"cpu": ("cpu", "reference")}  # by device type; others: the plain torch definition
 
+log = logging.getLogger(__name__)
+
 
 @cache
+def missing(backend: str) -> str | None:
+    """Why a backend cannot be had here and how to get it, in one line; None where it is here."""
+    try:
+        import_module(f".{backend}", __package__)
+    except ImportError as error:
+        return (
+            f"backend={backend!r} is not built here: {' '.join(str(error).split())}; install a C++ "
+            "compiler and Python's headers, then densitrace again (pip install --force-reinstall "
+            "--no-deps --no-cache-dir; with -v it shows why a build fails)"
+        )
+    return None
+
+
 def _module(backend: str) -> Any:
     if backend not in BACKENDS:
-        raise _unavailable(f"is unknown; choose auto or one of {', '.join(BACKENDS)}", backend)
-    try:
-        return import_module(f".{backend}", __package__)
-    except ImportError as error:
-        raise _unavailable(f"is not built here: {error}", backend) from error
+        known = ", ".join(BACKENDS)
+        raise _unavailable(f"backend={backend!r} is unknown; choose auto or one of {known}")
+    if reason := missing(backend):
+        raise _unavailable(reason)
+    return import_module(f".{backend}", __package__)
 
 
-def _unavailable(reason: str, backend: str) -> Exception:
+def _unavailable(reason: str) -> Exception:
     # Imported here: in a checkout's root another package may import this folder as `kernels`, and
     # should find nothing worse than a package it has no use for.
     from ..errors import BackendError
 
-    return BackendError(f"backend={backend!r} {reason}")
+    return BackendError(reason)
+
+
+def _order(device: torch.device | str) -> tuple[str, ...]:
+    return PREFERENCE.get(torch.device(device).type, ("reference",))
 
 
 def serving(op: str, device: torch.device | str, backend: str = "auto") -> str:
     """The name of the backend that `op` runs on; BackendError where the one asked for lacks it."""
     if backend == "auto":
-        order = PREFERENCE.get(torch.device(device).type, ("reference",))
-        return next(name for name in order if hasattr(_module(name), op))
+        here = (name for name in _order(device) if not missing(name))
+        return next(name for name in here if hasattr(_module(name), op))
     if not hasattr(_module(backend), op):
-        raise _unavailable(f"has no {op}; choose auto or reference", backend)
+        raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
     return backend
+
+
+@cache  # once a process
+def _warn_of(reason: str) -> None:
+    log.warning("Plain torch serves the compiled ops, slower: %s", reason)
 
 
 def pick(op: Callable[P, R], device: torch.device | str, backend: str = "auto") -> Callable[P, R]:
     """The function that serves an op, which is named by its definition in `reference`."""
+    if backend == "auto":
+        for reason in filter(None, map(missing, _order(device))):
+            _warn_of(reason)
     name = op.__name__
     function: Callable[P, R] = getattr(_module(serving(name, device, backend)), name)
     return function

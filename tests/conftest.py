@@ -11,6 +11,9 @@ import densitrace
 hypothesis.settings.register_profile(
     "densitrace", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
+hypothesis.settings.register_profile(  # for runs that are slow: --hypothesis-profile=few
+    "few", hypothesis.settings.get_profile("densitrace"), max_examples=5
+)
 hypothesis.settings.load_profile("densitrace")
 
 

@@ -21,6 +21,7 @@ import densitrace
 ROOT = Path(__file__).parents[1]
 PARTS = ("kernels", "tracer", "estimator")
 BUILT_FROM = ("densitrace", "csrc", *PARTS)
+BUILT = shutil.ignore_patterns("build", "*.egg-info", "*.so")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache")
 
 LIGHT = """
@@ -48,6 +49,26 @@ from densitrace import kernels
 assert kernels.backends()["bottleneck"] == "cpu"
 print(kernels.__file__)
 """
+WITHOUT_COMPILER = """
+import contextlib, io
+import torch
+from densitrace import Threshold, Tracer, kernels
+from densitrace.errors import BackendError
+from tiny_models import tiny_model
+assert set(kernels.backends().values()) == {"reference"}
+tracer = Tracer(tiny_model("llama"))
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    for _ in range(2):
+        trace = tracer.trace(torch.arange(9), select=Threshold([1e-2, 1e-1]))
+assert trace.size.shape == (9, 2) and 0 < trace.size[-1, 0] < trace.size[-1, 1] < 1
+try:
+    Tracer(tiny_model("llama"), backend="cpu").trace(torch.arange(9), select=Threshold([1e-2]))
+except BackendError as error:
+    assert "C++ compiler" in str(error)
+else:
+    raise AssertionError("a backend that is not there was served")
+print(said.getvalue())
+"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,10 @@ class Environment:
     def packages(self) -> Path:
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         return self.folder / "lib" / version / "site-packages"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
 
     def run(self, command: Sequence[str | Path], cwd: Path, *path: Path) -> str:
         """Output of a program of this environment, with `path` in front of its packages."""
@@ -77,12 +102,22 @@ class Environment:
         return done.stdout.strip()
 
 
-def pip(*arguments: str | Path, python: Path | None = None) -> None:
+def pip(*arguments: str | Path, python: Path | None = None, compiler: str = "") -> None:
     """pip without an index: everything that is needed is here."""
     target = [] if python is None else ["--python", str(python)]
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", *target, *map(str, arguments), *offline, "--quiet"]
-    subprocess.run(command, check=True)
+    named = {"CC": compiler, "CXX": compiler} if compiler else {}
+    subprocess.run(command, check=True, env=os.environ | named)
+
+
+def new_environment(folder: Path, checkout: Path) -> Environment:
+    """One without densitrace; see above for what it sees."""
+    made = Environment(folder / "venv", checkout)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made.folder], check=True)
+    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (made.packages / "outer.pth").write_text("\n".join(outer))
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -118,13 +153,10 @@ def environment(
         # It builds into the checkout, which would hide a module missing from the other two. The
         # wheel's object files come along, so nothing is compiled twice.
         checkout = shutil.copytree(checkout, folder / "checkout")
-    installed = Environment(folder / "venv", checkout)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", installed.folder], check=True)
-    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (installed.packages / "outer.pth").write_text("\n".join(outer))
+    installed = new_environment(folder, checkout)
     options = ["--editable"] if request.param == "editable" else []
     what = wheel if request.param == "wheel" else checkout
-    pip("install", *options, what, python=installed.folder / "bin" / "python")
+    pip("install", *options, what, python=installed.python)
     return installed
 
 
@@ -181,6 +213,23 @@ def test_command_and_module_are_the_same(environment: Environment, tmp_path: Pat
     assert densitrace.__version__ in version
     module = ["python", "-m", "densitrace", "--version"]
     assert environment.run(module, environment.checkout) == version
+
+
+@pytest.mark.parametrize("options", [[], ["--editable"]], ids=["folder", "editable"])
+def test_without_a_compiler(options: list[str], checkout: Path, tmp_path: Path) -> None:
+    """It installs all the same, says once that plain torch serves, and traces."""
+    fresh = shutil.copytree(checkout, tmp_path / "checkout", ignore=BUILT)
+    bare = new_environment(tmp_path, fresh)
+    pip("install", *options, fresh, python=bare.python, compiler="false")
+    assert not [*tmp_path.rglob("_cpu*.so")]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy2(ROOT / "tests" / "tiny_models.py", elsewhere)
+    (said,) = bare.run(["python", "-c", WITHOUT_COMPILER], elsewhere).splitlines()
+    assert said.startswith("Plain torch serves the compiled ops, slower: ")
+    *table, last = bare.run(["densitrace", "info"], elsewhere).splitlines()
+    assert said.endswith(last)
+    assert [line.split()[3] for line in table if "bottleneck" in line] == ["reference"]
 
 
 def test_public_names() -> None:

@@ -355,6 +355,7 @@ def info() -> None:
     from rich.table import Table
 
     from ..kernels import backends
+    from ..kernels.dispatch import missing
     from .models import ARCHITECTURES
     from .store import versions
 
@@ -372,6 +373,8 @@ def info() -> None:
             table.add_row(f"  {op}", backend)
     table.add_row("architectures", ", ".join(sorted(ARCHITECTURES)))
     Console().print(table)
+    if reason := missing("cpu"):
+        click.echo(reason)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Which backend serves an op, where all are built and where the compiled one is missing."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+import densitrace
+from densitrace import BackendError, kernels
+from densitrace.kernels import dispatch, reference
+
+LOGGER = "densitrace.kernels.dispatch"
+MAPS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What a process finds out once is found out anew before and after each test."""
+    for cached in (dispatch.missing, dispatch._warn_of):
+        cached.cache_clear()
+    yield
+    for cached in (dispatch.missing, dispatch._warn_of):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if densitrace._cpu had not been built: importing it is an ImportError."""
+    monkeypatch.delitem(sys.modules, "densitrace.kernels.cpu", raising=False)
+    monkeypatch.delattr(densitrace, "_cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "densitrace._cpu", None)
+
+
+def test_auto_takes_the_first_backend_that_has_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Op by op, in the order of the device's preference."""
+    first, second = ModuleType("first"), ModuleType("second")
+    for module, ops in ((first, ["edge_mass"]), (second, ["edge_mass", "edge_levels"])):
+        monkeypatch.setitem(sys.modules, f"densitrace.kernels.{module.__name__}", module)
+        for op in ops:
+            setattr(module, op, object())
+    monkeypatch.setattr(dispatch, "BACKENDS", ("reference", "first", "second"))
+    monkeypatch.setattr(dispatch, "PREFERENCE", {"cpu": ("first", "second", "reference")})
+    serving = kernels.backends("cpu")
+    assert (serving.pop("edge_mass"), serving.pop("edge_levels")) == ("first", "second")
+    assert set(serving.values()) == {"reference"}
+    assert dispatch.pick(reference.edge_mass, "cpu") is first.edge_mass
+    assert dispatch.pick(reference.edge_levels, "cpu") is second.edge_levels
+    assert dispatch.pick(reference.bottleneck, "cpu") is reference.bottleneck
+    assert dispatch.pick(reference.edge_mass, "meta") is reference.edge_mass
+
+
+def test_nothing_is_said_where_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    kernels.bottleneck(*MAPS)
+    assert dispatch.missing("cpu") is None
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_auto_goes_on_without_the_extension_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert set(kernels.backends("cpu").values()) == {"reference"}
+    assert caplog.messages == []  # it was asked, and has answered
+    for _ in range(2):
+        assert torch.equal(kernels.bottleneck(*MAPS), MAPS[0])
+        kernels.trace_sizes(MAPS[0], torch.zeros(2, 1, 3, dtype=torch.int32))
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == (LOGGER, logging.WARNING)
+    (line,) = record.getMessage().splitlines()
+    for text in ("Plain torch serves", "densitrace._cpu", "C++ compiler", "pip install"):
+        assert text in line
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_nothing_is_said_where_the_extension_would_not_serve(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kernels.bottleneck(*MAPS, backend="reference")
+    dispatch.pick(reference.bottleneck, "meta")
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_the_extension_asked_for_by_name_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"'cpu' is not built here: .*densitrace\._cpu"):
+            kernels.bottleneck(*MAPS, backend="cpu")
+    assert caplog.messages == []
+
+
+def test_a_backend_never_falls_back() -> None:
+    with pytest.raises(BackendError, match="backend='fast' is unknown; choose auto or one of ref"):
+        kernels.bottleneck(*MAPS, backend="fast")
+    with pytest.raises(BackendError, match="backend='cpu' has no no_such_op; choose auto or ref"):
+        dispatch.serving("no_such_op", "cpu", "cpu")

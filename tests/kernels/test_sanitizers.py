@@ -1,0 +1,83 @@
+"""The tests of the C++ ops once more, on a build with sanitizers: addresses, undefined behaviour.
+
+They run in a child, with the sanitizers' libraries loaded before Python: this process has neither.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+TESTS = [HERE / "test_bottleneck.py", *sorted(HERE.glob("test_cpu_*.py"))]
+
+GCC = {"CC": "gcc", "CXX": "g++"}  # whose libraries are loaded: another compiler has others
+# libstdc++ so that the address sanitizer finds, when it starts, what throws exceptions.
+LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
+
+CHILD = """
+import importlib.util, sys
+import densitrace, pytest
+built, *arguments = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("densitrace._cpu", built)
+module = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = densitrace._cpu = module
+spec.loader.exec_module(module)
+status = pytest.main(arguments)
+print("ran on", sys.modules["densitrace.kernels.cpu"]._cpu.__file__)
+sys.exit(status)
+"""
+
+
+def library(name: str) -> str:
+    """Path of one of the compiler's libraries, which has to be there."""
+    command = ["g++", f"-print-file-name={name}"]
+    path = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    assert path.is_file(), f"g++ has no {name}"
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """densitrace._cpu with sanitizers, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    command += [f"--build-lib={folder}", f"--build-temp={folder / 'temp'}"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | GCC | {"DENSITRACE_SANITIZE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = (folder / "densitrace").glob("_cpu.*.so")
+    for symbol in (b"__asan_report_store", b"__ubsan_handle"):
+        assert symbol in built.read_bytes()
+    return built
+
+
+def test_kernel_tests_pass_under_sanitizers(extension: Path) -> None:
+    # Reports go to the file descriptor 2 and the process ends: pytest must not hold that one.
+    options = ["-q", "--capture=sys", "--hypothesis-profile=few"]
+    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    done = subprocess.run(
+        # -P: the root stays off the path; there kernels/ would pass for another package.
+        [sys.executable, "-P", "-c", CHILD, extension, *options, *TESTS],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "LD_PRELOAD": " ".join(map(library, LIBRARIES)),
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"\nran on {extension}\n")
