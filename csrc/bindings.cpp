@@ -303,6 +303,24 @@ void fraction_cuts(const HeldEdges* edges, const Array<float>& side,
                        found.length, found.cuts, threads);
 }
 
+void random_cuts(const HeldEdges& edges, const Array<std::uint8_t>& eligible,
+                 const Array<std::int64_t>& counts, Array<float>& cuts, int threads,
+                 const std::string& isa) {
+  const Ops& chosen = ops(isa);
+  if (edges.plain.weight.importance != Importance::kRandom)
+    throw std::invalid_argument("edges has another weight than a random one");
+  check_shape(eligible, "eligible", edges.targets);
+  check_dimensions(counts, "counts", 2);
+  check_shape(counts, "counts", {counts.shape(0), edges.targets[0]});
+  check_shape(cuts, "cuts", shape_of(counts));
+  const std::uint8_t* among = eligible.data();
+  const std::int64_t* wanted = counts.data();
+  float* to = cuts.mutable_data();
+  const std::size_t strata = size(counts.shape(0));
+  py::gil_scoped_release unlocked;
+  chosen.random_cuts(edges.plain, among, wanted, strata, to, threads);
+}
+
 std::pair<std::size_t, std::size_t> edge_levels(const HeldEdges& edges, const Array<float>& cuts,
                                                 Array<std::uint8_t>& levels,
                                                 Array<std::int32_t>& degrees, int threads,
@@ -476,6 +494,9 @@ PYBIND11_MODULE(_cpu, module) {
              "Writes the cuts that keep each mass.");
   module.def("fraction_cuts", &fraction_cuts, py::arg("edges"), exact("side"), exact("fractions"),
              exact("cuts"), py::arg("threads"), isa, "Writes the cuts that keep each fraction.");
+  module.def("random_cuts", &random_cuts, py::arg("edges"), exact("eligible"), exact("counts"),
+             exact("cuts"), py::arg("threads"), isa,
+             "Writes the cuts above which as many edges lie as are counted.");
   module.def("edge_levels", &edge_levels, py::arg("edges"), exact("cuts"), exact("levels"),
              exact("degrees"), py::arg("threads"), isa,
              "Writes level map and in-degrees; gives the edges seen and those summed exactly.");

@@ -91,6 +91,16 @@ def fraction_cuts(
 ) -> None:
     """Writes the cuts [K, B, T] that keep each fraction."""
 
+def random_cuts(
+    edges: Edges,
+    eligible: NDArray[np.uint8],
+    counts: NDArray[np.int64],
+    cuts: Floats,
+    threads: int,
+    isa: str = "auto",
+) -> None:
+    """Writes the cuts [K, B] above which as many random weights lie as `counts` [K, B] says."""
+
 def edge_levels(
     edges: Edges,
     cuts: Floats,

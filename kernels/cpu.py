@@ -25,6 +25,14 @@ LOGIT_BYTES = 1 << 24  # of one product with the unembedding: about what the cac
 LOGIT_ROWS = 128  # at least, so that the unembedding is not read for a few rows at a time
 
 
+ISA = "auto"  # the instruction set; tests go through all of them
+
+
+def _how() -> tuple[int, str]:
+    """Threads and instruction set of a call."""
+    return torch.get_num_threads(), ISA
+
+
 # ---- arguments ---------------------------------------------------------------------------------
 
 
@@ -93,7 +101,7 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     batch, _, length, _ = v.shape
     norms = torch.empty(batch, len(w_o), length)
-    _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), torch.get_num_threads())
+    _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), *_how())
     return norms
 
 
@@ -109,7 +117,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
         output.numpy(),
         lse.numpy(),
         mass.numpy(),
-        torch.get_num_threads(),
+        *_how(),
     )
     return AttentionStats(output, lse, mass)
 
@@ -117,14 +125,14 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, _, length = edges.pattern.shape
     mass = torch.empty(batch, length)
-    _cpu.edge_mass(_edges(edges), mass.numpy(), torch.get_num_threads())
+    _cpu.edge_mass(_edges(edges), mass.numpy(), *_how())
     return mass
 
 
 def edge_weights(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
     weights = torch.empty(batch, heads, length, length)
-    _cpu.edge_weights(_edges(edges), weights.numpy(), torch.get_num_threads())
+    _cpu.edge_weights(_edges(edges), weights.numpy(), *_how())
     return weights
 
 
@@ -138,7 +146,7 @@ def nucleus_cuts(
         masses.double().numpy(),
         _floats(total),
         cuts.numpy(),
-        torch.get_num_threads(),
+        *_how(),
     )
     return cuts
 
@@ -150,7 +158,19 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
         _floats(side),
         fractions.double().numpy(),
         cuts.numpy(),
-        torch.get_num_threads(),
+        *_how(),
+    )
+    return cuts
+
+
+def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tensor:
+    cuts = torch.empty(counts.shape)
+    _cpu.random_cuts(
+        _edges(edges),
+        eligible.to(torch.uint8).contiguous().numpy(),
+        counts.long().contiguous().numpy(),
+        cuts.numpy(),
+        *_how(),
     )
     return cuts
 
@@ -160,7 +180,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     levels = torch.empty(batch, length, length, dtype=torch.uint8)
     degrees = torch.empty(cuts.shape, dtype=torch.int32)
     seen, summed = _cpu.edge_levels(
-        _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), torch.get_num_threads()
+        _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), *_how()
     )
     return EdgeLevels(levels, degrees, summed / seen if seen else None)
 
@@ -191,13 +211,13 @@ def lane_attention(
         own,
         invert,
         output.numpy(),
-        torch.get_num_threads(),
+        *_how(),
     )
     return output
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    columns = _cpu.collect_edges(_edges(edges), _floats(cuts), torch.get_num_threads())
+    columns = _cpu.collect_edges(_edges(edges), _floats(cuts), *_how())
     return EdgeTable(*(torch.from_numpy(column) for column in columns))
 
 
@@ -207,7 +227,7 @@ def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
         reach.contiguous().numpy(),
         levels.contiguous().numpy(),
         result.numpy(),
-        torch.get_num_threads(),
+        *_how(),
     )
     return result
 
@@ -218,7 +238,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
         reach.contiguous().numpy(),
         degrees.contiguous().numpy(),
         result.numpy(),
-        torch.get_num_threads(),
+        *_how(),
     )
     return result
 
@@ -255,6 +275,6 @@ def output_errors(
             vocabulary,
             arrays,
             first,
-            torch.get_num_threads(),
+            *_how(),
         )
     return errors

@@ -20,10 +20,11 @@
 #include "lane_attention.h"
 #include "node_cuts.h"
 #include "output_errors.h"
+#include "random_cuts.h"
 #include "source_norms.h"
 #include "trace_sizes.h"
 
 extern const Ops kOps;
-const Ops kOps = {attention_stats, bottleneck,     collect_edges, edge_levels,
-                  edge_mass,       edge_weights,   fraction_cuts, lane_attention,
-                  nucleus_cuts,    output_errors,  source_norms,  trace_sizes};
+const Ops kOps = {attention_stats, bottleneck,    collect_edges, edge_levels, edge_mass,
+                  edge_weights,    fraction_cuts, lane_attention, nucleus_cuts, output_errors,
+                  random_cuts,     source_norms,  trace_sizes};

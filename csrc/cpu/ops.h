@@ -27,6 +27,8 @@ struct Ops {
                        std::size_t strata, const float* total, std::size_t batch,
                        std::size_t length, float* cuts, int threads);
   void (*output_errors)(const Predictions&, const Errors&, int threads);
+  void (*random_cuts)(const Edges&, const std::uint8_t* eligible, const std::int64_t* counts,
+                      std::size_t strata, float* cuts, int threads);
   void (*source_norms)(const Floats& v, std::size_t batch, std::size_t groups, std::size_t length,
                        std::size_t d_v, const float* w_o, std::size_t heads, std::size_t hidden,
                        int p, float* norms, int threads);

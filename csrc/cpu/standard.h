@@ -13,8 +13,10 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"

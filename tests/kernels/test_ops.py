@@ -1,185 +1,73 @@
-"""Each op in plain torch against loops in float64, in every variant of attention."""
+"""Each op of each backend against loops in float64, in every variant of attention."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attention_problem import VARIANTS, Floats, Problem, close, cuts_for
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import errors as oracle_errors
 
-from densitrace import kernels
+from densitrace import _cpu, kernels
 from densitrace.kernels import (
     AttentionEdges,
     CosineWeight,
     GivenWeight,
-    NormWeight,
     Pattern,
     ProximityWeight,
     RandomWeight,
+    cpu,
     reference,
 )
 
-Floats = NDArray[np.float64]
+PROVIDERS = ["reference", *(f"cpu-{isa}" for isa in _cpu.instruction_sets())]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Of one attention problem, odd on purpose."""
-
-    batch: int = 2
-    heads: int = 4
-    groups: int = 2
-    length: int = 13
-    d_k: int = 5
-    d_v: int = 7
-    hidden: int = 11
-    window: int | None = None
-    softcap: float | None = None
-    sinks: bool = False
-    segments: bool = False
-
-
-VARIANTS = {
-    "plain": Shape(),
-    "one token": Shape(length=1, batch=1),
-    "heads alone": Shape(groups=4, length=9),
-    "one group": Shape(heads=3, groups=1),
-    "window": Shape(window=4),
-    "window of one": Shape(window=1),
-    "softcap": Shape(softcap=1.5),
-    "sinks": Shape(sinks=True),
-    "segments": Shape(segments=True),
-    "all": Shape(length=17, window=6, softcap=2.0, sinks=True, segments=True),
-}
-
-
-class Problem:
-    """Random queries, keys, values and projections, and their definition by loops."""
-
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
-        self.shape = shape
-        self.generator = torch.Generator().manual_seed(seed)
-        b, t = shape.batch, shape.length
-        self.segments = self._segments() if shape.segments else None
-        self.pattern = Pattern(
-            self.normal(b, shape.heads, t, shape.d_k),
-            self.normal(b, shape.groups, t, shape.d_k),
-            scale=0.7,
-            window=shape.window,
-            softcap=shape.softcap,
-            sinks=self.normal(shape.heads) if shape.sinks else None,
-            segments=self.segments,
-        )
-        self.v = self.normal(b, shape.groups, t, shape.d_v)
-        self.w_o = self.normal(shape.heads, shape.hidden, shape.d_v)
-        self.target = self.normal(b, t).abs() + 0.1
-        self.node = self.normal(b, t, shape.hidden)
-        self.positions = torch.arange(t).expand(b, -1)
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-    def _segments(self) -> torch.Tensor:
-        """Two documents a row, the first row padded on its left."""
-        t = self.shape.length
-        rows = torch.arange(t).expand(self.shape.batch, -1) >= t // 2
-        segments = rows.int().clone()
-        segments[0, : t // 4] = -1
-        return segments
-
-    def allowed(self) -> NDArray[np.bool_]:
-        """bool [B, T, T]."""
-        s = self.shape
-        found = np.zeros((s.batch, s.length, s.length), dtype=bool)
-        for b, t, u in np.ndindex(found.shape):
-            same = self.segments is None or self.segments[b, t] == self.segments[b, u]
-            found[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
-        return found
-
-    def alpha(self) -> tuple[Floats, Floats]:
-        """Attention weights [B, H, T, T] and log-sum-exp [B, H, T]."""
-        s, p = self.shape, self.pattern
-        alpha = np.zeros((s.batch, s.heads, s.length, s.length))
-        lse = np.zeros(alpha.shape[:3])
-        allowed = self.allowed()
-        q, k = p.q.double().numpy(), p.k.double().numpy()
-        for b, h, t in np.ndindex(lse.shape):
-            logits = {}
-            for u in np.nonzero(allowed[b, t])[0]:
-                logit = p.scale * float(q[b, h, t] @ k[b, h * s.groups // s.heads, u])
-                logits[u] = logit if s.softcap is None else s.softcap * math.tanh(logit / s.softcap)
-            others = [float(p.sinks[h])] if p.sinks is not None else []
-            lse[b, h, t] = np.logaddexp.reduce([*logits.values(), *others])
-            for u, logit in logits.items():
-                alpha[b, h, t, u] = math.exp(logit - lse[b, h, t])
-        return alpha, lse
-
-    def sent(self) -> Floats:
-        """W_O^h v [B, H, T source, D]."""
-        repeats = self.shape.heads // self.shape.groups
-        v = self.v.double().repeat_interleave(repeats, 1).numpy()
-        sent: Floats = np.einsum("bhsd,hed->bhse", v, self.w_o.double().numpy())
-        return sent
-
-    def clean(self) -> Pattern:
-        return replace(self.pattern, lse=kernels.attention_stats(self.pattern, self.v).lse)
-
-    def edges(self, weight: Any) -> AttentionEdges:
-        return AttentionEdges(self.clean(), weight)
-
-    def norm_edges(self) -> AttentionEdges:
-        source = kernels.source_norms(self.v, self.w_o, 1)
-        return self.edges(NormWeight(source, self.target))
-
-    def norm_weights(self) -> Floats:
-        """Float64 weights of `norm_edges` [B, H, T, T]."""
-        source = np.abs(self.sent()).sum(-1)
-        target = self.target.double().numpy()[:, None, :, None]
-        weights: Floats = self.alpha()[0] * source[:, :, None] * target
-        return weights
+@pytest.fixture(params=PROVIDERS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> str:
+    """The name of a backend; that of the CPU in each of its instruction sets."""
+    # Tiles so small that every op crosses several of them.
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
+    name, _, isa = str(request.param).partition("-")
+    monkeypatch.setattr(cpu, "ISA", isa or "auto")
+    return name
 
 
 @pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
-def problem(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
-) -> Problem:
-    # Tiles so small that every op crosses several of them.
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
-    return Problem(request.param)
-
-
-def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 2e-5) -> None:
-    """Within `ratio` of the largest entry: float32 sums of at most a few hundred terms."""
-    scale = max(1e-6, float(np.abs(expected).max()))
-    np.testing.assert_allclose(actual.double().numpy(), expected, atol=ratio * scale, err_msg=name)
+def problem(request: pytest.FixtureRequest, backend: str) -> Problem:
+    return Problem(request.param, backend=backend)
 
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_source_norms(problem: Problem, p: int) -> None:
     expected = np.linalg.norm(problem.sent(), p, axis=-1)
-    close("source norms", kernels.source_norms(problem.v, problem.w_o, p), expected)
+    close(
+        "source norms",
+        kernels.source_norms(problem.v, problem.w_o, p, backend=problem.backend),
+        expected,
+    )
 
 
 def test_attention_stats(problem: Problem) -> None:
     alpha, lse = problem.alpha()
     source = problem.normal(*lse.shape).abs()
-    found = kernels.attention_stats(problem.pattern, problem.v, source)
+    found = problem.stats(source)
     repeats = problem.shape.heads // problem.shape.groups
     v = problem.v.double().repeat_interleave(repeats, 1).numpy()
     close("output", found.output, alpha @ v)
     close("lse", found.lse, lse)
     close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
-    assert not kernels.attention_stats(problem.pattern, problem.v).mass.any()
+    assert not problem.stats().mass.any()
 
 
 def dense(problem: Problem, weight: Any) -> Floats:
     """The op's weights, checked to be NaN exactly where there is no edge, 0 there instead."""
-    found = kernels.edge_weights(problem.edges(weight)).double().numpy()
+    found = kernels.edge_weights(problem.edges(weight), backend=problem.backend).double().numpy()
     absent = np.broadcast_to(~problem.allowed()[:, None], found.shape)
     np.testing.assert_array_equal(np.isnan(found), absent)
     weights: Floats = np.nan_to_num(found)
@@ -190,7 +78,11 @@ def test_norm_weights(problem: Problem) -> None:
     expected = problem.norm_weights()
     weight = problem.norm_edges().weight
     close("norm", torch.from_numpy(dense(problem, weight)), expected)
-    close("mass", kernels.edge_mass(problem.norm_edges()), expected.sum((1, 3)))
+    close(
+        "mass",
+        kernels.edge_mass(problem.norm_edges(), backend=problem.backend),
+        expected.sum((1, 3)),
+    )
 
 
 def test_proximity_weights(problem: Problem) -> None:
@@ -215,7 +107,7 @@ def test_cosine_weights(problem: Problem) -> None:
     )
     cosine = np.divide(inner, lengths, out=np.zeros_like(inner), where=lengths > 0)
     expected = (1 + cosine) / 2 * problem.allowed()[:, None]
-    norms = kernels.source_norms(problem.v, problem.w_o, 2)
+    norms = kernels.source_norms(problem.v, problem.w_o, 2, backend=problem.backend)
     unit = problem.node / problem.node.norm(dim=-1, keepdim=True)
     direction = torch.einsum("bte,hed->bhtd", unit, problem.w_o)
     weight = CosineWeight(direction, torch.where(norms > 0, 1 / norms, 0.0), problem.v)
@@ -231,18 +123,11 @@ def test_random_weights_do_not_depend_on_tiling(
     np.testing.assert_array_equal(dense(problem, weight), tiled)
 
 
-def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
-    """float32 [K, B, T] cuts between the weights of each target, high ones first."""
-    rows = weights.transpose(0, 2, 1, 3).reshape(*weights.shape[::2], -1)
-    cuts = [np.quantile(rows, q, axis=-1) * 1.0001 for q in sorted(quantiles, reverse=True)]
-    return torch.from_numpy(np.stack(cuts)).float()
-
-
 def test_edge_levels(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.7, 0.2))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
-    found = kernels.edge_levels(problem.norm_edges(), cuts)
+    found = kernels.edge_levels(problem.norm_edges(), cuts, backend=problem.backend)
     np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
     np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
 
@@ -250,7 +135,7 @@ def test_edge_levels(problem: Problem) -> None:
 def test_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.6))
-    found = kernels.collect_edges(problem.norm_edges(), cuts)
+    found = kernels.collect_edges(problem.norm_edges(), cuts, backend=problem.backend)
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
     expected = {
         tuple(map(int, index)): 1 - int(kept[0][tuple(index)]) for index in np.argwhere(kept[1])
@@ -276,7 +161,12 @@ def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
     )
     values = torch.stack([lane.v for lane in lanes])
     found = kernels.lane_attention(
-        problem.norm_edges(), cuts, values, own if attention == "live" else None, invert=invert
+        problem.norm_edges(),
+        cuts,
+        values,
+        own if attention == "live" else None,
+        invert=invert,
+        backend=problem.backend,
     )
     kept = (weights[None] > cuts.double().numpy()[:, :, None, :, None]) != invert
     for k, lane in enumerate(lanes):
@@ -307,7 +197,9 @@ def test_nucleus_cuts(problem: Problem, with_attention: bool) -> None:
     ]
     total = torch.tensor([[sum(node) for node in row] for row in nodes])
     edges = problem.norm_edges() if with_attention else None
-    cuts = kernels.nucleus_cuts(edges, side, masses, total).double().numpy()
+    cuts = (
+        kernels.nucleus_cuts(edges, side, masses, total, backend=problem.backend).double().numpy()
+    )
     for (b, t), (k, p) in ((bt, kp) for bt in np.ndindex(total.shape) for kp in enumerate(masses)):
         node = nodes[b][t]
         wanted = next(
@@ -324,7 +216,7 @@ def test_fraction_cuts(problem: Problem, with_attention: bool) -> None:
         allowed = np.zeros_like(allowed)
     fractions = (0.1, 0.5, 1.0)
     edges = problem.norm_edges() if with_attention else None
-    cuts = kernels.fraction_cuts(edges, side, fractions).double().numpy()
+    cuts = kernels.fraction_cuts(edges, side, fractions, backend=problem.backend).double().numpy()
     for (k, b, t), cut in np.ndenumerate(cuts):
         node = in_edges(weights, allowed, side.double().numpy(), b, t)
         assert sum(weight > cut for weight in node) == math.ceil(fractions[k] * len(node))
@@ -340,24 +232,24 @@ def given_node(rows: list[list[float]]) -> AttentionEdges:
     return AttentionEdges(pattern, GivenWeight(weight))
 
 
-def test_ties() -> None:
+def test_ties(backend: str) -> None:
     """A nucleus keeps all edges tied with the last, a fraction none tied with those left out."""
     edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
     side = torch.tensor([[[1.0, 2.0, 0.0]]])
     total = torch.tensor([[2.0, 6.0, 9.0]])
-    nucleus = kernels.nucleus_cuts(edges, side, [0.3], total)[0, 0]
+    nucleus = kernels.nucleus_cuts(edges, side, [0.3], total, backend=backend)[0, 0]
     weights = [[1.0, 1.0], [2.0, 2.0, 2.0], [4.0, 4.0, 1.0, 0.0]]
     kept = [sum(w > cut for w in row) for row, cut in zip(weights, nucleus.tolist(), strict=True)]
     assert kept == [2, 3, 2]
-    fraction = kernels.fraction_cuts(edges, side, [0.25])[0, 0]
+    fraction = kernels.fraction_cuts(edges, side, [0.25], backend=backend)[0, 0]
     kept = [sum(w > cut for w in row) for row, cut in zip(weights, fraction.tolist(), strict=True)]
     assert kept == [0, 0, 0]
 
 
-def test_node_without_weight() -> None:
+def test_node_without_weight(backend: str) -> None:
     """A node whose edges all weigh nothing keeps none, under any mass."""
     side = torch.zeros(2, 1, 1)
-    cuts = kernels.nucleus_cuts(None, side, [0.1, 1.0], torch.zeros(1, 1))
+    cuts = kernels.nucleus_cuts(None, side, [0.1, 1.0], torch.zeros(1, 1), backend=backend)
     assert not (side[:, None] > cuts).any()
 
 
@@ -369,7 +261,7 @@ def test_random_cuts(problem: Problem) -> None:
     present = problem.allowed() & eligible.numpy()[..., None]
     available = present.sum((1, 2)) * problem.shape.heads
     counts = torch.from_numpy(np.stack([available * 0, available // 3, available]))
-    cuts = kernels.random_cuts(edges, eligible, counts)
+    cuts = kernels.random_cuts(edges, eligible, counts, backend=problem.backend)
     drawn = np.where(present[:, None], dense(problem, weight), -1)
     for (k, b), cut in np.ndenumerate(cuts.double().numpy()):
         assert (drawn[b] > cut).sum() == counts[k, b]
@@ -398,8 +290,8 @@ def test_output_errors(
     vocabulary: int,
     softcap: float | None,
     bias: bool,
+    backend: str,
     monkeypatch: pytest.MonkeyPatch,
-    poisoned: None,
 ) -> None:
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 4 * vocabulary * 2)
     generator = torch.Generator().manual_seed(0)
@@ -413,7 +305,14 @@ def test_output_errors(
     next_ids = torch.arange(tokens) % vocabulary
     next_ids[-1] = -1
     found = kernels.output_errors(
-        states, lanes, table, shift, scale=0.9, softcap=softcap, next_ids=next_ids
+        states,
+        lanes,
+        table,
+        shift,
+        scale=0.9,
+        softcap=softcap,
+        next_ids=next_ids,
+        backend=backend,
     )
 
     def logits(vectors: torch.Tensor) -> Floats:

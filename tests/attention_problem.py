@@ -1,0 +1,164 @@
+"""One attention problem: random inputs of the ops, and their definition by loops in float64."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from densitrace import kernels
+from densitrace.kernels import AttentionEdges, AttentionStats, NormWeight, Pattern
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one attention problem, odd on purpose."""
+
+    batch: int = 2
+    heads: int = 4
+    groups: int = 2
+    length: int = 13
+    d_k: int = 5
+    d_v: int = 7
+    hidden: int = 11
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    segments: bool = False
+    scattered: bool = False  # segments that come back after another
+    dtype: torch.dtype = torch.float32  # of queries, keys and values
+
+
+VARIANTS = {
+    "plain": Shape(),
+    "one token": Shape(length=1, batch=1),
+    "heads alone": Shape(groups=4, length=9),
+    "one group": Shape(heads=3, groups=1),
+    "window": Shape(window=4),
+    "window of one": Shape(window=1),
+    "softcap": Shape(softcap=1.5),
+    "sinks": Shape(sinks=True),
+    "segments": Shape(segments=True),
+    "scattered segments": Shape(segments=True, scattered=True),
+    "all": Shape(length=17, window=6, softcap=2.0, sinks=True, segments=True),
+    "bfloat16": Shape(length=35, dtype=torch.bfloat16),
+    # Across several panels of sources and columns, and strips of targets.
+    "long": Shape(batch=1, heads=2, groups=1, length=111, d_k=40, d_v=37, hidden=67),
+    "long, all": Shape(
+        heads=2, length=65, d_k=32, d_v=64, window=40, sinks=True, segments=True, scattered=True,
+        dtype=torch.bfloat16,
+    ),
+}  # fmt: skip
+
+
+class Problem:
+    """Random queries, keys, values and projections, and their definition by loops."""
+
+    def __init__(self, shape: Shape, seed: int = 0, backend: str = "auto") -> None:
+        self.shape = shape
+        self.backend = backend
+        self.generator = torch.Generator().manual_seed(seed)
+        b, t = shape.batch, shape.length
+        self.segments = self._segments() if shape.segments else None
+        self.pattern = Pattern(
+            self._rows(shape.heads, shape.d_k),
+            self._rows(shape.groups, shape.d_k),
+            scale=0.7,
+            window=shape.window,
+            softcap=shape.softcap,
+            sinks=self.normal(shape.heads) if shape.sinks else None,
+            segments=self.segments,
+        )
+        self.v = self._rows(shape.groups, shape.d_v)
+        self.w_o = self.normal(shape.heads, shape.hidden, shape.d_v)
+        self.target = self.normal(b, t).abs() + 0.1
+        self.node = self.normal(b, t, shape.hidden)
+        self.positions = torch.arange(t).expand(b, -1)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def _rows(self, heads: int, width: int) -> torch.Tensor:
+        """[B, heads, T, width] as models lay it out: tokens before heads."""
+        rows = self.normal(self.shape.batch, self.shape.length, heads, width)
+        return rows.to(self.shape.dtype).transpose(1, 2)
+
+    def _segments(self) -> torch.Tensor:
+        """Two documents a row, the first row padded on its left."""
+        t = self.shape.length
+        place = torch.arange(t).expand(self.shape.batch, -1)
+        rows = place // 3 % 2 == 1 if self.shape.scattered else place >= t // 2
+        segments = rows.int().clone()
+        segments[0, : t // 4] = -1
+        return segments
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """bool [B, T, T]."""
+        s = self.shape
+        found = np.zeros((s.batch, s.length, s.length), dtype=bool)
+        for b, t, u in np.ndindex(found.shape):
+            same = self.segments is None or self.segments[b, t] == self.segments[b, u]
+            found[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
+        return found
+
+    def alpha(self) -> tuple[Floats, Floats]:
+        """Attention weights [B, H, T, T] and log-sum-exp [B, H, T]."""
+        s, p = self.shape, self.pattern
+        alpha = np.zeros((s.batch, s.heads, s.length, s.length))
+        lse = np.zeros(alpha.shape[:3])
+        allowed = self.allowed()
+        q, k = p.q.double().numpy(), p.k.double().numpy()
+        for b, h, t in np.ndindex(lse.shape):
+            logits = {}
+            for u in np.nonzero(allowed[b, t])[0]:
+                logit = p.scale * float(q[b, h, t] @ k[b, h * s.groups // s.heads, u])
+                logits[u] = logit if s.softcap is None else s.softcap * math.tanh(logit / s.softcap)
+            others = [float(p.sinks[h])] if p.sinks is not None else []
+            lse[b, h, t] = np.logaddexp.reduce([*logits.values(), *others])
+            for u, logit in logits.items():
+                alpha[b, h, t, u] = math.exp(logit - lse[b, h, t])
+        return alpha, lse
+
+    def sent(self) -> Floats:
+        """W_O^h v [B, H, T source, D]."""
+        repeats = self.shape.heads // self.shape.groups
+        v = self.v.double().repeat_interleave(repeats, 1).numpy()
+        sent: Floats = np.einsum("bhsd,hed->bhse", v, self.w_o.double().numpy())
+        return sent
+
+    def stats(self, source: torch.Tensor | None = None) -> AttentionStats:
+        return kernels.attention_stats(self.pattern, self.v, source, backend=self.backend)
+
+    def clean(self) -> Pattern:
+        return replace(self.pattern, lse=self.stats().lse)
+
+    def edges(self, weight: Any) -> AttentionEdges:
+        return AttentionEdges(self.clean(), weight)
+
+    def norm_edges(self) -> AttentionEdges:
+        source = kernels.source_norms(self.v, self.w_o, 1, backend=self.backend)
+        return self.edges(NormWeight(source, self.target))
+
+    def norm_weights(self) -> Floats:
+        """Float64 weights of `norm_edges` [B, H, T, T]."""
+        source = np.abs(self.sent()).sum(-1)
+        target = self.target.double().numpy()[:, None, :, None]
+        weights: Floats = self.alpha()[0] * source[:, :, None] * target
+        return weights
+
+
+def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 2e-5) -> None:
+    """Within `ratio` of the largest entry: float32 sums of at most a few hundred terms."""
+    scale = max(1e-6, float(np.abs(expected).max()))
+    np.testing.assert_allclose(actual.double().numpy(), expected, atol=ratio * scale, err_msg=name)
+
+
+def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
+    """float32 [K, B, T] cuts between the weights of each target, high ones first."""
+    rows = weights.transpose(0, 2, 1, 3).reshape(*weights.shape[::2], -1)
+    cuts = [np.quantile(rows, q, axis=-1) * 1.0001 for q in sorted(quantiles, reverse=True)]
+    return torch.from_numpy(np.stack(cuts)).float()
