@@ -57,12 +57,9 @@ def slug(processor: str, threads: int) -> str:
 
 def new_record(folder: Path, machine_slug: str, day: date) -> Path:
     """The JSON file of a record that is not there yet."""
-    for number in count(1):
-        suffix = "" if number == 1 else f"-{number}"
-        path = folder / f"{machine_slug}-{day}{suffix}.json"
-        if not path.exists():
-            return path
-    raise AssertionError("unreachable")
+    ends = ("" if number == 1 else f"-{number}" for number in count(1))
+    paths = (folder / f"{machine_slug}-{day}{end}.json" for end in ends)
+    return next(path for path in paths if not path.exists())
 
 
 # ---- the table -------------------------------------------------------------------------------
