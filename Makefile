@@ -2,17 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-RECORD = benches/results/cpu-$(shell date +%F)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    scan the sample corpus with the bundled model, write demo/report.html"
-	@echo "make test    lint, types and tests"
-	@echo "make lint    lint and types alone"
-	@echo "make bench   the benchmarks, to benches/results"
-	@echo "make clean   remove .venv and everything built"
+	@echo "make demo           scan the sample corpus with the bundled model, write demo/report.html"
+	@echo "make test           lint, types and tests"
+	@echo "make lint           lint and types alone"
+	@echo "make bench          the benchmarks, a quarter of an hour, to benches/results"
+	@echo "make bench-compare  what moved from the last record but one; or OLD=a.json NEW=b.json"
+	@echo "make clean          remove .venv and everything built"
 
 # The stamp comes last: an installation that was interrupted is taken up again by the next `make`.
 # No build isolation: an isolated build would fetch its tools anew, unpinned.
@@ -41,8 +41,11 @@ lint: $(READY)
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 
 bench: $(READY)
-	@mkdir -p benches/results
-	$(BIN)/pytest benches --benchmark-only --benchmark-json=$(RECORD).json
+	record=$$($(BIN)/python benches/measuring/ledger.py) && \
+	    $(BIN)/pytest benches --benchmark-only --benchmark-disable-gc --benchmark-json="$$record"
+
+bench-compare: $(READY)
+	@$(BIN)/python benches/compare.py $(OLD) $(NEW)
 
 clean:
 	rm -rf .venv build dist demo densitrace.egg-info densitrace/_cpu*.so

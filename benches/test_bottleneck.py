@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from problems import STRATA
 from pytest_benchmark.fixture import BenchmarkFixture
+from timing import measure
 from torch import Tensor
 
 from densitrace import _cpu, kernels
 
-STRATA = 12
 LENGTHS = (256, 1024, 2048)
-ROUNDS = 5
 
 
 def level_maps(length: int) -> tuple[Tensor, Tensor]:
@@ -59,31 +59,13 @@ PROVIDERS = {f"cpu-{isa}": on_cpu(isa) for isa in _cpu.instruction_sets()} | {
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.benchmark(warmup=True)
 def test_bottleneck(benchmark: BenchmarkFixture, provider: str, length: int) -> None:
     benchmark.group = f"bottleneck T={length}"
-    reach, levels = level_maps(length)
+    maps = level_maps(length)
     product = PROVIDERS[provider]
-    result = benchmark.pedantic(product, (reach, levels), rounds=ROUNDS, warmup_rounds=1)
-    assert torch.equal(result, kernels.bottleneck(reach, levels))
-    operations = length * (length + 1) * (length + 2) // 3
-    _record(benchmark, operations, STRATA)
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_trace_sizes(benchmark: BenchmarkFixture, backend: str, length: int) -> None:
-    benchmark.group = f"trace_sizes T={length}"
-    reach, _ = level_maps(length)
-    degrees = torch.randint(0, 100, (STRATA, 1, length), dtype=torch.int32)
-    benchmark.pedantic(
-        kernels.trace_sizes, (reach, degrees), {"backend": backend}, rounds=ROUNDS, warmup_rounds=1
-    )
-    _record(benchmark, STRATA * length * (length + 1) // 2, STRATA)
-
-
-def _record(benchmark: BenchmarkFixture, operations: int, strata: int) -> None:
-    assert benchmark.stats is not None  # it has run
-    benchmark.extra_info["operations_per_second"] = operations / benchmark.stats.stats.median
-    benchmark.extra_info["strata"] = strata
-    benchmark.extra_info["threads"] = torch.get_num_threads()
+    assert torch.equal(product(*maps), kernels.bottleneck(*maps))
+    loop = {"torch loop": lambda: by_torch_loop(*maps)}
+    timed = measure(benchmark, lambda: product(*maps), loop, "torch loop")
+    if timed is not None:
+        operations = length * (length + 1) * (length + 2) // 3
+        benchmark.extra_info["Gop/s"] = operations / timed.seconds / 1e9

@@ -1,0 +1,84 @@
+"""What an op has to do at least: arithmetic operations, and bytes to and from main memory."""
+
+from dataclasses import dataclass, fields, is_dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Operations of each op on one problem, by the definition that the ledger uses throughout.
+
+    - A multiplication with its addition counts 2; a minimum, a maximum, an absolute value, a
+      comparison with a sum 1 each.
+    - Attention is causal: a head has T (T + 1) / 2 pairs of target and source, and for each, one
+      product of scores (QK) takes 2 d operations and one of values (PV) as many. Only these
+      products count. Exponentials, comparisons with cuts, selection and sums of masses do not: an
+      op that has more of those than of products reaches a smaller share of what products reach.
+    - Live lanes: one QK and one PV a lane, and one clean QK shared by all. Frozen: one PV a lane
+      and the clean QK. What cuts allow to skip counts as done, so a share may exceed 1.
+    - `torch`'s own rows count what they do: causal SDPA a QK and a PV for each of its rows, a
+      matrix product all of its entries.
+    - Bytes: every tensor that goes in read once and every one that comes out written once.
+    """
+
+    heads: int
+    length: int  # T
+    width: int  # d, of queries, keys and values alike
+    hidden: int  # D
+    strata: int  # K
+    vocabulary: int  # V
+
+    @property
+    def product(self) -> int:
+        """One causal product of all heads: QK or PV."""
+        return self.heads * self.length * (self.length + 1) * self.width
+
+    def source_norms(self, p: int) -> int:
+        """L1: each value through the projection, D sums. L2: through a d x d Gram matrix."""
+        each = self.length * self.heads
+        if p == 1:
+            return each * self.hidden * (2 * self.width + 2)
+        gram = 2 * self.heads * self.hidden * self.width**2
+        return gram + each * (2 * self.width**2 + 2 * self.width)
+
+    def lane_attention(self, live: bool) -> int:
+        """See above."""
+        return self.product * (1 + self.strata * (2 if live else 1))
+
+    def proximity(self) -> int:
+        """The scores, u = W_O v of each source, and 4 operations an entry of every edge.
+
+        An op that knows by a bound which edges need no sum does less.
+        """
+        pairs = self.heads * self.length * (self.length + 1) // 2
+        projections = 2 * self.heads * self.length * self.width * self.hidden
+        return self.product + projections + 4 * self.hidden * pairs
+
+    def bottleneck(self) -> int:
+        """A minimum and a maximum for each path i <= j <= t."""
+        return self.length * (self.length + 1) * (self.length + 2) // 3
+
+    def trace_sizes(self) -> int:
+        """One addition for each stratum, output and node."""
+        return self.strata * self.length * (self.length + 1) // 2
+
+    def output_errors(self) -> int:
+        """The logits of all lanes and of the clean one."""
+        return 2 * (self.strata + 1) * self.length * self.hidden * self.vocabulary
+
+
+def moved_bytes(*values: object) -> int:
+    """Bytes of all tensors in arguments and results, each counted once, inside dataclasses too."""
+    found: dict[int, int] = {}
+
+    def visit(value: object) -> None:
+        if isinstance(value, Tensor):
+            found[value.data_ptr()] = value.nbytes
+        elif is_dataclass(value):
+            for each in fields(value):
+                visit(getattr(value, each.name))
+
+    for value in values:
+        visit(value)
+    return sum(found.values())

@@ -1,0 +1,236 @@
+"""What the benches work on: the bundled model on the sample corpus, as a whole and op by op.
+
+Speed and memory are measured on the same set-ups.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from densitrace import Threshold, Tracer
+from densitrace.kernels import AttentionEdges, Pattern, ProximityWeight
+from densitrace.tracer.batch import batch_of_lists
+from densitrace.tracer.nodes import AttentionBranch, Node, NormImportance
+from densitrace.tracer.tracing import Settings, Tracing
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STRATA = 12
+BATCH_TOKENS = 1024  # of a batch; longer sequences come alone
+LAYER = 3  # the block whose attention the ops are measured on: one of the middle
+
+
+def thresholds(strata: int = STRATA) -> Threshold:
+    """Strata over the range where norms live, evenly in log; the first of them is 1e-4."""
+    return Threshold(np.geomspace(1e-4, 0.3, strata))
+
+
+# ---- models and tokens -----------------------------------------------------------------------
+
+
+@cache
+def bundled() -> Tracer:
+    """The bundled model in float32."""
+    return Tracer.from_pretrained(EXAMPLES / "model", device="cpu")
+
+
+def vocabulary() -> int:
+    """Of the bundled model."""
+    size: int = bundled()._decoder.model.config.vocab_size
+    return size
+
+
+@cache
+def corpus() -> list[int]:
+    """The sample corpus as one run of tokens."""
+    lines = (EXAMPLES / "corpus/scan.jsonl").read_text(encoding="utf-8").splitlines()
+    return [token for line in lines for token in bundled().encode(json.loads(line)["text"])]
+
+
+def passages(length: int) -> list[list[int]]:
+    """A batch of passages of one length from the sample corpus: `BATCH_TOKENS`, or one passage."""
+    stream = corpus()
+    rows = max(1, BATCH_TOKENS // length)
+    return [stream[row * length : (row + 1) * length] for row in range(rows)]
+
+
+@cache
+def reference_shaped() -> LlamaForCausalLM:
+    """The shape of the model that the papers' reference was timed on, weights at random."""
+    config = LlamaConfig(
+        hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
+        intermediate_size=688, vocab_size=4096, max_position_embeddings=1024,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
+
+
+def random_tokens(length: int) -> list[list[int]]:
+    """One row for a model whose weights are random."""
+    generator = torch.Generator().manual_seed(length)
+    drawn: list[list[int]] = torch.randint(4096, (1, length), generator=generator).tolist()
+    return drawn
+
+
+# ---- passes over a model ---------------------------------------------------------------------
+
+
+class Work:
+    """The passes over one batch of a model."""
+
+    def __init__(
+        self,
+        model: Tracer | LlamaForCausalLM,
+        sequences: Sequence[Sequence[int]],
+        rule: Threshold,
+        **settings: Any,
+    ) -> None:
+        tracer = model if isinstance(model, Tracer) else Tracer(model)
+        self.model: Any = tracer._decoder.model
+        self.ids = torch.tensor(sequences)
+        self.batch = batch_of_lists(sequences)
+        self.rule = rule
+        self.tracing = Tracing(tracer._decoder, Settings(**settings))
+
+    def forward(self) -> object:
+        """The plain forward, with the attention that transformers chooses (SDPA)."""
+        with torch.inference_mode():
+            return self.model(self.ids, use_cache=False).logits
+
+    def without_unembedding(self) -> object:
+        """The plain forward up to the final norm: all that importance and sizes need."""
+        with torch.inference_mode():
+            return self.model.base_model(self.ids, use_cache=False).last_hidden_state
+
+    def forward_of_all_lanes(self) -> object:
+        """The plain forward of as many rows as a scan runs, K + 1 for each, to the final norm.
+
+        Then the logits of one row each: a scan streams over the vocabulary and holds none, while
+        those of K + 1 times as many rows would hide whatever else it holds.
+        """
+        rows = len(self.ids)
+        with torch.inference_mode():
+            ids = self.ids.repeat(len(self.rule) + 1, 1)
+            states = self.model.base_model(ids, use_cache=False).last_hidden_state
+            return self.model.get_output_embeddings()(states[:rows])
+
+    def sizes(self) -> object:
+        """Importance and sizes, without masked lanes."""
+        return self.tracing.sizes(self.batch, self.rule)
+
+    def scan(self) -> object:
+        """Sizes and errors of every output position."""
+        return self.tracing.all_outputs(self.batch, self.rule)
+
+    def one_output(self) -> object:
+        """Sizes and errors of the last position alone."""
+        return self.tracing.one_output(self.batch, self.rule)
+
+
+def bundled_work(length: int, strata: int = STRATA, **settings: Any) -> Work:
+    """Passes over the bundled model and a batch of the sample corpus."""
+    return Work(bundled(), passages(length), thresholds(strata), **settings)
+
+
+# ---- what an op is given ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """An attention node of the bundled model on one row of the corpus, and masked lanes of it."""
+
+    node: Node
+    edges: AttentionEdges  # of the node, along the clean pattern
+    v: Tensor  # [1, G, T, d] clean values
+    w_o: Tensor  # [H, D, d]
+    vector: Tensor  # [1, T, D] the sum of the node's in-edges
+    cuts: Tensor  # [K, 1, T]
+    lanes: Pattern  # of all lanes: q [K, 1, H, T, d], k [K, 1, G, T, d]
+    lanes_v: Tensor  # [K, 1, G, T, d]
+
+    @property
+    def proximity(self) -> AttentionEdges:
+        """The same edges under the other importance that costs more than its attention."""
+        return AttentionEdges(self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o))
+
+
+class Witness:
+    """`norm_l1`, keeping what it was shown at block `LAYER`."""
+
+    def __init__(self) -> None:
+        self.inner = NormImportance(1)
+        self.seen: list[AttentionProblem] = []
+
+    def attention_node(
+        self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
+    ) -> tuple[Node, Tensor]:
+        """What `norm_l1` makes of the node."""
+        node, output = self.inner.attention_node(layer, branch, kinds, side)
+        if layer == LAYER:
+            self.seen.append(_attention_problem(branch, node, side[0], output))
+        return node, output
+
+    def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
+        """What `norm_l1` makes of the node."""
+        return self.inner.mlp_node(layer, kinds, side)
+
+
+def _attention_problem(
+    branch: AttentionBranch, node: Node, residual: Tensor, output: Tensor
+) -> AttentionProblem:
+    assert node.edges is not None  # an attention node's
+    pattern = node.edges.pattern
+    w_o = branch.block.folded_w_o(branch.norms)
+
+    def in_every_lane(clean: Tensor) -> Tensor:
+        # What flows in a lane changes no op's time: cuts and clean weights say what is kept.
+        return torch.stack([clean] * STRATA)
+
+    return AttentionProblem(
+        node,
+        node.edges,
+        branch.v,
+        w_o,
+        residual + torch.einsum("bhtd,hed->bte", output, w_o),
+        # A threshold rule on a trained model's weights of real text: what is empty, and skipped,
+        # is as much as in a scan.
+        thresholds().cuts(node),
+        replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
+        in_every_lane(branch.v),
+    )
+
+
+@cache
+def attention_problem(length: int) -> AttentionProblem:
+    """Of one row of `length` tokens."""
+    work = Work(bundled(), passages(length)[:1], thresholds())
+    witness = Witness()
+    work.tracing.loop(work.batch, work.rule, witness, masked_lanes=False).run()
+    return witness.seen[0]
+
+
+@dataclass(frozen=True)
+class PredictionProblem:
+    """Final-normed states of a scan of the bundled model, and what followed."""
+
+    hidden: Tensor  # [M, D] of the clean lane
+    lanes: Tensor  # [K, M, D]
+    unembedding: Tensor  # [V, D]
+    next_ids: Tensor  # [M]
+
+
+@cache
+def prediction_problem(length: int) -> PredictionProblem:
+    """Of one row of `length` tokens."""
+    work = Work(bundled(), passages(length)[:1], thresholds())
+    hidden = work.tracing.loop(work.batch, work.rule).run().hidden.flatten(1, 2)
+    unembedding, _ = work.tracing.decoder.unembedding  # the bundled model has no bias there
+    return PredictionProblem(hidden[0], hidden[1:], unembedding, work.batch.next_ids.flatten())
