@@ -2,11 +2,13 @@
 
 Lane 0 is the clean forward pass. At each block it yields the weights of all edges into the block's
 nodes, a rule turns them into cuts, and the other lanes, one a stratum and again one a stratum for
-every control, use the cuts at once. Nothing of size T x T x heads is kept: per node layer there
-remain the level map (T x T bytes) and the in-degrees.
+every control, use the cuts at once. What a masked lane drops it does not compute where a whole row
+of it is dropped: MLP branches are computed for the tokens that keep them, and under frozen
+attention no lane but the clean one has queries and keys. Nothing of size T x T x heads is kept: per
+node layer there remain the level map (T x T bytes) and the in-degrees.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -16,13 +18,15 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import AttentionEdges, Pattern, RandomWeight
 from .batch import Batch
-from .models import Block, Decoder, LinearNorm
+from .models import Block, Decoder, LinearNorm, rows_of_call
 from .nodes import AttentionBranch, Importance, Node, RandomImportance
 from .select import Rule
 
 Attention = Literal["live", "frozen"]
 Control = Literal["inverse", "random"]
 CONTROLS: tuple[str, ...] = get_args(Control)
+
+MLP_ROWS = 512  # rows through an MLP at a time: what it writes between its products stays cached
 
 _CONTROL_STREAM = 1 << 20  # random numbers of the control, apart from those of the importance
 
@@ -60,14 +64,12 @@ class Selection:
 
     node: Node
     cuts: Tensor  # float32 [K, B, T], +inf at nodes outside the trace
-    side: dict[str, Tensor] = field(default_factory=dict)  # bool [lanes, B, T]; empty: all kept
+    side: dict[str, Tensor] = field(default_factory=dict)  # bool [masked lanes, B, T] by kind
     drawn: Draw | None = None  # attention edges of the random control
 
-    def apply(self, kind: str, vector: Tensor) -> Tensor:
-        """Edge vectors [lanes * B, T, D], zero in the lanes that drop the edge."""
-        if not self.side:
-            return vector
-        return vector * self.side[kind].flatten(0, 1)[..., None]
+    def rows(self, kind: str) -> Tensor:
+        """bool [masked lanes * B * T]: which rows of the masked lanes keep a side edge."""
+        return self.side[kind].flatten()
 
 
 Observer = Callable[[Node, Tensor], None]  # sees each node and its cuts [K, B, T]
@@ -125,24 +127,36 @@ class LaneLoop:
     def _sequential_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
-        keep, attention = self._attend(layer, block, hidden, call, ("res_attn",), (hidden,), ())
-        states = keep.apply("res_attn", hidden) + attention
-        branch = block.mlp(states)
-        final = (self.decoder.final_norm,) if self._is_last(layer) else ()
-        side = [self._folded(vector, final) for vector in (states, branch)]
-        node = self.importance.mlp_node(layer, ("res_mlp", "mlp"), side)
-        keep = self._select(node)
-        return keep.apply("res_mlp", states) + keep.apply("mlp", branch)
+        states = self._attend(layer, block, hidden, call, {"res_attn": self._clean(hidden)})[1]
+        clean = self._clean(states)
+        branch = _mlp(block, clean)
+        side = self._folded(layer, (clean, branch))
+        keep = self._select(self.importance.mlp_node(layer, ("res_mlp", "mlp"), side))
+        clean += branch
+        if self.masked_lanes:
+            rows = self._masked(states)
+            residual, mlp = keep.rows("res_mlp"), keep.rows("mlp")
+            rows.index_fill_(0, _places(~(residual | mlp)), 0)
+            for some in _kept_rows(mlp):
+                before = rows[some]
+                rows[some] = block.mlp(before).addcmul_(before, residual[some, None])
+        return states
 
     def _parallel_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
-        branch = block.mlp(hidden)
-        final = (self.decoder.final_norm,) if self._is_last(layer) else ()
-        keep, attention = self._attend(
-            layer, block, hidden, call, ("res_attn", "mlp"), (hidden, branch), final
+        clean = self._clean(hidden)
+        branch = _mlp(block, clean)
+        side = self._folded(layer, (clean, branch))
+        keep, states = self._attend(
+            layer, block, hidden, call, dict(zip(("res_attn", "mlp"), side, strict=True))
         )
-        return keep.apply("res_attn", hidden) + attention + keep.apply("mlp", branch)
+        self._clean(states).add_(branch)
+        if self.masked_lanes:
+            before, rows = self._masked(hidden), self._masked(states)
+            for some in _kept_rows(keep.rows("mlp")):
+                rows[some] += block.mlp(before[some])
+        return states
 
     def _attend(
         self,
@@ -150,35 +164,108 @@ class LaneLoop:
         block: Block,
         hidden: Tensor,
         call: dict[str, Any],
-        kinds: tuple[str, ...],
-        side: tuple[Tensor, ...],
-        final: tuple[LinearNorm, ...],
+        side: dict[str, Tensor],
     ) -> tuple[Selection, Tensor]:
-        """What the lanes keep of the attention node, and their attention branch."""
-        norms = final if block.attention_norm is None else (block.attention_norm, *final)
+        """The attention half of a block.
+
+        Args:
+            side: the clean lane's other edge vectors [B, T, D] into the attention node, by kind.
+
+        Returns:
+            What the lanes keep of the attention node, and, in a tensor of its own, their states
+            [lanes * B, T, D] with the attention branch added to the residual they keep.
+        """
         selected: list[Selection] = []
+        norms = () if block.attention_norm is None else (block.attention_norm,)
+        final = self._final(layer) if self.decoder.parallel else ()
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
-            lanes = _split(pattern, value, self.lanes)
-            clean = replace(pattern, q=lanes.q[0], k=lanes.k[0], segments=self.batch.segments)
-            branch = AttentionBranch(block, clean, lanes.v[0], norms)
-            folded = [self._folded(vector, final) for vector in side]
-            node, output = self.importance.attention_node(layer, branch, kinds, folded)
+            clean = replace(pattern, segments=self.batch.segments)
+            branch = AttentionBranch(block, clean, value, (*norms, *final))
+            node, output = self.importance.attention_node(
+                layer, branch, tuple(side), list(side.values())
+            )
             self._windows.append(pattern.window)
-            keep = self._select(node)
-            selected.append(keep)
-            outputs = [output[None], *self._lane_outputs(keep, clean, lanes)]
-            return torch.cat(outputs).flatten(0, 1)
+            selected.append(self._select(node))
+            return output
 
-        branch = block.attend(hidden, call, attend)
-        return selected[0], branch
+        states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        clean, its_call = (
+            self._clean(hidden),
+            rows_of_call(call, hidden, slice(len(self.batch.ids))),
+        )
+        torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
+        keep = selected[0]
+        for group, lanes, rows in self._groups():
+            its_call = rows_of_call(call, hidden, rows)
+            branch = self._lane_branch(block, keep, group, hidden[rows], its_call)
+            kept = keep.side["res_attn"][lanes].flatten(0, 1)[..., None]
+            torch.addcmul(branch, hidden[rows], kept, out=states[rows])
+        return keep, states
 
-    def _folded(self, vector: Tensor, norms: tuple[LinearNorm, ...]) -> Tensor:
-        """The clean lane of an edge vector [B, T, D], seen through linearised norms."""
-        clean: Tensor = vector.unflatten(0, (self.lanes, -1))[0]
-        for norm in norms:
-            clean = norm.fold(clean)
-        return clean
+    def _lane_branch(
+        self, block: Block, keep: Selection, group: str, hidden: Tensor, call: dict[str, Any]
+    ) -> Tensor:
+        """The attention branch [K * B, T, D] of a group of masked lanes, from states of that shape.
+
+        Frozen lanes read the clean attention weights: they have values, but no queries and keys.
+        """
+
+        def by_lane(tensor: Tensor) -> Tensor:
+            return tensor.view(len(self.rule), -1, *tensor.shape[1:])
+
+        def attend(pattern: Pattern, value: Tensor) -> Tensor:
+            q, k = by_lane(pattern.q), by_lane(pattern.k)
+            live = replace(pattern, q=q, k=k, segments=self.batch.segments)
+            return self._lane_attention(keep, group, by_lane(value), live).flatten(0, 1)
+
+        if self.attention == "live":
+            return block.attend(hidden, call, attend)
+        output = self._lane_attention(keep, group, by_lane(block.values(hidden)), None)
+        return block.leave_attention(output.flatten(0, 1))
+
+    def _lane_attention(
+        self, keep: Selection, group: str, value: Tensor, live: Pattern | None
+    ) -> Tensor:
+        """Attention output [K, B, H, T, d_v] of a group of masked lanes."""
+        edges, cuts = keep.node.edges, keep.cuts
+        assert edges is not None  # called with attention nodes alone
+        if group == "random":
+            assert keep.drawn is not None  # drawn with every selection of this control
+            # Which edges flow is drawn; along what attention they flow is still the clean's.
+            edges, cuts = AttentionEdges(edges.pattern, keep.drawn.weight), keep.drawn.cuts
+        invert = group == "inverse"
+        return kernels.lane_attention(edges, cuts, value, live, invert=invert, backend=self.backend)
+
+    # ---- lanes and rows ----------------------------------------------------------------------
+
+    def _groups(self) -> Iterator[tuple[str, slice, slice]]:
+        """The groups of K masked lanes: name, place among these lanes, rows of the whole batch."""
+        if not self.masked_lanes:
+            return
+        strata, batch = len(self.rule), len(self.batch.ids)
+        for number, group in enumerate(("trace", *self.controls)):
+            first, end = number * strata, (number + 1) * strata
+            yield group, slice(first, end), slice((1 + first) * batch, (1 + end) * batch)
+
+    def _clean(self, states: Tensor) -> Tensor:
+        """The clean lane [B, T, D] of states [lanes * B, T, D]."""
+        return states[: len(self.batch.ids)]
+
+    def _masked(self, states: Tensor) -> Tensor:
+        """The rows [masked lanes * B * T, D] of the masked lanes, in place."""
+        return states[len(self.batch.ids) :].view(-1, states.shape[-1])
+
+    def _folded(self, layer: int, vectors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Clean edge vectors [B, T, D] into the last node of a block, as their norms are taken."""
+        folded = list(vectors)
+        for norm in self._final(layer):
+            folded = [norm.fold(vector) for vector in folded]
+        return folded
+
+    def _final(self, layer: int) -> tuple[LinearNorm, ...]:
+        """The final norm where the last node of this block is followed by it (METHOD §7)."""
+        return (self.decoder.final_norm,) if self._is_last(layer) else ()
 
     def _is_last(self, layer: int) -> bool:
         return layer == len(self.decoder.blocks) - 1
@@ -210,17 +297,27 @@ class LaneLoop:
             kind: self._side_keep(kind, node.side[e] > cuts, dense)
             for e, kind in enumerate(node.kinds)
         }
+        if "mlp" in keep:
+            keep["mlp"] &= self._eligible(node.layer)  # nobody reads the others
         return Selection(node, cuts, keep, drawn)
 
     def _side_keep(self, kind: str, above: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """bool [lanes, B, T]: which lanes keep this side edge; controls keep every residual."""
-        keep = [torch.ones_like(above[:1]), above]
+        """bool [masked lanes, B, T]: who keeps this side edge; controls keep every residual."""
+        keep = [above]
         for control in self.controls:
             if kind.startswith("res_"):
                 keep.append(torch.ones_like(above))
             else:
                 keep.append(~above if control == "inverse" else drawn[kind])
         return torch.cat(keep)
+
+    def _eligible(self, layer: int) -> Tensor:
+        """bool [B, T]: whose nodes in this block are in the graph."""
+        eligible = self.batch.valid
+        if self.output_only and self._is_last(layer):
+            eligible = eligible.clone()
+            eligible[:, :-1] = False
+        return eligible
 
     def _draws(
         self, node: Node, degrees: dict[str, Tensor], inside: Tensor | None
@@ -232,10 +329,7 @@ class LaneLoop:
         """
         if "random" not in self.controls:
             return None, {}
-        eligible = self.batch.valid
-        if self.output_only and self._is_last(node.layer):
-            eligible = eligible.clone()
-            eligible[:, :-1] = False
+        eligible = self._eligible(node.layer)
         control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
         counts = {
             kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
@@ -255,44 +349,30 @@ class LaneLoop:
             side["mlp"] = place < counts["mlp"][..., None]
         return attention, side
 
-    def _lane_outputs(self, keep: Selection, clean: Pattern, lanes: "Lanes") -> list[Tensor]:
-        """Attention outputs [K, B, H, T, d_v] of each group of masked lanes."""
-        if not self.masked_lanes:
-            return []
-        edges = keep.node.edges
-        assert edges is not None  # called with attention nodes alone
-        strata = len(self.rule)
-        outputs = []
-        for number, group in enumerate(("trace", *self.controls)):
-            run = slice(1 + number * strata, 1 + (number + 1) * strata)
-            live = replace(clean, q=lanes.q[run], k=lanes.k[run])
-            chosen, cuts = edges, keep.cuts
-            if group == "random":
-                assert keep.drawn is not None  # drawn with every selection of this control
-                # Which edges flow is drawn; along what attention they flow is still the clean's.
-                chosen = AttentionEdges(edges.pattern, keep.drawn.weight)
-                cuts = keep.drawn.cuts
-            outputs.append(
-                kernels.lane_attention(
-                    chosen,
-                    cuts,
-                    lanes.v[run],
-                    live if self.attention == "live" else None,
-                    invert=group == "inverse",
-                    backend=self.backend,
-                )
-            )
-        return outputs
+
+def _mlp(block: Block, states: Tensor) -> Tensor:
+    """The MLP branch of states [B, T, D], a bounded number of rows at a time."""
+    branch = torch.empty_like(states, memory_format=torch.contiguous_format)
+    rows = branch.view(-1, branch.shape[-1])
+    for some, result in zip(
+        states.flatten(0, 1).split(MLP_ROWS), rows.split(MLP_ROWS), strict=True
+    ):
+        result.copy_(block.mlp(some))
+    return branch
 
 
-@dataclass(frozen=True)
-class Lanes:
-    """Queries, keys and values with the lanes apart."""
+def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
+    """The rows that a mask [rows] keeps, a bounded number at a time.
 
-    q: Tensor  # [lanes, B, H, T, d_k]
-    k: Tensor  # [lanes, B, G, T, d_k]
-    v: Tensor  # [lanes, B, G, T, d_v]
+    Rows that lie side by side come as a slice, which is read without gathering it.
+    """
+    index = _places(kept)
+    for start in range(0, len(index), MLP_ROWS):
+        some = index[start : start + MLP_ROWS]
+        first, last = int(some[0]), int(some[-1])
+        yield slice(first, last + 1) if last - first + 1 == len(some) else some
 
 
-def _split(pattern: Pattern, value: Tensor, lanes: int) -> Lanes:
-    return Lanes(*(tensor.unflatten(0, (lanes, -1)) for tensor in (pattern.q, pattern.k, value)))
+def _places(mask: Tensor) -> Tensor:
+    """int64 [n]: where a mask [rows] holds. Its length is what the host waits for."""
+    return mask.nonzero().squeeze(-1)

@@ -48,6 +48,7 @@ class Architecture:
     attention: str  # within a block
     output_projection: str  # within the attention
     mlp: str  # within a block
+    values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
     norms: BlockNorms
     norm_kind: NormKind = "rms"
     learned_positions: bool = False  # an embedding table bounds the length of a sequence

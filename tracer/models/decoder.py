@@ -67,6 +67,7 @@ class Block:
         self.attention = module.get_submodule(architecture.attention)
         self.mlp_module = module.get_submodule(architecture.mlp)
         self.projection = self.attention.get_submodule(architecture.output_projection)
+        self._values = architecture.values
         self.heads = heads
         self._before_attention = _optional(module, norms.before_attention)
         self._after_attention = _optional(module, norms.after_attention)
@@ -89,10 +90,26 @@ class Block:
             delattr(self.attention, _HOOK)
         return branch if self._after_attention is None else self._after_attention(branch)
 
-    def mlp(self, states: Tensor) -> Tensor:
-        """The MLP branch [..., D] of states [..., D], its norms included."""
-        normed = states if self._before_mlp is None else self._before_mlp(states)
-        branch: Tensor = self.mlp_module(normed)
+    def values(self, states: Tensor) -> Tensor:
+        """The values [N, G, T, d_v] that attention reads from states [N, T, D]."""
+        normed = states if self._before_attention is None else self._before_attention(states)
+        values: Tensor = self._values(self.attention, normed)
+        by_head: Tensor = values.unflatten(-1, (-1, self.w_o.shape[-1]))
+        return by_head.transpose(1, 2)
+
+    def leave_attention(self, output: Tensor) -> Tensor:
+        """The attention branch [N, T, D] of attention outputs [N, H, T, d_v]."""
+        branch = self.project(output)
+        return branch if self._after_attention is None else self._after_attention(branch)
+
+    def mlp(self, rows: Tensor) -> Tensor:
+        """The MLP branch [n, D] of rows [n, D], its norms included.
+
+        Norms and MLPs act on each row alone, so rows of any sequence and lane may be passed
+        together; the module sees them as one sequence.
+        """
+        normed = rows if self._before_mlp is None else self._before_mlp(rows)
+        branch: Tensor = self.mlp_module(normed[None])[0]
         return branch if self._after_mlp is None else self._after_mlp(branch)
 
     def project(self, output: Tensor) -> Tensor:
@@ -206,6 +223,21 @@ def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
         return run_block(index, hidden_states, call)
 
     return forward
+
+
+def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice) -> dict[str, Any]:
+    """A block's keyword arguments for some rows of its states [N, T, D] alone.
+
+    Rotary tables and position ids have the states' N and T in front; the rest serves all rows.
+    """
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(narrow(part) for part in value)
+        by_row = isinstance(value, Tensor) and value.shape[:2] == states.shape[:2]
+        return value[rows] if by_row else value
+
+    return {name: narrow(value) for name, value in call.items()}
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import Tensor
+from torch.nn.functional import linear
+
 from .architecture import Architecture, BlockNorms
 
 
@@ -9,6 +12,12 @@ def _unsupported(config: Any) -> str | None:
     if config.add_cross_attention:
         return "add_cross_attention=True: only decoders without an encoder are traced"
     return None
+
+
+def _values(attention: Any, states: Tensor) -> Tensor:
+    """The last third of the fused projection, which is stored input first."""
+    fused, first = attention.c_attn, 2 * states.shape[-1]
+    return linear(states, fused.weight[:, first:].T, fused.bias[first:])
 
 
 GPT2 = Architecture(
@@ -19,6 +28,7 @@ GPT2 = Architecture(
     attention="attn",
     output_projection="c_proj",
     mlp="mlp",
+    values=_values,
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
     learned_positions=True,

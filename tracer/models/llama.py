@@ -1,6 +1,13 @@
 """Llama and the families wired like it: pre-norm, RMSNorm, gated MLP."""
 
+from torch import Tensor, nn
+
 from .architecture import Architecture, BlockNorms
+
+
+def _values(attention: nn.Module, states: Tensor) -> Tensor:
+    values: Tensor = attention.get_submodule("v_proj")(states)
+    return values
 
 
 def llama_like(name: str, *model_types: str) -> Architecture:
@@ -13,6 +20,7 @@ def llama_like(name: str, *model_types: str) -> Architecture:
         attention="self_attn",
         output_projection="o_proj",
         mlp="mlp",
+        values=_values,
         norms=BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),
     )
 
