@@ -39,7 +39,8 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
           cut[k] = k < cuts_here ? scratch.cuts[(first + k) * kRows + r] : kInfinity;
         for (std::size_t column = 0; column < strip.width(); column += kWidth) {
           const Vector w = load(weight + column);
-          for (std::size_t k = 0; k < kGroup; ++k) counts[k] -= w > cut[k];
+          if (!any(w > cut[cuts_here - 1])) continue;  // cuts descend: it clears none of these
+          for (std::size_t k = 0; k < kGroup; ++k) counts[k] = w > cut[k] ? counts[k] + 1 : counts[k];
         }
         for (std::size_t k = 0; k < cuts_here; ++k)
           scratch.degrees[(first + k) * kRows + r] += sum(counts[k]);
@@ -53,6 +54,7 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
       std::memset(row, 0, length);
       for (std::size_t column = 0; column < strip.width(); column += kWidth) {
         const Vector highest = load(scratch.highest.get() + r * stride + column);
+        if (!any(highest > scratch.cuts[(strata - 1) * kRows + r])) continue;
         Mask level{};
         for (std::size_t k = 0; k < strata; ++k) level -= highest > scratch.cuts[k * kRows + r];
         const Bytes bytes = __builtin_convertvector(level, Bytes);

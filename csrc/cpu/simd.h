@@ -36,11 +36,15 @@ INLINE Mask iota() {
   return index;
 }
 
-INLINE bool any(Mask mask) {
-  typedef std::int64_t Words __attribute__((vector_size(kVectorBytes), may_alias));
-  const Words words = (Words)mask;
-  std::int64_t found = 0;
-  for (std::size_t i = 0; i < kVectorBytes / 8; ++i) found |= words[i];
+template <typename M>
+INLINE bool any(M mask) {
+#if defined(__x86_64__)
+  if constexpr (sizeof mask == 64) return _mm512_movepi32_mask((__m512i)mask) != 0;
+  if constexpr (sizeof mask == 32) return _mm256_movemask_ps((__m256)mask) != 0;
+#endif
+  std::uint64_t words[sizeof mask / 8], found = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const std::uint64_t word : words) found |= word;
   return found != 0;
 }
 

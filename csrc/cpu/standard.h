@@ -19,6 +19,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "arguments.h"
 #include "buffer.h"
 #include "instructions.h"

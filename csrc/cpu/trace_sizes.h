@@ -1,51 +1,120 @@
 // Trace sizes from bottlenecks and in-degrees: METHOD, section 4. No include guard: see all_ops.h.
+//
+// Two ways. Degrees of at most 1, those of every edge but attention's, are counted as bytes: a vector
+// of nodes at a time, one comparison with the level that a stratum needs. Others are added as vectors
+// over the strata, under a mask that the node's bottleneck selects.
+
+namespace sizes {
+
+constexpr std::size_t kBlock = 128;  // outputs of a task
+
+// Calls one_output(b, t) for every output, the long ones first.
+template <typename OneOutput>
+static void for_outputs(std::size_t batch, std::size_t length, int threads, std::size_t operations,
+                        const OneOutput& one_output) {
+  const std::size_t blocks = (length + kBlock - 1) / kBlock;
+  run(batch * blocks, threads, operations, [&](std::size_t task) {
+    const std::size_t first = (blocks - 1 - task / batch) * kBlock;
+    for (std::size_t t = first; t < std::min(length, first + kBlock); ++t)
+      one_output(task % batch, t);
+  });
+}
+
+INLINE std::int64_t sum_bytes(max_min::Bytes bytes) {
+  typedef std::uint64_t Words __attribute__((vector_size(kVectorBytes), may_alias));
+  Words words = (Words)bytes;
+  words = (words & 0x00ff00ff00ff00ffULL) + (words >> 8 & 0x00ff00ff00ff00ffULL);
+  words = (words & 0x0000ffff0000ffffULL) + (words >> 16 & 0x0000ffff0000ffffULL);
+  words = (words & 0x00000000ffffffffULL) + (words >> 32);
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < kVectorBytes / 8; ++i) total += words[i];
+  return static_cast<std::int64_t>(total);
+}
+
+// Degrees of 0 and 1.
+static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
+                        std::int64_t* result, std::size_t strata, std::size_t batch,
+                        std::size_t length, int threads) {
+  using max_min::Bytes;
+  const std::size_t padded = round_up(length, kVectorBytes);
+  Buffer<std::uint8_t> kept(strata * batch * padded);  // 1 or 0
+  for (std::size_t i = 0; i < strata * batch * padded; ++i) {
+    const std::size_t j = i % padded;
+    kept[i] = j < length ? static_cast<std::uint8_t>(degrees[i / padded * length + j]) : 0;
+  }
+  for_outputs(batch, length, threads, strata * batch * length * length / 64,
+              [&](std::size_t b, std::size_t t) {
+    Buffer<std::uint8_t> row(padded);  // 0 beyond t
+    std::memcpy(row.get(), reach + (b * length + t) * length, t + 1);
+    std::memset(row.get() + t + 1, 0, padded - t - 1);
+    for (std::size_t k = 0; k < strata; ++k) {
+      const Bytes needed = Bytes{} + static_cast<std::uint8_t>(strata - k);
+      const std::uint8_t* counted = kept.get() + (k * batch + b) * padded;
+      std::int64_t total = 0;
+      for (std::size_t first = 0; first <= t;) {
+        Bytes part{};  // a byte holds 255 of them
+        const std::size_t end = std::min(t + 1, first + 255 * kVectorBytes);
+        for (; first < end; first += kVectorBytes) {
+          const Bytes reached = (Bytes)(load_as<Bytes>(row.get() + first) >= needed);
+          part += reached & load_as<Bytes>(counted + first);
+        }
+        total += sum_bytes(part);
+      }
+      result[(k * batch + b) * length + t] = total;
+    }
+  });
+}
+
+// Any degrees. A node j of bottleneck r adds degrees[k, j] to the strata k >= strata - r. Strata go
+// kGroup at a time, in 32 bits for as long as these can't overflow.
+static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
+                        std::int64_t* result, std::size_t strata, std::size_t batch,
+                        std::size_t length, std::uint32_t most, int threads) {
+  constexpr std::size_t kGroup = 16;
+  const std::size_t groups = (strata + kGroup - 1) / kGroup, run_length = UINT32_MAX / most;
+  std::vector<std::uint32_t> by_node(groups * batch * length * kGroup, 0);  // [group, b, j, k]
+  for (std::size_t k = 0; k < strata; ++k)
+    for (std::size_t j = 0; j < batch * length; ++j)
+      by_node[(k / kGroup * batch * length + j) * kGroup + k % kGroup] =
+          static_cast<std::uint32_t>(degrees[k * batch * length + j]);
+  std::vector<std::uint32_t> masks(groups * 256 * kGroup, 0);  // [group, bottleneck, k]
+  for (std::size_t r = 0; r < 256; ++r)
+    for (std::size_t k = strata - std::min(r, strata); k < strata; ++k)
+      masks[(k / kGroup * 256 + r) * kGroup + k % kGroup] = UINT32_MAX;
+
+  for_outputs(batch, length, threads, groups * batch * length * length / 2 * kGroup,
+              [&](std::size_t b, std::size_t t) {
+    const std::uint8_t* row = reach + (b * length + t) * length;
+    for (std::size_t group = 0; group < groups; ++group) {
+      const std::uint32_t* degree = by_node.data() + (group * batch + b) * length * kGroup;
+      const std::uint32_t* mask = masks.data() + group * 256 * kGroup;
+      std::int64_t total[kGroup] = {};
+      for (std::size_t first = 0; first <= t; first += run_length) {
+        std::uint32_t part[kGroup] = {};
+        const std::size_t end = std::min(t + 1, first + run_length);
+        for (std::size_t j = first; j < end; ++j)
+          for (std::size_t k = 0; k < kGroup; ++k)
+            part[k] += degree[j * kGroup + k] & mask[row[j] * kGroup + k];
+        for (std::size_t k = 0; k < kGroup; ++k) total[k] += part[k];
+      }
+      for (std::size_t k = group * kGroup; k < std::min(strata, (group + 1) * kGroup); ++k)
+        result[(k * batch + b) * length + t] = total[k % kGroup];
+    }
+  });
+}
+
+}  // namespace sizes
 
 // result[k, b, t] = sum over j <= t of degrees[k, b, j] where reach[b, t, j] >= strata - k.
 // reach uint8 [batch, length, length], degrees int32 >= 0 and result int64 [strata, batch, length].
 static void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees,
                         std::int64_t* result, std::size_t strata, std::size_t batch,
                         std::size_t length, int threads) {
-  // A node j of bottleneck r adds degrees[k, j] to the strata k >= strata - r: one masked addition
-  // of a vector over the strata. They go kGroup at a time, in 32 bits for as long as these can't
-  // overflow.
-  constexpr std::size_t kGroup = 16, kBlock = 128;  // strata, and outputs of a task
-  const std::size_t groups = (strata + kGroup - 1) / kGroup;
-  std::vector<std::uint32_t> by_node(groups * batch * length * kGroup, 0);  // [group, b, j, k]
-  std::uint32_t largest = 1;
-  for (std::size_t k = 0; k < strata; ++k)
-    for (std::size_t j = 0; j < batch * length; ++j) {
-      const std::uint32_t degree = static_cast<std::uint32_t>(degrees[k * batch * length + j]);
-      by_node[(k / kGroup * batch * length + j) * kGroup + k % kGroup] = degree;
-      largest = std::max(largest, degree);
-    }
-  const std::size_t run_length = UINT32_MAX / largest;
-
-  std::vector<std::uint32_t> masks(groups * 256 * kGroup, 0);  // [group, bottleneck, k]
-  for (std::size_t r = 0; r < 256; ++r)
-    for (std::size_t k = strata - std::min(r, strata); k < strata; ++k)
-      masks[(k / kGroup * 256 + r) * kGroup + k % kGroup] = UINT32_MAX;
-
-  const auto one_output = [&](std::size_t group, std::size_t b, std::size_t t) {
-    const std::uint8_t* row = reach + (b * length + t) * length;
-    const std::uint32_t* degree = by_node.data() + (group * batch + b) * length * kGroup;
-    const std::uint32_t* mask = masks.data() + group * 256 * kGroup;
-    std::int64_t total[kGroup] = {};
-    for (std::size_t first = 0; first <= t; first += run_length) {
-      std::uint32_t sum[kGroup] = {};
-      const std::size_t end = std::min(t + 1, first + run_length);
-      for (std::size_t j = first; j < end; ++j)
-        for (std::size_t k = 0; k < kGroup; ++k)
-          sum[k] += degree[j * kGroup + k] & mask[row[j] * kGroup + k];
-      for (std::size_t k = 0; k < kGroup; ++k) total[k] += sum[k];
-    }
-    for (std::size_t k = group * kGroup; k < std::min(strata, (group + 1) * kGroup); ++k)
-      result[(k * batch + b) * length + t] = total[k % kGroup];
-  };
-  const std::size_t blocks = (length + kBlock - 1) / kBlock;
-  const std::size_t additions = groups * batch * length * length / 2 * kGroup;
-  run(groups * batch * blocks, threads, additions, [&](std::size_t task) {
-    const std::size_t first = (blocks - 1 - task / (groups * batch)) * kBlock;
-    for (std::size_t t = first; t < std::min(length, first + kBlock); ++t)
-      one_output(task / batch % groups, task % batch, t);
-  });
+  std::uint32_t most = 1;
+  for (std::size_t i = 0; i < strata * batch * length; ++i)
+    most = std::max(most, static_cast<std::uint32_t>(degrees[i]));
+  if (most == 1)
+    sizes::count_nodes(reach, degrees, result, strata, batch, length, threads);
+  else
+    sizes::add_degrees(reach, degrees, result, strata, batch, length, most, threads);
 }

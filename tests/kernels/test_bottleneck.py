@@ -123,12 +123,16 @@ def test_auto_takes_the_cpu_backend_on_the_cpu() -> None:
 @pytest.mark.parametrize("strata", [1, 12, 16, 17, 255])
 @pytest.mark.parametrize("length", [1, 65, 257])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sizes_are_the_definition(length: int, strata: int, threads: int) -> None:
+@pytest.mark.parametrize("most", [1, 1000])  # degrees of at most 1 are counted another way
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_sizes_are_the_definition(
+    length: int, strata: int, threads: int, most: int, isa: str
+) -> None:
     rng = np.random.default_rng(length)
     reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
-    degrees = rng.integers(0, 1000, (strata, 2, length), dtype=np.int32)
+    degrees = rng.integers(0, most + 1, (strata, 2, length), dtype=np.int32)
     result = np.full(degrees.shape, -1, dtype=np.int64)
-    _cpu.trace_sizes(reach, degrees, result, threads)
+    _cpu.trace_sizes(reach, degrees, result, threads, isa)
     np.testing.assert_array_equal(result, counted(reach, degrees))
 
 
@@ -139,6 +143,17 @@ def test_sizes_do_not_overflow() -> None:
     result = np.empty(degrees.shape, dtype=np.int64)
     _cpu.trace_sizes(reach, degrees, result, 1)
     np.testing.assert_array_equal(result[0, 0], np.arange(1, 201) * largest)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_many_nodes_do_not_overflow_a_byte(isa: str) -> None:
+    """One output with more nodes than the bytes of a vector hold."""
+    length = 255 * 64 + 70
+    reach = np.full((1, length, length), 2, dtype=np.uint8)
+    degrees = np.ones((2, 1, length), dtype=np.int32)
+    result = np.full(degrees.shape, -1, dtype=np.int64)
+    _cpu.trace_sizes(reach, degrees, result, 2, isa)
+    np.testing.assert_array_equal(result[:, 0], [np.arange(1, length + 1)] * 2)
 
 
 @pytest.mark.usefixtures("poisoned")
