@@ -7,7 +7,7 @@
 // many edges there are and of how many the exact sum was computed.
 static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strata,
                         std::uint8_t* levels, std::int32_t* degrees, int threads) {
-  constexpr std::size_t kGroup = 8;  // cuts whose counters stay in registers
+  constexpr std::size_t kGroup = 6;  // cuts whose counters stay in registers
   typedef std::uint8_t Bytes __attribute__((vector_size(kWidth)));
   const Pattern& pattern = edges.pattern;
   const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;

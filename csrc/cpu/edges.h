@@ -22,10 +22,6 @@ class EdgeStrips {
 
   const Geometry geometry;
 
-  bool needs_alpha() const {
-    return weight_.importance != Importance::kRandom && weight_.importance != Importance::kGiven;
-  }
-
   EdgeScratch make_scratch() const {
     const std::size_t matrix = kRows * geometry.stride();
     const std::size_t extra = proximity_ ? proximity_->scratch() : kRows * weight_.d_v;
@@ -42,16 +38,20 @@ class EdgeStrips {
   void attend(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
     scores_->scores(strip, strip.sequence, h, scratch.q.get(), scratch.alpha.get(),
                     geometry.stride());
-    const float* lse = pattern_.lse + (strip.sequence * pattern_.heads + h) * pattern_.length;
     for (std::size_t r = 0; r < strip.rows; ++r)
-      scores_->normalise(geometry.row(strip, r), lse[strip.first + r], strip.width(),
-                         scratch.alpha.get() + r * geometry.stride());
+      scores_->normalise(geometry.row(strip, r), lse(strip, h, r), strip.width(), 0.0f,
+                         scratch.alpha.get() + r * geometry.stride(),
+                         [](std::size_t, Vector&) {});
   }
 
-  // scratch.weight, from scratch.alpha where it is needed: -inf where there is no edge. Edges that
-  // weigh no more than `floor[r]` may get any weight up to it.
-  Work weigh(const Strip& strip, std::size_t h, EdgeScratch& scratch,
-             const float* floor = nullptr) const {
+  // scratch.weight: -inf where there is no edge. Edges that weigh no more than `floor[r]` may get any
+  // weight up to it.
+  Work weigh(const Strip& strip, std::size_t h, EdgeScratch& scratch, const float* floor) const {
+    if (weight_.importance == Importance::kNorm) {
+      weigh_norm(strip, h, scratch);
+      return {};
+    }
+    if (needs_alpha()) attend(strip, h, scratch);
     if (proximity_)
       return proximity_->weigh(strip, geometry, h, scratch.alpha.get(), geometry.stride(), floor,
                                scratch.extra.get(), scratch.weight.get());
@@ -61,7 +61,6 @@ class EdgeStrips {
       const float* alpha = scratch.alpha.get() + r * geometry.stride();
       float* weight = scratch.weight.get() + r * geometry.stride();
       switch (weight_.importance) {
-        case Importance::kNorm: norm(strip, row, h, r, alpha, weight); break;
         case Importance::kCosine: cosine(strip, row, h, alpha, weight); break;
         case Importance::kRandom: random(strip, row, h, r, weight); break;
         default: given(strip, row, h, r, weight); break;
@@ -71,8 +70,15 @@ class EdgeStrips {
   }
 
  private:
+  bool needs_alpha() const {
+    return weight_.importance != Importance::kRandom && weight_.importance != Importance::kGiven;
+  }
   const float* source(const Strip& strip, std::size_t h) const {
     return source_.get() + (strip.sequence * pattern_.heads + h) * padded() + strip.column();
+  }
+  float lse(const Strip& strip, std::size_t h, std::size_t r) const {
+    const std::size_t row = (strip.sequence * pattern_.heads + h) * pattern_.length + strip.first;
+    return pattern_.lse[row + r];
   }
   std::size_t padded() const { return panels_of(pattern_.length) * kPanel; }
 
@@ -86,15 +92,21 @@ class EdgeStrips {
     });
   }
 
-  void norm(const Strip& strip, const Row& row, std::size_t h, std::size_t r, const float* alpha,
-            float* to) const {
+  // In one sweep over the scores: alpha itself is not kept.
+  void weigh_norm(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
+    scores_->scores(strip, strip.sequence, h, scratch.q.get(), scratch.weight.get(),
+                    geometry.stride());
     const float* norms = source(strip, h);
-    const float scale = weight_.target == nullptr
-                            ? 1.0f
-                            : weight_.target[strip.sequence * pattern_.length + strip.first + r];
-    fill(strip, row, to, [&](std::size_t column) {
-      return load(alpha + column) * load(norms + column) * scale;
-    });
+    for (std::size_t r = 0; r < strip.rows; ++r) {
+      const float scale = weight_.target == nullptr
+                              ? 1.0f
+                              : weight_.target[strip.sequence * pattern_.length + strip.first + r];
+      scores_->normalise(geometry.row(strip, r), lse(strip, h, r), strip.width(), -kInfinity,
+                         scratch.weight.get() + r * geometry.stride(),
+                         [&](std::size_t column, Vector& weight) {
+                           weight = weight * load(norms + column) * scale;
+                         });
+    }
   }
 
   // scratch.weight: <direction, v>.
@@ -167,7 +179,6 @@ static Work weigh_heads(const EdgeStrips& edges, const Strip& strip, std::size_t
                         EdgeScratch& scratch, const float* floor, const Use& use) {
   Work work;
   for (std::size_t h = 0; h < heads; ++h) {
-    if (edges.needs_alpha()) edges.attend(strip, h, scratch);
     const Work found = edges.weigh(strip, h, scratch, floor);
     work.edges += found.edges;
     work.summed += found.summed;

@@ -44,10 +44,10 @@ class LaneAttention {
 
  private:
   void one_strip(const Strip& strip, std::size_t h, Scratch& scratch) const {
-    edges_.attend(strip, h, scratch.edges);
     float floor[kRows];
     row_cuts(strip, lanes_.count - 1, floor);
     edges_.weigh(strip, h, scratch.edges, floor);
+    if (lanes_.pattern == nullptr) edges_.attend(strip, h, scratch.edges);
     for (std::size_t k = 0; k < lanes_.count; ++k) {
       float cuts[kRows];
       row_cuts(strip, k, cuts);

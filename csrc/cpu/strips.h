@@ -162,13 +162,17 @@ class Scores {
     return result;
   }
 
-  // A row of scores to attention weights, by their known log-sum-exp.
-  void normalise(const Row& row, float lse, std::size_t width, float* scores) const {
+  // A row of scores to attention weights by their known log-sum-exp, and on to what
+  // finish(column, alpha) makes of them; `absent` where there is no edge.
+  template <typename Finish>
+  void normalise(const Row& row, float lse, std::size_t width, float absent, float* scores,
+                 const Finish& finish) const {
     const Vector shift = splat(lse);
     sweep(row, width, [&](std::size_t column, auto whole) {
-      Vector alpha = exponential(capped(load(scores + column)) - shift);
-      if constexpr (!whole) alpha = row.inside(column) ? alpha : Vector{};
-      store(scores + column, alpha);
+      Vector value = exponential(capped(load(scores + column)) - shift);
+      finish(column, value);
+      if constexpr (!whole) value = row.inside(column) ? value : splat(absent);
+      store(scores + column, value);
     });
   }
 
