@@ -260,47 +260,44 @@ void edge_weights(const HeldEdges& edges, Array<float>& weights, int threads,
   chosen.edge_weights(edges.plain, to, threads);
 }
 
-// The arguments that the two kinds of cuts share, checked.
-struct NodeArguments {
-  const Edges* edges;
-  const float* side;
-  std::size_t sides, strata, batch, length;
-  float* cuts;
-};
-
-NodeArguments nodes(const HeldEdges* edges, const Array<float>& side, const Array<double>& values,
-                    Array<float>& cuts) {
+// The in-edges of the nodes that get cuts, checked; `values` has one number a stratum.
+InEdges in_edges(const HeldEdges* edges, const Array<float>& side, const Array<double>& values,
+                 const Array<float>& cuts) {
   check_dimensions(side, "side", 3);
   check_dimensions(values, "values", 1);
-  if (edges != nullptr) check_shape(side, "side", {side.shape(0), edges->targets[0], edges->targets[1]});
+  if (edges != nullptr)
+    check_shape(side, "side", {side.shape(0), edges->targets[0], edges->targets[1]});
+  else if (side.shape(0) == 0)
+    throw std::invalid_argument("side has no edges");
   check_shape(cuts, "cuts", {values.shape(0), side.shape(1), side.shape(2)});
-  return {edges == nullptr ? nullptr : &edges->plain, side.data(),         size(side.shape(0)),
-          size(values.shape(0)),                      size(side.shape(1)), size(side.shape(2)),
-          cuts.mutable_data()};
+  return {edges == nullptr ? nullptr : &edges->plain, side.data(), size(side.shape(0)),
+          size(side.shape(1)), size(side.shape(2))};
 }
 
 void nucleus_cuts(const HeldEdges* edges, const Array<float>& side, const Array<double>& masses,
                   const Array<float>& total, Array<float>& cuts, int threads,
                   const std::string& isa) {
   const Ops& chosen = ops(isa);
-  const NodeArguments found = nodes(edges, side, masses, cuts);
+  const InEdges in = in_edges(edges, side, masses, cuts);
   check_shape(total, "total", {side.shape(1), side.shape(2)});
   const double* wanted = masses.data();
   const float* of = total.data();
+  float* to = cuts.mutable_data();
+  const std::size_t strata = size(masses.shape(0));
   py::gil_scoped_release unlocked;
-  chosen.nucleus_cuts(found.edges, found.side, found.sides, wanted, found.strata, of, found.batch,
-                      found.length, found.cuts, threads);
+  chosen.nucleus_cuts(in, wanted, strata, of, to, threads);
 }
 
 void fraction_cuts(const HeldEdges* edges, const Array<float>& side,
                    const Array<double>& fractions, Array<float>& cuts, int threads,
                    const std::string& isa) {
   const Ops& chosen = ops(isa);
-  const NodeArguments found = nodes(edges, side, fractions, cuts);
+  const InEdges in = in_edges(edges, side, fractions, cuts);
   const double* wanted = fractions.data();
+  float* to = cuts.mutable_data();
+  const std::size_t strata = size(fractions.shape(0));
   py::gil_scoped_release unlocked;
-  chosen.fraction_cuts(found.edges, found.side, found.sides, wanted, found.strata, found.batch,
-                       found.length, found.cuts, threads);
+  chosen.fraction_cuts(in, wanted, strata, to, threads);
 }
 
 void random_cuts(const HeldEdges& edges, const Array<std::uint8_t>& eligible,
@@ -372,9 +369,12 @@ void lane_attention(const HeldEdges& edges, const Array<float>& cuts, const py::
   chosen.lane_attention(edges.plain, plain, threads);
 }
 
+// An array that owns the memory of a buffer.
 template <typename T>
-py::array_t<T> column(const std::vector<T>& values) {
-  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+py::array_t<T> column(Buffer<T>& values, std::size_t count) {
+  T* data = values.release();
+  return py::array_t<T>(static_cast<py::ssize_t>(count), data,
+                        py::capsule(data, &Buffer<T>::free));
 }
 
 py::tuple collect_edges(const HeldEdges& edges, const Array<float>& cuts, int threads,
@@ -382,13 +382,14 @@ py::tuple collect_edges(const HeldEdges& edges, const Array<float>& cuts, int th
   const Ops& chosen = ops(isa);
   const std::size_t strata = strata_of(cuts, edges.targets);
   const float* from = cuts.data();
-  EdgeRows rows;
+  EdgeRows rows(0);
   {
     py::gil_scoped_release unlocked;
     rows = chosen.collect_edges(edges.plain, from, strata, threads);
   }
-  return py::make_tuple(column(rows.sequence), column(rows.head), column(rows.source),
-                        column(rows.target), column(rows.weight), column(rows.stratum));
+  return py::make_tuple(column(rows.sequence, rows.count), column(rows.head, rows.count),
+                        column(rows.source, rows.count), column(rows.target, rows.count),
+                        column(rows.weight, rows.count), column(rows.stratum, rows.count));
 }
 
 void bottleneck(const Array<std::uint8_t>& reach, const Array<std::uint8_t>& levels,

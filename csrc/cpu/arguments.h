@@ -5,7 +5,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#include "buffer.h"
 
 namespace densitrace::cpu {
 
@@ -49,6 +50,13 @@ struct Edges {
   EdgeWeight weight;
 };
 
+// All in-edges of nodes: attention edges, where there are any, and side edges [E, B, T].
+struct InEdges {
+  const Edges* attention;
+  const float* side;
+  std::size_t sides, batch, length;
+};
+
 // How much of proximity was computed: see proximity.h.
 struct Work {
   std::size_t edges = 0, summed = 0;  // edges seen, and those of which any term was summed
@@ -68,8 +76,13 @@ struct Lanes {
 
 // A table of edges, a column an array.
 struct EdgeRows {
-  std::vector<std::int64_t> sequence, head, source, target, stratum;
-  std::vector<float> weight;
+  explicit EdgeRows(std::size_t rows)
+      : count(rows), sequence(rows), head(rows), source(rows), target(rows), stratum(rows),
+        weight(rows) {}
+
+  std::size_t count;
+  Buffer<std::int64_t> sequence, head, source, target, stratum;
+  Buffer<float> weight;
 };
 
 // Logits of a few tokens in all lanes, the clean one first.

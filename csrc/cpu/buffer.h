@@ -21,9 +21,13 @@ class Buffer {
   T* get() const { return data_.get(); }
   T& operator[](std::size_t i) const { return data_.get()[i]; }
 
+  // Hands the memory over: `free` gives it back.
+  T* release() { return data_.release(); }
+  static void free(void* data) { ::operator delete(data, std::align_val_t{kAlignment}); }
+
  private:
   struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kAlignment}); }
+    void operator()(T* data) const { free(data); }
   };
   std::unique_ptr<T, Free> data_;
 };

@@ -10,22 +10,20 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
   const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride(), strips = weighed.geometry.strips();
-  const auto cut = [&](std::size_t k, const Strip& strip, std::size_t r) {
-    return cuts[(k * batch + strip.sequence) * length + strip.first + r];
-  };
   // Calls keep(strip, h, r, column, weight) for every kept edge of a strip in order, head by head.
   const auto visit = [&](const auto& keep) {
     run(strips * batch, threads, heads * weighed.operations(),
         [&] { return weighed.make_scratch(); },
         [&](EdgeScratch& scratch, std::size_t index) {
           const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+          const float* lowest = cuts + ((strata - 1) * batch + strip.sequence) * length + strip.first;
           weigh_heads(weighed, strip, heads, scratch, nullptr, [&](std::size_t h) {
             for (std::size_t r = 0; r < strip.rows; ++r) {
-              const Row row = weighed.geometry.row(strip, r);
-              const float lowest = cut(strata - 1, strip, r);
-              for (std::size_t s = row.first; s <= row.last; ++s) {
-                const float weight = scratch.weight[r * stride + s];
-                if (weight > lowest) keep(strip, h, r, s, weight);
+              const float* row = scratch.weight.get() + r * stride;
+              for (std::size_t column = 0; column < strip.width(); column += kWidth) {
+                if (!any(load(row + column) > lowest[r])) continue;
+                for (std::size_t s = column; s < column + kWidth; ++s)
+                  if (row[s] > lowest[r]) keep(strip, h, r, s, row[s]);
               }
             }
           });
@@ -40,20 +38,17 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
     ++place[row_of(strip, h, r) + 1];
   });
   std::partial_sum(place.begin(), place.end(), place.begin());
-  const std::size_t count = place.back();
-  EdgeRows rows;
-  for (auto* column : {&rows.sequence, &rows.head, &rows.source, &rows.target, &rows.stratum})
-    column->resize(count);
-  rows.weight.resize(count);
+  EdgeRows rows(place.back());
   visit([&](const Strip& strip, std::size_t h, std::size_t r, std::size_t s, float weight) {
     const std::size_t i = place[row_of(strip, h, r)]++;
-    std::size_t stratum = 0;
-    for (std::size_t k = 0; k < strata; ++k) stratum += !(weight > cut(k, strip, r));
+    const float* cut = cuts + strip.sequence * length + strip.first + r;
+    std::size_t level = 0;  // cuts descend: the first to be cleared is the lowest
+    while (level < strata && weight > cut[(strata - 1 - level) * batch * length]) ++level;
     rows.sequence[i] = static_cast<std::int64_t>(strip.sequence);
     rows.head[i] = static_cast<std::int64_t>(h);
     rows.source[i] = static_cast<std::int64_t>(strip.column() + s);
     rows.target[i] = static_cast<std::int64_t>(strip.first + r);
-    rows.stratum[i] = static_cast<std::int64_t>(stratum);
+    rows.stratum[i] = static_cast<std::int64_t>(strata - level);
     rows.weight[i] = weight;
   });
   return rows;

@@ -1,69 +1,62 @@
 // Cuts that depend on all in-edges of a node: METHOD, section 3. No include guard: see all_ops.h.
 //
 // Nothing is sorted in full. A histogram over the leading bits of the weights (sign, exponent, three
-// bits of mantissa) holds count, sum and largest weight of every bin; the edge at which a cut lies is
-// found by walking down the bins, and only its own bin is sorted.
+// bits of mantissa) holds number and sum of every bin. Walking down it finds the bin of the edge at
+// which each stratum's cut lies; one more pass over the weights gathers these bins and the next
+// lighter ones, and only what it gathers is sorted.
 
 class Node {
  public:
   std::vector<float> weights;  // of all in-edges, in any order
 
-  void count() {
-    bins_.assign(kBins, Bin{});
-    sorted_ = kBins;
-    for (const float weight : weights) {
-      Bin& bin = bins_[place(weight)];
-      ++bin.count;
-      bin.sum += std::max(0.0f, weight);
-      bin.most = std::max(bin.most, weight);
+  // The cuts under which the heaviest edges sum to each wanted mass; ties with the last are kept,
+  // edges of weight 0 left out.
+  void nucleus(const std::vector<double>& wanted, std::vector<float>& cuts) {
+    count();
+    places_.clear();
+    for (const double mass : wanted)
+      places_.push_back(descend([&](const Place& at, const Bin& bin) {
+        return at.sum + bin.sum >= mass;
+      }));
+    gather();
+    cuts.clear();
+    for (std::size_t k = 0; k < wanted.size(); ++k) {
+      const auto [first, end] = members(places_[k].bin);
+      double running = places_[k].sum;
+      std::size_t i = first;
+      while (i < end && (running += std::max(0.0f, gathered_[i])) < wanted[k]) ++i;
+      i = std::min(i, end - 1);  // rounding: the sum of the bin is not that of its members in order
+      const float last = gathered_[i];
+      while (i < end && gathered_[i] == last) ++i;
+      cuts.push_back(last > 0 ? std::max(0.0f, between(last, i)) : 0.0f);
     }
   }
 
-  // The cut under which the heaviest edges sum to `wanted`; ties with the last are kept.
-  float nucleus(double wanted) {
-    double running = 0;
-    std::size_t above = 0;  // edges in heavier bins
-    for (std::size_t bin = kBins; bin-- > kZero;) {
-      if (bins_[bin].count == 0) continue;
-      if (running + bins_[bin].sum < wanted) {
-        running += bins_[bin].sum;
-        above += bins_[bin].count;
-        continue;
-      }
-      sort(bin);
-      std::size_t i = 0;
-      for (; i + 1 < members_.size(); ++i) {
-        running += std::max(0.0f, members_[i]);
-        if (running >= wanted) break;
-      }
-      const float last = members_[i];
-      if (last <= 0) break;  // rounding: the edges that weigh anything don't quite reach it
-      while (i < members_.size() && members_[i] == last) ++i;
-      return std::max(0.0f, between(last, i, bin));
+  // The cuts under which so many of the heaviest edges are kept; ties with the next are left out.
+  void heaviest(const std::vector<std::size_t>& kept, std::vector<float>& cuts) {
+    count();
+    places_.clear();
+    for (const std::size_t number : kept)
+      places_.push_back(descend([&](const Place& at, const Bin& bin) {
+        return at.count + bin.count >= number;
+      }));
+    gather();
+    cuts.clear();
+    for (std::size_t k = 0; k < kept.size(); ++k) {
+      const std::size_t after = members(places_[k].bin).first + kept[k] - places_[k].count;
+      cuts.push_back(between(gathered_[after - 1], after));
     }
-    return 0;
-  }
-
-  // The cut under which the `kept` heaviest edges are kept; ties with the next are left out.
-  float heaviest(std::size_t kept) {
-    std::size_t above = 0;
-    for (std::size_t bin = kBins; bin-- > 0;) {
-      if (above + bins_[bin].count < kept) {
-        above += bins_[bin].count;
-        continue;
-      }
-      sort(bin);
-      return between(members_[kept - above - 1], kept - above, bin);
-    }
-    return -1;
   }
 
  private:
-  static constexpr std::size_t kBits = 12, kBins = std::size_t{1} << kBits, kZero = kBins / 2;
+  static constexpr std::size_t kBits = 12, kBins = std::size_t{1} << kBits;
   struct Bin {
-    std::size_t count = 0;
     double sum = 0;
-    float most = -kInfinity;
+    std::size_t count = 0;
+  };
+  struct Place {
+    std::size_t bin = 0, count = 0;  // the bin; how many edges are heavier than it
+    double sum = 0;                  // and their sum
   };
 
   // Bins ascend with the weight: negative numbers have their bits turned round.
@@ -74,104 +67,139 @@ class Node {
     return bits >> (32 - kBits);
   }
 
-  void sort(std::size_t bin) {
-    if (sorted_ == bin) return;
-    members_.clear();
-    for (const float weight : weights)
-      if (place(weight) == bin) members_.push_back(weight);
-    std::sort(members_.begin(), members_.end(), std::greater<float>());
-    sorted_ = bin;
+  void count() {
+    bins_.assign(kBins, Bin{});
+    lowest_ = kBins - 1;
+    highest_ = 0;
+    for (const float weight : weights) {
+      const std::size_t at = place(weight);
+      bins_[at].sum += std::max(0.0f, weight);
+      ++bins_[at].count;
+      lowest_ = std::min(lowest_, at);
+      highest_ = std::max(highest_, at);
+    }
   }
 
-  // Half-way from `last` to the next lighter weight, which is member i of the sorted bin or the
-  // heaviest below it. Half-way, so that recomputing a weight in another order of summation can't
-  // move it across; -1 where nothing is lighter.
-  float between(float last, std::size_t i, std::size_t bin) const {
-    float next = -kInfinity;
-    if (i < members_.size()) {
-      next = members_[i];
-    } else {
-      while (bin > 0 && next == -kInfinity) next = bins_[--bin].most;
+  // The heaviest bin for which found(place, bin), or the lightest there is.
+  template <typename Found>
+  Place descend(const Found& found) const {
+    Place at;
+    for (at.bin = highest_; at.bin > lowest_ && !found(at, bins_[at.bin]); --at.bin) {
+      at.sum += bins_[at.bin].sum;
+      at.count += bins_[at.bin].count;
     }
-    if (next == -kInfinity) return -1;
-    const float cut = (last + next) / 2;
+    return at;
+  }
+
+  // gathered_: the members of the bins of all places and of the next lighter ones, descending.
+  void gather() {
+    wanted_.assign(kBins, 0);
+    for (const Place& at : places_) {
+      wanted_[at.bin] = 1;
+      std::size_t next = at.bin;
+      while (next > lowest_ && bins_[--next].count == 0) continue;
+      wanted_[next] = 1;
+    }
+    gathered_.clear();
+    for (const float weight : weights)
+      if (wanted_[place(weight)] != 0) gathered_.push_back(weight);
+    std::sort(gathered_.begin(), gathered_.end(), std::greater<float>());
+  }
+
+  // Where the members of a bin are in gathered_.
+  std::pair<std::size_t, std::size_t> members(std::size_t bin) const {
+    const auto first = std::partition_point(gathered_.begin(), gathered_.end(),
+                                            [&](float weight) { return place(weight) > bin; });
+    const auto start = static_cast<std::size_t>(first - gathered_.begin());
+    return {start, start + bins_[bin].count};
+  }
+
+  // Half-way from `last` to the next lighter weight, gathered_[i]. Half-way, so that recomputing a
+  // weight in another order of summation can't move it across; -1 where nothing is lighter.
+  float between(float last, std::size_t i) const {
+    if (i == gathered_.size()) return -1;
+    const float next = gathered_[i], cut = (last + next) / 2;
     return cut >= last && last > next ? next : cut;  // half-way can round up to `last`
   }
 
   std::vector<Bin> bins_;
-  std::vector<float> members_;  // of bin `sorted_`, descending
-  std::size_t sorted_ = kBins;
+  std::vector<std::uint8_t> wanted_;
+  std::vector<Place> places_;
+  std::vector<float> gathered_;
+  std::size_t lowest_ = 0, highest_ = 0;
 };
 
-// Calls use(node, b, t) with all in-edges of every node: attention edges, where there are any, and
-// side edges [E, B, T].
-template <typename Use>
-static void for_nodes(const Edges* edges, const float* side, std::size_t sides, std::size_t batch,
-                      std::size_t length, int threads, const Use& use) {
-  const auto add_sides = [&](Node& node, std::size_t b, std::size_t t) {
-    for (std::size_t e = 0; e < sides; ++e)
-      node.weights.push_back(side[(e * batch + b) * length + t]);
-    node.count();
-    use(node, b, t);
+// cuts [K, B, T] from what find(node, b, t, found) finds of every node.
+template <typename Find>
+static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& find) {
+  struct Scratch {
+    std::optional<EdgeScratch> edges;
+    std::vector<Node> nodes;
+    std::vector<float> found;
   };
-  if (edges == nullptr) {
-    run(batch, threads, batch * length * 4096, [] { return Node{}; },
-        [&](Node& node, std::size_t b) {
-          for (std::size_t t = 0; t < length; ++t) {
-            node.weights.clear();
-            add_sides(node, b, t);
-          }
+  const auto cut = [&](Scratch& scratch, Node& node, std::size_t b, std::size_t t) {
+    for (std::size_t e = 0; e < in.sides; ++e)
+      node.weights.push_back(in.side[(e * in.batch + b) * in.length + t]);
+    find(node, b, t, scratch.found);
+    for (std::size_t k = 0; k < scratch.found.size(); ++k)
+      cuts[(k * in.batch + b) * in.length + t] = scratch.found[k];
+  };
+  if (in.attention == nullptr) {
+    run(in.batch * in.length, threads, in.batch * in.length * 4096,
+        [] { return Scratch{{}, std::vector<Node>(1), {}}; },
+        [&](Scratch& scratch, std::size_t index) {
+          scratch.nodes[0].weights.clear();
+          cut(scratch, scratch.nodes[0], index / in.length, index % in.length);
         });
     return;
   }
-  const std::size_t heads = edges->pattern.heads;
-  const EdgeStrips weighed(*edges, threads);
+  const std::size_t heads = in.attention->pattern.heads;
+  const EdgeStrips weighed(*in.attention, threads);
   const std::size_t stride = weighed.geometry.stride();
-  struct Scratch {
-    EdgeScratch edges;
-    std::vector<Node> nodes;
-  };
-  run(weighed.geometry.strips() * batch, threads, heads * weighed.operations(),
-      [&] { return Scratch{weighed.make_scratch(), std::vector<Node>(kRows)}; },
+  run(weighed.geometry.strips() * in.batch, threads, heads * weighed.operations(),
+      [&] { return Scratch{weighed.make_scratch(), std::vector<Node>(kRows), {}}; },
       [&](Scratch& scratch, std::size_t index) {
-        const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+        const Strip strip = weighed.geometry.strip(index % in.batch, index / in.batch);
         for (Node& node : scratch.nodes) node.weights.clear();
-        weigh_heads(weighed, strip, heads, scratch.edges, nullptr, [&](std::size_t) {
+        weigh_heads(weighed, strip, heads, *scratch.edges, nullptr, [&](std::size_t) {
           for (std::size_t r = 0; r < strip.rows; ++r) {
-            const float* row = scratch.edges.weight.get() + r * stride;
+            const float* row = scratch.edges->weight.get() + r * stride;
             const Row sources = weighed.geometry.row(strip, r);
-            for (std::size_t s = sources.first; s <= sources.last; ++s)
-              if (row[s] != -kInfinity) scratch.nodes[r].weights.push_back(row[s]);
+            std::vector<float>& weights = scratch.nodes[r].weights;
+            if (sources.segments == nullptr)
+              weights.insert(weights.end(), row + sources.first, row + sources.last + 1);
+            else
+              std::copy_if(row + sources.first, row + sources.last + 1,
+                           std::back_inserter(weights), [](float w) { return w != -kInfinity; });
           }
         });
         for (std::size_t r = 0; r < strip.rows; ++r)
-          add_sides(scratch.nodes[r], strip.sequence, strip.first + r);
+          cut(scratch, scratch.nodes[r], strip.sequence, strip.first + r);
       });
 }
 
-// cuts [K, B, T] from ascending masses [K] and totals [B, T].
-static void nucleus_cuts(const Edges* edges, const float* side, std::size_t sides,
-                         const double* masses, std::size_t strata, const float* total,
-                         std::size_t batch, std::size_t length, float* cuts, int threads) {
-  for_nodes(edges, side, sides, batch, length, threads,
-            [&](Node& node, std::size_t b, std::size_t t) {
-              for (std::size_t k = 0; k < strata; ++k)
-                cuts[(k * batch + b) * length + t] =
-                    node.nucleus(masses[k] * static_cast<double>(total[b * length + t]));
+// cuts [K, B, T] that keep each of the masses [K], as shares of totals [B, T].
+static void nucleus_cuts(const InEdges& in, const double* masses, std::size_t strata,
+                         const float* total, float* cuts, int threads) {
+  cut_nodes(in, cuts, threads,
+            [&](Node& node, std::size_t b, std::size_t t, std::vector<float>& found) {
+              std::vector<double> wanted(masses, masses + strata);
+              for (double& mass : wanted) mass *= static_cast<double>(total[b * in.length + t]);
+              node.nucleus(wanted, found);
             });
 }
 
 // cuts [K, B, T] that keep ceil(fraction * n) of n in-edges.
-static void fraction_cuts(const Edges* edges, const float* side, std::size_t sides,
-                          const double* fractions, std::size_t strata, std::size_t batch,
-                          std::size_t length, float* cuts, int threads) {
-  for_nodes(edges, side, sides, batch, length, threads,
-            [&](Node& node, std::size_t b, std::size_t t) {
+static void fraction_cuts(const InEdges& in, const double* fractions, std::size_t strata,
+                          float* cuts, int threads) {
+  cut_nodes(in, cuts, threads,
+            [&](Node& node, std::size_t, std::size_t, std::vector<float>& found) {
               const double degree = static_cast<double>(node.weights.size());
+              std::vector<std::size_t> kept;
               for (std::size_t k = 0; k < strata; ++k) {
                 const double wanted = std::ceil(fractions[k] * degree - 1e-9);
-                const double kept = std::min(std::max(wanted, 1.0), degree);
-                cuts[(k * batch + b) * length + t] = node.heaviest(static_cast<std::size_t>(kept));
+                kept.push_back(static_cast<std::size_t>(std::min(std::max(wanted, 1.0), degree)));
               }
+              node.heaviest(kept, found);
             });
 }

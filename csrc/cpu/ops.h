@@ -19,13 +19,11 @@ struct Ops {
                       std::int32_t* degrees, int threads);
   void (*edge_mass)(const Edges&, float* mass, int threads);
   void (*edge_weights)(const Edges&, float* weights, int threads);
-  void (*fraction_cuts)(const Edges*, const float* side, std::size_t sides,
-                        const double* fractions, std::size_t strata, std::size_t batch,
-                        std::size_t length, float* cuts, int threads);
+  void (*fraction_cuts)(const InEdges&, const double* fractions, std::size_t strata, float* cuts,
+                        int threads);
   void (*lane_attention)(const Edges&, const Lanes&, int threads);
-  void (*nucleus_cuts)(const Edges*, const float* side, std::size_t sides, const double* masses,
-                       std::size_t strata, const float* total, std::size_t batch,
-                       std::size_t length, float* cuts, int threads);
+  void (*nucleus_cuts)(const InEdges&, const double* masses, std::size_t strata,
+                       const float* total, float* cuts, int threads);
   void (*output_errors)(const Predictions&, const Errors&, int threads);
   void (*random_cuts)(const Edges&, const std::uint8_t* eligible, const std::int64_t* counts,
                       std::size_t strata, float* cuts, int threads);

@@ -89,6 +89,29 @@ def results(problem: Problem, kind: str) -> Iterator[tuple[str, Any]]:
     yield "nucleus_cuts", kernels.nucleus_cuts(edges, side, [0.3, 0.9], total, backend=backend)
     yield "fraction_cuts", kernels.fraction_cuts(edges, side, [0.1, 0.7], backend=backend)
 
+    eligible = problem.target > 0.3
+    counts = torch.tensor([[0] * len(side[0]), [5] * len(side[0])])
+    drawn = random_edges(problem)
+    yield "random_cuts", kernels.random_cuts(drawn, eligible, counts, backend=backend)
+    yield "output_errors", errors_of(problem, vocabulary=331, backend=backend)
+
+
+def errors_of(
+    problem: Problem, vocabulary: int, backend: str, noise: float = 0.1
+) -> kernels.OutputErrors:
+    """Of the problem's nodes as final states, and lanes that are near them."""
+    states = problem.node.flatten(0, 1).to(problem.shape.dtype)
+    generator = torch.Generator().manual_seed(vocabulary)
+    near = noise * torch.randn(3, *states.shape, generator=generator)
+    near[2] = 0  # a lane that is the clean one
+    table = torch.randn(vocabulary, states.shape[-1], generator=generator).to(states.dtype)
+    ids = torch.arange(len(states)) % vocabulary
+    ids[::3] = -1
+    lanes = (states + near).to(states.dtype)
+    return kernels.output_errors(
+        states, lanes, table, table[:, 0], scale=0.8, softcap=9.0, next_ids=ids, backend=backend
+    )
+
 
 def replace_backend(problem: Problem) -> Problem:
     """The same problem for the plain torch ops, so that cuts are the same for all backends."""
@@ -221,6 +244,44 @@ def test_any_shape_agrees_with_the_definition(
             "fraction": lambda b: kernels.fraction_cuts(written, side, [0.3], backend=b),
         }.items():
             assert_close(op("cpu"), op("reference"), name)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 20),
+    hidden=st.integers(1, 40),
+    vocabulary=st.integers(2, 400),
+    noise=st.sampled_from([1e-4, 1e-2, 0.3, 3.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    isa=st.sampled_from(_cpu.instruction_sets()),
+)
+def test_any_errors_agree_with_the_definition(
+    seed: int,
+    length: int,
+    hidden: int,
+    vocabulary: int,
+    noise: float,
+    dtype: torch.dtype,
+    isa: str,
+) -> None:
+    problem = Problem(Shape(batch=1, length=length, hidden=hidden, dtype=dtype), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "ISA", isa)
+        patch.setattr(cpu, "LOGIT_ROWS", 8)  # several products
+        patch.setattr(cpu, "LOGIT_BYTES", 1)
+        ours, theirs = (errors_of(problem, vocabulary, b, noise) for b in ("cpu", "reference"))
+    # A ranking turns where two logits differ by less than their rounding, so these may differ by a
+    # token in many; all others are sums.
+    for name in ("top1", "nucleus"):
+        same = getattr(ours, name) == getattr(theirs, name)
+        assert same.sum() >= same.numel() - 1 - same.numel() // 20, name
+        assert same[2].all()
+    assert not ours.tv[2].any()
+    for name, tensor in tensors(ours).items():
+        if name not in ("top1", "nucleus"):
+            torch.testing.assert_close(
+                tensor, getattr(theirs, name), atol=2e-5, rtol=2e-5, equal_nan=True, msg=name
+            )
 
 
 @pytest.mark.usefixtures("isa")
