@@ -26,6 +26,8 @@ Attention = Literal["live", "frozen"]
 Control = Literal["inverse", "random"]
 CONTROLS: tuple[str, ...] = get_args(Control)
 
+LANE_ROWS = 8192  # of masked lanes that attend together on a CPU, which bounds what they hold at once
+FEWEST_LANES = 4  # however long they are: the clean weights are computed once for all of them
 MLP_ROWS = 512  # rows through an MLP at a time: what it writes between its products stays cached
 
 _CONTROL_STREAM = 1 << 20  # random numbers of the control, apart from those of the importance
@@ -70,6 +72,27 @@ class Selection:
     def rows(self, kind: str) -> Tensor:
         """bool [masked lanes * B * T]: which rows of the masked lanes keep a side edge."""
         return self.side[kind].flatten()
+
+
+@dataclass(frozen=True)
+class LaneSpan:
+    """Masked lanes of one group that run together."""
+
+    group: str  # "trace", or a control
+    strata: slice
+    offset: int  # masked lanes before the group
+    batch: int
+
+    @property
+    def lanes(self) -> slice:
+        """Their place among the masked lanes."""
+        return slice(self.offset + self.strata.start, self.offset + self.strata.stop)
+
+    @property
+    def rows(self) -> slice:
+        """Their rows of the whole batch, in which the clean lane comes first."""
+        lanes = self.lanes
+        return slice((1 + lanes.start) * self.batch, (1 + lanes.stop) * self.batch)
 
 
 Observer = Callable[[Node, Tensor], None]  # sees each node and its cuts [K, B, T]
@@ -196,57 +219,67 @@ class LaneLoop:
         )
         torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
         keep = selected[0]
-        for group, lanes, rows in self._groups():
-            its_call = rows_of_call(call, hidden, rows)
-            branch = self._lane_branch(block, keep, group, hidden[rows], its_call)
-            kept = keep.side["res_attn"][lanes].flatten(0, 1)[..., None]
-            torch.addcmul(branch, hidden[rows], kept, out=states[rows])
+        for some in self._lane_runs():
+            its_call = rows_of_call(call, hidden, some.rows)
+            branch = self._lane_branch(block, keep, some, hidden[some.rows], its_call)
+            kept = keep.side["res_attn"][some.lanes].flatten(0, 1)[..., None]
+            torch.addcmul(branch, hidden[some.rows], kept, out=states[some.rows])
         return keep, states
 
     def _lane_branch(
-        self, block: Block, keep: Selection, group: str, hidden: Tensor, call: dict[str, Any]
+        self, block: Block, keep: Selection, some: LaneSpan, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
-        """The attention branch [K * B, T, D] of a group of masked lanes, from states of that shape.
+        """The attention branch [n * B, T, D] of n masked lanes, from states of that shape.
 
         Frozen lanes read the clean attention weights: they have values, but no queries and keys.
         """
 
         def by_lane(tensor: Tensor) -> Tensor:
-            return tensor.view(len(self.rule), -1, *tensor.shape[1:])
+            return tensor.view(-1, len(self.batch.ids), *tensor.shape[1:])
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             q, k = by_lane(pattern.q), by_lane(pattern.k)
             live = replace(pattern, q=q, k=k, segments=self.batch.segments)
-            return self._lane_attention(keep, group, by_lane(value), live).flatten(0, 1)
+            return self._lane_attention(keep, some, by_lane(value), live).flatten(0, 1)
 
         if self.attention == "live":
             return block.attend(hidden, call, attend)
-        output = self._lane_attention(keep, group, by_lane(block.values(hidden)), None)
+        output = self._lane_attention(keep, some, by_lane(block.values(hidden)), None)
         return block.leave_attention(output.flatten(0, 1))
 
     def _lane_attention(
-        self, keep: Selection, group: str, value: Tensor, live: Pattern | None
+        self, keep: Selection, some: LaneSpan, value: Tensor, live: Pattern | None
     ) -> Tensor:
-        """Attention output [K, B, H, T, d_v] of a group of masked lanes."""
+        """Attention output [n, B, H, T, d_v] of n masked lanes."""
         edges, cuts = keep.node.edges, keep.cuts
         assert edges is not None  # called with attention nodes alone
-        if group == "random":
+        if some.group == "random":
             assert keep.drawn is not None  # drawn with every selection of this control
             # Which edges flow is drawn; along what attention they flow is still the clean's.
             edges, cuts = AttentionEdges(edges.pattern, keep.drawn.weight), keep.drawn.cuts
-        invert = group == "inverse"
-        return kernels.lane_attention(edges, cuts, value, live, invert=invert, backend=self.backend)
+        return kernels.lane_attention(
+            edges,
+            cuts[some.strata],
+            value,
+            live,
+            invert=some.group == "inverse",
+            backend=self.backend,
+        )
 
     # ---- lanes and rows ----------------------------------------------------------------------
 
-    def _groups(self) -> Iterator[tuple[str, slice, slice]]:
-        """The groups of K masked lanes: name, place among these lanes, rows of the whole batch."""
+    def _lane_runs(self) -> Iterator[LaneSpan]:
+        """The masked lanes, as many at a time as the device takes."""
         if not self.masked_lanes:
             return
         strata, batch = len(self.rule), len(self.batch.ids)
+        at_once = strata
+        if self.batch.ids.device.type == "cpu":
+            at_once = max(FEWEST_LANES, LANE_ROWS // self.batch.ids.numel())
         for number, group in enumerate(("trace", *self.controls)):
-            first, end = number * strata, (number + 1) * strata
-            yield group, slice(first, end), slice((1 + first) * batch, (1 + end) * batch)
+            for first in range(0, strata, at_once):
+                end = min(strata, first + at_once)
+                yield LaneSpan(group, slice(first, end), number * strata, batch)
 
     def _clean(self, states: Tensor) -> Tensor:
         """The clean lane [B, T, D] of states [lanes * B, T, D]."""

@@ -1,0 +1,218 @@
+"""Where does the time of a full scan go, and how far is each part from what the machine allows?
+
+    python benches/profile_scan.py --out benches/results/profile-NAME
+
+Every op and every linear layer of a scan of the bundled model is timed; the rest is what norms,
+activations, residual sums and the engine take. A part's limit is the longer of two times: its
+operations at the rate of a large matrix product, its bytes at the rate of a large copy, both
+measured in the same run.
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from costs import Costs, moved_bytes
+from ledger import figure, machine
+from problems import Work, bundled, bundled_work, vocabulary
+
+from densitrace.kernels import dispatch
+
+ROUNDS = 5
+
+
+@dataclass
+class Part:
+    """What one kind of work took in a scan."""
+
+    seconds: float = 0.0
+    operations: int = 0
+    bytes: int = 0
+
+
+Profile = dict[str, Part]
+
+
+def costs_of(work: Work) -> Costs:
+    """Of the ops of one sequence of the batch."""
+    config = work.model.config
+    return Costs(
+        heads=config.num_attention_heads,
+        length=work.ids.shape[1],
+        width=config.hidden_size // config.num_attention_heads,
+        hidden=config.hidden_size,
+        strata=len(work.rule),
+        vocabulary=vocabulary(),
+    )
+
+
+def operations_of(op: str, costs: Costs, arguments: tuple[Any, ...]) -> int:
+    """Of one call, for each sequence of the batch."""
+    match op:
+        case "source_norms":
+            return costs.source_norms(arguments[2])
+        case "attention_stats":
+            return 2 * costs.product
+        case "edge_levels":
+            return costs.product
+        case "lane_attention":
+            return costs.lane_attention(live=arguments[3] is not None)
+        case "bottleneck":
+            return costs.bottleneck()
+        case "trace_sizes":
+            return costs.trace_sizes()
+        case "output_errors":
+            return costs.output_errors()
+    raise KeyError(op)
+
+
+@contextmanager
+def profiled(work: Work, profile: Profile) -> Iterator[None]:
+    """While it lasts, ops and linear layers note their time in `profile`."""
+    costs, batch = costs_of(work), len(work.ids)
+    pick = dispatch.pick
+    started: list[float] = []
+
+    def timed_pick(op: Callable[..., Any], *where: Any) -> Callable[..., Any]:
+        function, name = pick(op, *where), op.__name__
+
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            part = profile[name]
+            part.seconds += time.perf_counter() - start
+            part.operations += batch * operations_of(name, costs, arguments)
+            part.bytes += moved_bytes(*arguments, result)
+            return result
+
+        return timed
+
+    def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        started.append(time.perf_counter())
+
+    def after(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        part, weight = profile["linear layers"], module.get_parameter("weight")
+        part.seconds += time.perf_counter() - started.pop()
+        part.operations += 2 * output.numel() * weight.shape[1]
+        part.bytes += moved_bytes(inputs[0], weight, output)
+
+    layers = [module for module in work.model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    dispatch.pick = timed_pick  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        dispatch.pick = pick
+        for hook in hooks:
+            hook.remove()
+
+
+def profile_of(work: Work) -> Profile:
+    """The mean of some scans, by part; `all` is the whole."""
+    work.scan()
+    profile: Profile = defaultdict(Part)
+    for _ in range(ROUNDS):
+        with profiled(work, profile):
+            start = time.perf_counter()
+            work.scan()
+            profile["all"].seconds += time.perf_counter() - start
+    parts = {
+        name: Part(part.seconds / ROUNDS, part.operations // ROUNDS, part.bytes // ROUNDS)
+        for name, part in profile.items()
+    }
+    whole = parts.pop("all")
+    rest = whole.seconds - sum(part.seconds for part in parts.values())
+    ordered = dict(sorted(parts.items(), key=lambda item: -item[1].seconds))
+    return {**ordered, "norms, activations, sums, engine": Part(rest), "all": whole}
+
+
+def ceilings() -> tuple[float, float]:
+    """Operations a second of a large matrix product, bytes a second of a large copy."""
+
+    def best(run: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(7):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    square = torch.randn(1536, 1536)
+    product = torch.empty_like(square)
+    large = torch.randn(1 << 26)
+    target = torch.empty_like(large)
+    rate = 2 * 1536**3 / best(lambda: torch.mm(square, square, out=product))
+    return rate, 2 * large.nbytes / best(lambda: target.copy_(large))
+
+
+def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
+    """Markdown rows of one scan."""
+    whole = profile["all"].seconds
+    rows = [
+        "| part | ms | share | GFLOP | MB | GFLOP/s | limit, ms | time / limit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, part in profile.items():
+        limit = max(part.operations / rate, part.bytes / bandwidth)
+        cells = [name, figure(part.seconds * 1e3), f"{part.seconds / whole:.1%}"]
+        if part.operations:
+            cells += [
+                figure(part.operations / 1e9),
+                figure(part.bytes / 1e6),
+                figure(part.operations / part.seconds / 1e9),
+                figure(limit * 1e3),
+                figure(part.seconds / limit),
+            ]
+        rows.append("| " + " | ".join(cells + [""] * (8 - len(cells))) + " |")
+    return rows
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def main(out: Path) -> None:
+    """Measure, and write OUT.json and OUT.md."""
+    bundled()
+    rate, bandwidth = ceilings()
+    info = machine()
+    record: dict[str, Any] = {
+        "date": str(date.today()),
+        "machine": info,
+        "matrix product, GFLOP/s": rate / 1e9,
+        "copy, GB/s": bandwidth / 1e9,
+        "scans": [],
+    }
+    lines = [
+        f"# Profile of a full scan, {date.today()}",
+        "",
+        f"`python benches/profile_scan.py` on {info['processor']}, {info['threads']} threads, torch "
+        f"{info['torch']}. Bundled model, 12 strata, means of {ROUNDS} scans. A product of 1536 x "
+        f"1536 matrices runs at {figure(rate / 1e9)} GFLOP/s, a copy of 256 MiB at "
+        f"{figure(bandwidth / 1e9)} GB/s (read and written).",
+    ]
+    for length, attention in ((512, "live"), (512, "frozen"), (2048, "live")):
+        work = bundled_work(length, attention=attention)
+        profile = profile_of(work)
+        lines += ["", f"## {len(work.ids)} x {length} tokens, {attention}", ""]
+        lines += table(profile, rate, bandwidth)
+        parts = {name: asdict(part) for name, part in profile.items()}
+        record["scans"].append({"length": length, "attention": attention, "parts": parts})
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    click.echo(f"wrote {out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()

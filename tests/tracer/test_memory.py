@@ -1,0 +1,57 @@
+"""Nothing of size T x T x heads is held: measured, in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEADS, LENGTH = 32, 1536
+PAIRS = HEADS * LENGTH**2  # one byte for each of them would show
+
+CHILD = f"""
+import sys
+from pathlib import Path
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from densitrace import Threshold, Tracer
+
+PART, IMPORTANCE, BACKEND = sys.argv[1:]
+SELF = Path("/proc/self")
+torch.set_num_threads(2)
+torch.manual_seed(0)
+config = LlamaConfig(
+    hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads={HEADS},
+    num_key_value_heads=4, head_dim=4, vocab_size=64, max_position_embeddings={LENGTH},
+)
+tracer = Tracer(LlamaForCausalLM(config).eval(), backend=BACKEND)
+
+def run(length):
+    ids = [i * 7 % 64 for i in range(length)]
+    how = dict(select=Threshold([0.001, 0.1]), importance=IMPORTANCE)
+    if PART == "scan":
+        tracer.trace(ids, **how)
+    else:
+        tracer.trace(ids, attention="frozen", **how)
+
+def peak():
+    lines = (SELF / "status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+run(16)  # what the very first pass needs is not what is measured
+(SELF / "clear_refs").write_text("5")  # the peak is what is held now
+before = peak()
+run({LENGTH})
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("attention", ["scan", "frozen"])
+@pytest.mark.parametrize(
+    ("importance", "backend"),
+    [("norm_l1", "cpu"), ("norm_l1", "reference"), ("cosine", "cpu"), ("proximity", "cpu")],
+)
+def test_no_tensor_of_all_pairs_and_heads(attention: str, importance: str, backend: str) -> None:
+    command = [sys.executable, "-P", "-c", CHILD, attention, importance, backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < PAIRS
