@@ -16,8 +16,17 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BACKENDS = ("reference", "cpu")
-PREFERENCE = {"cpu": ("cpu", "reference")}  # by device type; others: the plain torch definition
+BACKENDS = ("reference", "cpu", "triton")
+PREFERENCE = {  # by device type; others: the plain torch definition
+    "cpu": ("cpu", "reference"),
+    "cuda": ("triton", "reference"),
+}
+
+REMEDIES = {
+    "cpu": "install a C++ compiler and Python's headers, then densitrace again (pip install "
+    "--force-reinstall --no-deps --no-cache-dir; with -v it shows why a build fails)",
+    "triton": "install Triton (pip install densitrace[gpu])",
+}
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +38,8 @@ def missing(backend: str) -> str | None:
         import_module(f".{backend}", __package__)
     except ImportError as error:
         return (
-            f"backend={backend!r} is not built here: {' '.join(str(error).split())}; install a C++ "
-            "compiler and Python's headers, then densitrace again (pip install --force-reinstall "
-            "--no-deps --no-cache-dir; with -v it shows why a build fails)"
+            f"backend={backend!r} is not built here: {' '.join(str(error).split())}; "
+            f"{REMEDIES[backend]}"
         )
     return None
 

@@ -1,5 +1,6 @@
 """What all tests share: reproducible hypothesis, poisoned memory, device tests where one is."""
 
+import os
 from typing import Any
 
 import hypothesis
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 import densitrace
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
 hypothesis.settings.register_profile(
     "densitrace", deadline=None, derandomize=True, max_examples=25, print_blob=True

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,22 @@ from densitrace.kernels import (
     reference,
 )
 
-PROVIDERS = ["reference", *(f"cpu-{isa}" for isa in _cpu.instruction_sets())]
+PROVIDERS = ["reference", *(f"cpu-{isa}" for isa in _cpu.instruction_sets()), "triton"]
 
 
-@pytest.fixture(params=PROVIDERS)
+def serving(*ops: str) -> pytest.MarkDecorator:
+    """The test runs on every backend, that of the CPU in each instruction set, that has the ops."""
+
+    def has(provider: str, op: str) -> bool:
+        return hasattr(import_module(f"densitrace.kernels.{provider.partition('-')[0]}"), op)
+
+    found = [name for name in PROVIDERS if all(has(name, op) for op in ops)]
+    return pytest.mark.parametrize("backend", found, indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> str:
-    """The name of a backend; that of the CPU in each of its instruction sets."""
+    """The name of a backend, set up; see `serving`."""
     # Tiles so small that every op crosses several of them.
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
     name, _, isa = str(request.param).partition("-")
@@ -43,6 +54,7 @@ def problem(request: pytest.FixtureRequest, backend: str) -> Problem:
     return Problem(request.param, backend=backend)
 
 
+@serving("source_norms")
 @pytest.mark.parametrize("p", [1, 2])
 def test_source_norms(problem: Problem, p: int) -> None:
     expected = np.linalg.norm(problem.sent(), p, axis=-1)
@@ -53,13 +65,14 @@ def test_source_norms(problem: Problem, p: int) -> None:
     )
 
 
+@serving("attention_stats")
 def test_attention_stats(problem: Problem) -> None:
     alpha, lse = problem.alpha()
     source = problem.normal(*lse.shape).abs()
     found = problem.stats(source)
     repeats = problem.shape.heads // problem.shape.groups
     v = problem.v.double().repeat_interleave(repeats, 1).numpy()
-    close("output", found.output, alpha @ v)
+    close("output", found.output, alpha @ v, problem.product_ratio)
     close("lse", found.lse, lse)
     close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
     assert not problem.stats().mass.any()
@@ -74,6 +87,7 @@ def dense(problem: Problem, weight: Any) -> Floats:
     return weights
 
 
+@serving("edge_weights", "edge_mass")
 def test_norm_weights(problem: Problem) -> None:
     expected = problem.norm_weights()
     weight = problem.norm_edges().weight
@@ -85,6 +99,7 @@ def test_norm_weights(problem: Problem) -> None:
     )
 
 
+@serving("edge_weights")
 def test_proximity_weights(problem: Problem) -> None:
     alpha, _ = problem.alpha()
     scaled = alpha * problem.target.double().numpy()[:, None, :, None]
@@ -96,6 +111,7 @@ def test_proximity_weights(problem: Problem) -> None:
     close("proximity", torch.from_numpy(dense(problem, weight)), expected)
 
 
+@serving("edge_weights")
 def test_cosine_weights(problem: Problem) -> None:
     sent, node = problem.sent(), problem.node.double().numpy()
     sent[0, 0] = 0  # a head that sends nothing: the zero vector's cosine is 0 by definition
@@ -114,6 +130,7 @@ def test_cosine_weights(problem: Problem) -> None:
     close("cosine", torch.from_numpy(dense(problem, weight)), expected)
 
 
+@serving("edge_weights")
 def test_random_weights_do_not_depend_on_tiling(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +140,7 @@ def test_random_weights_do_not_depend_on_tiling(
     np.testing.assert_array_equal(dense(problem, weight), tiled)
 
 
+@serving("edge_levels")
 def test_edge_levels(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.7, 0.2))
@@ -132,6 +150,7 @@ def test_edge_levels(problem: Problem) -> None:
     np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
 
 
+@serving("collect_edges")
 def test_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.6))
@@ -148,6 +167,7 @@ def test_collect_edges(problem: Problem) -> None:
     np.testing.assert_allclose(found.weight, ours, rtol=1e-4)
 
 
+@serving("lane_attention")
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
@@ -174,7 +194,7 @@ def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
         lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
         alpha = (lane if attention == "live" else problem).alpha()[0]
         v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
-        close(f"lane {k}", found[k], (alpha * kept[k]) @ v)
+        close(f"lane {k}", found[k], (alpha * kept[k]) @ v, problem.product_ratio)
 
 
 def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: int) -> list[float]:
@@ -183,6 +203,7 @@ def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: in
     return sorted([*attention, *side[:, b, t]], reverse=True)
 
 
+@serving("nucleus_cuts")
 @pytest.mark.parametrize("with_attention", [True, False])
 def test_nucleus_cuts(problem: Problem, with_attention: bool) -> None:
     weights, allowed = problem.norm_weights(), problem.allowed()
@@ -208,6 +229,7 @@ def test_nucleus_cuts(problem: Problem, with_attention: bool) -> None:
         assert sum(weight > cuts[k, b, t] for weight in node) == wanted
 
 
+@serving("fraction_cuts")
 @pytest.mark.parametrize("with_attention", [True, False])
 def test_fraction_cuts(problem: Problem, with_attention: bool) -> None:
     weights, allowed = problem.norm_weights(), problem.allowed()
@@ -232,6 +254,7 @@ def given_node(rows: list[list[float]]) -> AttentionEdges:
     return AttentionEdges(pattern, GivenWeight(weight))
 
 
+@serving("nucleus_cuts", "fraction_cuts")
 def test_ties(backend: str) -> None:
     """A nucleus keeps all edges tied with the last, a fraction none tied with those left out."""
     edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
@@ -246,6 +269,7 @@ def test_ties(backend: str) -> None:
     assert kept == [0, 0, 0]
 
 
+@serving("nucleus_cuts")
 def test_node_without_weight(backend: str) -> None:
     """A node whose edges all weigh nothing keeps none, under any mass."""
     side = torch.zeros(2, 1, 1)
@@ -253,6 +277,7 @@ def test_node_without_weight(backend: str) -> None:
     assert not (side[:, None] > cuts).any()
 
 
+@serving("random_cuts")
 def test_random_cuts(problem: Problem) -> None:
     weight = RandomWeight(5, 1, problem.positions)
     edges = problem.edges(weight)
@@ -285,6 +310,7 @@ def test_bottleneck_and_sizes(length: int, batch: int, strata: int, seed: int) -
         np.testing.assert_array_equal(reference.trace_sizes(reach, degrees)[k], expected)
 
 
+@serving("output_errors")
 @pytest.mark.parametrize(("vocabulary", "softcap", "bias"), [(7, None, False), (301, 2.0, True)])
 def test_output_errors(
     vocabulary: int,

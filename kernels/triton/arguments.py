@@ -1,0 +1,58 @@
+"""What the host tells a kernel of a pattern of attention, by the kernels' names."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..edges import Pattern
+
+SMALLEST = 16  # columns that a product of tiles takes at least
+
+
+def tile_width(size: int) -> int:
+    """A head size, rounded up to what a tile of it takes."""
+    return max(SMALLEST, int(triton.next_power_of_2(size)))
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor with contiguous rows; strided otherwise, as models lay out heads."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """Of a [n, m, rows, columns] tensor: s_NAME_n, s_NAME_m, s_NAME_t."""
+    return {f"s_{name}_{axis}": tensor.stride(i) for i, axis in enumerate("nmt")}
+
+
+def queries_and_keys(pattern: Pattern, prefix: str = "") -> dict[str, Any]:
+    """p_q, p_k and their strides, with a prefix for those of lanes."""
+    q, k = rows(pattern.q), rows(pattern.k)
+    named = {f"p_{prefix}q": q, f"p_{prefix}k": k}
+    return named | strides(f"{prefix}q", q) | strides(f"{prefix}k", k)
+
+
+def geometry(pattern: Pattern) -> dict[str, Any]:
+    """Everything else of a pattern: scalars, optional tensors and compile-time variants.
+
+    A tensor that is not there is stood for by `q`, which the variant never reads.
+    """
+    _, heads, length = pattern.shape
+    absent = pattern.q
+    segments = pattern.segments
+    return {
+        "p_sinks": absent if pattern.sinks is None else pattern.sinks.float().contiguous(),
+        "p_segments": absent if segments is None else segments.to(torch.int32).contiguous(),
+        "scale": float(pattern.scale),
+        "softcap": float(pattern.softcap or 1.0),
+        "length": length,
+        "HEADS": heads,
+        "GROUPS": pattern.k.shape[1],
+        "D_K": pattern.q.shape[-1],
+        "BD": tile_width(pattern.q.shape[-1]),
+        "WINDOW": pattern.window or 0,
+        "HAS_SOFTCAP": pattern.softcap is not None,
+        "HAS_SINKS": pattern.sinks is not None,
+        "HAS_SEGMENTS": segments is not None,
+    }

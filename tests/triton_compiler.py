@@ -1,0 +1,120 @@
+"""Compiles every launch of the Triton ops for GPUs that are not here, and reads what it took.
+
+    python tests/triton_compiler.py TABLE CAPABILITY
+
+A launch is caught on its way, with the arguments that the op's own host code gives it, and compiled
+for the compute capability under the pinned configurations of the table. Prints one JSON object a
+kernel: op, head width, dtype, registers, spilled bytes, and bytes of shared memory.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from densitrace.kernels.triton import configs
+
+TYPES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
+    torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1", torch.float64: "*fp64",
+}  # fmt: skip
+
+Launch = tuple[JITFunction, dict[str, Any]]
+
+
+def caught(call: Callable[[], object]) -> list[Launch]:
+    """The kernels that a call would launch, with their arguments."""
+    launches: list[Launch] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs))
+
+    original, JITFunction.run = JITFunction.run, run
+    try:
+        call()
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
+    """The kernel with the types and constants that a launch would give it."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[place,] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled(launch: Launch, capability: int) -> dict[str, int]:
+    """Registers, spilled bytes and shared memory of a launch, from the assembler's report."""
+    kernel, arguments = launch
+    options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+    target = GPUTarget("cuda", capability, 32)
+    built = triton.compile(source(kernel, arguments), target=target, options=options)
+    suffix = "a" if capability == 90 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(built.asm["ptx"], encoding="utf-8")
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            f"--gpu-name=sm_{capability}{suffix}",
+            str(ptx),
+        ]
+        command += ["-o", os.devnull]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+    (registers,) = re.findall(r"Used (\d+) registers", report)
+    return {
+        "registers": int(registers),
+        "spilled": sum(map(int, spills)),
+        "shared": built.metadata.shared,
+    }
+
+
+def launches(table: str) -> Iterator[tuple[dict[str, Any], Launch]]:
+    """Every op under every pinned configuration, in the dtypes that models have."""
+    from triton_launches import CALLS  # beside this file: what calls which op how
+
+    configs.table_for = lambda device: table
+    for op, call in CALLS.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            for width in configs.widths(op, dtype, table):
+                for launch in caught(partial(call, width, dtype)):
+                    kernel, name = launch[0].__name__, str(dtype).removeprefix("torch.")
+                    yield {"op": op, "kernel": kernel, "width": width, "dtype": name}, launch
+
+
+def main(table: str, capability: int) -> None:
+    """Print one line of JSON a kernel."""
+    for described, launch in launches(table):
+        found = described | compiled(launch, capability)
+        sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
