@@ -22,6 +22,15 @@ def attention_stats(width: int, dtype: torch.dtype) -> object:
     return ops.attention_stats(given.pattern, given.v, torch.ones(1, 4, 33))
 
 
+def output_errors(width: int, dtype: torch.dtype) -> object:
+    states = torch.zeros(3, 5, 4 * width, dtype=dtype)
+    table = torch.zeros(101, 4 * width, dtype=dtype)
+    return ops.output_errors(
+        states[0], states[1:], table, table[:, 0], 0.9, 30.0, torch.arange(5)
+    )
+
+
 CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "attention_stats": attention_stats,
+    "output_errors": output_errors,
 }

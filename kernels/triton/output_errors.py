@@ -1,0 +1,301 @@
+"""Errors of the lanes' next-token distributions: METHOD §6.
+
+A few tokens at a time, with all their lanes, so that the logits that are held stay under
+LOGIT_BYTES: a product that writes them with a log-sum-exp a tile of the vocabulary, then one sweep
+over them for the sums. Held, a logit is written and read once or twice, some 12 bytes; computed a
+second time it costs 2 D operations, which on tensor cores takes longer from D of about 1000 on (in
+float32, from 100 on). And all that follows sees the same bits.
+
+The shared nucleus needs no ranking of a lane's tokens: see `shared_nucleus`.
+
+Operations: 2 D a logit. Bytes: the unembedding once for every LOGIT_BYTES of logits, and those.
+Sums: VECTOR running sums a program, over PART / VECTOR logits each, then a tree, then torch's over
+V / PART parts: all in an order that the size of the vocabulary fixes, and within some 30 roundings.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..results import OutputErrors
+from . import configs
+from .arguments import rows, tile_width
+from .tiles import load_rows, product, tanh
+
+LOGIT_BYTES = 1 << 28  # 500 rows of 130,000: enough for a product that is not bound by its reads
+CANDIDATES = 64  # of the clean ranking; most lanes part from it within these
+NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+PART = 8192  # logits that a program sums
+VECTOR = 1024  # of them at a time
+ALIGNED = 32  # logits of a cache line, at which a row starts
+RANKING_BYTES = 96  # a token, of all that ranking a row in full takes
+
+
+@triton.jit
+def logits_kernel(
+    p_states, p_table, p_bias, p_logits, p_lse,
+    s_states, s_table, s_logits, scale, softcap, count, vocabulary, tiles,
+    D: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    # Neighbouring programs share a tile of the unembedding.
+    i_t, i_v = tl.program_id(0), tl.program_id(1)
+    o_t, o_v = i_t * BT + tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
+    # [BT, BV]
+    b_logits = tl.zeros([BT, BV], tl.float32)
+    for i_d in range(0, D, BD):
+        o_d = i_d + tl.arange(0, BD)
+        b_states = load_rows(p_states, s_states, o_t, count, o_d, D)
+        b_table = load_rows(p_table, s_table, o_v, vocabulary, o_d, D)
+        b_logits += product(b_states, tl.trans(b_table.to(b_states.dtype)))
+    b_logits *= scale
+    m_t, m_v = o_t < count, o_v < vocabulary
+    if HAS_BIAS:
+        b_logits += tl.load(p_bias + o_v, mask=m_v, other=0.0)[None, :]
+    if HAS_SOFTCAP:
+        b_logits = softcap * tanh(b_logits / softcap)
+    p_logits += o_t.to(tl.int64)[:, None] * s_logits + o_v[None, :]
+    tl.store(p_logits, b_logits, mask=m_t[:, None] & m_v[None, :])
+    b_logits = tl.where(m_v[None, :], b_logits, float("-inf"))
+    b_top = tl.max(b_logits, 1)
+    b_sum = tl.sum(tl.exp(b_logits - b_top[:, None]), 1)
+    tl.store(p_lse + o_t.to(tl.int64) * tiles + i_v, b_top + tl.log(b_sum), mask=m_t)
+
+
+@triton.jit
+def distances_kernel(
+    p_logits, p_lse, p_least, p_tv, p_kl, p_entropy, p_outsider, p_token,
+    s_logits, tokens, count, vocabulary, PART: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # Sums of a row (lane, token) over a part of the vocabulary, and its likeliest outsider there.
+    i_row, i_part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_clean = i_row % tokens
+    lse, clean_lse = tl.load(p_lse + i_row), tl.load(p_lse + i_clean)
+    least = tl.load(p_least + i_clean)
+    # [VECTOR]
+    b_tv = tl.zeros([VECTOR], tl.float32)
+    b_kl = tl.zeros([VECTOR], tl.float32)
+    b_entropy = tl.zeros([VECTOR], tl.float32)
+    b_best = tl.full([VECTOR], float("-inf"), tl.float32)
+    b_token = tl.full([VECTOR], 0, tl.int32) + vocabulary
+    for i_v in range(i_part * PART, tl.minimum((i_part + 1) * PART, vocabulary), VECTOR):
+        o_v = i_v + tl.arange(0, VECTOR)
+        m_v = o_v < vocabulary
+        b_clean = tl.load(p_logits + i_clean * s_logits + o_v, mask=m_v, other=0.0)
+        b_lane = tl.load(p_logits + i_row * s_logits + o_v, mask=m_v, other=0.0)
+        b_log_p, b_log_q = b_clean - clean_lse, b_lane - lse
+        b_p = tl.where(m_v, tl.exp(b_log_p), 0.0)
+        b_q = tl.where(m_v, tl.exp(b_log_q), 0.0)
+        b_tv += tl.abs(b_p - b_q)
+        b_kl += b_p * (b_log_p - b_log_q)
+        b_entropy -= b_q * b_log_q
+        # Only what is greater replaces: the first of equals stays.
+        m_better = m_v & (b_clean <= least) & (b_lane > b_best)
+        b_best = tl.where(m_better, b_lane, b_best)
+        b_token = tl.where(m_better, o_v, b_token)
+    best = tl.max(b_best, 0)
+    o_row = i_part * count + i_row
+    tl.store(p_tv + o_row, tl.sum(b_tv, 0) / 2)
+    tl.store(p_kl + o_row, tl.sum(b_kl, 0))
+    tl.store(p_entropy + o_row, tl.sum(b_entropy, 0))
+    tl.store(p_outsider + o_row, best)
+    tl.store(p_token + o_row, tl.min(tl.where(b_best == best, b_token, vocabulary), 0))
+
+
+class Logits(NamedTuple):
+    """Of all lanes of N tokens, the clean one first."""
+
+    value: Tensor  # float32 [1 + K, N, V], rows apart by whole cache lines
+    lse: Tensor  # float32 [1 + K, N]
+
+
+class Distances(NamedTuple):
+    """Of all lanes, the clean one first, from the clean one: each [1 + K, N]."""
+
+    tv: Tensor
+    kl: Tensor
+    entropy: Tensor
+    outsider: Tensor  # the largest logit of the tokens that are no candidates; -inf without any
+    token: Tensor  # int32, the first token that has it
+
+
+def distances(logits: Logits, least: Tensor) -> Distances:
+    """Sums over the vocabulary; candidates are the tokens whose clean logit exceeds `least` [N]."""
+    lanes, tokens, vocabulary = logits.value.shape
+    parts, device = triton.cdiv(vocabulary, PART), least.device
+    floats = [torch.empty(parts, lanes, tokens, device=device) for _ in range(4)]
+    token = torch.empty(parts, lanes, tokens, dtype=torch.int32, device=device)
+    distances_kernel[(lanes * tokens, parts)](
+        logits.value, logits.lse, least, *floats, token, logits.value.stride(1), tokens,
+        lanes * tokens, vocabulary, PART=PART, VECTOR=VECTOR, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    tv, kl, entropy, outsider = floats
+    best = outsider.amax(0)
+    first = torch.where(outsider == best, token, vocabulary).amin(0)
+    return Distances(tv.sum(0), kl.sum(0).clamp(min=0), entropy.sum(0), best, first)
+
+
+def ranked(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [..., C] by descending logit; of equal ones the first token comes first."""
+    token, place = token.sort(-1)
+    logits, order = logits.gather(-1, place).sort(stable=True, dim=-1, descending=True)
+    return logits, token.gather(-1, order)
+
+
+def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
+    """The largest mass, in percent, that the same leading tokens hold for both; 0 for none.
+
+    Args:
+        log_p, log_q: [..., C] of tokens in the clean order.
+        agreeing: int [...], how many of them lead the lane's order too.
+    """
+    percent = torch.tensor(NUCLEUS_PERCENT, device=log_p.device)
+    wanted = (percent.double() / 100).expand(*log_p.shape[:-1], -1).contiguous()
+    p_length, q_length = (
+        torch.searchsorted(log.exp().double().cumsum(-1), wanted) + 1 for log in (log_p, log_q)
+    )
+    same = (p_length == q_length) & (p_length <= agreeing[..., None])
+    return (same * percent).amax(-1).float()
+
+
+def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) -> Tensor:
+    """int64 [K, N]: how many of the first tokens of the clean ranking lead a lane's too.
+
+    A lane's ranking starts with the candidates, as far as no outsider comes before them: it is
+    enough to place the likeliest.
+
+    Args:
+        candidate: bool [N, C], a run of the first of each row.
+        token: int64 [N, C], the clean ranking.
+        lane: float32 [K, N, C], the lanes' logits of these tokens.
+    """
+    vocabulary = torch.iinfo(token.dtype).max  # no token: after all others
+    tokens = token.masked_fill(~candidate, vocabulary).expand(lane.shape)
+    logits = lane.masked_fill(~candidate, -torch.inf)
+    _, order = ranked(
+        torch.cat([logits, found.outsider[1:, :, None]], -1),
+        torch.cat([tokens, found.token[1:, :, None]], -1),
+    )
+    return ((order[..., :-1] == tokens) & candidate).cumprod(-1).sum(-1)
+
+
+def shared_nucleus(
+    logits: Logits, found: Distances, top: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether the likeliest token is the same, and the largest shared mass: float32 [K, N] each.
+
+    Args:
+        top: int64 [N, C], the likeliest tokens of the clean prediction.
+        least: float32 [N]; those whose clean logit exceeds it are candidates. Tokens that tie with
+            the last are not, so that none of them is left out of `top`.
+    """
+    strata, tokens = found.tv[1:].shape
+    vocabulary = logits.value.shape[-1]
+    clean, token = ranked(logits.value[0].gather(-1, top), top)
+    lane = logits.value[1:].gather(-1, token.expand(strata, -1, -1))
+    candidate = clean > least[:, None]
+    agreeing = agreement(candidate, token, lane, found)
+    log_p = (clean - logits.lse[0, :, None]).expand(lane.shape)
+    nucleus = shared_mass(log_p, lane - logits.lse[1:, :, None], agreeing)
+    same = found.tv[1:] == 0
+    nucleus[same] = NUCLEUS_PERCENT[-1]
+    known = candidate.sum(-1)
+    undecided = (agreeing == known) & (nucleus < NUCLEUS_PERCENT[-1]) & (known < vocabulary)
+    for pairs in undecided.nonzero().split(max(1, LOGIT_BYTES // (RANKING_BYTES * vocabulary))):
+        k, n = pairs.T
+        nucleus[k, n] = ranked_nucleus(logits, k + 1, n)
+    return ((agreeing > 0) | same).float(), nucleus
+
+
+def ranked_nucleus(logits: Logits, lane: Tensor, token: Tensor) -> Tensor:
+    """The shared nucleus of lanes [n] at tokens [n], float32 [n], by ranking all in full."""
+    clean, order = logits.value[0, token].sort(stable=True, dim=-1, descending=True)
+    value = logits.value[lane, token]
+    same = order == value.sort(stable=True, dim=-1, descending=True).indices
+    log_p = clean - logits.lse[0, token, None]
+    log_q = value.gather(-1, order) - logits.lse[lane, token, None]
+    return shared_mass(log_p, log_q, same.cumprod(-1).sum(-1))
+
+
+class Unembedding(NamedTuple):
+    """How final states become logits."""
+
+    table: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    scale: float
+    softcap: float | None
+
+
+def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
+    """Logits of states [1 + K, N, D], in the first rows of a float32 buffer."""
+    lanes, tokens, hidden = states.shape
+    vocabulary, count = len(head.table), lanes * tokens
+    states = states.to(torch.promote_types(states.dtype, head.table.dtype))
+    config = configs.launch("output_errors", tile_width(hidden), states)
+    tiles = triton.cdiv(vocabulary, config["BV"])
+    lse = torch.empty(lanes, tokens, tiles, device=states.device)
+    logits_kernel[(triton.cdiv(count, config["BT"]), tiles)](
+        p_states=states,
+        p_table=head.table,
+        p_bias=lse if head.bias is None else head.bias.float().contiguous(),
+        p_logits=buffer,
+        p_lse=lse,
+        s_states=hidden,
+        s_table=head.table.stride(0),
+        s_logits=buffer.stride(0),
+        scale=float(head.scale),
+        softcap=float(head.softcap or 1.0),
+        count=count,
+        vocabulary=vocabulary,
+        tiles=tiles,
+        D=hidden,
+        HAS_BIAS=head.bias is not None,
+        HAS_SOFTCAP=head.softcap is not None,
+        **config,
+    )
+    value = buffer[:count].view(lanes, tokens, -1)[..., :vocabulary]
+    return Logits(value, lse.logsumexp(-1))
+
+
+def output_errors(
+    hidden: Tensor,
+    lanes: Tensor,
+    unembedding: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    next_ids: Tensor,
+) -> OutputErrors:
+    strata, tokens, _ = lanes.shape
+    vocabulary = len(unembedding)
+    errors = OutputErrors.empty(strata, tokens, hidden.device)
+    head = Unembedding(rows(unembedding), bias, scale, softcap)
+    padded = triton.cdiv(vocabulary, ALIGNED) * ALIGNED
+    block = max(1, min(tokens, LOGIT_BYTES // (4 * padded * (1 + strata))))
+    buffer = torch.empty((1 + strata) * block, padded, device=hidden.device)
+    for first in range(0, tokens, block):
+        few = slice(first, min(tokens, first + block))
+        logits = logits_of(torch.cat([hidden[None, few], lanes[:, few]]), head, buffer)
+        top = logits.value[0].topk(min(CANDIDATES, vocabulary))
+        least = top.values[:, -1]
+        if vocabulary <= CANDIDATES:
+            least = torch.full_like(least, -torch.inf)
+        found = distances(logits, least.contiguous())
+        errors.tv[:, few] = found.tv[1:]
+        errors.kl[:, few] = found.kl[1:]
+        errors.entropy[:, few], errors.clean_entropy[few] = found.entropy[1:], found.entropy[0]
+        nucleus = shared_nucleus(logits, found, top.indices, least)
+        errors.top1[:, few], errors.nucleus[:, few] = nucleus
+        loss = losses(logits, next_ids[few])
+        errors.loss[:, few], errors.clean_loss[few] = loss[1:], loss[0]
+    return errors
+
+
+def losses(logits: Logits, following: Tensor) -> Tensor:
+    """float32 [1 + K, N]: -log p of the tokens that follow; NaN where none does (id -1)."""
+    token = following.clamp(min=0).expand(logits.lse.shape)[..., None]
+    loss = logits.lse - logits.value.gather(-1, token).squeeze(-1)
+    return loss.masked_fill(following < 0, torch.nan)
