@@ -30,8 +30,9 @@ CANDIDATES = 64  # of the clean ranking; most lanes part from it within these
 NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 PART = 8192  # logits that a program sums
 VECTOR = 1024  # of them at a time
-ALIGNED = 32  # logits of a cache line, at which a row starts
+ALIGNED = 16  # logits that a row is padded to, so that it loads as vectors: every BV is a multiple
 RANKING_BYTES = 96  # a token, of all that ranking a row in full takes
+NOWHERE = tl.constexpr(-1e30)  # the padding's logit: of probability 0, but 0 times it is 0
 
 
 @triton.jit
@@ -57,9 +58,9 @@ def logits_kernel(
         b_logits += tl.load(p_bias + o_v, mask=m_v, other=0.0)[None, :]
     if HAS_SOFTCAP:
         b_logits = softcap * tanh(b_logits / softcap)
+    b_logits = tl.where(m_v[None, :], b_logits, NOWHERE)
     p_logits += o_t.to(tl.int64)[:, None] * s_logits + o_v[None, :]
-    tl.store(p_logits, b_logits, mask=m_t[:, None] & m_v[None, :])
-    b_logits = tl.where(m_v[None, :], b_logits, float("-inf"))
+    tl.store(p_logits, b_logits, mask=m_t[:, None] & (o_v < s_logits)[None, :])
     b_top = tl.max(b_logits, 1)
     b_sum = tl.sum(tl.exp(b_logits - b_top[:, None]), 1)
     tl.store(p_lse + o_t.to(tl.int64) * tiles + i_v, b_top + tl.log(b_sum), mask=m_t)
@@ -83,17 +84,16 @@ def distances_kernel(
     b_token = tl.full([VECTOR], 0, tl.int32) + vocabulary
     for i_v in range(i_part * PART, tl.minimum((i_part + 1) * PART, vocabulary), VECTOR):
         o_v = i_v + tl.arange(0, VECTOR)
-        m_v = o_v < vocabulary
-        b_clean = tl.load(p_logits + i_clean * s_logits + o_v, mask=m_v, other=0.0)
-        b_lane = tl.load(p_logits + i_row * s_logits + o_v, mask=m_v, other=0.0)
+        m_v = o_v < s_logits
+        b_clean = tl.load(p_logits + i_clean * s_logits + o_v, mask=m_v, other=NOWHERE)
+        b_lane = tl.load(p_logits + i_row * s_logits + o_v, mask=m_v, other=NOWHERE)
         b_log_p, b_log_q = b_clean - clean_lse, b_lane - lse
-        b_p = tl.where(m_v, tl.exp(b_log_p), 0.0)
-        b_q = tl.where(m_v, tl.exp(b_log_q), 0.0)
+        b_p, b_q = tl.exp(b_log_p), tl.exp(b_log_q)
         b_tv += tl.abs(b_p - b_q)
         b_kl += b_p * (b_log_p - b_log_q)
         b_entropy -= b_q * b_log_q
         # Only what is greater replaces: the first of equals stays.
-        m_better = m_v & (b_clean <= least) & (b_lane > b_best)
+        m_better = (o_v < vocabulary) & (b_clean <= least) & (b_lane > b_best)
         b_best = tl.where(m_better, b_lane, b_best)
         b_token = tl.where(m_better, o_v, b_token)
     best = tl.max(b_best, 0)
@@ -108,7 +108,7 @@ def distances_kernel(
 class Logits(NamedTuple):
     """Of all lanes of N tokens, the clean one first."""
 
-    value: Tensor  # float32 [1 + K, N, V], rows apart by whole cache lines
+    value: Tensor  # float32 [1 + K, N, V], rows apart by a multiple of ALIGNED
     lse: Tensor  # float32 [1 + K, N]
 
 
