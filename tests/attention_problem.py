@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from densitrace import kernels
-from densitrace.kernels import AttentionEdges, AttentionStats, NormWeight, Pattern
+from densitrace.kernels import AttentionEdges, AttentionStats, NormWeight, OutputErrors, Pattern
 
 Floats = NDArray[np.float64]
 
@@ -172,3 +172,34 @@ def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
     rows = weights.transpose(0, 2, 1, 3).reshape(*weights.shape[::2], -1)
     cuts = [np.quantile(rows, q, axis=-1) * 1.0001 for q in sorted(quantiles, reverse=True)]
     return torch.from_numpy(np.stack(cuts)).float()
+
+
+def errors_of(problem: Problem, vocabulary: int, backend: str, noise: float = 0.1) -> OutputErrors:
+    """Of the problem's nodes as final states, and lanes that are near them."""
+    states = problem.node.flatten(0, 1).to(problem.shape.dtype)
+    generator = torch.Generator().manual_seed(vocabulary)
+    near = noise * torch.randn(3, *states.shape, generator=generator)
+    near[2] = 0  # a lane that is the clean one
+    table = torch.randn(vocabulary, states.shape[-1], generator=generator).to(states.dtype)
+    ids = torch.arange(len(states)) % vocabulary
+    ids[::3] = -1
+    lanes = (states + near).to(states.dtype)
+    return kernels.output_errors(
+        states, lanes, table, table[:, 0], scale=0.8, softcap=9.0, next_ids=ids, backend=backend
+    )
+
+
+def assert_errors_agree(ours: OutputErrors, theirs: OutputErrors) -> None:
+    """Two backends' results of `errors_of` are the same but for rounding."""
+    # A ranking turns where two logits differ by less than their rounding, so these may differ by a
+    # token in many; all others are sums.
+    for name in ("top1", "nucleus"):
+        same = getattr(ours, name) == getattr(theirs, name)
+        assert same.sum() >= same.numel() - 1 - same.numel() // 20, name
+        assert same[2].all()
+    assert not ours.tv[2].any()
+    for name, tensor in vars(ours).items():
+        if name not in ("top1", "nucleus"):
+            torch.testing.assert_close(
+                tensor, getattr(theirs, name), atol=2e-5, rtol=2e-5, equal_nan=True, msg=name
+            )

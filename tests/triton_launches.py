@@ -25,9 +25,7 @@ def attention_stats(width: int, dtype: torch.dtype) -> object:
 def output_errors(width: int, dtype: torch.dtype) -> object:
     states = torch.zeros(3, 5, 4 * width, dtype=dtype)
     table = torch.zeros(101, 4 * width, dtype=dtype)
-    return ops.output_errors(
-        states[0], states[1:], table, table[:, 0], 0.9, 30.0, torch.arange(5)
-    )
+    return ops.output_errors(states[0], states[1:], table, table[:, 0], 0.9, 30.0, torch.arange(5))
 
 
 CALLS: dict[str, Callable[[int, torch.dtype], object]] = {

@@ -192,8 +192,7 @@ def shared_nucleus(
         least: float32 [N]; those whose clean logit exceeds it are candidates. Tokens that tie with
             the last are not, so that none of them is left out of `top`.
     """
-    strata, tokens = found.tv[1:].shape
-    vocabulary = logits.value.shape[-1]
+    strata, vocabulary = len(found.tv) - 1, logits.value.shape[-1]
     clean, token = ranked(logits.value[0].gather(-1, top), top)
     lane = logits.value[1:].gather(-1, token.expand(strata, -1, -1))
     candidate = clean > least[:, None]
@@ -206,18 +205,19 @@ def shared_nucleus(
     undecided = (agreeing == known) & (nucleus < NUCLEUS_PERCENT[-1]) & (known < vocabulary)
     for pairs in undecided.nonzero().split(max(1, LOGIT_BYTES // (RANKING_BYTES * vocabulary))):
         k, n = pairs.T
-        nucleus[k, n] = ranked_nucleus(logits, k + 1, n)
+        agreeing[k, n], nucleus[k, n] = full_rankings(logits, k + 1, n)
     return ((agreeing > 0) | same).float(), nucleus
 
 
-def ranked_nucleus(logits: Logits, lane: Tensor, token: Tensor) -> Tensor:
-    """The shared nucleus of lanes [n] at tokens [n], float32 [n], by ranking all in full."""
+def full_rankings(logits: Logits, lane: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Agreement and shared mass, as above, of lanes [n] at tokens [n]: two tensors [n]."""
     clean, order = logits.value[0, token].sort(stable=True, dim=-1, descending=True)
     value = logits.value[lane, token]
     same = order == value.sort(stable=True, dim=-1, descending=True).indices
+    agreeing = same.cumprod(-1).sum(-1)
     log_p = clean - logits.lse[0, token, None]
     log_q = value.gather(-1, order) - logits.lse[lane, token, None]
-    return shared_mass(log_p, log_q, same.cumprod(-1).sum(-1))
+    return agreeing, shared_mass(log_p, log_q, agreeing)
 
 
 class Unembedding(NamedTuple):

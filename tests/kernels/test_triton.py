@@ -1,0 +1,96 @@
+"""What the Triton ops promise besides their contracts, at any size and however they are tiled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from attention_problem import Problem, Shape, assert_errors_agree, errors_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracles import errors as oracle_errors
+
+from densitrace import kernels
+
+
+@contextmanager
+def small_blocks(vocabulary: int, candidates: int) -> Iterator[None]:
+    """Output errors of one or two tokens at a time, in several parts of the vocabulary."""
+    module = import_module("densitrace.kernels.triton.output_errors")  # the op hides its module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LOGIT_BYTES", 4 * 4 * 2 * (vocabulary + 16))
+        patch.setattr(module, "CANDIDATES", candidates)
+        patch.setattr(module, "PART", 64)
+        patch.setattr(module, "VECTOR", 32)
+        yield
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 5),
+    hidden=st.integers(1, 70),
+    vocabulary=st.integers(2, 200),
+    noise=st.sampled_from([1e-4, 1e-2, 0.3, 3.0]),
+    candidates=st.sampled_from([1, 5, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_any_errors_agree_with_the_definition(
+    seed: int,
+    length: int,
+    hidden: int,
+    vocabulary: int,
+    noise: float,
+    candidates: int,
+    dtype: torch.dtype,
+    poisoned: None,
+) -> None:
+    problem = Problem(Shape(batch=1, length=length, hidden=hidden, dtype=dtype), seed)
+    with small_blocks(vocabulary, candidates):
+        ours = errors_of(problem, vocabulary, "triton", noise)
+    assert_errors_agree(ours, errors_of(problem, vocabulary, "reference", noise))
+
+
+@pytest.mark.parametrize("candidates", [1, 5, 64])
+def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
+    """Of equal logits the first token comes first, whether ranked as candidates or in full.
+
+    Logits are small integers, exact in any order of summation; a lane differs from the clean one by
+    what two hidden dimensions add to the logits of few tokens.
+    """
+    vocabulary, hidden, tokens = 157, 9, 6
+    generator = torch.Generator().manual_seed(3)
+
+    def integers(least: int, most: int, *shape: int) -> torch.Tensor:
+        return torch.randint(least, most + 1, shape, generator=generator).float()
+
+    table, states = integers(-1, 1, vocabulary, hidden), integers(-1, 1, tokens, hidden)
+    table[torch.rand(vocabulary, generator=generator) > 0.04, :2] = 0
+    lanes = states.repeat(4, 1, 1)
+    lanes[:, :, :2] += integers(-2, 2, 4, tokens, 2)
+    with small_blocks(vocabulary, candidates):
+        found = kernels.output_errors(
+            states, lanes, table, next_ids=torch.arange(tokens), backend="triton"
+        )
+    for k, m in np.ndindex(4, tokens):
+        clean, lane = ((table @ vector).double().numpy() for vector in (states[m], lanes[k, m]))
+        expected = oracle_errors(clean, lane, m)
+        assert found.top1[k, m] == expected["top1"]
+        assert found.nucleus[k, m] == expected["nucleus"]
+    assert len(found.nucleus.unique()) > 4
+
+
+def test_lanes_that_are_the_clean_one_differ_by_nothing(poisoned: None) -> None:
+    """Whatever the row of a tile in which a lane comes to lie."""
+    generator = torch.Generator().manual_seed(5)
+    states = torch.randn(7, 75, generator=generator).bfloat16()
+    table = torch.randn(301, 75, generator=generator).bfloat16()
+    found = kernels.output_errors(
+        states, states.repeat(20, 1, 1), table, next_ids=torch.arange(7), backend="triton"
+    )
+    assert not found.tv.any() and not found.kl.any()
+    assert (found.nucleus == 99).all() and found.top1.all()
+    assert torch.equal(found.loss, found.clean_loss.expand(20, -1))
+    assert torch.equal(found.entropy, found.clean_entropy.expand(20, -1))
