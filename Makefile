@@ -34,6 +34,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h)
 	@rm -rf build/lint && mkdir -p build/lint/densitrace
 	@ln -s $(CURDIR)/densitrace/*.py* $(addprefix $(CURDIR)/,kernels tracer estimator) \
 	    build/lint/densitrace/

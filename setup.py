@@ -6,7 +6,7 @@ in: tests/kernels/test_sanitizers.py loads such a build.
 
 import os
 import sys
-from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
@@ -23,12 +23,18 @@ SANITIZERS = [
 threads = ["-fopenmp"] if sys.platform == "linux" else ["-pthread"]
 extra = SANITIZERS if os.environ.get("DENSITRACE_SANITIZE") == "1" else []
 
+
+def files(pattern: str) -> list[str]:
+    """Of the ops, relative to this file's folder, in which builds run."""
+    return sorted(map(str, Path("csrc/cpu").glob(pattern)))
+
+
 setup(
     ext_modules=[
         Pybind11Extension(
             "densitrace._cpu",
-            sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-            depends=sorted(glob("csrc/cpu/*.h")),
+            sources=["csrc/bindings.cpp", *files("*.cpp")],
+            depends=files("*.h"),
             include_dirs=["csrc"],
             # Not -march=native: csrc picks its instructions at run time, so that a wheel runs
             # on other processors too. GCC or Clang: it uses their vector types.

@@ -197,9 +197,9 @@ def main(out: Path) -> None:
     lines = [
         f"# Profile of a full scan, {date.today()}",
         "",
-        f"`python benches/profile_scan.py` on {info['processor']}, {info['threads']} threads, torch "
-        f"{info['torch']}. Bundled model, 12 strata, means of {ROUNDS} scans. A product of 1536 x "
-        f"1536 matrices runs at {figure(rate / 1e9)} GFLOP/s, a copy of 256 MiB at "
+        f"`python benches/profile_scan.py` on {info['processor']}, {info['threads']} threads, "
+        f"torch {info['torch']}. Bundled model, 12 strata, means of {ROUNDS} scans. A product of "
+        f"1536 x 1536 matrices runs at {figure(rate / 1e9)} GFLOP/s, a copy of 256 MiB at "
         f"{figure(bandwidth / 1e9)} GB/s (read and written).",
     ]
     for length, attention in ((512, "live"), (512, "frozen"), (2048, "live")):

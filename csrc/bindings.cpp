@@ -75,7 +75,8 @@ Floats floats(const py::array& array, const char* name) {
   return found;
 }
 
-// ---- what the ops are told ------------------------------------------------------------------------
+// ---- what the ops are told
+// ------------------------------------------------------------------------
 
 // A pattern, and the arrays that it points into.
 struct HeldPattern {
@@ -97,8 +98,8 @@ HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, st
   plain.length = size(q.shape(2));
   plain.d_k = size(q.shape(3));
   if (plain.groups == 0 || plain.heads % plain.groups != 0)
-    throw std::invalid_argument("q has " + std::to_string(plain.heads) + " heads, no multiple of k's " +
-                                std::to_string(plain.groups));
+    throw std::invalid_argument("q has " + std::to_string(plain.heads) +
+                                " heads, no multiple of k's " + std::to_string(plain.groups));
   plain.scale = scale;
   plain.window = window;
   plain.softcap = softcap;
@@ -121,7 +122,9 @@ HeldEdges hold(const HeldPattern& pattern, Importance importance) {
   const Pattern& plain = pattern.plain;
   const auto batch = static_cast<py::ssize_t>(plain.batch);
   const auto length = static_cast<py::ssize_t>(plain.length);
-  HeldEdges found{{plain, {}}, pattern.held, {batch, static_cast<py::ssize_t>(plain.heads), length},
+  HeldEdges found{{plain, {}},
+                  pattern.held,
+                  {batch, static_cast<py::ssize_t>(plain.heads), length},
                   {batch, length}};
   found.plain.weight.importance = importance;
   const bool needs_lse = importance != Importance::kRandom && importance != Importance::kGiven;
@@ -132,8 +135,9 @@ HeldEdges hold(const HeldPattern& pattern, Importance importance) {
 
 void hold_values(HeldEdges& edges, const py::array& v, py::ssize_t d_v) {
   edges.plain.weight.v = floats(v, "v");
-  check_shape(v, "v", {edges.targets[0], static_cast<py::ssize_t>(edges.plain.pattern.groups),
-                       edges.targets[1], d_v});
+  check_shape(v, "v",
+              {edges.targets[0], static_cast<py::ssize_t>(edges.plain.pattern.groups),
+               edges.targets[1], d_v});
   edges.plain.weight.d_v = size(d_v);
   edges.held.push_back(v);
 }
@@ -205,7 +209,8 @@ std::size_t strata_of(const py::array& cuts, const Shape& targets) {
   return size(cuts.shape(0));
 }
 
-// ---- the ops --------------------------------------------------------------------------------------
+// ---- the ops
+// --------------------------------------------------------------------------------------
 
 void source_norms(const py::array& v, const Array<float>& w_o, int p, Array<float>& norms,
                   int threads, const std::string& isa) {
@@ -230,8 +235,9 @@ void attention_stats(const HeldPattern& pattern, const py::array& v, const Maybe
   const Ops& chosen = ops(isa);
   const HeldEdges edges = hold(pattern, Importance::kGiven);
   const Floats values = floats(v, "v");
-  check_shape(v, "v", {edges.heads[0], static_cast<py::ssize_t>(pattern.plain.groups),
-                       edges.heads[2], v.shape(3)});
+  check_shape(
+      v, "v",
+      {edges.heads[0], static_cast<py::ssize_t>(pattern.plain.groups), edges.heads[2], v.shape(3)});
   const float* norms = data(source, "source", edges.heads);
   check_shape(output, "output", {edges.heads[0], edges.heads[1], edges.heads[2], v.shape(3)});
   check_shape(lse, "lse", edges.heads);
@@ -253,8 +259,7 @@ void edge_mass(const HeldEdges& edges, Array<float>& mass, int threads, const st
 void edge_weights(const HeldEdges& edges, Array<float>& weights, int threads,
                   const std::string& isa) {
   const Ops& chosen = ops(isa);
-  check_shape(weights, "weights",
-              {edges.heads[0], edges.heads[1], edges.heads[2], edges.heads[2]});
+  check_shape(weights, "weights", {edges.heads[0], edges.heads[1], edges.heads[2], edges.heads[2]});
   float* to = weights.mutable_data();
   py::gil_scoped_release unlocked;
   chosen.edge_weights(edges.plain, to, threads);
@@ -288,9 +293,8 @@ void nucleus_cuts(const HeldEdges* edges, const Array<float>& side, const Array<
   chosen.nucleus_cuts(in, wanted, strata, of, to, threads);
 }
 
-void fraction_cuts(const HeldEdges* edges, const Array<float>& side,
-                   const Array<double>& fractions, Array<float>& cuts, int threads,
-                   const std::string& isa) {
+void fraction_cuts(const HeldEdges* edges, const Array<float>& side, const Array<double>& fractions,
+                   Array<float>& cuts, int threads, const std::string& isa) {
   const Ops& chosen = ops(isa);
   const InEdges in = in_edges(edges, side, fractions, cuts);
   const double* wanted = fractions.data();
@@ -345,8 +349,9 @@ void lane_attention(const HeldEdges& edges, const Array<float>& cuts, const py::
   plain.v = floats(v, "v");
   const auto strata = static_cast<py::ssize_t>(plain.count);
   const py::ssize_t sequences = strata * edges.targets[0];
-  check_shape(v, "v", {sequences, static_cast<py::ssize_t>(edges.plain.pattern.groups),
-                       edges.targets[1], v.shape(3)});
+  check_shape(v, "v",
+              {sequences, static_cast<py::ssize_t>(edges.plain.pattern.groups), edges.targets[1],
+               v.shape(3)});
   plain.d_v = size(v.shape(3));
   plain.invert = invert;
   if (edges.plain.pattern.lse == nullptr) throw std::invalid_argument("lse is missing");
@@ -359,7 +364,8 @@ void lane_attention(const HeldEdges& edges, const Array<float>& cuts, const py::
       throw std::invalid_argument("lanes has the wrong shape; wanted K times the clean one's");
     plain.pattern = &own;
   }
-  check_shape(output, "output", {strata, edges.heads[0], edges.heads[1], edges.heads[2], v.shape(3)});
+  check_shape(output, "output",
+              {strata, edges.heads[0], edges.heads[1], edges.heads[2], v.shape(3)});
   if (v.shape(3) > 1 && output.strides(4) != output.itemsize())
     throw py::type_error("output has a last dimension that is not contiguous");
   for (py::ssize_t i = 0; i < 4; ++i)
@@ -373,8 +379,7 @@ void lane_attention(const HeldEdges& edges, const Array<float>& cuts, const py::
 template <typename T>
 py::array_t<T> column(Buffer<T>& values, std::size_t count) {
   T* data = values.release();
-  return py::array_t<T>(static_cast<py::ssize_t>(count), data,
-                        py::capsule(data, &Buffer<T>::free));
+  return py::array_t<T>(static_cast<py::ssize_t>(count), data, py::capsule(data, &Buffer<T>::free));
 }
 
 py::tuple collect_edges(const HeldEdges& edges, const Array<float>& cuts, int threads,
@@ -437,7 +442,8 @@ void output_errors(Array<float>& logits, const Maybe<float>& bias, float scale, 
     check_shape(errors[i], "errors", i < 6 ? Shape{lanes, tokens} : Shape{tokens});
   const std::size_t stride = size(logits.shape(2));
   if (stride % 16 != 0 || vocabulary > stride || vocabulary == 0)
-    throw std::invalid_argument("logits has to have rows of a multiple of 16, the vocabulary first");
+    throw std::invalid_argument(
+        "logits has to have rows of a multiple of 16, the vocabulary first");
   if (first + size(logits.shape(1)) > size(tokens))
     throw std::invalid_argument("errors has too few tokens");
   const Predictions all{logits.mutable_data(),
@@ -473,23 +479,23 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("softcap"), exact("sinks"), exact("segments"), exact("lse"));
   py::class_<HeldEdges>(module, "Edges", "densitrace.kernels.AttentionEdges for these ops.")
       .def_static("norm", &norm_edges, py::arg("pattern"), exact("source"), exact("target"))
-      .def_static("cosine", &cosine_edges, py::arg("pattern"), exact("direction"),
-                  exact("source"), exact("v"))
+      .def_static("cosine", &cosine_edges, py::arg("pattern"), exact("direction"), exact("source"),
+                  exact("v"))
       .def_static("proximity", &proximity_edges, py::arg("pattern"), exact("node"), exact("v"),
                   exact("w_o"), exact("target"))
       .def_static("random", &random_edges, py::arg("pattern"), py::arg("seed"), py::arg("stream"),
                   exact("positions"))
       .def_static("given", &given_edges, py::arg("pattern"), exact("weight"));
 
-  module.def("source_norms", &source_norms, exact("v"), exact("w_o"), py::arg("p"),
-             exact("norms"), py::arg("threads"), isa, "Writes source norms into `norms`.");
+  module.def("source_norms", &source_norms, exact("v"), exact("w_o"), py::arg("p"), exact("norms"),
+             py::arg("threads"), isa, "Writes source norms into `norms`.");
   module.def("attention_stats", &attention_stats, py::arg("pattern"), exact("v"), exact("source"),
              exact("output"), exact("lse"), exact("mass"), py::arg("threads"), isa,
              "Writes attention output, log-sum-exp and edge mass.");
   module.def("edge_mass", &edge_mass, py::arg("edges"), exact("mass"), py::arg("threads"), isa,
              "Writes the sum of the weights into each target.");
-  module.def("edge_weights", &edge_weights, py::arg("edges"), exact("weights"),
-             py::arg("threads"), isa, "Writes every weight, NaN where there is no edge.");
+  module.def("edge_weights", &edge_weights, py::arg("edges"), exact("weights"), py::arg("threads"),
+             isa, "Writes every weight, NaN where there is no edge.");
   module.def("nucleus_cuts", &nucleus_cuts, py::arg("edges"), exact("side"), exact("masses"),
              exact("total"), exact("cuts"), py::arg("threads"), isa,
              "Writes the cuts that keep each mass.");

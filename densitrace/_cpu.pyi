@@ -1,8 +1,8 @@
 """The compiled module; its sources are in csrc/.
 
-Every op raises ValueError for a shape that does not fit or an instruction set that is not there, and
-TypeError for another dtype or layout: nothing is converted. Arrays of bfloat16 come as the uint16 of
-their bits.
+Every op raises ValueError for a shape that does not fit or an instruction set that is not there,
+and TypeError for another dtype or layout: nothing is converted. Arrays of bfloat16 come as the
+uint16 of their bits.
 """
 
 import numpy as np
@@ -41,9 +41,7 @@ class Edges:
         pattern: Pattern, node: Floats, v: Rows, w_o: Floats, target: Floats | None
     ) -> Edges: ...
     @staticmethod
-    def random(
-        pattern: Pattern, seed: int, stream: int, positions: NDArray[np.int32]
-    ) -> Edges: ...
+    def random(pattern: Pattern, seed: int, stream: int, positions: NDArray[np.int32]) -> Edges: ...
     @staticmethod
     def given(pattern: Pattern, weight: Floats) -> Edges: ...
 
@@ -174,6 +172,6 @@ def output_errors(
 ) -> None:
     """Overwrites logits [1 + K, n, padded V] and writes the errors of these tokens.
 
-    `errors` are tv, kl, top1, nucleus, loss, entropy [K, M], clean loss and entropy [M]; the n tokens
-    are those from `first` on.
+    `errors` are tv, kl, top1, nucleus, loss, entropy [K, M], clean loss and entropy [M]; the n
+    tokens are those from `first` on.
     """

@@ -1,6 +1,5 @@
 """One attention problem: random inputs of the ops, and their definition by loops in float64."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,14 +122,13 @@ class Problem:
         allowed = self.allowed()
         q, k = p.q.double().numpy(), p.k.double().numpy()
         for b, h, t in np.ndindex(lse.shape):
-            logits = {}
-            for u in np.nonzero(allowed[b, t])[0]:
-                logit = p.scale * float(q[b, h, t] @ k[b, h * s.groups // s.heads, u])
-                logits[u] = logit if s.softcap is None else s.softcap * math.tanh(logit / s.softcap)
+            sources = np.nonzero(allowed[b, t])[0]
+            logits = p.scale * k[b, h * s.groups // s.heads, sources] @ q[b, h, t]
+            if s.softcap is not None:
+                logits = s.softcap * np.tanh(logits / s.softcap)
             others = [float(p.sinks[h])] if p.sinks is not None else []
-            lse[b, h, t] = np.logaddexp.reduce([*logits.values(), *others])
-            for u, logit in logits.items():
-                alpha[b, h, t, u] = math.exp(logit - lse[b, h, t])
+            lse[b, h, t] = np.logaddexp.reduce([*logits, *others])
+            alpha[b, h, t, sources] = np.exp(logits - lse[b, h, t])
         return alpha, lse
 
     def sent(self) -> Floats:

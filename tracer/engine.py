@@ -26,7 +26,7 @@ Attention = Literal["live", "frozen"]
 Control = Literal["inverse", "random"]
 CONTROLS: tuple[str, ...] = get_args(Control)
 
-LANE_ROWS = 8192  # of masked lanes that attend together on a CPU, which bounds what they hold at once
+LANE_ROWS = 8192  # of masked lanes that attend together on a CPU: bounds what they hold
 FEWEST_LANES = 4  # however long they are: the clean weights are computed once for all of them
 MLP_ROWS = 512  # rows through an MLP at a time: what it writes between its products stays cached
 

@@ -25,6 +25,6 @@
 #include "trace_sizes.h"
 
 extern const Ops kOps;
-const Ops kOps = {attention_stats, bottleneck,    collect_edges, edge_levels, edge_mass,
+const Ops kOps = {attention_stats, bottleneck,    collect_edges,  edge_levels,  edge_mass,
                   edge_weights,    fraction_cuts, lane_attention, nucleus_cuts, output_errors,
                   random_cuts,     source_norms,  trace_sizes};

@@ -40,9 +40,9 @@ struct EdgeWeight {
   const float* w_o = nullptr;        // proximity: [H, D, d_v]
   Floats v;                          // cosine, proximity: [B, G, T, d_v]
   std::size_t d_v = 0, hidden = 0;
-  std::uint32_t seed = 0, stream = 0;          // random
-  const std::int32_t* positions = nullptr;     // random: [B, T]
-  const float* given = nullptr;                // given: [B, H, T, T]
+  std::uint32_t seed = 0, stream = 0;       // random
+  const std::int32_t* positions = nullptr;  // random: [B, T]
+  const float* given = nullptr;             // given: [B, H, T, T]
 };
 
 struct Edges {
@@ -68,16 +68,21 @@ struct Lanes {
   const Pattern* pattern;  // their own queries and keys, [K * B, ...]; null: frozen
   Floats v;                // [K * B, G, T, d_v]
   std::size_t d_v;
-  const float* cuts;  // [K, B, T]
-  bool invert;        // keep what does not clear the cut instead
-  float* output;      // [K, B, H, T, d_v]
+  const float* cuts;                  // [K, B, T]
+  bool invert;                        // keep what does not clear the cut instead
+  float* output;                      // [K, B, H, T, d_v]
   std::array<std::size_t, 4> stride;  // of its first four dimensions
 };
 
 // A table of edges, a column an array.
 struct EdgeRows {
   explicit EdgeRows(std::size_t rows)
-      : count(rows), sequence(rows), head(rows), source(rows), target(rows), stratum(rows),
+      : count(rows),
+        sequence(rows),
+        head(rows),
+        source(rows),
+        target(rows),
+        stratum(rows),
         weight(rows) {}
 
   std::size_t count;
@@ -89,9 +94,9 @@ struct EdgeRows {
 struct Predictions {
   float* logits;  // [1 + K, n, stride]: overwritten
   std::size_t lanes, tokens, vocabulary, stride;
-  const float* bias;  // [V] or null
-  float scale, softcap;       // softcap 0: none
-  const std::int64_t* next;   // [n], -1 where no token follows
+  const float* bias;         // [V] or null
+  float scale, softcap;      // softcap 0: none
+  const std::int64_t* next;  // [n], -1 where no token follows
 };
 
 // [K, M] and [M], from column `first` on; `columns` is M.

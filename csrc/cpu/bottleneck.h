@@ -1,23 +1,23 @@
 // The (max, min) product over levels: METHOD, section 4.
 // No include guard: see all_ops.h.
 //
-// bottleneck: reach R = beta_t(j) [T, T], levels S [T, T], result max over j of min(R[t, j], S[j, i]),
-// all uint8 and lower triangular. T^3 / 6 pairs of a byte min and a byte max.
+// bottleneck: reach R = beta_t(j) [T, T], levels S [T, T], result max over j of min(R[t, j], S[j,
+// i]), all uint8 and lower triangular. T^3 / 6 pairs of a byte min and a byte max.
 //
 // Idea. It is a matrix product in another algebra, so it is blocked like one. A task owns kBlock
 // outputs t and a strip of sources i. It walks over the nodes j, kNodes at a time: the strip's
 // levels of these nodes are copied into a dense tile (16 KiB at most, L1), in which entries above
 // the diagonal and beyond the row's end are 0, so that the inner loop knows neither. The inner loop
-// keeps a few outputs' strips in registers and spends one broadcast per output and node, one min and
-// one max per register. Nodes that none of its outputs reaches are skipped.
+// keeps a few outputs' strips in registers and spends one broadcast per output and node, one min
+// and one max per register. Nodes that none of its outputs reaches are skipped.
 //
 // Bytes: the task reads 1 / kBlock of what it computes on, so the op is bound by arithmetic: at
 // 64 bytes an instruction, T = 2048 is 22 million min/max pairs for all strata and outputs.
 
 namespace max_min {
 
-constexpr std::size_t kNodes = 64;    // nodes j of a tile: a mask of them is one machine word
-constexpr std::size_t kBlock = 128;   // outputs t of a task: a multiple of every kLevelRows
+constexpr std::size_t kNodes = 64;   // nodes j of a tile: a mask of them is one machine word
+constexpr std::size_t kBlock = 128;  // outputs t of a task: a multiple of every kLevelRows
 
 typedef std::uint8_t Bytes __attribute__((vector_size(kVectorBytes), may_alias));
 
@@ -45,8 +45,8 @@ static inline std::uint64_t nodes_in_reach(const std::uint8_t* reach) {
   return nodes;
 }
 
-// best [kLevelRows, kStrip] <- max(best, min(reach [kLevelRows, kNodes] at j, levels [kNodes, kStrip]))
-// over the nodes j of the mask and the first kActive vectors of the strip.
+// best [kLevelRows, kStrip] <- max(best, min(reach [kLevelRows, kNodes] at j, levels [kNodes,
+// kStrip])) over the nodes j of the mask and the first kActive vectors of the strip.
 template <std::size_t kActive>
 INLINE void sweep_active(std::uint64_t nodes, const std::uint8_t* reach, const std::uint8_t* levels,
                          std::uint8_t* best) {
@@ -76,10 +76,18 @@ static void sweep(std::size_t rows, std::size_t columns, const std::uint8_t* rea
     const std::uint64_t nodes = nodes_in_reach(from);
     if (nodes == 0) continue;
     switch ((columns + kVectorBytes - 1) / kVectorBytes) {
-      case 1: sweep_active<1>(nodes, from, levels, to); break;
-      case 2: sweep_active<2>(nodes, from, levels, to); break;
-      case 3: sweep_active<3>(nodes, from, levels, to); break;
-      default: sweep_active<4>(nodes, from, levels, to); break;
+      case 1:
+        sweep_active<1>(nodes, from, levels, to);
+        break;
+      case 2:
+        sweep_active<2>(nodes, from, levels, to);
+        break;
+      case 3:
+        sweep_active<3>(nodes, from, levels, to);
+        break;
+      default:
+        sweep_active<4>(nodes, from, levels, to);
+        break;
     }
   }
 }

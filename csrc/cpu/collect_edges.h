@@ -1,9 +1,10 @@
 // The kept attention edges as a table. No include guard: see all_ops.h.
 //
-// Two sweeps: how many edges each strip of each head keeps, then the edges, each strip at its place.
+// Two sweeps: how many edges each strip of each head keeps, then the edges, each strip at its
+// place.
 
-// The edges that clear the last of cuts [K, B, T], ordered by (sequence, head, target, source), each
-// with the first stratum that holds it.
+// The edges that clear the last of cuts [K, B, T], ordered by (sequence, head, target, source),
+// each with the first stratum that holds it.
 static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t strata,
                               int threads) {
   const Pattern& pattern = edges.pattern;
@@ -12,11 +13,13 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
   const std::size_t stride = weighed.geometry.stride(), strips = weighed.geometry.strips();
   // Calls keep(strip, h, r, column, weight) for every kept edge of a strip in order, head by head.
   const auto visit = [&](const auto& keep) {
-    run(strips * batch, threads, heads * weighed.operations(),
+    run(
+        strips * batch, threads, heads * weighed.operations(),
         [&] { return weighed.make_scratch(); },
         [&](EdgeScratch& scratch, std::size_t index) {
           const Strip strip = weighed.geometry.strip(index % batch, index / batch);
-          const float* lowest = cuts + ((strata - 1) * batch + strip.sequence) * length + strip.first;
+          const float* lowest =
+              cuts + ((strata - 1) * batch + strip.sequence) * length + strip.first;
           weigh_heads(weighed, strip, heads, scratch, nullptr, [&](std::size_t h) {
             for (std::size_t r = 0; r < strip.rows; ++r) {
               const float* row = scratch.weight.get() + r * stride;

@@ -1,7 +1,7 @@
 // Which cuts the attention edges clear: METHOD, section 4. No include guard: see all_ops.h.
 //
-// A task is a strip of targets, all heads. The heaviest head's weight decides the level of a pair, so
-// the maximum over heads stays in the caches; in-degrees are one comparison an edge and cut.
+// A task is a strip of targets, all heads. The heaviest head's weight decides the level of a pair,
+// so the maximum over heads stays in the caches; in-degrees are one comparison an edge and cut.
 
 // levels uint8 [B, T, T], degrees int32 [K, B, T] from cuts [K, B, T]. Returns, for proximity, how
 // many edges there are and of how many the exact sum was computed.
@@ -18,8 +18,8 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
   struct Scratch {
     EdgeScratch edges;
     Buffer<float> highest;
-    std::vector<float> cuts;             // [K, kRows]
-    std::vector<std::int32_t> degrees;   // [K, kRows]
+    std::vector<float> cuts;            // [K, kRows]
+    std::vector<std::int32_t> degrees;  // [K, kRows]
   };
   const auto make_scratch = [&] {
     return Scratch{weighed.make_scratch(), Buffer<float>(kRows * stride),
@@ -40,7 +40,8 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
         for (std::size_t column = 0; column < strip.width(); column += kWidth) {
           const Vector w = load(weight + column);
           if (!any(w > cut[cuts_here - 1])) continue;  // cuts descend: it clears none of these
-          for (std::size_t k = 0; k < kGroup; ++k) counts[k] = w > cut[k] ? counts[k] + 1 : counts[k];
+          for (std::size_t k = 0; k < kGroup; ++k)
+            counts[k] = w > cut[k] ? counts[k] + 1 : counts[k];
         }
         for (std::size_t k = 0; k < cuts_here; ++k)
           scratch.degrees[(first + k) * kRows + r] += sum(counts[k]);
@@ -71,8 +72,7 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
     std::fill(scratch.degrees.begin(), scratch.degrees.end(), 0);
     for (std::size_t k = 0; k < strata; ++k)
       for (std::size_t r = 0; r < strip.rows; ++r)
-        scratch.cuts[k * kRows + r] =
-            cuts[(k * batch + strip.sequence) * length + strip.first + r];
+        scratch.cuts[k * kRows + r] = cuts[(k * batch + strip.sequence) * length + strip.first + r];
     const float* floor = scratch.cuts.data() + (strata - 1) * kRows;
     const Work work = weigh_heads(weighed, strip, heads, scratch.edges, floor,
                                   [&](std::size_t) { count(strip, scratch); });

@@ -5,7 +5,8 @@ static void edge_mass(const Edges& edges, float* mass, int threads) {
   const Pattern& pattern = edges.pattern;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
+  run(
+      weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
       [&] { return weighed.make_scratch(); },
       [&](EdgeScratch& scratch, std::size_t index) {
         const Strip strip = weighed.geometry.strip(index % pattern.batch, index / pattern.batch);
@@ -28,7 +29,8 @@ static void edge_weights(const Edges& edges, float* weights, int threads) {
   const std::size_t length = pattern.length;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
+  run(
+      weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
       [&] { return weighed.make_scratch(); },
       [&](EdgeScratch& scratch, std::size_t index) {
         const Strip strip = weighed.geometry.strip(index % pattern.batch, index / pattern.batch);

@@ -40,12 +40,11 @@ class EdgeStrips {
                     geometry.stride());
     for (std::size_t r = 0; r < strip.rows; ++r)
       scores_->normalise(geometry.row(strip, r), lse(strip, h, r), strip.width(), 0.0f,
-                         scratch.alpha.get() + r * geometry.stride(),
-                         [](std::size_t, Vector&) {});
+                         scratch.alpha.get() + r * geometry.stride(), [](std::size_t, Vector&) {});
   }
 
-  // scratch.weight: -inf where there is no edge. Edges that weigh no more than `floor[r]` may get any
-  // weight up to it.
+  // scratch.weight: -inf where there is no edge. Edges that weigh no more than `floor[r]` may get
+  // any weight up to it.
   Work weigh(const Strip& strip, std::size_t h, EdgeScratch& scratch, const float* floor) const {
     if (weight_.importance == Importance::kNorm) {
       weigh_norm(strip, h, scratch);
@@ -61,9 +60,15 @@ class EdgeStrips {
       const float* alpha = scratch.alpha.get() + r * geometry.stride();
       float* weight = scratch.weight.get() + r * geometry.stride();
       switch (weight_.importance) {
-        case Importance::kCosine: cosine(strip, row, h, alpha, weight); break;
-        case Importance::kRandom: random(strip, row, h, r, weight); break;
-        default: given(strip, row, h, r, weight); break;
+        case Importance::kCosine:
+          cosine(strip, row, h, alpha, weight);
+          break;
+        case Importance::kRandom:
+          random(strip, row, h, r, weight);
+          break;
+        default:
+          given(strip, row, h, r, weight);
+          break;
       }
     }
     return {};

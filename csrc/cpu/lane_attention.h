@@ -3,9 +3,12 @@
 // A task is a strip of targets under one head. The clean weights of the strip are computed once and
 // serve every lane. Then, lane by lane:
 //
-//   live    the lane's own scores and softmax; of its weights those are kept whose clean edge clears
-//           the lane's cut; their product with the lane's values.    2 (d_k + d_v) operations a pair
-//   frozen  the clean weights, masked alike; their product with the lane's values.      2 d_v a pair
+//   live    the lane's own scores and softmax; of its weights those are kept whose clean edge
+//   clears
+//           the lane's cut; their product with the lane's values.    2 (d_k + d_v) operations a
+//           pair
+//   frozen  the clean weights, masked alike; their product with the lane's values.      2 d_v a
+//   pair
 //
 // Panels of sources without any kept edge are skipped in the last product, and a strip without any
 // needs nothing at all. No mask is stored.
@@ -13,7 +16,9 @@
 class LaneAttention {
  public:
   LaneAttention(const Edges& edges, const Lanes& lanes, int threads)
-      : pattern_(edges.pattern), lanes_(lanes), edges_(edges, threads),
+      : pattern_(edges.pattern),
+        lanes_(lanes),
+        edges_(edges, threads),
         values_(lanes.v, lanes.count * pattern_.batch, pattern_.groups, pattern_.length, lanes.d_v,
                 threads) {
     if (lanes.pattern != nullptr)
@@ -26,14 +31,17 @@ class LaneAttention {
     std::vector<std::uint32_t> kept;  // panels
   };
   Scratch make_scratch() const {
-    return {edges_.make_scratch(), Buffer<float>(kRows * edges_.geometry.stride()),
-            Buffer<float>(kRows * values_.stride()), {}};
+    return {edges_.make_scratch(),
+            Buffer<float>(kRows * edges_.geometry.stride()),
+            Buffer<float>(kRows * values_.stride()),
+            {}};
   }
 
   void run_all(int threads) const {
     const Geometry& geometry = edges_.geometry;
     const std::size_t depth = pattern_.d_k + lanes_.d_v + 16;
-    run(geometry.strips() * pattern_.batch * pattern_.heads, threads,
+    run(
+        geometry.strips() * pattern_.batch * pattern_.heads, threads,
         geometry.operations() * pattern_.heads * lanes_.count * depth,
         [&] { return make_scratch(); },
         [&](Scratch& scratch, std::size_t task) {
@@ -101,14 +109,13 @@ class LaneAttention {
                     scratch.weights.get(), stride);
     for (std::size_t r = 0; r < strip.rows; ++r) {
       float* row = scratch.weights.get() + r * stride;
-      share[r] = 1.0f / scores_->exponentiate(edges_.geometry.row(strip, r), h, strip.width(), row)
-                            .sum;
+      share[r] =
+          1.0f / scores_->exponentiate(edges_.geometry.row(strip, r), h, strip.width(), row).sum;
     }
     mask(strip, cuts, scratch, scratch.weights.get());
   }
 
-  void frozen_weights(const Strip& strip, const float* cuts, Scratch& scratch,
-                      float* share) const {
+  void frozen_weights(const Strip& strip, const float* cuts, Scratch& scratch, float* share) const {
     std::fill_n(share, strip.rows, 1.0f);
     mask(strip, cuts, scratch, scratch.edges.alpha.get());
   }

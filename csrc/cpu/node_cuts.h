@@ -1,9 +1,9 @@
 // Cuts that depend on all in-edges of a node: METHOD, section 3. No include guard: see all_ops.h.
 //
-// Nothing is sorted in full. A histogram over the leading bits of the weights (sign, exponent, three
-// bits of mantissa) holds number and sum of every bin. Walking down it finds the bin of the edge at
-// which each stratum's cut lies; one more pass over the weights gathers these bins and the next
-// lighter ones, and only what it gathers is sorted.
+// Nothing is sorted in full. A histogram over the leading bits of the weights (sign, exponent,
+// three bits of mantissa) holds number and sum of every bin. Walking down it finds the bin of the
+// edge at which each stratum's cut lies; one more pass over the weights gathers these bins and the
+// next lighter ones, and only what it gathers is sorted.
 
 class Node {
  public:
@@ -15,9 +15,8 @@ class Node {
     count();
     places_.clear();
     for (const double mass : wanted)
-      places_.push_back(descend([&](const Place& at, const Bin& bin) {
-        return at.sum + bin.sum >= mass;
-      }));
+      places_.push_back(
+          descend([&](const Place& at, const Bin& bin) { return at.sum + bin.sum >= mass; }));
     gather();
     cuts.clear();
     for (std::size_t k = 0; k < wanted.size(); ++k) {
@@ -37,9 +36,8 @@ class Node {
     count();
     places_.clear();
     for (const std::size_t number : kept)
-      places_.push_back(descend([&](const Place& at, const Bin& bin) {
-        return at.count + bin.count >= number;
-      }));
+      places_.push_back(
+          descend([&](const Place& at, const Bin& bin) { return at.count + bin.count >= number; }));
     gather();
     cuts.clear();
     for (std::size_t k = 0; k < kept.size(); ++k) {
@@ -145,7 +143,8 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
       cuts[(k * in.batch + b) * in.length + t] = scratch.found[k];
   };
   if (in.attention == nullptr) {
-    run(in.batch * in.length, threads, in.batch * in.length * 4096,
+    run(
+        in.batch * in.length, threads, in.batch * in.length * 4096,
         [] { return Scratch{{}, std::vector<Node>(1), {}}; },
         [&](Scratch& scratch, std::size_t index) {
           scratch.nodes[0].weights.clear();
@@ -156,7 +155,8 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
   const std::size_t heads = in.attention->pattern.heads;
   const EdgeStrips weighed(*in.attention, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(weighed.geometry.strips() * in.batch, threads, heads * weighed.operations(),
+  run(
+      weighed.geometry.strips() * in.batch, threads, heads * weighed.operations(),
       [&] { return Scratch{weighed.make_scratch(), std::vector<Node>(kRows), {}}; },
       [&](Scratch& scratch, std::size_t index) {
         const Strip strip = weighed.geometry.strip(index % in.batch, index / in.batch);
@@ -169,8 +169,8 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
             if (sources.segments == nullptr)
               weights.insert(weights.end(), row + sources.first, row + sources.last + 1);
             else
-              std::copy_if(row + sources.first, row + sources.last + 1,
-                           std::back_inserter(weights), [](float w) { return w != -kInfinity; });
+              std::copy_if(row + sources.first, row + sources.last + 1, std::back_inserter(weights),
+                           [](float w) { return w != -kInfinity; });
           }
         });
         for (std::size_t r = 0; r < strip.rows; ++r)

@@ -8,10 +8,16 @@
 namespace densitrace::cpu {
 
 #if defined(BEGIN_AVX512)
-namespace avx512 { extern const Ops kOps; }
-namespace avx2 { extern const Ops kOps; }
+namespace avx512 {
+extern const Ops kOps;
+}
+namespace avx2 {
+extern const Ops kOps;
+}
 #endif
-namespace portable { extern const Ops kOps; }
+namespace portable {
+extern const Ops kOps;
+}
 
 namespace {
 
@@ -48,7 +54,8 @@ std::vector<std::string> instruction_sets() {
 const Ops& ops(const std::string& isa) {
   for (const InstructionSet& set : all_instruction_sets())
     if (set.available && (isa == "auto" || isa == set.name)) return set.ops;
-  throw std::invalid_argument("isa='" + isa + "' is not available; choose auto or one of those "
+  throw std::invalid_argument("isa='" + isa +
+                              "' is not available; choose auto or one of those "
                               "that instruction_sets() lists");
 }
 

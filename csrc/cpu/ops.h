@@ -22,8 +22,8 @@ struct Ops {
   void (*fraction_cuts)(const InEdges&, const double* fractions, std::size_t strata, float* cuts,
                         int threads);
   void (*lane_attention)(const Edges&, const Lanes&, int threads);
-  void (*nucleus_cuts)(const InEdges&, const double* masses, std::size_t strata,
-                       const float* total, float* cuts, int threads);
+  void (*nucleus_cuts)(const InEdges&, const double* masses, std::size_t strata, const float* total,
+                       float* cuts, int threads);
   void (*output_errors)(const Predictions&, const Errors&, int threads);
   void (*random_cuts)(const Edges&, const std::uint8_t* eligible, const std::int64_t* counts,
                       std::size_t strata, float* cuts, int threads);

@@ -1,8 +1,10 @@
-// Errors of the lanes' next-token distributions: METHOD, section 6. No include guard: see all_ops.h.
+// Errors of the lanes' next-token distributions: METHOD, section 6. No include guard: see
+// all_ops.h.
 //
 // A task is a token: its clean logits, then those of each lane, a row of the vocabulary at a time.
-// Three passes over a row: the logits and their maximum, the exponentials and their sum, the sums that
-// the errors are. The caller makes the logits, as one matrix product for all lanes of a few tokens.
+// Three passes over a row: the logits and their maximum, the exponentials and their sum, the sums
+// that the errors are. The caller makes the logits, as one matrix product for all lanes of a few
+// tokens.
 //
 // The shared nucleus needs no ranking of a lane's tokens. The clean ones are ranked once, the first
 // kCandidates of them unless more are asked for; a lane agrees with the first r of them if they
@@ -15,15 +17,15 @@ class Distribution {
   explicit Distribution(const Predictions& all)
       : all_(all), padded_(round_up(all.vocabulary, kWidth)), p_(padded_) {}
 
-  const float* p() const { return p_.get(); }    // probabilities
+  const float* p() const { return p_.get(); }  // probabilities
   const float* logits() const { return logits_; }
   float log_p(std::size_t token) const { return logits_[token] - lse_; }
   float lse() const { return lse_; }
   float top() const { return top_; }
   std::size_t padded() const { return padded_; }
 
-  // Reads a row of logits and writes it: scaled, shifted, capped. Its padding gets logits so low that
-  // they are likely nowhere, but finite, so that 0 times them is 0.
+  // Reads a row of logits and writes it: scaled, shifted, capped. Its padding gets logits so low
+  // that they are likely nowhere, but finite, so that 0 times them is 0.
   void read(float* row) {
     logits_ = row;
     std::fill(row + all_.vocabulary, row + padded_, -1e30f);
@@ -52,9 +54,8 @@ class Distribution {
   }
 
   float entropy() const {
-    return static_cast<float>(-over_blocks([&](std::size_t v) {
-      return load(p_.get() + v) * (load(logits_ + v) - lse_);
-    }));
+    return static_cast<float>(-over_blocks(
+        [&](std::size_t v) { return load(p_.get() + v) * (load(logits_ + v) - lse_); }));
   }
 
   // The sum of term(v) over all vectors v: in float32 for some thousand numbers, then in float64.
@@ -200,7 +201,8 @@ static void output_errors(const Predictions& all, const Errors& errors, int thre
     return all.next[i] < 0 ? std::numeric_limits<float>::quiet_NaN()
                            : -found.log_p(static_cast<std::size_t>(all.next[i]));
   };
-  run(all.tokens, threads, all.tokens * (1 + all.lanes) * all.vocabulary * 32,
+  run(
+      all.tokens, threads, all.tokens * (1 + all.lanes) * all.vocabulary * 32,
       [&] { return Scratch{Distribution(all), Distribution(all), Ranking(all.vocabulary)}; },
       [&](Scratch& scratch, std::size_t i) {
         Distribution &clean = scratch.clean, &lane = scratch.lane;
@@ -214,9 +216,9 @@ static void output_errors(const Predictions& all, const Errors& errors, int thre
           const std::size_t place = k * errors.columns + errors.first + i;
           const float *p = clean.p(), *q = lane.p(), *x = clean.logits(), *y = lane.logits();
           const float shift = clean.lse() - lane.lse();
-          errors.tv[place] = static_cast<float>(
-              lane.over_blocks([&](std::size_t v) { return absolute(load(p + v) - load(q + v)); }) /
-              2);
+          errors.tv[place] = static_cast<float>(lane.over_blocks([&](std::size_t v) {
+            return absolute(load(p + v) - load(q + v));
+          }) / 2);
           errors.kl[place] = static_cast<float>(std::max(0.0, lane.over_blocks([&](std::size_t v) {
             return load(p + v) * (load(x + v) - load(y + v) - shift);
           })));

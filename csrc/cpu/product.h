@@ -1,11 +1,11 @@
 // Blocks of matrix products, in registers. No include guard: see all_ops.h.
 //
 // The right factor lies in panels of kPanel columns, so that a block reads it in one stream; the
-// left one is read a number at a time. Every entry is summed over `depth` in the same order wherever
-// its block lies: a score has the same bits in every op, and labels agree.
+// left one is read a number at a time. Every entry is summed over `depth` in the same order
+// wherever its block lies: a score has the same bits in every op, and labels agree.
 
-// kRows x kPanel entries of a product. kRows * kVectors registers, kVectors for the right factor and
-// one for the left have to fit the register file: 32 under AVX-512, 16 otherwise.
+// kRows x kPanel entries of a product. kRows * kVectors registers, kVectors for the right factor
+// and one for the left have to fit the register file: 32 under AVX-512, 16 otherwise.
 struct Block {
   Vector at[kRows][kVectors];
 };
@@ -68,7 +68,8 @@ static Buffer<float> pack_transposed(const Floats& from, std::size_t n, std::siz
                                      std::size_t rows, std::size_t depth, int threads) {
   const std::size_t panels = panels_of(rows);
   Buffer<float> packed(n * m * panels * depth * kPanel);
-  run(n * m * panels, threads, n * m * rows * depth, [&] { return Buffer<float>(depth); },
+  run(
+      n * m * panels, threads, n * m * rows * depth, [&] { return Buffer<float>(depth); },
       [&](Buffer<float>& row, std::size_t task) {
         float* panel = packed.get() + task * depth * kPanel;
         const std::size_t first = task % panels * kPanel;
@@ -89,7 +90,8 @@ static Buffer<float> pack(const Floats& from, std::size_t n, std::size_t m, std:
                           std::size_t columns, int threads) {
   const std::size_t panels = panels_of(columns), padded = panels_of(rows) * kPanel;
   Buffer<float> packed(n * m * panels * padded * kPanel);
-  run(n * m * panels_of(rows), threads, n * m * rows * columns,
+  run(
+      n * m * panels_of(rows), threads, n * m * rows * columns,
       [&] { return Buffer<float>(panels * kPanel); },
       [&](Buffer<float>& row, std::size_t task) {
         const std::size_t matrix = task / panels_of(rows), first = task % panels_of(rows) * kPanel;

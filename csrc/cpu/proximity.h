@@ -4,16 +4,19 @@
 //
 //   proximity = a c - 2 sum over d of max(0, a sign(n_d) u_d - |n_d|),   c = <sign(n), u>.
 //
-// a c is a product of d_v numbers and a bound from above. The sum has terms only where |n_d| is less
-// than a |u_d|. With the dimensions of each target sorted by |n_d| it stops at the first that
-// exceeds a max |u|: for most edges, whose a is small, at once. So every weight that is asked for is
-// exact, for a few terms an edge, and an edge whose bound clears no cut has none.
+// a c is a product of d_v numbers and a bound from above. The sum has terms only where |n_d| is
+// less than a |u_d|. With the dimensions of each target sorted by |n_d| it stops at the first that
+// exceeds a max |u|: for most edges, whose a is small, at once. So every weight that is asked for
+// is exact, for a few terms an edge, and an edge whose bound clears no cut has none.
 
 class Proximity {
  public:
   Proximity(const Edges& edges, int threads)
-      : weight_(edges.weight), batch_(edges.pattern.batch), heads_(edges.pattern.heads),
-        groups_(edges.pattern.groups), length_(edges.pattern.length),
+      : weight_(edges.weight),
+        batch_(edges.pattern.batch),
+        heads_(edges.pattern.heads),
+        groups_(edges.pattern.groups),
+        length_(edges.pattern.length),
         values_(pack_transposed(weight_.v, batch_, groups_, length_, weight_.d_v, threads)) {
     send(threads);
     sort(threads);
@@ -26,13 +29,13 @@ class Proximity {
     return kRows * (weight_.hidden + panels_of(weight_.d_v) * kPanel);
   }
 
-  // weights [kRows, width]: from alpha; -inf where there is no edge. An edge that clears no cut above
-  // `floor[r]` may have its bound in place of its weight.
+  // weights [kRows, width]: from alpha; -inf where there is no edge. An edge that clears no cut
+  // above `floor[r]` may have its bound in place of its weight.
   Work weigh(const Strip& strip, const Geometry& geometry, std::size_t h, const float* alpha,
              std::size_t stride, const float* floor, float* scratch, float* weights) const {
     const std::size_t d_v = weight_.d_v, hidden = weight_.hidden, b = strip.sequence;
-    float* signs = scratch;                     // [kRows, D]
-    float* back = scratch + kRows * hidden;     // [kRows, panels of d_v]: W_O^T sign(n)
+    float* signs = scratch;                  // [kRows, D]
+    float* back = scratch + kRows * hidden;  // [kRows, panels of d_v]: W_O^T sign(n)
     const std::size_t back_stride = panels_of(d_v) * kPanel;
     for (std::size_t r = 0; r < kRows; ++r)
       for (std::size_t d = 0; d < hidden; ++d)
@@ -61,8 +64,8 @@ class Proximity {
     return weight_.node + (b * length_ + t) * weight_.hidden;
   }
 
-  // What every head sends from every source, U^T in panels of sources [B, H, panels, D, kPanel], and
-  // the largest |u_d| of each.
+  // What every head sends from every source, U^T in panels of sources [B, H, panels, D, kPanel],
+  // and the largest |u_d| of each.
   void send(int threads) {
     const std::size_t d_v = weight_.d_v, hidden = weight_.hidden, panels = panels_of(length_);
     sent_ = Buffer<float>(batch_ * heads_ * panels * hidden * kPanel);
@@ -72,8 +75,7 @@ class Proximity {
         [&](Buffer<float>& scratch, std::size_t task) {
           const std::size_t h = task / panels % heads_, b = task / panels / heads_;
           const std::size_t group = b * groups_ + h * groups_ / heads_;
-          const float* values =
-              values_.get() + (group * panels + task % panels) * d_v * kPanel;
+          const float* values = values_.get() + (group * panels + task % panels) * d_v * kPanel;
           float* sent = sent_.get() + task * hidden * kPanel;
           Vector most[kVectors] = {};
           for (std::size_t first = 0; first < hidden; first += kRows) {
@@ -106,8 +108,7 @@ class Proximity {
         const float x = std::fabs(n[a]), y = std::fabs(n[b]);
         return x < y || (x == y && a < b);
       });
-      for (std::size_t d = 0; d < hidden; ++d)
-        size_[target * hidden + d] = std::fabs(n[order[d]]);
+      for (std::size_t d = 0; d < hidden; ++d) size_[target * hidden + d] = std::fabs(n[order[d]]);
     });
   }
 

@@ -1,7 +1,8 @@
-// The cut of a random weight above which a given number of edges lie. No include guard: see all_ops.h.
+// The cut of a random weight above which a given number of edges lie. No include guard: see
+// all_ops.h.
 //
-// Random weights have 24 bits. One sweep counts their upper halves; another, of the edges in the bin
-// that holds the wanted one, their lower halves.
+// Random weights have 24 bits. One sweep counts their upper halves; another, of the edges in the
+// bin that holds the wanted one, their lower halves.
 
 struct Histograms {
   static constexpr std::size_t kHalf = std::size_t{1} << 12;
@@ -40,7 +41,8 @@ static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
   };
   // Calls use(scratch, b, bits) for every eligible edge and done(scratch, b) after every strip.
   const auto visit = [&](std::size_t rows, const auto& use, const auto& done) {
-    run(weighed.geometry.strips() * batch, threads, pattern.heads * weighed.operations(),
+    run(
+        weighed.geometry.strips() * batch, threads, pattern.heads * weighed.operations(),
         [&] { return Scratch{weighed.make_scratch(), std::vector<std::int64_t>(rows * kHalf)}; },
         [&](Scratch& scratch, std::size_t index) {
           const Strip strip = weighed.geometry.strip(index % batch, index / batch);
@@ -61,8 +63,9 @@ static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
   };
 
   Histograms upper(batch);
-  visit(1, [](Scratch& scratch, std::size_t, std::size_t bits) { ++scratch.part[bits >> 12]; },
-        [&](Scratch& scratch, std::size_t b) { upper.add(b, scratch.part.data()); });
+  visit(
+      1, [](Scratch& scratch, std::size_t, std::size_t bits) { ++scratch.part[bits >> 12]; },
+      [&](Scratch& scratch, std::size_t b) { upper.add(b, scratch.part.data()); });
 
   std::vector<std::size_t> prefix(strata * batch);
   std::vector<std::int64_t> above(strata * batch);
@@ -72,16 +75,17 @@ static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
     wanted[i % batch * kHalf + prefix[i]] = true;
   }
   Histograms lower(strata * batch);
-  visit(strata,
-        [&](Scratch& scratch, std::size_t b, std::size_t bits) {
-          if (!wanted[b * kHalf + (bits >> 12)]) return;
-          for (std::size_t k = 0; k < strata; ++k)
-            if (prefix[k * batch + b] == bits >> 12) ++scratch.part[k * kHalf + bits % kHalf];
-        },
-        [&](Scratch& scratch, std::size_t b) {
-          for (std::size_t k = 0; k < strata; ++k)
-            lower.add(k * batch + b, scratch.part.data() + k * kHalf);
-        });
+  visit(
+      strata,
+      [&](Scratch& scratch, std::size_t b, std::size_t bits) {
+        if (!wanted[b * kHalf + (bits >> 12)]) return;
+        for (std::size_t k = 0; k < strata; ++k)
+          if (prefix[k * batch + b] == bits >> 12) ++scratch.part[k * kHalf + bits % kHalf];
+      },
+      [&](Scratch& scratch, std::size_t b) {
+        for (std::size_t k = 0; k < strata; ++k)
+          lower.add(k * batch + b, scratch.part.data() + k * kHalf);
+      });
   for (std::size_t i = 0; i < strata * batch; ++i) {
     const std::size_t bits = prefix[i] << 12 | lower.descend(i, counts[i] - above[i]).first;
     // The next smaller weight there is, so that the wanted-th largest is kept.

@@ -62,8 +62,8 @@ INLINE float largest(Vector vector) {
   return found;
 }
 
-// e^x for x <= 88; 0 below -87, where float32 ends. x = n ln 2 + r with |r| <= ln(2) / 2; the Taylor
-// series of e^r errs by less than r^8 / 8! = 6e-9.
+// e^x for x <= 88; 0 below -87, where float32 ends. x = n ln 2 + r with |r| <= ln(2) / 2; the
+// Taylor series of e^r errs by less than r^8 / 8! = 6e-9.
 INLINE Vector exponential(Vector x) {
   const Mask vanishes = x < -87.0f;
   x = vanishes ? splat(-87.0f) : x;

@@ -7,8 +7,8 @@
 static Buffer<float> gram_matrices(const float* w_o, std::size_t heads, std::size_t hidden,
                                    std::size_t d_v, int threads) {
   Buffer<float> gram(heads * d_v * d_v);
-  run(heads * d_v, threads, heads * d_v * d_v * hidden,
-      [&] { return std::vector<double>(d_v); },
+  run(
+      heads * d_v, threads, heads * d_v * d_v * hidden, [&] { return std::vector<double>(d_v); },
       [&](std::vector<double>& row, std::size_t task) {
         const std::size_t h = task / d_v, i = task % d_v;
         std::fill(row.begin(), row.end(), 0.0);
@@ -16,16 +16,15 @@ static Buffer<float> gram_matrices(const float* w_o, std::size_t heads, std::siz
           const float* w = w_o + (h * hidden + d) * d_v;
           for (std::size_t j = 0; j < d_v; ++j) row[j] += double{w[i]} * double{w[j]};
         }
-        for (std::size_t j = 0; j < d_v; ++j)
-          gram[task * d_v + j] = static_cast<float>(row[j]);
+        for (std::size_t j = 0; j < d_v; ++j) gram[task * d_v + j] = static_cast<float>(row[j]);
       });
   return gram;
 }
 
 // norms [B, H, T] from v [B, G, T, d_v] and w_o [H, D, d_v]; p is 1 or 2.
-static void source_norms(const Floats& v, std::size_t batch, std::size_t groups,
-                         std::size_t length, std::size_t d_v, const float* w_o, std::size_t heads,
-                         std::size_t hidden, int p, float* norms, int threads) {
+static void source_norms(const Floats& v, std::size_t batch, std::size_t groups, std::size_t length,
+                         std::size_t d_v, const float* w_o, std::size_t heads, std::size_t hidden,
+                         int p, float* norms, int threads) {
   Buffer<float> gram;
   if (p == 2) gram = gram_matrices(w_o, heads, hidden, d_v, threads);
   const std::size_t rows = p == 2 ? d_v : hidden;  // of the left factor of v
@@ -63,6 +62,7 @@ static void source_norms(const Floats& v, std::size_t batch, std::size_t groups,
       }
     }
   };
-  run(batch * strips, threads, batch * length * heads * d_v * rows,
+  run(
+      batch * strips, threads, batch * length * heads * d_v * rows,
       [&] { return Buffer<float>(kRows * std::max(padded, d_v)); }, task);
 }

@@ -22,8 +22,8 @@ struct Row {
   }
   Mask inside(std::size_t column) const {
     const Mask index = iota() + static_cast<std::int32_t>(column);
-    Mask found = (index >= static_cast<std::int32_t>(first)) &
-                 (index <= static_cast<std::int32_t>(last));
+    Mask found =
+        (index >= static_cast<std::int32_t>(first)) & (index <= static_cast<std::int32_t>(last));
     if (segments != nullptr) found &= load(segments + column) == segment;
     return found;
   }
@@ -191,20 +191,24 @@ class Values {
  public:
   Values(const Floats& v, std::size_t sequences, std::size_t groups, std::size_t length,
          std::size_t width, int threads)
-      : groups_(groups), length_(length), width_(width),
+      : groups_(groups),
+        length_(length),
+        width_(width),
         packed_(pack(v, sequences, groups, length, width, threads)) {}
 
   std::size_t stride() const { return panels_of(width_) * kPanel; }
 
-  // to [kRows, stride()]: weights [kRows, strip.width()] times the values of sequence n and group g,
-  // over the strip's panels that `list` names. A panel whose weights are all 0 need not be there.
+  // to [kRows, stride()]: weights [kRows, strip.width()] times the values of sequence n and group
+  // g, over the strip's panels that `list` names. A panel whose weights are all 0 need not be
+  // there.
   void apply(const Strip& strip, std::size_t n, std::size_t g, const float* weights,
              std::size_t weights_stride, const std::uint32_t* list, std::size_t count,
              float* to) const {
     const std::size_t padded = panels_of(length_) * kPanel;
     for (std::size_t p = 0; p < panels_of(width_); ++p) {
-      const float* panel = packed_.get() + ((n * groups_ + g) * panels_of(width_) + p) * padded *
-                                               kPanel + strip.column() * kPanel;
+      const float* panel = packed_.get() +
+                           ((n * groups_ + g) * panels_of(width_) + p) * padded * kPanel +
+                           strip.column() * kPanel;
       Block block{};
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t column = list[i] * kPanel;

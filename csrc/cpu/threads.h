@@ -61,7 +61,8 @@ struct NoScratch {};
 
 template <typename Task>
 void run(std::size_t tasks, int threads, std::size_t operations, const Task& task) {
-  run(tasks, threads, operations, [] { return NoScratch{}; },
+  run(
+      tasks, threads, operations, [] { return NoScratch{}; },
       [&](NoScratch&, std::size_t i) { task(i); });
 }
 

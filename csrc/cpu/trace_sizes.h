@@ -1,8 +1,8 @@
 // Trace sizes from bottlenecks and in-degrees: METHOD, section 4. No include guard: see all_ops.h.
 //
-// Two ways. Degrees of at most 1, those of every edge but attention's, are counted as bytes: a vector
-// of nodes at a time, one comparison with the level that a stratum needs. Others are added as vectors
-// over the strata, under a mask that the node's bottleneck selects.
+// Two ways. Degrees of at most 1, those of every edge but attention's, are counted as bytes: a
+// vector of nodes at a time, one comparison with the level that a stratum needs. Others are added
+// as vectors over the strata, under a mask that the node's bottleneck selects.
 
 namespace sizes {
 
@@ -42,8 +42,7 @@ static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
     const std::size_t j = i % padded;
     kept[i] = j < length ? static_cast<std::uint8_t>(degrees[i / padded * length + j]) : 0;
   }
-  for_outputs(batch, length, threads, strata * batch * length * length / 64,
-              [&](std::size_t b, std::size_t t) {
+  const auto one_output = [&](std::size_t b, std::size_t t) {
     Buffer<std::uint8_t> row(padded);  // 0 beyond t
     std::memcpy(row.get(), reach + (b * length + t) * length, t + 1);
     std::memset(row.get() + t + 1, 0, padded - t - 1);
@@ -62,7 +61,8 @@ static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
       }
       result[(k * batch + b) * length + t] = total;
     }
-  });
+  };
+  for_outputs(batch, length, threads, strata * batch * length * length / 64, one_output);
 }
 
 // Any degrees. A node j of bottleneck r adds degrees[k, j] to the strata k >= strata - r. Strata go
@@ -82,8 +82,7 @@ static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
     for (std::size_t k = strata - std::min(r, strata); k < strata; ++k)
       masks[(k / kGroup * 256 + r) * kGroup + k % kGroup] = UINT32_MAX;
 
-  for_outputs(batch, length, threads, groups * batch * length * length / 2 * kGroup,
-              [&](std::size_t b, std::size_t t) {
+  const auto one_output = [&](std::size_t b, std::size_t t) {
     const std::uint8_t* row = reach + (b * length + t) * length;
     for (std::size_t group = 0; group < groups; ++group) {
       const std::uint32_t* degree = by_node.data() + (group * batch + b) * length * kGroup;
@@ -100,7 +99,8 @@ static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
       for (std::size_t k = group * kGroup; k < std::min(strata, (group + 1) * kGroup); ++k)
         result[(k * batch + b) * length + t] = total[k % kGroup];
     }
-  });
+  };
+  for_outputs(batch, length, threads, groups * batch * length * length / 2 * kGroup, one_output);
 }
 
 }  // namespace sizes

@@ -207,25 +207,26 @@ def test_any_shape_agrees_with_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "ISA", isa)
         source = [kernels.source_norms(p.v, p.w_o, 1, backend=p.backend) for p in problems]
-        assert_close(*source, "source_norms")
+        assert_close(source[0], source[1], "source_norms")
         stats = [p.stats(source[1]) for p in problems]
-        assert_close(*stats, "attention_stats")
+        assert_close(stats[0], stats[1], "attention_stats")
         edges = EDGES[kind](problems[1])  # one log-sum-exp for both
         weights = [kernels.edge_weights(edges, backend=p.backend) for p in problems]
-        assert_close(*weights, "edge_weights")
+        assert_close(weights[0], weights[1], "edge_weights")
         # Labels are compared under weights that are the same to the bit.
         written = AttentionEdges(edges.pattern, GivenWeight(weights[1].nan_to_num()))
         cuts = thresholds(edges)
         lanes, values = lanes_of(problems[1])
         side = problems[1].target[None]
         total = kernels.edge_mass(written, backend="reference") + side[0]
-        for name, op in {
+        ops: dict[str, Callable[[str], Any]] = {
             "edge_levels": lambda b: kernels.edge_levels(written, cuts, backend=b),
             "live": lambda b: kernels.lane_attention(written, cuts, values, lanes, backend=b),
             "frozen": lambda b: kernels.lane_attention(written, cuts, values, backend=b),
             "nucleus": lambda b: kernels.nucleus_cuts(written, side, [0.5], total, backend=b),
             "fraction": lambda b: kernels.fraction_cuts(written, side, [0.3], backend=b),
-        }.items():
+        }
+        for name, op in ops.items():
             assert_close(op("cpu"), op("reference"), name)
 
 
