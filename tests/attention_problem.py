@@ -195,7 +195,8 @@ def assert_errors_agree(ours: OutputErrors, theirs: OutputErrors) -> None:
         same = getattr(ours, name) == getattr(theirs, name)
         assert same.sum() >= same.numel() - 1 - same.numel() // 20, name
         assert same[2].all()
-    assert not ours.tv[2].any()
+    # A library's product of small matrices may sum equal rows in different orders.
+    assert (ours.tv[2] < 1e-6).all()
     for name, tensor in vars(ours).items():
         if name not in ("top1", "nucleus"):
             torch.testing.assert_close(
