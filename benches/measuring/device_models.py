@@ -24,6 +24,7 @@ from densitrace.tracer.select import GivenCuts
 BATCH_TOKENS = 4096  # of a batch; longer sequences come alone
 LOGIT_SPREAD = 2.5  # standard deviation of attention's logits: weights over several decades
 SAMPLED_TARGETS = 16  # of a sequence, whose weights the thresholds follow
+SAMPLED_EDGES = 1 << 18  # of a block, at most
 LIGHTEST = 1e-4  # share of the edges of a node that the sparsest stratum keeps
 
 
@@ -114,7 +115,8 @@ class WeightSample:
         rows = slice(max(0, length - SAMPLED_TARGETS), length)
         tile = reference.weight_tile(node.edges, rows)  # [B, H, n, <= T]
         shares = tile / node.total[:, None, rows, None]
-        self.shares.append(shares[shares.isfinite()].float().cpu())
+        found = shares[shares.isfinite()]
+        self.shares.append(found[:: 1 + len(found) // SAMPLED_EDGES].cpu())
 
 
 def spread_thresholds(work: Work, strata: int) -> Threshold:
@@ -128,7 +130,11 @@ def spread_thresholds(work: Work, strata: int) -> Threshold:
 
 
 def device_work(
-    model: PreTrainedModel, length: int, strata: int = STRATA, rows: int | None = None, **settings: Any
+    model: PreTrainedModel,
+    length: int,
+    strata: int = STRATA,
+    rows: int | None = None,
+    **settings: Any,
 ) -> Work:
     """Passes over a batch of random tokens: `BATCH_TOKENS` of them, or one sequence."""
     generator = torch.Generator().manual_seed(length)

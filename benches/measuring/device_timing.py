@@ -62,9 +62,7 @@ def measure_on(device: torch.device, run: Run, beside: dict[str, Run]) -> Timed:
     }
     a_round = sum(once[name] * repeats[name] for name in every)
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
-    taken = {
-        name: np.empty(rounds) for name in every
-    }
+    taken = {name: np.empty(rounds) for name in every}
     for index in range(rounds):
         for name, work in every.items():
             taken[name][index] = clock.seconds(work, repeats[name])
