@@ -43,6 +43,7 @@ from_checkout() {
 }
 
 build() {
+    rm -rf build/checkout
     "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation -e . && return 0
     echo "pip could not install the package; running from the checkout"
     from_checkout
