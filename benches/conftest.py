@@ -1,10 +1,47 @@
-"""What pytest-benchmark writes of a run, made into a record of the ledger."""
+"""What pytest-benchmark writes of a run, made a record of the ledger; and what a GPU showed."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import ledger
 import pytest
+import torch
+from device_record import DeviceRecord
+
+FOUND = pytest.StashKey[DeviceRecord]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A record that the benches on a GPU fill."""
+    config.stash[FOUND] = DeviceRecord()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Benches that need a GPU are not collected where there is none."""
+    if torch.cuda.is_available():
+        return
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=needing)
+    items[:] = [item for item in items if item not in needing]
+
+
+@pytest.fixture(scope="session")
+def record(request: pytest.FixtureRequest) -> DeviceRecord:
+    """Where a bench on a GPU puts its rows."""
+    return request.config.stash[FOUND]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The table of what a GPU showed, also in $OUT (build/gpu where that is not set)."""
+    found = config.stash[FOUND]
+    if found.sections:
+        stem = Path(os.environ.get("OUT", "build/gpu")) / "benches"
+        found.write(stem)
+        terminalreporter.write_line(found.page())
+        terminalreporter.write_line(f"wrote {stem}.json and .md")
 
 
 def pytest_benchmark_update_machine_info(

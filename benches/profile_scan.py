@@ -58,26 +58,6 @@ def costs_of(work: Work) -> Costs:
     )
 
 
-def operations_of(op: str, costs: Costs, arguments: tuple[Any, ...]) -> int:
-    """Of one call, for each sequence of the batch."""
-    match op:
-        case "source_norms":
-            return costs.source_norms(arguments[2])
-        case "attention_stats":
-            return 2 * costs.product
-        case "edge_levels":
-            return costs.product
-        case "lane_attention":
-            return costs.lane_attention(live=arguments[3] is not None)
-        case "bottleneck":
-            return costs.bottleneck()
-        case "trace_sizes":
-            return costs.trace_sizes()
-        case "output_errors":
-            return costs.output_errors()
-    raise KeyError(op)
-
-
 @contextmanager
 def profiled(work: Work, profile: Profile) -> Iterator[None]:
     """While it lasts, ops and linear layers note their time in `profile`."""
@@ -93,7 +73,7 @@ def profiled(work: Work, profile: Profile) -> Iterator[None]:
             result = function(*arguments)
             part = profile[name]
             part.seconds += time.perf_counter() - start
-            part.operations += batch * operations_of(name, costs, arguments)
+            part.operations += batch * costs.operations(name, arguments)
             part.bytes += moved_bytes(*arguments, result)
             return result
 

@@ -2,10 +2,11 @@
 
 Lane 0 is the clean forward pass. At each block it yields the weights of all edges into the block's
 nodes, a rule turns them into cuts, and the other lanes, one a stratum and again one a stratum for
-every control, use the cuts at once. What a masked lane drops it does not compute where a whole row
-of it is dropped: MLP branches are computed for the tokens that keep them, and under frozen
-attention no lane but the clean one has queries and keys. Nothing of size T x T x heads is kept: per
-node layer there remain the level map (T x T bytes) and the in-degrees.
+every control, use the cuts at once. Under frozen attention no lane but the clean one has queries
+and keys. MLP branches are computed on a CPU for the tokens that keep them. On a device, where the
+host would have to wait for what is kept, they are computed for all and dropped: nothing in the loop
+makes the host wait. Nothing of size T x T x heads is kept: per node layer there remain the level
+map (T x T bytes) and the in-degrees.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ CONTROLS: tuple[str, ...] = get_args(Control)
 LANE_ROWS = 8192  # of masked lanes that attend together on a CPU: bounds what they hold
 FEWEST_LANES = 4  # however long they are: the clean weights are computed once for all of them
 MLP_ROWS = 512  # rows through an MLP at a time: what it writes between its products stays cached
+DEVICE_MLP_ROWS = 8192  # elsewhere, where a product of fewer rows would not fill the device
 
 _CONTROL_STREAM = 1 << 20  # random numbers of the control, apart from those of the importance
 
@@ -126,6 +128,11 @@ class LaneLoop:
         """Streams in the batch, the clean one included."""
         return 1 + (len(self.rule) * (1 + len(self.controls)) if self.masked_lanes else 0)
 
+    @property
+    def host_reads(self) -> bool:
+        """Whether the host may read what a block computes: on a device it would wait for it."""
+        return self.batch.ids.device.type == "cpu"
+
     @torch.inference_mode()
     def run(self) -> LaneRun:
         """Run the model once."""
@@ -152,24 +159,25 @@ class LaneLoop:
     ) -> Tensor:
         states = self._attend(layer, block, hidden, call, {"res_attn": self._clean(hidden)})[1]
         clean = self._clean(states)
-        branch = _mlp(block, clean)
+        branch = self._mlp(block, clean)
         side = self._folded(layer, (clean, branch))
         keep = self._select(self.importance.mlp_node(layer, ("res_mlp", "mlp"), side))
         clean += branch
         if self.masked_lanes:
             rows = self._masked(states)
             residual, mlp = keep.rows("res_mlp"), keep.rows("mlp")
-            rows.index_fill_(0, _places(~(residual | mlp)), 0)
-            for some in _kept_rows(mlp):
+            rows.masked_fill_(~(residual | mlp)[:, None], 0)
+            for some in self._mlp_rows(mlp):
                 before = rows[some]
-                rows[some] = block.mlp(before).addcmul_(before, residual[some, None])
+                branch = self._kept_mlp(block, before, mlp[some])
+                rows[some] = branch.addcmul_(before, residual[some, None])
         return states
 
     def _parallel_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
         clean = self._clean(hidden)
-        branch = _mlp(block, clean)
+        branch = self._mlp(block, clean)
         side = self._folded(layer, (clean, branch))
         keep, states = self._attend(
             layer, block, hidden, call, dict(zip(("res_attn", "mlp"), side, strict=True))
@@ -177,8 +185,9 @@ class LaneLoop:
         self._clean(states).add_(branch)
         if self.masked_lanes:
             before, rows = self._masked(hidden), self._masked(states)
-            for some in _kept_rows(keep.rows("mlp")):
-                rows[some] += block.mlp(before[some])
+            mlp = keep.rows("mlp")
+            for some in self._mlp_rows(mlp):
+                rows[some] += self._kept_mlp(block, before[some], mlp[some])
         return states
 
     def _attend(
@@ -274,7 +283,7 @@ class LaneLoop:
             return
         strata, batch = len(self.rule), len(self.batch.ids)
         at_once = strata
-        if self.batch.ids.device.type == "cpu":
+        if self.host_reads:
             at_once = max(FEWEST_LANES, LANE_ROWS // self.batch.ids.numel())
         for number, group in enumerate(("trace", *self.controls)):
             for first in range(0, strata, at_once):
@@ -302,6 +311,30 @@ class LaneLoop:
 
     def _is_last(self, layer: int) -> bool:
         return layer == len(self.decoder.blocks) - 1
+
+    # ---- MLP branches ------------------------------------------------------------------------
+
+    def _mlp(self, block: Block, states: Tensor) -> Tensor:
+        """The MLP branch of states [B, T, D], a bounded number of rows at a time."""
+        branch = torch.empty_like(states, memory_format=torch.contiguous_format)
+        rows, before = branch.view(-1, branch.shape[-1]), states.flatten(0, 1)
+        at_once = MLP_ROWS if self.host_reads else DEVICE_MLP_ROWS
+        for some in _all_rows(len(rows), at_once):
+            rows[some] = block.mlp(before[some])
+        return branch
+
+    def _mlp_rows(self, kept: Tensor) -> Iterator[slice | Tensor]:
+        """Rows of the masked lanes to run an MLP on: those kept, or all that may be.
+
+        Which are kept the host would have to wait for, and the norms seldom drop many.
+        """
+        return _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
+
+    def _kept_mlp(self, block: Block, rows: Tensor, kept: Tensor) -> Tensor:
+        """The MLP branch [n, D] of rows [n, D], zero where a mask [n] drops it."""
+        branch = block.mlp(rows)
+        # Filled, not multiplied: the branch of a dropped row may be infinite.
+        return branch if self.host_reads else branch.masked_fill_(~kept[:, None], 0)
 
     # ---- selection ---------------------------------------------------------------------------
 
@@ -383,29 +416,18 @@ class LaneLoop:
         return attention, side
 
 
-def _mlp(block: Block, states: Tensor) -> Tensor:
-    """The MLP branch of states [B, T, D], a bounded number of rows at a time."""
-    branch = torch.empty_like(states, memory_format=torch.contiguous_format)
-    rows = branch.view(-1, branch.shape[-1])
-    for some, result in zip(
-        states.flatten(0, 1).split(MLP_ROWS), rows.split(MLP_ROWS), strict=True
-    ):
-        result.copy_(block.mlp(some))
-    return branch
-
-
 def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
     """The rows that a mask [rows] keeps, a bounded number at a time.
 
     Rows that lie side by side come as a slice, which is read without gathering it.
     """
-    index = _places(kept)
+    index = kept.nonzero().squeeze(-1)  # its length is what the host waits for
     for start in range(0, len(index), MLP_ROWS):
         some = index[start : start + MLP_ROWS]
         first, last = int(some[0]), int(some[-1])
         yield slice(first, last + 1) if last - first + 1 == len(some) else some
 
 
-def _places(mask: Tensor) -> Tensor:
-    """int64 [n]: where a mask [rows] holds. Its length is what the host waits for."""
-    return mask.nonzero().squeeze(-1)
+def _all_rows(rows: int, at_once: int) -> Iterator[slice]:
+    """All rows, a bounded number at a time."""
+    return (slice(start, min(rows, start + at_once)) for start in range(0, rows, at_once))

@@ -187,7 +187,8 @@ class RandomImportance:
 
     def side(self, layer: int, kind: str) -> Tensor:
         """float32 [B, T]: the random weight of a side edge of each token."""
-        label = torch.tensor(KINDS.index(kind), device=self.positions.device)
+        # Filled on the device: a copy of a number would make the host wait.
+        label = torch.full((), KINDS.index(kind), device=self.positions.device)
         return kernels.hash_uniform(self.seed, 2 * layer + 1, label, self.positions)
 
 

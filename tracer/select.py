@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,12 @@ from ..errors import InputError
 from .nodes import Node
 
 MAX_STRATA = 255  # levels are stored in eight bits
+
+
+@lru_cache(maxsize=16)
+def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A rule's values, copied to a device once and not for every block: the host waits for that."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, init=False)
@@ -100,7 +107,7 @@ class Threshold(Rule):
 
     def cuts(self, node: Node, backend: str = "auto") -> Tensor:
         """tau * Z_t."""
-        tau = torch.tensor(self.values, dtype=torch.float64, device=node.total.device)
+        tau = on_device(self.values, torch.float64, node.total.device)
         return (tau[:, None, None] * node.total.double()).float()
 
 
@@ -149,7 +156,7 @@ class GivenCuts(Rule):
 
     def cuts(self, node: Node, backend: str = "auto") -> Tensor:
         """The same cuts everywhere."""
-        values = torch.tensor(self.values, dtype=torch.float32, device=node.total.device)
+        values = on_device(self.values, torch.float32, node.total.device)
         return values[:, None, None].expand(-1, *node.total.shape).contiguous()
 
 

@@ -1,6 +1,8 @@
 """What an op has to do at least: arithmetic operations, and bytes to and from main memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -62,6 +64,21 @@ class Costs:
     def trace_sizes(self) -> int:
         """One addition for each stratum, output and node."""
         return self.strata * self.length * (self.length + 1) // 2
+
+    def operations(self, op: str, arguments: Sequence[Any]) -> int:
+        """Of one call of an op on one sequence, its arguments as `kernels.reference` takes them."""
+        match op:
+            case "source_norms":
+                return self.source_norms(arguments[2])
+            case "attention_stats":
+                return 2 * self.product
+            case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass":
+                return self.product
+            case "lane_attention":
+                return self.lane_attention(live=arguments[3] is not None)
+            case "bottleneck" | "trace_sizes" | "output_errors":
+                return int(getattr(self, op)())
+        raise KeyError(op)
 
     def output_errors(self) -> int:
         """The logits of all lanes and of the clean one."""

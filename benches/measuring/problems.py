@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from densitrace import Threshold, Tracer
 from densitrace.kernels import AttentionEdges, Pattern, ProximityWeight
 from densitrace.tracer.batch import batch_of_lists
+from densitrace.tracer.engine import LaneRun
+from densitrace.tracer.evaluate import evaluate
 from densitrace.tracer.nodes import AttentionBranch, Node, NormImportance
+from densitrace.tracer.sizes import all_traces
 from densitrace.tracer.tracing import Settings, Tracing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -88,15 +91,16 @@ class Work:
 
     def __init__(
         self,
-        model: Tracer | LlamaForCausalLM,
+        model: Tracer | PreTrainedModel,
         sequences: Sequence[Sequence[int]],
         rule: Threshold,
         **settings: Any,
     ) -> None:
         tracer = model if isinstance(model, Tracer) else Tracer(model)
         self.model: Any = tracer._decoder.model
-        self.ids = torch.tensor(sequences)
-        self.batch = batch_of_lists(sequences)
+        device = tracer._decoder.device
+        self.ids = torch.tensor(sequences, device=device)
+        self.batch = batch_of_lists(sequences).to(device)
         self.rule = rule
         self.tracing = Tracing(tracer._decoder, Settings(**settings))
 
@@ -129,6 +133,22 @@ class Work:
     def scan(self) -> object:
         """Sizes and errors of every output position."""
         return self.tracing.all_outputs(self.batch, self.rule)
+
+    def clean_lane(self) -> LaneRun:
+        """Importance, cuts and levels, without the sizes that follow from the levels."""
+        return self.tracing.loop(self.batch, self.rule, masked_lanes=False).run()
+
+    def sizes_of(self, run: LaneRun) -> object:
+        """Sizes from the levels of a pass."""
+        blocks = len(self.tracing.decoder.blocks)
+        with torch.inference_mode():
+            return all_traces(run.levels, len(self.rule), blocks, self.tracing.backend)
+
+    def lanes(self) -> object:
+        """A scan without its sizes: errors of every output position."""
+        hidden = self.tracing.loop(self.batch, self.rule).run().hidden.flatten(1, 2)
+        with torch.inference_mode():
+            return evaluate(self.tracing.decoder, hidden, self.batch.next_ids.flatten(), ())
 
     def one_output(self) -> object:
         """Sizes and errors of the last position alone."""
@@ -165,7 +185,8 @@ class AttentionProblem:
 class Witness:
     """`norm_l1`, keeping what it was shown at block `LAYER`."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: Threshold | None = None) -> None:
+        self.rule = rule or thresholds()
         self.inner = NormImportance(1)
         self.seen: list[AttentionProblem] = []
 
@@ -175,7 +196,7 @@ class Witness:
         """What `norm_l1` makes of the node."""
         node, output = self.inner.attention_node(layer, branch, kinds, side)
         if layer == LAYER:
-            self.seen.append(_attention_problem(branch, node, side[0], output))
+            self.seen.append(_attention_problem(branch, node, side[0], output, self.rule))
         return node, output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
@@ -184,7 +205,7 @@ class Witness:
 
 
 def _attention_problem(
-    branch: AttentionBranch, node: Node, residual: Tensor, output: Tensor
+    branch: AttentionBranch, node: Node, residual: Tensor, output: Tensor, rule: Threshold
 ) -> AttentionProblem:
     assert node.edges is not None  # an attention node's
     pattern = node.edges.pattern
@@ -192,7 +213,7 @@ def _attention_problem(
 
     def in_every_lane(clean: Tensor) -> Tensor:
         # What flows in a lane changes no op's time: cuts and clean weights say what is kept.
-        return torch.stack([clean] * STRATA)
+        return torch.stack([clean] * len(rule))
 
     return AttentionProblem(
         node,
@@ -202,7 +223,7 @@ def _attention_problem(
         residual + torch.einsum("bhtd,hed->bte", output, w_o),
         # A threshold rule on a trained model's weights of real text: what is empty, and skipped,
         # is as much as in a scan.
-        thresholds().cuts(node),
+        rule.cuts(node),
         replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
         in_every_lane(branch.v),
     )
@@ -211,15 +232,19 @@ def _attention_problem(
 @cache
 def attention_problem(length: int) -> AttentionProblem:
     """Of one row of `length` tokens."""
-    work = Work(bundled(), passages(length)[:1], thresholds())
-    witness = Witness()
+    return attention_problem_of(Work(bundled(), passages(length)[:1], thresholds()))
+
+
+def attention_problem_of(work: Work) -> AttentionProblem:
+    """Of a model's block `LAYER`."""
+    witness = Witness(work.rule)
     work.tracing.loop(work.batch, work.rule, witness, masked_lanes=False).run()
     return witness.seen[0]
 
 
 @dataclass(frozen=True)
 class PredictionProblem:
-    """Final-normed states of a scan of the bundled model, and what followed."""
+    """Final-normed states of a scan, and what followed."""
 
     hidden: Tensor  # [M, D] of the clean lane
     lanes: Tensor  # [K, M, D]
@@ -230,7 +255,11 @@ class PredictionProblem:
 @cache
 def prediction_problem(length: int) -> PredictionProblem:
     """Of one row of `length` tokens."""
-    work = Work(bundled(), passages(length)[:1], thresholds())
+    return prediction_problem_of(Work(bundled(), passages(length)[:1], thresholds()))
+
+
+def prediction_problem_of(work: Work) -> PredictionProblem:
+    """Of a model without a bias in its unembedding."""
     hidden = work.tracing.loop(work.batch, work.rule).run().hidden.flatten(1, 2)
-    unembedding, _ = work.tracing.decoder.unembedding  # the bundled model has no bias there
+    unembedding, _ = work.tracing.decoder.unembedding
     return PredictionProblem(hidden[0], hidden[1:], unembedding, work.batch.next_ids.flatten())

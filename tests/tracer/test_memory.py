@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEADS, LENGTH = 32, 1536
+HEADS, LENGTH = 32, 2304
 PAIRS = HEADS * LENGTH**2  # one byte for each of them would show
 
 CHILD = f"""

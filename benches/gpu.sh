@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, one part after another: build, tests, sanitizer, benches.
+#
+#     benches/gpu.sh                     # from a checkout; results go to build/gpu
+#     OUT=DIR PYTHON=python3 benches/gpu.sh
+#
+# A part that fails is named and the next one runs; the exit status says whether any failed. Without
+# a build of the package (no compiler, no network) it runs from the checkout, GPU ops alone.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+PYTHON=${PYTHON:-python3}
+OUT=$(realpath -m "${OUT:-build/gpu}")
+export OUT PYTHONUNBUFFERED=1
+mkdir -p "$OUT"
+failed=()
+
+# part NAME COMMAND...: run it, keep what it prints in $OUT/NAME.log, go on.
+part() {
+    local name=$1 status
+    shift
+    echo "== $name"
+    "$@" 2>&1 | tee "$OUT/$name.log"
+    status=${PIPESTATUS[0]}
+    if ((status != 0)); then
+        echo "== $name FAILED with status $status: $*"
+        failed+=("$name")
+    fi
+    return 0
+}
+
+has_gpu() {
+    "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}
+
+# Links to the parts under the names that they are imported by, and the extension built there.
+from_checkout() {
+    local root=$PWD/build/checkout
+    rm -rf "$root" && mkdir -p "$root/densitrace" &&
+        ln -s "$PWD"/densitrace/*.py* "$PWD/kernels" "$PWD/tracer" "$PWD/estimator" \
+            "$root/densitrace/" &&
+        "$PYTHON" setup.py --quiet build_ext --build-lib "$root" --build-temp build/temp
+}
+
+build() {
+    rm -rf build/checkout
+    "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation -e . && return 0
+    echo "pip could not install the package; running from the checkout"
+    from_checkout
+}
+
+checked() {
+    local sanitizer
+    sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+    if [[ ! -x $sanitizer ]]; then
+        echo "compute-sanitizer is not here: no kernel was checked"
+        return 1
+    fi
+    # One small problem a kernel; PyTorch's caching allocator would hide what is out of bounds.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool memcheck --error-exitcode 9 \
+        --target-processes all "$PYTHON" -P -m pytest -q -m gpu -k sanitized tests/kernels/test_gpu.py
+}
+
+if ! has_gpu; then
+    echo "no GPU that torch can use: nothing was run" >&2
+    exit 1
+fi
+
+part build build
+if [[ -d build/checkout ]]; then
+    export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
+fi
+# -P: the root stays off the path, where kernels/ would pass for another package. By name, as tests
+# of other parts import packages that a GPU machine may lack.
+part tests "$PYTHON" -P -m pytest -m gpu tests/kernels/test_gpu.py
+part sanitizer checked
+part kernels env OUT="$OUT/kernels" "$PYTHON" -P -m pytest -m gpu benches/test_kernels_gpu.py
+part engine env OUT="$OUT/engine" "$PYTHON" -P -m pytest -m gpu benches/test_engine_gpu.py
+
+cat "$OUT"/kernels/benches.md "$OUT"/engine/benches.md
+if ((${#failed[@]})); then
+    echo "FAILED: ${failed[*]}"
+    exit 1
+fi
+echo "all parts passed; see $OUT"

@@ -1,0 +1,161 @@
+"""Seconds on a device, by its own events; and the rates that it reaches at its best."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from costs import Costs, moved_bytes
+from timing import FEWEST, MOST, Run, Timed
+
+from densitrace.kernels import dispatch
+
+BUDGET_SECONDS = 4.0  # of the rounds of one row, what is timed beside it included
+SHORTEST_SECONDS = 2e-3  # of what is timed at once: shorter work is repeated within a round
+
+
+class Clock:
+    """Times work on a device by events on its stream; on a CPU by the wall."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def mark(self) -> Any:
+        """A moment, once the work before it is done."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds between two moments; waits for the second."""
+        if not self.cuda:
+            return float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def seconds(self, run: Run, repeats: int = 1) -> float:
+        """Of one run, the mean of some in a row."""
+        start = self.mark()
+        for _ in range(repeats):
+            run()
+        return self.between(start, self.mark()) / repeats
+
+
+def measure_on(device: torch.device, run: Run, beside: dict[str, Run]) -> Timed:
+    """Time `run` in alternation with what is `beside` it, after two runs each to warm up.
+
+    The first run compiles kernels and chooses algorithms; the second is free of that.
+    """
+    clock = Clock(device)
+    every = {**beside, "": run}
+    for work in every.values():
+        work()
+    once = {name: clock.seconds(work) for name, work in every.items()}
+    repeats = {
+        name: int(np.clip(SHORTEST_SECONDS / taken, 1, 1000)) for name, taken in once.items()
+    }
+    a_round = sum(once[name] * repeats[name] for name in every)
+    rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
+    taken = {name: np.empty(rounds) for name in every}
+    for index in range(rounds):
+        for name, work in every.items():
+            taken[name][index] = clock.seconds(work, repeats[name])
+    return Timed(taken.pop(""), taken)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reaches on work that suits it."""
+
+    operations: float  # a second, of a large product in bfloat16
+    bytes: float  # a second, read and written, of a large copy
+
+    def fraction(self, seconds: float, operations: int, moved: int) -> float:
+        """The nearer ceiling's time over the time taken."""
+        return max(operations / self.operations, moved / self.bytes) / seconds
+
+
+def ceilings(device: torch.device, side: int = 8192, elements: int = 1 << 30) -> Ceilings:
+    """Measured: the product of two random `side` x `side` matrices, a copy of `elements` bfloat16.
+
+    Random, as a product of zeros draws less power and runs faster.
+    """
+    left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    right, product = torch.randn_like(left), torch.empty_like(left)
+    large = torch.empty(elements, device=device, dtype=torch.bfloat16).normal_()
+    target = torch.empty_like(large)
+    multiplied = measure_on(device, lambda: torch.mm(left, right, out=product), {})
+    copied = measure_on(device, lambda: target.copy_(large), {})
+    return Ceilings(2 * side**3 / multiplied.seconds, 2 * large.nbytes / copied.seconds)
+
+
+# ---- parts of a pass -------------------------------------------------------------------------
+
+
+@dataclass
+class Part:
+    """What one op took in a pass."""
+
+    seconds: float = 0.0
+    operations: int = 0
+    bytes: int = 0
+    calls: int = 0
+    backend: str = ""
+
+
+@contextmanager
+def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str, Part]]:
+    """What each op takes while the context is open, filled in when it closes.
+
+    Args:
+        costs: of one sequence.
+        rows: sequences of the batch.
+    """
+    clock, pick = Clock(device), dispatch.pick
+    parts: dict[str, Part] = defaultdict(Part)
+    marks: list[tuple[str, Any, Any]] = []
+
+    def timed_pick(op: Callable[..., Any], *where: Any) -> Callable[..., Any]:
+        function, name = pick(op, *where), op.__name__
+
+        def timed(*arguments: Any) -> Any:
+            start = clock.mark()
+            result = function(*arguments)
+            marks.append((name, start, clock.mark()))
+            part = parts[name]
+            part.calls += 1
+            part.operations += rows * costs.operations(name, arguments)
+            part.bytes += moved_bytes(*arguments, result)
+            part.backend = dispatch.serving(name, *where)
+            return result
+
+        return timed
+
+    dispatch.pick = timed_pick  # type: ignore[assignment]
+    try:
+        yield parts
+    finally:
+        dispatch.pick = pick
+        for name, start, end in marks:
+            parts[name].seconds += clock.between(start, end)
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+def peak_added(device: torch.device, run: Run) -> int:
+    """Bytes that a run holds at its peak, beyond what was held before it."""
+    run()  # compiled kernels, folded weights and other things that stay
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,179 @@
+"""What does tracing cost on a GPU, against the plain SDPA forward of the same model?
+
+Models of 1 and 8 billion random parameters in bfloat16, 12 strata. Each pass is timed in turns with
+the plain forward of the same batch (logits included), `x forward` is the ratio of the two. Sizes,
+which follow from the levels of the clean pass, stand apart. Then what each op takes of a pass,
+and the peak memory over that of the plain forward of as many rows as the pass runs.
+"""
+
+import gc
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from costs import Costs
+from device_models import SHAPES, device_work, random_model
+from device_record import DeviceRecord
+from device_timing import (
+    Ceilings,
+    Clock,
+    ceilings,
+    measure_on,
+    parts_of,
+    peak_added,
+)
+from problems import Work
+from timing import Run
+from transformers import PreTrainedModel
+
+LENGTHS = (512, 2048, 8192)
+LIMITS = {"importance and cuts": 1.2, "scan, live": 1.15 * 13, "scan, frozen": 13.0}
+LONG = (4096, 8192, 16384, 32768)  # of the memory curve
+LAST_SIZES = 2048  # beyond this the sizes are timed only where `bottleneck` has a kernel
+
+
+def passes(live: Work, frozen: Work) -> dict[str, Run]:
+    """What is measured, by name."""
+    return {
+        "plain forward": live.forward,
+        "importance and cuts": live.clean_lane,
+        "scan, live": live.lanes,
+        "scan, frozen": frozen.lanes,
+    }
+
+
+def costs_of(work: Work) -> Costs:
+    """Of one sequence of a pass."""
+    config = work.model.config
+    return Costs(
+        heads=config.num_attention_heads,
+        length=work.ids.shape[1],
+        width=config.head_dim,
+        hidden=config.hidden_size,
+        strata=len(work.rule),
+        vocabulary=config.vocab_size,
+    )
+
+
+def note_times(record: DeviceRecord, title: str, live: Work, frozen: Work) -> None:
+    """Each pass against the plain forward, in turns with it."""
+    forward = {"forward": live.forward}
+    for name, run in passes(live, frozen).items():
+        timed = measure_on(live.ids.device, run, forward)
+        low, ratio, high = timed.over("forward")
+        limit = {"wanted": LIMITS[name]} if name in LIMITS and live.ids.shape[1] == 2048 else {}
+        record.add(
+            title, name, ms=1e3 * timed.seconds, x_forward=ratio, from_=low, to=high,
+            tokens_a_second=live.ids.numel() / timed.seconds, **limit,
+        )  # fmt: skip
+
+
+def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
+    """Sizes from the levels of a pass: all of them, once to warm up and once timed."""
+    run = work.clean_lane()
+    clock = Clock(work.ids.device)
+    work.sizes_of(run)
+    seconds = clock.seconds(lambda: work.sizes_of(run))
+    forward = clock.seconds(work.forward)
+    record.add(title, "sizes, apart", ms=1e3 * seconds, x_forward=seconds / forward)
+
+
+def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached: Ceilings) -> None:
+    """What each op takes of one scan, and how near it is to what the device reaches."""
+    for name, work in works.items():
+        device = work.ids.device
+        work.lanes()
+        clock = Clock(device)
+        with parts_of(device, costs_of(work), len(work.ids)) as parts:
+            whole = clock.seconds(work.lanes)
+        for op, part in sorted(parts.items(), key=lambda item: -item[1].seconds):
+            record.add(
+                title, f"{name}: {op}", by=part.backend, calls=part.calls, ms=1e3 * part.seconds,
+                share=part.seconds / whole, TFLOP=part.operations / 1e12, GB=part.bytes / 1e9,
+                of_ceiling=reached.fraction(part.seconds, part.operations, part.bytes),
+            )  # fmt: skip
+        rest = whole - sum(part.seconds for part in parts.values())
+        record.add(title, f"{name}: model and engine", ms=1e3 * rest, share=rest / whole)
+
+
+def note_memory(record: DeviceRecord, title: str, name: str, live: Work, frozen: Work) -> None:
+    """Peak memory of each pass, over the plain forward of as many rows."""
+    device = live.ids.device
+    alone = peak_added(device, live.without_unembedding)
+    lanes = peak_added(device, live.forward_of_all_lanes)
+    record.add(title, f"{name} forward of all lanes", peak_GiB=lanes / 2**30)
+    for part, run, over in (
+        ("importance and cuts", live.clean_lane, alone),
+        ("scan, live", live.lanes, lanes),
+        ("scan, frozen", frozen.lanes, lanes),
+    ):
+        peak = peak_added(device, run)
+        limit = {"wanted": 1.3} if part.startswith("scan") else {}
+        record.add(
+            title, f"{name} {part}", peak_GiB=peak / 2**30, x_forward_of_its_rows=peak / over,
+            **limit,
+        )  # fmt: skip
+
+
+# ---- on the GPU ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    return torch.device("cuda")
+
+
+@cache
+def reached() -> Ceilings:
+    return ceilings(torch.device("cuda"))
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def model(request: pytest.FixtureRequest, device: torch.device) -> Iterator[PreTrainedModel]:
+    """One model at a time on the device."""
+    yield random_model(SHAPES[request.param](), device)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def name_of(model: PreTrainedModel) -> str:
+    config: Any = model.config
+    return next(name for name, build in SHAPES.items() if same_shape(build(), config))
+
+
+def same_shape(left: Any, right: Any) -> bool:
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    return all(getattr(left, name) == getattr(right, name) for name in names)
+
+
+def works(model: PreTrainedModel, length: int) -> tuple[Work, Work]:
+    """Live and frozen, under the same thresholds."""
+    live = device_work(model, length)
+    frozen = device_work(model, length, attention="frozen")
+    return live, frozen
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", LENGTHS)
+def test_passes(model: PreTrainedModel, length: int, record: DeviceRecord) -> None:
+    from densitrace.kernels import dispatch
+
+    live, frozen = works(model, length)
+    name = f"{name_of(model)}, {len(live.ids)} x {length} tokens"
+    note_times(record, name, live, frozen)
+    if length <= LAST_SIZES or dispatch.serving("bottleneck", "cuda") != "reference":
+        note_sizes(record, name, live)
+    note_memory(record, "peak memory", f"{name_of(model)} T={length}", live, frozen)
+    parts = {"live": live, "frozen": frozen}
+    note_parts(record, f"ops of a scan of {name}", parts, reached())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", LONG)
+def test_memory_curve(length: int, device: torch.device, record: DeviceRecord) -> None:
+    """One sequence on the shape of 1 billion parameters, to 32768 tokens."""
+    model = random_model(SHAPES["llama-1b"](), device)
+    live, frozen = works(model, length)
+    note_memory(record, "peak memory by length, llama-1b", f"T={length}", live, frozen)

@@ -1,0 +1,169 @@
+"""How near is each op on a GPU to what the device reaches on work that suits it?
+
+Each op on an attention node of a random model of a well-known shape, one row of T tokens, bfloat16,
+12 strata. `of ceiling` is the time that the device's best would take, a large product for its
+operations or a large copy for its bytes, whichever is longer, over the time taken. Operations and
+bytes are those of measuring/costs.py. Beside attention stands causal SDPA on the same shapes.
+"""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from costs import Costs, moved_bytes
+from device_models import SHAPES, device_work, random_model
+from device_record import DeviceRecord
+from device_timing import Ceilings, ceilings, measure_on
+from problems import (
+    LAYER,
+    AttentionProblem,
+    PredictionProblem,
+    attention_problem_of,
+    prediction_problem_of,
+)
+from timing import Run
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from densitrace import kernels
+from densitrace.kernels import NormWeight, dispatch
+
+LENGTHS = (512, 2048, 8192)
+PLAIN_LENGTHS = (512, 2048)  # of ops that plain torch serves, minutes beyond
+BLOCKS = LAYER + 1  # of the models here: what comes after the block looked at costs time alone
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op with its arguments, as `kernels` takes them."""
+
+    op: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, op: str, *arguments: Any, **options: Any) -> "Case":
+        """With its arguments by place and by name."""
+        return cls(op, arguments, options)
+
+    def run(self) -> object:
+        """The op once, on the backend that serves it."""
+        with torch.inference_mode():
+            return getattr(kernels, self.op)(*self.arguments, **self.options)
+
+
+def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[str, Case]:
+    """All ops of a scan, and the cuts of the nucleus rule."""
+    edges, node, cuts = attention.edges, attention.node, attention.cuts
+    assert isinstance(edges.weight, NormWeight)
+    levels = kernels.edge_levels(edges, cuts)
+    masses = tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
+    states = (prediction.hidden, prediction.lanes, prediction.unembedding)
+    return {
+        "source_norms, L1": Case.of("source_norms", attention.v, attention.w_o, 1),
+        "source_norms, L2": Case.of("source_norms", attention.v, attention.w_o, 2),
+        "attention_stats": Case.of(
+            "attention_stats", edges.pattern, attention.v, edges.weight.source
+        ),
+        "edge_levels": Case.of("edge_levels", edges, cuts),
+        "nucleus_cuts": Case.of("nucleus_cuts", edges, node.side, masses, node.total),
+        "lane_attention, live": Case.of(
+            "lane_attention", edges, cuts, attention.lanes_v, attention.lanes
+        ),
+        "lane_attention, frozen": Case.of("lane_attention", edges, cuts, attention.lanes_v, None),
+        "bottleneck": Case.of("bottleneck", levels.levels, levels.levels),
+        "trace_sizes": Case.of("trace_sizes", levels.levels, levels.degrees),
+        "output_errors": Case.of("output_errors", *states, next_ids=prediction.next_ids),
+    }
+
+
+def sdpa_of(attention: AttentionProblem, lanes: bool) -> tuple[Run, int]:
+    """Causal SDPA of the clean pass or of all lanes, and its operations."""
+    pattern = attention.lanes if lanes else attention.edges.pattern
+    values = attention.lanes_v if lanes else attention.v
+    q, k, v = (tensor.flatten(0, -4) for tensor in (pattern.q, pattern.k, values))
+    heads, length, width = q.shape[1:]
+
+    def run() -> object:
+        return sdpa(q, k, v, is_causal=True, scale=pattern.scale, enable_gqa=True)
+
+    return run, 2 * len(q) * heads * length * (length + 1) * width
+
+
+def costs_of(attention: AttentionProblem, prediction: PredictionProblem) -> Costs:
+    heads, hidden, width = attention.w_o.shape
+    length, vocabulary = attention.node.total.shape[1], len(prediction.unembedding)
+    return Costs(heads, length, width, hidden, len(attention.cuts), vocabulary)
+
+
+def note_ops(
+    record: DeviceRecord,
+    title: str,
+    attention: AttentionProblem,
+    prediction: PredictionProblem,
+    reached: Ceilings,
+) -> None:
+    """A row for each op, and for SDPA on the same shapes."""
+    device, costs = attention.v.device, costs_of(attention, prediction)
+
+    def note(name: str, by: str, run: Run, operations: int, moved: int) -> None:
+        seconds = measure_on(device, run, {}).seconds
+        record.add(
+            title, name, by=by, ms=1e3 * seconds, TFLOP=operations / 1e12, GB=moved / 1e9,
+            TFLOP_a_second=operations / seconds / 1e12, GB_a_second=moved / seconds / 1e9,
+            of_ceiling=reached.fraction(seconds, operations, moved),
+        )  # fmt: skip
+
+    for name, lanes in (("SDPA", False), ("SDPA of all lanes", True)):
+        run, operations = sdpa_of(attention, lanes)
+        pattern, values = (
+            (attention.lanes, attention.lanes_v)
+            if lanes
+            else (attention.edges.pattern, attention.v)
+        )
+        note(name, "torch", run, operations, moved_bytes(pattern.q, pattern.k, values, run()))
+    for name, case in cases(attention, prediction).items():
+        by = dispatch.serving(case.op, device)
+        if by == "reference" and costs.length not in PLAIN_LENGTHS:
+            continue
+        moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
+        note(name, by, case.run, costs.operations(case.op, case.arguments), moved)
+
+
+# ---- on the GPU ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reached(record: DeviceRecord) -> Ceilings:
+    found = ceilings(torch.device("cuda"))
+    record.add(
+        "ceilings",
+        "measured",
+        TFLOP_a_second=found.operations / 1e12,
+        GB_a_second=found.bytes / 1e9,
+    )
+    return found
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def model(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """The first blocks of a shape: what an op costs does not depend on the others."""
+    config = SHAPES[request.param]()
+    config.num_hidden_layers = BLOCKS
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:BLOCKS]
+    yield request.param, random_model(config, torch.device("cuda"))
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", LENGTHS)
+def test_ops(model: tuple[str, Any], length: int, reached: Ceilings, record: DeviceRecord) -> None:
+    name, decoder = model
+    work = device_work(decoder, length, rows=1)
+    with torch.inference_mode():
+        attention, prediction = attention_problem_of(work), prediction_problem_of(work)
+    note_ops(record, f"ops, {name}, {length} tokens", attention, prediction, reached)

@@ -1,0 +1,127 @@
+"""The benches for a GPU, on a tiny model on the CPU; how long anything takes is no claim here."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from device_models import SHAPES, device_work, random_model, spread_thresholds
+from device_record import DeviceRecord
+from device_timing import Ceilings, ceilings, measure_on, parts_of
+from problems import Work, attention_problem_of, prediction_problem_of
+from transformers import LlamaConfig, PreTrainedModel
+
+CPU = torch.device("cpu")
+BENCHES = Path(__file__).parents[2] / "benches"
+STRATA = 3
+
+
+def bench(name: str) -> ModuleType:
+    """A file of benches, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    return random_model(config, CPU, torch.float32)
+
+
+@pytest.fixture
+def work(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Work:
+    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 0.0)
+    return device_work(model, 24, STRATA, rows=2)
+
+
+def parameters(config: LlamaConfig) -> int:
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248), ("qwen3-8b", 8_190_735_360)],
+)
+def test_shapes(shape: str, expected: int) -> None:
+    """As many parameters as the models that they are named after have."""
+    assert parameters(SHAPES[shape]()) == expected
+
+
+def test_thresholds_follow_the_weights(work: Work) -> None:
+    """The last stratum keeps most edges, the first hardly any."""
+    counts, full = work.tracing.sizes(work.batch, work.rule)
+    kept = counts[:, -1].double().numpy() / full[:, -1:]
+    assert len(work.rule) == STRATA
+    assert (kept[:, 0] < 0.2).all()
+    assert (kept[:, -1] > 0.6).all()
+
+
+def test_times_of_rounds() -> None:
+    order: list[str] = []
+    timed = measure_on(CPU, lambda: order.append("own"), {"other": lambda: order.append("other")})
+    assert order[:2] == ["other", "own"]
+    assert len(timed.own) == len(timed.beside["other"]) >= 4
+    assert (timed.own > 0).all()
+
+
+def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
+    engine, record = bench("test_engine_gpu"), DeviceRecord()
+    frozen = device_work(model, 24, STRATA, rows=2, attention="frozen")
+    assert frozen.rule == work.rule
+    engine.note_times(record, "times", work, frozen)
+    engine.note_sizes(record, "times", work)
+    engine.note_parts(record, "parts", {"live": work, "frozen": frozen}, Ceilings(1e9, 1e9))
+    names = [name for name, _ in record.sections["times"]]
+    assert names == [*engine.passes(work, frozen), "sizes, apart"]
+    parts = dict(record.sections["parts"])
+    ops = ("source_norms", "attention_stats", "edge_levels", "lane_attention", "output_errors")
+    wanted = {f"{lanes}: {op}" for lanes in ("live", "frozen") for op in ops}
+    assert parts.keys() == wanted | {"live: model and engine", "frozen: model and engine"}
+    shares = [float(row["share"]) for name, row in parts.items() if name.startswith("live")]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_kernel_rows(work: Work, tmp_path: Path) -> None:
+    ops, record = bench("test_kernels_gpu"), DeviceRecord()
+    row = Work(work.model, work.ids[:1].tolist(), work.rule)
+    with torch.inference_mode():
+        attention, prediction = attention_problem_of(row), prediction_problem_of(row)
+    ops.note_ops(record, "ops", attention, prediction, Ceilings(1e9, 1e9))
+    record.write(tmp_path / "found" / "ops")
+    written = json.loads((tmp_path / "found" / "ops.json").read_text())
+    rows = {row["name"]: row for row in written["sections"]["ops"]}
+    assert rows.keys() == {"SDPA", "SDPA of all lanes", *ops.cases(attention, prediction)}
+    assert all(row["ms"] > 0 and row["of ceiling"] > 0 for row in rows.values())
+    page = (tmp_path / "found" / "ops.md").read_text().splitlines()
+    assert sum(line.startswith("| lane_attention") for line in page) == 2
+
+
+def test_ceilings_are_rates() -> None:
+    found = ceilings(CPU, side=16, elements=1 << 10)
+    assert found.operations > 0 and found.bytes > 0
+    assert found.fraction(1.0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
+
+
+def test_parts_put_dispatch_back(work: Work) -> None:
+    from densitrace.kernels import dispatch
+
+    pick = dispatch.pick
+    engine = bench("test_engine_gpu")
+    with parts_of(CPU, engine.costs_of(work), 2) as parts:
+        work.lanes()
+    assert dispatch.pick is pick
+    assert parts["lane_attention"].calls == 4 * 1
+    assert spread_thresholds(work, STRATA) == work.rule

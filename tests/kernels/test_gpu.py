@@ -1,0 +1,290 @@
+"""On a GPU: each Triton kernel against loops in float64, and the lane engine against the goldens.
+
+Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attention_problem import VARIANTS, Floats, Problem, Shape, close
+from golden import FAMILIES, GOLDENS, golden
+from oracles import errors as oracle_errors
+
+from densitrace import Threshold, Trace, Tracer, kernels
+from densitrace.kernels import dispatch, triton
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+
+WIDE = {
+    "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
+    "width 128, bfloat16": Shape(
+        batch=1, heads=4, groups=1, length=191, d_k=128, d_v=128, dtype=torch.bfloat16
+    ),
+    "width 256, float16": Shape(
+        batch=1, heads=2, groups=1, length=65, d_k=256, d_v=256, dtype=torch.float16
+    ),
+    "unequal, all": Shape(
+        heads=4, length=111, d_k=96, d_v=40, window=50, softcap=3.0, sinks=True, segments=True,
+        dtype=torch.bfloat16,
+    ),
+}  # fmt: skip
+SHAPES = VARIANTS | WIDE
+
+
+def moved(value: Any, device: str) -> Any:
+    """Tensors on a device, inside dataclasses too; everything else as it is. Strides stay."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{each.name: moved(getattr(value, each.name), device) for each in fields(value)}
+        )
+    return value
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
+    """Ops on tensors of the CPU run in Triton on the GPU."""
+    pick = dispatch.pick
+
+    def pick_there(op: Callable[..., Any], device: Any, backend: str) -> Callable[..., Any]:
+        function = pick(op, DEVICE, backend)
+
+        def there(*arguments: Any) -> Any:
+            return moved(function(*(moved(value, DEVICE) for value in arguments)), "cpu")
+
+        return there
+
+    monkeypatch.setattr(dispatch, "pick", pick_there)
+
+
+def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
+    """float32 [K, B, T] cuts in the widest of the gaps near each quantile of a target's weights.
+
+    Hundreds of weights lie close together: in a narrow gap float32 would not know which side.
+    """
+    b, h, t, s = weights.shape
+    rows = np.sort(weights.transpose(0, 2, 1, 3).reshape(b, t, h * s), axis=-1)
+    cuts = np.zeros((len(quantiles), b, t))
+    for k, i, j in np.ndindex(cuts.shape):
+        row = rows[i, j][rows[i, j] > 0]
+        if len(row) < 2:
+            continue
+        middle = round(sorted(quantiles, reverse=True)[k] * (len(row) - 1))
+        first, last = max(0, middle - 4), min(len(row) - 1, middle + 4)
+        widest = first + int(np.argmax(row[first + 1 : last + 1] / row[first:last]))
+        cuts[k, i, j] = np.sqrt(row[widest] * row[widest + 1])
+    return torch.from_numpy(np.sort(cuts, axis=0)[::-1].copy()).float()
+
+
+# ---- the ops: each checks one problem --------------------------------------------------------
+
+
+def check_source_norms(problem: Problem) -> None:
+    for p in (1, 2):
+        found = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
+        # w_o may be rounded to the 16 bits of the values: by 2^-9 each in bfloat16.
+        ratio = 2e-5 if problem.shape.dtype == torch.float32 else 2.0**-8
+        close(f"L{p}", found, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
+
+
+def check_attention_stats(problem: Problem) -> None:
+    alpha, lse = problem.alpha()
+    source = problem.normal(*lse.shape).abs()
+    found = problem.stats(source)
+    repeats = problem.shape.heads // problem.shape.groups
+    v = problem.v.double().repeat_interleave(repeats, 1).numpy()
+    close("output", found.output, alpha @ v, problem.product_ratio)
+    close("lse", found.lse, lse)
+    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+
+
+def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
+    """Edges whose source norms are the oracle's, so that no rounding of norms moves a weight."""
+    norms = torch.from_numpy(np.abs(problem.sent()).sum(-1)).float()
+    return problem.edges(kernels.NormWeight(norms, problem.target))
+
+
+def check_edge_levels(problem: Problem) -> None:
+    weights = problem.norm_weights()
+    cuts = gap_cuts(weights, (0.9, 0.7, 0.2))
+    kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
+    found = kernels.edge_levels(exact_norm_edges(problem), cuts, backend="triton")
+    np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
+
+
+def check_nucleus_cuts(problem: Problem) -> None:
+    """The edges kept hold the mass, and without the lightest of them they do not."""
+    weights = problem.norm_weights()
+    side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+    attention = weights.transpose(0, 2, 1, 3).reshape(*side.shape[1:], -1)
+    rows = np.concatenate([attention, np.moveaxis(side.double().numpy(), 0, -1)], axis=-1)
+    total = rows.sum(-1)
+    masses = (0.2, 0.6, 0.97)
+    cuts = kernels.nucleus_cuts(
+        exact_norm_edges(problem), side, masses, torch.from_numpy(total).float(), backend="triton"
+    )
+    for (k, b, t), cut in np.ndenumerate(cuts.double().numpy()):
+        kept = rows[b, t][rows[b, t] > cut]
+        wanted = masses[k] * total[b, t]
+        assert kept.sum() >= wanted * (1 - 1e-5)
+        assert kept.sum() - kept.min() <= wanted * (1 + 1e-5)
+
+
+def check_lane_attention(problem: Problem) -> None:
+    shape, weights = problem.shape, problem.norm_weights()
+    cuts = gap_cuts(weights, (0.8, 0.3))
+    lanes = [Problem(shape, seed) for seed in (1, 2)]
+    own = replace(
+        problem.pattern,
+        q=torch.stack([lane.pattern.q for lane in lanes]),
+        k=torch.stack([lane.pattern.k for lane in lanes]),
+    )
+    values = torch.stack([lane.v for lane in lanes])
+    for live, invert in ((True, False), (True, True), (False, False), (False, True)):
+        found = kernels.lane_attention(
+            exact_norm_edges(problem), cuts, values, own if live else None, invert=invert,
+            backend="triton",
+        )  # fmt: skip
+        kept = (weights[None] > cuts.double().numpy()[:, :, None, :, None]) != invert
+        for k, lane in enumerate(lanes):
+            lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
+            alpha = (lane if live else problem).alpha()[0]
+            v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
+            close(f"lane {k} {live}", found[k], (alpha * kept[k]) @ v, problem.product_ratio)
+
+
+def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random level maps uint8 [B, T, T], as large as the problem."""
+    size = (problem.shape.batch, problem.shape.length, problem.shape.length)
+    drawn = torch.randint(0, 4, (2, *size), generator=problem.generator)
+    return drawn[0].tril().byte(), drawn[1].tril().byte()
+
+
+def check_bottleneck(problem: Problem) -> None:
+    reach, levels = levels_of(problem)
+    found = kernels.bottleneck(reach, levels, backend="triton")
+    paths = (np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
+             for row, other in zip(reach, levels, strict=True))  # fmt: skip
+    np.testing.assert_array_equal(found, np.stack(list(paths)))
+
+
+def check_trace_sizes(problem: Problem) -> None:
+    reach, _ = levels_of(problem)
+    degrees = torch.randint(0, 9, (3, *reach.shape[:2]), generator=problem.generator).int()
+    found = kernels.trace_sizes(reach, degrees, backend="triton")
+    for k in range(3):
+        inside = reach.numpy() >= 3 - k
+        np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
+
+
+def check_output_errors(problem: Problem) -> None:
+    tokens, hidden, vocabulary = min(9, problem.shape.length), 48, 301
+    states = problem.normal(tokens, hidden)
+    noise = torch.tensor([2.0, 0.05, 0.0])[:, None, None]
+    lanes = states + noise * problem.normal(3, tokens, hidden)
+    table, bias = problem.normal(vocabulary, hidden) / hidden**0.5, problem.normal(vocabulary)
+    next_ids = torch.arange(tokens) * 7
+    found = kernels.output_errors(
+        states, lanes, table, bias, scale=0.9, softcap=5.0, next_ids=next_ids, backend="triton"
+    )
+
+    def logits(vectors: torch.Tensor) -> Floats:
+        plain = 0.9 * (vectors.double() @ table.double().T).numpy() + bias.double().numpy()
+        capped: Floats = 5.0 * np.tanh(plain / 5.0)
+        return capped
+
+    for k, m in np.ndindex(3, tokens):
+        expected = oracle_errors(logits(states[m]), logits(lanes[k, m]), int(next_ids[m]))
+        for name, value in expected.items():
+            ours = float(getattr(found, name)[k, m])
+            np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
+CHECKS: dict[str, Callable[[Problem], None]] = {
+    "source_norms": check_source_norms,
+    "attention_stats": check_attention_stats,
+    "edge_levels": check_edge_levels,
+    "nucleus_cuts": check_nucleus_cuts,
+    "lane_attention": check_lane_attention,
+    "bottleneck": check_bottleneck,
+    "trace_sizes": check_trace_sizes,
+    "output_errors": check_output_errors,
+}
+
+
+@pytest.mark.parametrize("op", triton.__all__)
+@pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
+def test_op(shape: Shape, op: str, on_gpu: None) -> None:
+    CHECKS[op](Problem(shape, backend="triton"))
+
+
+@pytest.mark.parametrize("op", triton.__all__)
+def test_sanitized(op: str, on_gpu: None) -> None:
+    """Small and odd, every variant on: what benches/gpu.sh runs under compute-sanitizer."""
+    shape = Shape(length=33, d_k=40, d_v=24, window=20, softcap=5.0, sinks=True, segments=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        CHECKS[op](Problem(replace(shape, dtype=dtype), backend="triton"))
+
+
+# ---- the engine ------------------------------------------------------------------------------
+
+
+@cache
+def tracer_on(family: str) -> Tracer:
+    return Tracer.from_pretrained(GOLDENS / family, device=DEVICE)
+
+
+def traced(tracer: Tracer, family: str, **options: Any) -> Trace:
+    arrays = golden(family, "T16")
+    rule = Threshold(arrays["s.norm_l1.threshold.tau"])
+    following = [int(arrays["next_id"])]
+    trace = tracer.trace(
+        arrays["ids"].tolist(), select=rule, count="causal", next_token=following, **options
+    )
+    assert isinstance(trace, Trace)
+    return trace
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_goldens(family: str) -> None:
+    """Sizes and errors of one output's traces and of their inverse."""
+    arrays = golden(family, "T16")
+    trace = traced(tracer_on(family), family, scope="output", controls=("inverse",))
+    sizes = arrays["s.norm_l1.threshold.raw_size"]
+    np.testing.assert_array_equal(trace.edge_count[0, :-1], sizes[:-1])
+    for ours, theirs in (("", "only"), ("_inverse", "inv")):
+        for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
+            expected = arrays[f"e.norm_l1.threshold.{name}_{theirs}"]
+            np.testing.assert_allclose(
+                trace.errors[measure + ours][0], expected, atol=1e-4, err_msg=measure + ours
+            )
+
+
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_output(family: str, attention: str) -> None:
+    """All outputs in one pass, under the controls, as on the CPU."""
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
+    plain = Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
+    found, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
+    np.testing.assert_array_equal(found.edge_count, expected.edge_count)
+    for name, values in expected.errors.items():
+        if name.startswith(("nucleus", "top1")):  # they jump where two tokens are equally likely
+            assert np.mean(found.errors[name] != values) <= 0.02, name
+        else:
+            np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
+
+
+def test_two_runs_agree() -> None:
+    """Bit by bit: configurations are pinned, and nothing adds floats in an order of chance."""
+    first, second = (traced(tracer_on("mistral"), "mistral") for _ in range(2))
+    for name, values in first.errors.items():
+        np.testing.assert_array_equal(second.errors[name], values)

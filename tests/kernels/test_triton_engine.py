@@ -1,0 +1,93 @@
+"""The lane engine on interpreted Triton kernels, where an op has one, gives a model's goldens.
+
+All goldens are held to the compiled CPU ops by tests/tracer/test_parity.py.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import golden, tracer_of
+
+from densitrace import Threshold, Trace, Tracer
+from densitrace.kernels import dispatch, triton
+
+FAMILY, LENGTH = "mistral", "T08"
+ARRAYS = golden(FAMILY, LENGTH)
+RULE = Threshold(ARRAYS["s.norm_l1.threshold.tau"])
+FULL = len(RULE) - 1  # threshold 0: the reference's last stratum is the whole graph by fiat
+
+Served = dict[str, str]  # op to the backend whose function ran
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """Triton first, plain torch for ops that it lacks; which served each op that was asked for."""
+    found: Served = {}
+    pick = dispatch.pick
+
+    def noted(op: Callable[..., Any], device: torch.device, backend: str) -> Callable[..., Any]:
+        function = pick(op, device, backend)
+        if backend == "auto":  # the comparison with plain torch asks for that by name
+            found[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
+        return function
+
+    monkeypatch.setitem(dispatch.PREFERENCE, "cpu", ("triton", "reference"))
+    monkeypatch.setattr(dispatch, "pick", noted)
+    yield found
+    # No op that has a kernel was served by another, and the sweep over attention always was.
+    assert found == {op: "triton" if op in triton.__all__ else "reference" for op in found}
+    assert found["attention_stats"] == "triton"
+
+
+def traced(backend: str = "auto", **options: Any) -> Trace:
+    tracer = Tracer(tracer_of(FAMILY)._decoder.model, backend=backend)
+    trace = tracer.trace(
+        ARRAYS["ids"].tolist(), select=RULE, next_token=[int(ARRAYS["next_id"])], **options
+    )
+    assert isinstance(trace, Trace)
+    return trace
+
+
+def test_weights(served: Served) -> None:
+    trace = traced(scope="all")
+    for layer in range(4):
+        for kind, ours in trace.weights(layer).items():
+            expected = ARRAYS[f"w.norm_l1.{kind}"][layer]
+            np.testing.assert_allclose(ours, expected, atol=1e-6, err_msg=f"{layer} {kind}")
+
+
+def test_sizes_and_errors_live(served: Served) -> None:
+    """One output's trace, as the reference takes it, and its inverse."""
+    trace = traced(scope="output", controls=("inverse",))
+    np.testing.assert_array_equal(
+        trace.edge_count[0, :FULL], ARRAYS["s.norm_l1.threshold.raw_size"][:FULL]
+    )
+    for ours, theirs in (("", "only"), ("_inverse", "inv")):
+        for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
+            np.testing.assert_allclose(
+                trace.errors[measure + ours][0],
+                ARRAYS[f"e.norm_l1.threshold.{name}_{theirs}"],
+                atol=1e-4,
+                err_msg=f"{measure}{ours}",
+            )
+    assert {"source_norms", "attention_stats", "edge_levels", "lane_attention"} <= served.keys()
+
+
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+def test_every_output(attention: str, served: Served) -> None:
+    """All outputs in one pass: the sizes of the last are golden, the errors those of plain torch.
+
+    The reference has no frozen attention, and masks by one output's trace.
+    """
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
+    trace, expected = traced(**options), traced("reference", **options)
+    np.testing.assert_array_equal(
+        trace.edge_count[-1, :FULL], ARRAYS["s.norm_l1.threshold.raw_size"][:FULL]
+    )
+    np.testing.assert_array_equal(trace.topology, expected.topology)
+    for name, values in expected.errors.items():
+        np.testing.assert_allclose(trace.errors[name], values, atol=2e-5, rtol=2e-5, err_msg=name)
+    assert {"lane_attention", "bottleneck", "trace_sizes", "output_errors"} <= served.keys()

@@ -1,0 +1,125 @@
+"""The lane loop as it runs on a device, run on the CPU: the same results, and no host waits."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import VARIANTS, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from densitrace import Threshold, Trace, Tracer
+from densitrace.tracer import engine
+from densitrace.tracer.engine import LaneLoop
+
+ROWS = [[5, 9, 33, 2, 60, 17, 8, 41, 12, 50], [7, 7, 1, 30]]
+RULE = Threshold([0.6, 0.4, 0.1, 0.01])
+ATTENTION = ("live", "frozen")
+# Ops whose result the host reads, and the copy that every `torch.tensor(number)` makes.
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh")
+
+
+@pytest.fixture
+def as_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, the engine takes the CPU for a device that the host had to wait for."""
+
+    def force() -> None:
+        monkeypatch.setattr(LaneLoop, "host_reads", False)
+
+    return force
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts what would make the host wait, were the tensors on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [index for index in args[1] if index is not None] if name == "index" else []
+        if name in READS or any(index.dtype == torch.bool for index in masks):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waits_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """What would make the host wait inside the loop over blocks while the context is open."""
+    waits, run_block = HostWaits(), LaneLoop._run_block
+
+    def watched(*arguments: Any) -> Any:
+        with waits:
+            return run_block(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LaneLoop, "_run_block", watched)
+        yield waits.found
+
+
+def traced(tracer: Tracer, **options: Any) -> list[Trace]:
+    traces = tracer.trace(ROWS, select=RULE, **options)
+    assert isinstance(traces, list)
+    return traces
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_no_block_waits(
+    family: str, attention: str, as_device: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracer = Tracer(tiny_model(family), backend="reference")
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse",)}
+    with waits_in_blocks(monkeypatch) as found:
+        traced(tracer, **options)
+    assert found["nonzero"] > 0  # on a CPU rows are gathered
+    as_device()
+    with waits_in_blocks(monkeypatch) as found:
+        traced(tracer, **options)
+    assert not found
+
+
+@pytest.mark.parametrize("scope", ["all", "output"])
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_same_results(
+    family: str,
+    attention: str,
+    scope: str,
+    as_device: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MLP branches of all rows, of which some are dropped; a bounded number at a time."""
+    tracer = Tracer(tiny_model(family))
+    options: dict[str, Any] = {
+        "attention": attention, "scope": scope, "controls": ("inverse", "random"),
+    }  # fmt: skip
+    gathered = traced(tracer, **options)
+    as_device()
+    monkeypatch.setattr(engine, "DEVICE_MLP_ROWS", 7)
+    for ours, expected in zip(traced(tracer, **options), gathered, strict=True):
+        np.testing.assert_array_equal(ours.topology, expected.topology)
+        for name, values in expected.errors.items():
+            np.testing.assert_allclose(
+                ours.errors[name], values, atol=2e-5, rtol=2e-5, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_infinite_branches_are_dropped(family: str, as_device: Callable[[], None]) -> None:
+    """What a dropped row's MLP gives reaches nothing, however large it is."""
+    tracer = Tracer(tiny_model(family))
+    block = tracer._decoder.blocks[0]
+    loop = LaneLoop.__new__(LaneLoop)
+    as_device()
+    with torch.inference_mode():
+        rows = torch.full((3, 32), torch.inf)
+        branch = loop._kept_mlp(block, rows, torch.tensor([False, True, False]))
+    assert not branch[[0, 2]].any()
+    assert branch[1].isnan().all()
