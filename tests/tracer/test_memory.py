@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from densitrace import Threshold, Tracer
 
-PART, IMPORTANCE, BACKEND = sys.argv[1:]
+ATTENTION, IMPORTANCE, BACKEND = sys.argv[1:]
 SELF = Path("/proc/self")
 torch.set_num_threads(2)
 torch.manual_seed(0)
@@ -27,11 +27,9 @@ tracer = Tracer(LlamaForCausalLM(config).eval(), backend=BACKEND)
 
 def run(length):
     ids = [i * 7 % 64 for i in range(length)]
-    how = dict(select=Threshold([0.001, 0.1]), importance=IMPORTANCE)
-    if PART == "scan":
-        tracer.trace(ids, **how)
-    else:
-        tracer.trace(ids, attention="frozen", **how)
+    tracer.trace(
+        ids, select=Threshold([0.001, 0.1]), importance=IMPORTANCE, attention=ATTENTION
+    )
 
 def peak():
     lines = (SELF / "status").read_text().splitlines()
@@ -45,10 +43,15 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("attention", ["scan", "frozen"])
 @pytest.mark.parametrize(
-    ("importance", "backend"),
-    [("norm_l1", "cpu"), ("norm_l1", "reference"), ("cosine", "cpu"), ("proximity", "cpu")],
+    ("attention", "importance", "backend"),
+    [
+        ("live", "norm_l1", "cpu"),
+        ("live", "cosine", "cpu"),
+        ("live", "proximity", "cpu"),
+        ("frozen", "norm_l1", "cpu"),
+        ("frozen", "norm_l1", "reference"),
+    ],
 )
 def test_no_tensor_of_all_pairs_and_heads(attention: str, importance: str, backend: str) -> None:
     command = [sys.executable, "-P", "-c", CHILD, attention, importance, backend]
