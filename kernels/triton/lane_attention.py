@@ -27,7 +27,7 @@ def add_kept(b_output, b_alpha, m_kept, p_v, s_v_t, o_s, length, o_v, D_V: tl.co
     # [BT, BV]
     if tl.max(m_kept.to(tl.int32)) > 0:
         b_v = load_rows(p_v, s_v_t, o_s, length, o_v, D_V)
-        b_output += product(tl.where(m_kept, b_alpha, 0.0).to(b_v.dtype), b_v)
+        b_output += product(tl.where(m_kept, b_alpha, 0.0), b_v)
     return b_output
 
 
@@ -147,6 +147,7 @@ def lane_attention(
     widest = max(shape["BD"], weight["BSENT"], tile_width(width))
     attention = "frozen" if lanes is None else "live"
     config = configs.launch(f"lane_attention_{attention}", widest, values)
+    config["LANES"] = min(config["LANES"], strata)
     programs = (
         triton.cdiv(length, config["BT"]),
         batch * heads,

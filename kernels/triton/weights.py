@@ -1,4 +1,4 @@
-"""Tiles of edge weights: METHOD §2, all kinds but the proximity, shared by the kernels that use cuts.
+"""Tiles of edge weights, METHOD §2: all kinds but the proximity, for the kernels that use cuts.
 
 The kind is a compile-time string: "norm", "cosine", "random" or "given"; `arguments.edge_weight`
 gives everything else of it by the names used here. A weight is float32 and -inf where there is no
