@@ -93,12 +93,12 @@ def attention_stats(
 
 def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """Sum of the weights of all attention edges into each target: float32 [B, T]."""
-    return dispatch.pick(reference.edge_mass, edges.pattern.device, backend)(edges)
+    return dispatch.pick(reference.edge_mass, edges.pattern.device, backend, edges)(edges)
 
 
 def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """All unnormalised weights, float32 [B, H, T target, T source], NaN where no edge: small T."""
-    return dispatch.pick(reference.edge_weights, edges.pattern.device, backend)(edges)
+    return dispatch.pick(reference.edge_weights, edges.pattern.device, backend, edges)(edges)
 
 
 def nucleus_cuts(
@@ -124,7 +124,8 @@ def nucleus_cuts(
         float32 [K, B, T].
     """
     wanted = torch.as_tensor(masses, dtype=torch.float64, device=side.device)
-    return dispatch.pick(reference.nucleus_cuts, side.device, backend)(edges, side, wanted, total)
+    pick = dispatch.pick(reference.nucleus_cuts, side.device, backend, edges)
+    return pick(edges, side, wanted, total)
 
 
 def fraction_cuts(
@@ -140,7 +141,8 @@ def fraction_cuts(
     `nucleus_cuts`.
     """
     wanted = torch.as_tensor(fractions, dtype=torch.float64, device=side.device)
-    return dispatch.pick(reference.fraction_cuts, side.device, backend)(edges, side, wanted)
+    pick = dispatch.pick(reference.fraction_cuts, side.device, backend, edges)
+    return pick(edges, side, wanted)
 
 
 def random_cuts(
@@ -156,7 +158,8 @@ def random_cuts(
     Returns:
         float32 [K, B]; the count is met exactly but for ties among 24-bit weights.
     """
-    return dispatch.pick(reference.random_cuts, counts.device, backend)(edges, eligible, counts)
+    pick = dispatch.pick(reference.random_cuts, counts.device, backend, edges)
+    return pick(edges, eligible, counts)
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
@@ -169,7 +172,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -
     Returns:
         EdgeLevels: levels uint8 [B, T, T] (0 above the diagonal), degrees int32 [K, B, T].
     """
-    return dispatch.pick(reference.edge_levels, cuts.device, backend)(edges, cuts)
+    return dispatch.pick(reference.edge_levels, cuts.device, backend, edges)(edges, cuts)
 
 
 def lane_attention(
@@ -197,7 +200,7 @@ def lane_attention(
     Returns:
         float32 [K, B, H, T, d_v].
     """
-    pick = dispatch.pick(reference.lane_attention, v.device, backend)
+    pick = dispatch.pick(reference.lane_attention, v.device, backend, edges)
     return pick(edges, cuts, v, lanes, invert)
 
 
@@ -208,7 +211,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto")
         edges: of one block.
         cuts: float32 [K, B, T]; +inf at targets outside a trace.
     """
-    return dispatch.pick(reference.collect_edges, cuts.device, backend)(edges, cuts)
+    return dispatch.pick(reference.collect_edges, cuts.device, backend, edges)(edges, cuts)
 
 
 def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tensor:

@@ -3,6 +3,9 @@
 A backend is a module beside this one that has a function of the op's name. `auto` takes the first
 of the device's backends that has the op; it goes on without one that is not built, and warns of
 that once. A backend asked for by name never falls back.
+
+A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`; `auto` takes
+the next one for the others.
 """
 
 import logging
@@ -12,6 +15,8 @@ from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+from .edges import AttentionEdges
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,13 +70,32 @@ def _order(device: torch.device | str) -> tuple[str, ...]:
     return PREFERENCE.get(torch.device(device).type, ("reference",))
 
 
-def serving(op: str, device: torch.device | str, backend: str = "auto") -> str:
-    """The name of the backend that `op` runs on; BackendError where the one asked for lacks it."""
+def _weighs(module: Any, edges: AttentionEdges | None) -> bool:
+    return edges is None or isinstance(edges.weight, getattr(module, "WEIGHTS", object))
+
+
+def serving(
+    op: str,
+    device: torch.device | str,
+    backend: str = "auto",
+    edges: AttentionEdges | None = None,
+) -> str:
+    """The name of the backend that `op` runs on, with these edges if it is given any.
+
+    Raises:
+        BackendError: the backend asked for lacks the op, or does not know the kind of edge weight.
+    """
     if backend == "auto":
-        here = (name for name in _order(device) if not missing(name))
-        return next(name for name in here if hasattr(_module(name), op))
-    if not hasattr(_module(backend), op):
+        here = {name: _module(name) for name in _order(device) if not missing(name)}
+        return next(
+            name for name, module in here.items() if hasattr(module, op) and _weighs(module, edges)
+        )
+    module = _module(backend)
+    if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
+    if edges is not None and not _weighs(module, edges):
+        kind = type(edges.weight).__name__
+        raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")
     return backend
 
 
@@ -80,11 +104,16 @@ def _warn_of(reason: str) -> None:
     log.warning("Plain torch serves the compiled ops, slower: %s", reason)
 
 
-def pick(op: Callable[P, R], device: torch.device | str, backend: str = "auto") -> Callable[P, R]:
+def pick(
+    op: Callable[P, R],
+    device: torch.device | str,
+    backend: str = "auto",
+    edges: AttentionEdges | None = None,
+) -> Callable[P, R]:
     """The function that serves an op, which is named by its definition in `reference`."""
     if backend == "auto":
         for reason in filter(None, map(missing, _order(device))):
             _warn_of(reason)
     name = op.__name__
-    function: Callable[P, R] = getattr(_module(serving(name, device, backend)), name)
+    function: Callable[P, R] = getattr(_module(serving(name, device, backend, edges)), name)
     return function

@@ -1,6 +1,7 @@
 """One attention problem: random inputs of the ops, and their definition by loops in float64."""
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -147,9 +148,15 @@ class Problem:
     def edges(self, weight: Any) -> AttentionEdges:
         return AttentionEdges(self.clean(), weight)
 
+    def source_norms(self, p: int) -> torch.Tensor:
+        """Of the backend where it has them, else of the definition."""
+        auto = self.backend == "auto"
+        module = kernels if auto else import_module(f"densitrace.kernels.{self.backend}")
+        backend = self.backend if hasattr(module, "source_norms") else "reference"
+        return kernels.source_norms(self.v, self.w_o, p, backend=backend)
+
     def norm_edges(self) -> AttentionEdges:
-        source = kernels.source_norms(self.v, self.w_o, 1, backend=self.backend)
-        return self.edges(NormWeight(source, self.target))
+        return self.edges(NormWeight(self.source_norms(1), self.target))
 
     def norm_weights(self) -> Floats:
         """Float64 weights of `norm_edges` [B, H, T, T]."""

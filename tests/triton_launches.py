@@ -1,6 +1,8 @@
 """A call of each Triton op at a head width: what `triton_compiler` compiles."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from attention_problem import Problem, Shape
@@ -28,7 +30,29 @@ def output_errors(width: int, dtype: torch.dtype) -> object:
     return ops.output_errors(states[0], states[1:], table, table[:, 0], 0.9, 30.0, torch.arange(5))
 
 
+def edge_mass(width: int, dtype: torch.dtype) -> object:
+    return ops.edge_mass(problem(width, dtype).norm_edges())
+
+
+STRATA = 12
+
+
+def edge_levels(width: int, dtype: torch.dtype) -> object:
+    return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(STRATA, 1, 33))
+
+
+def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:
+    given = problem(width, dtype)
+    q, k, v = (x.expand(STRATA, *x.shape) for x in (given.pattern.q, given.pattern.k, given.v))
+    lanes = replace(given.pattern, q=q, k=k) if live else None
+    return ops.lane_attention(given.norm_edges(), torch.zeros(STRATA, 1, 33), v, lanes, False)
+
+
 CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "attention_stats": attention_stats,
     "output_errors": output_errors,
+    "edge_levels": edge_levels,
+    "edge_mass": edge_mass,
+    "lane_attention_frozen": partial(lane_attention, live=False),
+    "lane_attention_live": partial(lane_attention, live=True),
 }

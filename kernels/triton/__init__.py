@@ -1,6 +1,12 @@
 """Ops on a GPU in Triton, one file each; in the interpreter (TRITON_INTERPRET=1) on any tensors."""
 
+from ..edges import CosineWeight, GivenWeight, NormWeight, RandomWeight
 from .attention_stats import attention_stats
+from .edge_levels import edge_levels
+from .edge_mass import edge_mass
+from .lane_attention import lane_attention
 from .output_errors import output_errors
 
-__all__ = ["attention_stats", "output_errors"]
+__all__ = ["attention_stats", "edge_levels", "edge_mass", "lane_attention", "output_errors"]
+
+WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)  # others: `dispatch` goes on

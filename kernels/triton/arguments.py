@@ -1,4 +1,4 @@
-"""What the host tells a kernel of a pattern of attention, by the kernels' names."""
+"""What the host tells a kernel of a pattern of attention and its edges, by the kernels' names."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..edges import Pattern
+from ..edges import AttentionEdges, CosineWeight, GivenWeight, NormWeight, Pattern, RandomWeight
 
 SMALLEST = 16  # columns that a product of tiles takes at least
 
@@ -56,3 +56,47 @@ def geometry(pattern: Pattern) -> dict[str, Any]:
         "HAS_SINKS": pattern.sinks is not None,
         "HAS_SEGMENTS": segments is not None,
     }
+
+
+def _signed(value: int) -> int:
+    """The low 32 bits as a signed number, so that every seed has one type in a kernel."""
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
+    """What `weights.weight_tile` reads: of tensors that a kind lacks, `q` stands in.
+
+    Raises:
+        TypeError: the kind of weight has no kernel.
+    """
+    weight, absent = edges.weight, edges.pattern.q
+    source = target = positions = given = None
+    sent, seed, stream = absent, 0, 0
+    match weight:
+        case NormWeight(source, target):
+            kind = "norm"
+        case CosineWeight(target, source, v):
+            kind, sent = "cosine", rows(v)
+        case RandomWeight(seed, stream, positions):
+            kind = "random"
+        case GivenWeight(given):
+            kind = "given"
+        case _:
+            raise TypeError(f"no kernel weighs edges by a {type(weight).__name__}")
+
+    def floats(tensor: Tensor | None) -> Tensor:
+        return absent if tensor is None else tensor.float().contiguous()
+
+    return {
+        "p_source": floats(source),
+        "p_target": floats(target),
+        "p_sent": sent,
+        "p_positions": absent if positions is None else positions.to(torch.int32).contiguous(),
+        "p_given": floats(given),
+        "seed": _signed(seed),
+        "stream": _signed(stream),
+        "D_SENT": sent.shape[-1],
+        "BSENT": tile_width(sent.shape[-1]),
+        "KIND": kind,
+        "HAS_TARGET": target is not None,
+    } | strides("sent", sent)

@@ -10,15 +10,19 @@ import os
 import triton
 import triton.language as tl
 
-# Triton's interpreter multiplies bfloat16 as if it were integers; in float32 products are exact.
+# Triton's interpreter multiplies bfloat16 as if it were integers, and truncates where it should
+# round to it; in float32 products are exact.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
 def product(b_left, b_right):
-    # float32 [m, n]; "ieee": float32 inputs are multiplied as float32, not as tf32
+    # float32 [m, n], the left rounded to the right's dtype; "ieee": float32 inputs are multiplied as
+    # float32, not as tf32
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    else:
+        b_left = b_left.to(b_right.dtype)
     return tl.dot(b_left, b_right, input_precision="ieee")
 
 

@@ -10,7 +10,16 @@ import torch
 
 import densitrace
 from densitrace import BackendError, kernels
-from densitrace.kernels import dispatch, reference
+from densitrace.kernels import (
+    AttentionEdges,
+    GivenWeight,
+    Pattern,
+    ProximityWeight,
+    RandomWeight,
+    dispatch,
+    reference,
+    triton,
+)
 
 LOGGER = "densitrace.kernels.dispatch"
 MAPS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
@@ -96,3 +105,34 @@ def test_a_backend_never_falls_back() -> None:
         kernels.bottleneck(*MAPS, backend="fast")
     with pytest.raises(BackendError, match="backend='cpu' has no no_such_op; choose auto or ref"):
         dispatch.serving("no_such_op", "cpu", "cpu")
+
+
+def edges_of(weight: kernels.EdgeWeight) -> AttentionEdges:
+    return AttentionEdges(Pattern(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 1.0), weight)
+
+
+PROXIMITY = edges_of(
+    ProximityWeight(torch.zeros(1, 3, 4), torch.zeros(1, 1, 3, 2), torch.zeros(1, 4, 2))
+)
+GIVEN = edges_of(GivenWeight(torch.zeros(1, 1, 3, 3)))
+RANDOM = edges_of(RandomWeight(0, 0, torch.zeros(1, 3, dtype=torch.int32)))
+
+
+def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
+    for edges in (GIVEN, RANDOM, None):
+        assert dispatch.pick(reference.edge_levels, "cuda", "auto", edges) is triton.edge_levels
+    found = dispatch.pick(reference.edge_levels, "cuda", "auto", PROXIMITY)
+    assert found is reference.edge_levels
+    assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # knows all
+
+
+def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:
+    cuts = torch.zeros(1, 1, 3)
+    with pytest.raises(BackendError) as error:
+        kernels.edge_levels(PROXIMITY, cuts, backend="triton")
+    assert str(error.value) == (
+        "backend='triton' has no edge_levels for ProximityWeight; choose auto or reference"
+    )
+    for op, backend in (("edge_mass", "triton"), ("lane_attention", "triton")):
+        with pytest.raises(BackendError, match=f"no {op} for ProximityWeight"):
+            dispatch.serving(op, "cuda", backend, PROXIMITY)
