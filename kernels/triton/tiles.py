@@ -17,8 +17,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def product(b_left, b_right):
-    # float32 [m, n], the left rounded to the right's dtype; "ieee": float32 inputs are multiplied as
-    # float32, not as tf32
+    # float32 [m, n], the left rounded to the right's dtype; "ieee": float32 inputs are multiplied
+    # as float32, not as tf32
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
     else:

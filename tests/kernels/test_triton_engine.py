@@ -12,7 +12,7 @@ import torch
 from golden import golden, tracer_of
 
 from densitrace import Threshold, Trace, Tracer
-from densitrace.kernels import dispatch, triton
+from densitrace.kernels import AttentionEdges, dispatch, triton
 
 FAMILY, LENGTH = "mistral", "T08"
 ARRAYS = golden(FAMILY, LENGTH)
@@ -28,8 +28,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     found: Served = {}
     pick = dispatch.pick
 
-    def noted(op: Callable[..., Any], device: torch.device, backend: str) -> Callable[..., Any]:
-        function = pick(op, device, backend)
+    def noted(
+        op: Callable[..., Any],
+        device: torch.device,
+        backend: str,
+        edges: AttentionEdges | None = None,
+    ) -> Callable[..., Any]:
+        function = pick(op, device, backend, edges)
         if backend == "auto":  # the comparison with plain torch asks for that by name
             found[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
         return function
