@@ -85,7 +85,8 @@ def random_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _spread(name, parameter)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _spread(name: str, parameter: Tensor) -> None:

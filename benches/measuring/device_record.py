@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass, field
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from ledger import figure, machine
 
 Figures = dict[str, float | str]
@@ -15,7 +15,7 @@ Figures = dict[str, float | str]
 
 def device_info() -> dict[str, Any]:
     """What runs: the GPU, versions, without the host's name."""
-    found = machine() | {"triton": triton.__version__}
+    found = machine() | {"triton": version("triton")}
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         found["gpu"] = torch.cuda.get_device_name()

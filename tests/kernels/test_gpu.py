@@ -278,7 +278,7 @@ def test_every_output(family: str, attention: str) -> None:
     np.testing.assert_array_equal(found.edge_count, expected.edge_count)
     for name, values in expected.errors.items():
         if name.startswith(("nucleus", "top1")):  # they jump where two tokens are equally likely
-            assert np.mean(found.errors[name] != values) <= 0.02, name
+            assert (found.errors[name] != values).any(1).sum() <= 2, name
         else:
             np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
 

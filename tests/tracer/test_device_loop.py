@@ -36,7 +36,7 @@ class HostWaits(TorchDispatchMode):
     """Counts what would make the host wait, were the tensors on a device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(

@@ -87,7 +87,7 @@ class LinearNorm:
         vectors = vectors.float()
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
-        return vectors * self.gamma
+        return vectors * self.gamma.to(vectors.device)
 
     def inverse_scale(self, states: Tensor) -> Tensor:
         """1 / rms (or 1 / sd) of states [..., D], with the norm's eps: float32 [...]."""

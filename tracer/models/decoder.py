@@ -80,6 +80,11 @@ class Block:
         )
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the block's weights are: models spread over devices have several."""
+        return self.projection.get_parameter("weight").device
+
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
         """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
         normed = states if self._before_attention is None else self._before_attention(states)
@@ -223,6 +228,17 @@ def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
         return run_block(index, hidden_states, call)
 
     return forward
+
+
+def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A block's keyword arguments on its device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(move(part) for part in value)
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return {name: move(value) for name, value in call.items()}
 
 
 def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice) -> dict[str, Any]:
