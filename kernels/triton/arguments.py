@@ -70,7 +70,10 @@ def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
         TypeError: the kind of weight has no kernel.
     """
     weight, absent = edges.weight, edges.pattern.q
-    source = target = positions = given = None
+    source: Tensor | None = None
+    target: Tensor | None = None
+    positions: Tensor | None = None
+    given: Tensor | None = None
     sent, seed, stream = absent, 0, 0
     match weight:
         case NormWeight(source, target):
