@@ -38,7 +38,7 @@ def hooked(module: nn.Module) -> None:
         named = {name: move(value) for name, value in kwargs.items()}
         return inner(*map(move, args), **named)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def spread(family: str, first: int) -> Decoder:
