@@ -76,7 +76,8 @@ class EdgeCollector:
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
         # Traces nest, and so do the nodes in them: a gated cut is a cut like any other.
-        gated = cuts.masked_fill(~self.gates[self._seen], torch.inf)[: self.stratum + 1]
+        outside = ~self.gates[self._seen].to(cuts.device)
+        gated = cuts.masked_fill(outside, torch.inf)[: self.stratum + 1]
         self._seen += 1
         for kind, weight in zip(node.kinds, node.side, strict=True):
             token = (weight > gated[-1])[0].nonzero().squeeze(-1)

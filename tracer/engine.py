@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import AttentionEdges, Pattern, RandomWeight
 from .batch import Batch
-from .models import Block, Decoder, LinearNorm, rows_of_call
+from .models import Block, Decoder, LinearNorm, call_on, rows_of_call
 from .nodes import AttentionBranch, Importance, Node, RandomImportance
 from .select import Rule
 
@@ -144,12 +144,17 @@ class LaneLoop:
             batch.valid.long().repeat(self.lanes, 1),
             self._run_block,
         )
-        return LaneRun(states.unflatten(0, (self.lanes, -1)), self._levels, self._windows)
+        self.batch = batch
+        hidden = states.unflatten(0, (self.lanes, -1)).to(batch.ids.device)
+        return LaneRun(hidden, self._levels, self._windows)
 
     # ---- one block ---------------------------------------------------------------------------
 
     def _run_block(self, layer: int, hidden: Tensor, call: dict[str, Any]) -> Tensor:
         block = self.decoder.blocks[layer]
+        # A model may be spread over devices: what a block reads is where its weights are.
+        self.batch = self.batch.to(block.device)
+        hidden, call = hidden.to(block.device), call_on(call, block.device)
         if self.decoder.parallel:
             return self._parallel_block(layer, block, hidden, call)
         return self._sequential_block(layer, block, hidden, call)
@@ -356,7 +361,7 @@ class LaneLoop:
             return Selection(node, cuts)
         inside = None
         if self.gates is not None:
-            inside = self.gates[index]
+            inside = self.gates[index].to(cuts.device)
             cuts = cuts.masked_fill(~inside, torch.inf)
         drawn, dense = self._draws(node, degrees, inside)
         keep = {

@@ -35,6 +35,7 @@ def evaluate(
         next_ids: int64 [M], -1 where no token follows.
     """
     weight, bias = decoder.unembedding
+    hidden, next_ids = hidden.to(weight.device), next_ids.to(weight.device)
     found = kernels.output_errors(
         hidden[0],
         hidden[1:],

@@ -1,7 +1,7 @@
 """The nodes of a block as a selection rule sees them: all their in-edges, weighed (METHOD §2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -168,14 +168,19 @@ class RandomImportance:
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
-        edges = self.edges(layer, _with_lse(branch.pattern, stats.lse))
-        weights = torch.stack([self.side(layer, kind) for kind in kinds])
+        here = self._on(branch.pattern.device)
+        edges = here.edges(layer, _with_lse(branch.pattern, stats.lse))
+        weights = torch.stack([here.side(layer, kind) for kind in kinds])
         total = torch.ones_like(weights[0])
         return Node(layer, tuple(kinds), edges, weights, total), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
-        weights = torch.stack([self.side(layer, kind) for kind in kinds])
+        here = self._on(side[0].device)
+        weights = torch.stack([here.side(layer, kind) for kind in kinds])
         return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+
+    def _on(self, device: torch.device) -> "RandomImportance":
+        return replace(self, positions=self.positions.to(device))
 
     def edges(self, layer: int, pattern: Pattern) -> AttentionEdges:
         """The attention edges of a block, weighed at random."""
@@ -203,13 +208,14 @@ class GivenImportance:
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
-        given = GivenWeight(self.weights["attn"][layer][None])
+        given = GivenWeight(self.weights["attn"][layer][None].to(branch.pattern.device))
         edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), given)
         node = self.mlp_node(layer, kinds, side)
         return Node(layer, node.kinds, edges, node.side, node.total), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = torch.stack([self.weights[kind][layer][None] for kind in kinds])
+        weights = weights.to(side[0].device)
         return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
 
 

@@ -38,9 +38,10 @@ def all_traces(
     own = torch.eye(length, dtype=torch.uint8, device=device) * strata
     reach = own.expand(batch, -1, -1).contiguous()  # beta_t(j) [B, T output, T node]
     for node in reversed(levels):
+        reach = reach.to(node.side.device)  # blocks may be on several
         for kind, degrees in node.degrees.items():
             sizes = kernels.trace_sizes(reach, degrees, backend=backend)
-            counts[KINDS.index(kind), node.layer] += sizes
+            counts[KINDS.index(kind), node.layer] += sizes.to(device)
         if node.attention is None:
             reach = torch.minimum(reach, node.side[:, None])
         else:
@@ -60,10 +61,12 @@ def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> Outp
     reach[:, -1] = strata
     gates = []
     for node in reversed(levels):
-        inside = reach >= needed
+        reach = reach.to(node.side.device)
+        inside = reach >= needed.to(reach.device)
         gates.append(inside)
         for kind, degrees in node.degrees.items():
-            counts[:, 0, :, KINDS.index(kind), node.layer] += (degrees * inside).sum(-1).T
+            sizes = (degrees * inside).sum(-1).T
+            counts[:, 0, :, KINDS.index(kind), node.layer] += sizes.to(device)
         if node.attention is None:
             reach = torch.minimum(reach, node.side)
         else:

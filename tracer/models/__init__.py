@@ -1,7 +1,7 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
 from .architecture import Architecture, BlockNorms, LinearNorm
-from .decoder import Block, Decoder, rows_of_call
+from .decoder import Block, Decoder, call_on, rows_of_call
 from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
@@ -23,6 +23,7 @@ __all__ = [
     "Decoder",
     "LinearNorm",
     "architecture_of",
+    "call_on",
     "declare",
     "load",
     "rows_of_call",
