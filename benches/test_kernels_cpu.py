@@ -238,6 +238,9 @@ ENTRIES = {
 }
 
 
+CPU_BACKENDS = [name for name in dispatch.BACKENDS if name in dispatch.PREFERENCE["cpu"]]
+
+
 def has(backend: str, op: str) -> bool:
     """Whether a backend has an op of its own on the CPU."""
     try:
@@ -250,7 +253,7 @@ def has(backend: str, op: str) -> bool:
 def rows() -> Iterator[Any]:
     """Every op at every length under every backend that has it, and torch's row beside them."""
     for name, entry in ENTRIES.items():
-        providers = [backend for backend in dispatch.BACKENDS if has(backend, entry.op)]
+        providers = [backend for backend in CPU_BACKENDS if has(backend, entry.op)]
         for length in entry.lengths:
             for provider in (*providers, "torch"):
                 yield pytest.param(name, provider, length, id=f"{name}-{provider}-{length}")

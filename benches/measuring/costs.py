@@ -1,7 +1,7 @@
 """What an op has to do at least: arithmetic operations, and bytes to and from main memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -75,7 +75,8 @@ class Costs:
             case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass":
                 return self.product
             case "lane_attention":
-                return self.lane_attention(live=arguments[3] is not None)
+                some = replace(self, strata=len(arguments[1]))  # the lanes of this call
+                return some.lane_attention(live=arguments[3] is not None)
             case "bottleneck" | "trace_sizes" | "output_errors":
                 return int(getattr(self, op)())
         raise KeyError(op)
