@@ -37,6 +37,8 @@ def test_kernels_compile_without_spills(table: str, capability: int) -> None:
     )
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["op"] for kernel in kernels} == set(triton.__all__)
+    variants = ("_live", "_frozen")  # of one op, with configurations of their own
+    ops = {kernel["op"].removesuffix(variants[0]).removesuffix(variants[1]) for kernel in kernels}
+    assert ops == set(triton.__all__)
     assert all(kernel["spilled"] == 0 for kernel in kernels), kernels
     assert all(kernel["shared"] <= SHARED_BYTES[capability] for kernel in kernels), kernels
