@@ -10,17 +10,15 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
   const Pattern& pattern = edges.pattern;
   const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;
   const EdgeStrips weighed(edges, threads);
-  const std::size_t stride = weighed.geometry.stride(), strips = weighed.geometry.strips();
+  const std::size_t stride = weighed.geometry.stride();
   // Calls keep(strip, h, r, column, weight) for every kept edge of a strip in order, head by head.
   const auto visit = [&](const auto& keep) {
-    run(
-        strips * batch, threads, heads * weighed.operations(),
-        [&] { return weighed.make_scratch(); },
-        [&](EdgeScratch& scratch, std::size_t index) {
-          const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+    weighed.for_strips(
+        threads, 0, [&] { return weighed.make_scratch(); },
+        [&](EdgeScratch& scratch, const Strip& strip) {
           const float* lowest =
               cuts + ((strata - 1) * batch + strip.sequence) * length + strip.first;
-          weigh_heads(weighed, strip, heads, scratch, nullptr, [&](std::size_t h) {
+          weighed.weigh_heads(strip, scratch, nullptr, [&](std::size_t h) {
             for (std::size_t r = 0; r < strip.rows; ++r) {
               const float* row = scratch.weight.get() + r * stride;
               for (std::size_t column = 0; column < strip.width(); column += kWidth) {

@@ -10,7 +10,7 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
   constexpr std::size_t kGroup = 6;  // cuts whose counters stay in registers
   typedef std::uint8_t Bytes __attribute__((vector_size(kWidth)));
   const Pattern& pattern = edges.pattern;
-  const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;
+  const std::size_t batch = pattern.batch, length = pattern.length;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride();
   std::atomic<std::size_t> seen{0}, summed{0};
@@ -66,22 +66,20 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
         degrees[k * batch * length + target] = scratch.degrees[k * kRows + r];
     }
   };
-  const auto task = [&](Scratch& scratch, std::size_t index) {
-    const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+  const auto task = [&](Scratch& scratch, const Strip& strip) {
     std::fill_n(scratch.highest.get(), kRows * stride, -kInfinity);
     std::fill(scratch.degrees.begin(), scratch.degrees.end(), 0);
     for (std::size_t k = 0; k < strata; ++k)
       for (std::size_t r = 0; r < strip.rows; ++r)
         scratch.cuts[k * kRows + r] = cuts[(k * batch + strip.sequence) * length + strip.first + r];
     const float* floor = scratch.cuts.data() + (strata - 1) * kRows;
-    const Work work = weigh_heads(weighed, strip, heads, scratch.edges, floor,
-                                  [&](std::size_t) { count(strip, scratch); });
+    const Work work = weighed.weigh_heads(strip, scratch.edges, floor,
+                                          [&](std::size_t) { count(strip, scratch); });
     write(strip, scratch);
     seen += work.edges;
     summed += work.summed;
   };
-  run(weighed.geometry.strips() * batch, threads,
-      heads * (weighed.operations() + weighed.geometry.operations() * strata), make_scratch, task);
+  weighed.for_strips(threads, strata, make_scratch, task);
   Work work;
   work.edges = seen;
   work.summed = summed;

@@ -5,14 +5,12 @@ static void edge_mass(const Edges& edges, float* mass, int threads) {
   const Pattern& pattern = edges.pattern;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(
-      weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
-      [&] { return weighed.make_scratch(); },
-      [&](EdgeScratch& scratch, std::size_t index) {
-        const Strip strip = weighed.geometry.strip(index % pattern.batch, index / pattern.batch);
+  weighed.for_strips(
+      threads, 0, [&] { return weighed.make_scratch(); },
+      [&](EdgeScratch& scratch, const Strip& strip) {
         float* into = mass + strip.sequence * pattern.length + strip.first;
         std::fill_n(into, strip.rows, 0.0f);
-        weigh_heads(weighed, strip, pattern.heads, scratch, nullptr, [&](std::size_t) {
+        weighed.weigh_heads(strip, scratch, nullptr, [&](std::size_t) {
           for (std::size_t r = 0; r < strip.rows; ++r) {
             Vector total{};
             for (std::size_t column = 0; column < strip.width(); column += kWidth)
@@ -29,12 +27,10 @@ static void edge_weights(const Edges& edges, float* weights, int threads) {
   const std::size_t length = pattern.length;
   const EdgeStrips weighed(edges, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(
-      weighed.geometry.strips() * pattern.batch, threads, pattern.heads * weighed.operations(),
-      [&] { return weighed.make_scratch(); },
-      [&](EdgeScratch& scratch, std::size_t index) {
-        const Strip strip = weighed.geometry.strip(index % pattern.batch, index / pattern.batch);
-        weigh_heads(weighed, strip, pattern.heads, scratch, nullptr, [&](std::size_t h) {
+  weighed.for_strips(
+      threads, 0, [&] { return weighed.make_scratch(); },
+      [&](EdgeScratch& scratch, const Strip& strip) {
+        weighed.weigh_heads(strip, scratch, nullptr, [&](std::size_t h) {
           for (std::size_t r = 0; r < strip.rows; ++r) {
             const std::size_t target = strip.first + r;
             float* to = weights + ((strip.sequence * pattern.heads + h) * length + target) * length;

@@ -50,7 +50,7 @@ class EdgeStrips {
       weigh_norm(strip, h, scratch);
       return {};
     }
-    if (needs_alpha()) attend(strip, h, scratch);
+    if (leaves_alpha()) attend(strip, h, scratch);
     if (proximity_)
       return proximity_->weigh(strip, geometry, h, scratch.alpha.get(), geometry.stride(), floor,
                                scratch.extra.get(), scratch.weight.get());
@@ -74,10 +74,39 @@ class EdgeStrips {
     return {};
   }
 
- private:
-  bool needs_alpha() const {
-    return weight_.importance != Importance::kRandom && weight_.importance != Importance::kGiven;
+  // Whether `weigh` leaves the head's attention weights in scratch.alpha.
+  bool leaves_alpha() const {
+    return weight_.importance == Importance::kCosine ||
+           weight_.importance == Importance::kProximity;
   }
+
+  // Weighs the edges of every head into a strip in turn: use(head).
+  template <typename Use>
+  Work weigh_heads(const Strip& strip, EdgeScratch& scratch, const float* floor,
+                   const Use& use) const {
+    Work work;
+    for (std::size_t h = 0; h < pattern_.heads; ++h) {
+      const Work found = weigh(strip, h, scratch, floor);
+      work.edges += found.edges;
+      work.summed += found.summed;
+      use(h);
+    }
+    return work;
+  }
+
+  // Calls task(scratch, strip) for every strip of every sequence, the long ones first. `more`:
+  // operations for an edge of one head, besides weighing it.
+  template <typename MakeScratch, typename Task>
+  void for_strips(int threads, std::size_t more, const MakeScratch& make_scratch,
+                  const Task& task) const {
+    run(geometry.strips() * pattern_.batch, threads,
+        pattern_.heads * (operations() + geometry.operations() * more), make_scratch,
+        [&](auto& scratch, std::size_t index) {
+          task(scratch, geometry.strip(index % pattern_.batch, index / pattern_.batch));
+        });
+  }
+
+ private:
   const float* source(const Strip& strip, std::size_t h) const {
     return source_.get() + (strip.sequence * pattern_.heads + h) * padded() + strip.column();
   }
@@ -177,17 +206,3 @@ class EdgeStrips {
   std::optional<Scores> scores_;
   std::optional<Proximity> proximity_;
 };
-
-// Weighs the edges of every head into a strip in turn: use(head).
-template <typename Use>
-static Work weigh_heads(const EdgeStrips& edges, const Strip& strip, std::size_t heads,
-                        EdgeScratch& scratch, const float* floor, const Use& use) {
-  Work work;
-  for (std::size_t h = 0; h < heads; ++h) {
-    const Work found = edges.weigh(strip, h, scratch, floor);
-    work.edges += found.edges;
-    work.summed += found.summed;
-    use(h);
-  }
-  return work;
-}

@@ -3,12 +3,10 @@
 // A task is a strip of targets under one head. The clean weights of the strip are computed once and
 // serve every lane. Then, lane by lane:
 //
-//   live    the lane's own scores and softmax; of its weights those are kept whose clean edge
-//   clears
-//           the lane's cut; their product with the lane's values.    2 (d_k + d_v) operations a
-//           pair
-//   frozen  the clean weights, masked alike; their product with the lane's values.      2 d_v a
-//   pair
+//   live: the lane's own scores and softmax; of its weights those are kept whose clean edge clears
+//   the lane's cut; their product with the lane's values. 2 (d_k + d_v) operations a pair.
+//
+//   frozen: the clean weights, masked alike; their product with the lane's values. 2 d_v a pair.
 //
 // Panels of sources without any kept edge are skipped in the last product, and a strip without any
 // needs nothing at all. No mask is stored.
@@ -55,7 +53,7 @@ class LaneAttention {
     float floor[kRows];
     row_cuts(strip, lanes_.count - 1, floor);
     edges_.weigh(strip, h, scratch.edges, floor);
-    if (lanes_.pattern == nullptr) edges_.attend(strip, h, scratch.edges);
+    if (lanes_.pattern == nullptr && !edges_.leaves_alpha()) edges_.attend(strip, h, scratch.edges);
     for (std::size_t k = 0; k < lanes_.count; ++k) {
       float cuts[kRows];
       row_cuts(strip, k, cuts);

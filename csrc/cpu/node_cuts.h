@@ -152,16 +152,13 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
         });
     return;
   }
-  const std::size_t heads = in.attention->pattern.heads;
   const EdgeStrips weighed(*in.attention, threads);
   const std::size_t stride = weighed.geometry.stride();
-  run(
-      weighed.geometry.strips() * in.batch, threads, heads * weighed.operations(),
-      [&] { return Scratch{weighed.make_scratch(), std::vector<Node>(kRows), {}}; },
-      [&](Scratch& scratch, std::size_t index) {
-        const Strip strip = weighed.geometry.strip(index % in.batch, index / in.batch);
+  weighed.for_strips(
+      threads, 0, [&] { return Scratch{weighed.make_scratch(), std::vector<Node>(kRows), {}}; },
+      [&](Scratch& scratch, const Strip& strip) {
         for (Node& node : scratch.nodes) node.weights.clear();
-        weigh_heads(weighed, strip, heads, *scratch.edges, nullptr, [&](std::size_t) {
+        weighed.weigh_heads(strip, *scratch.edges, nullptr, [&](std::size_t) {
           for (std::size_t r = 0; r < strip.rows; ++r) {
             const float* row = scratch.edges->weight.get() + r * stride;
             const Row sources = weighed.geometry.row(strip, r);

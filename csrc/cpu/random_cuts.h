@@ -41,13 +41,12 @@ static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
   };
   // Calls use(scratch, b, bits) for every eligible edge and done(scratch, b) after every strip.
   const auto visit = [&](std::size_t rows, const auto& use, const auto& done) {
-    run(
-        weighed.geometry.strips() * batch, threads, pattern.heads * weighed.operations(),
+    weighed.for_strips(
+        threads, 0,
         [&] { return Scratch{weighed.make_scratch(), std::vector<std::int64_t>(rows * kHalf)}; },
-        [&](Scratch& scratch, std::size_t index) {
-          const Strip strip = weighed.geometry.strip(index % batch, index / batch);
+        [&](Scratch& scratch, const Strip& strip) {
           std::fill(scratch.part.begin(), scratch.part.end(), 0);
-          weigh_heads(weighed, strip, pattern.heads, scratch.edges, nullptr, [&](std::size_t) {
+          weighed.weigh_heads(strip, scratch.edges, nullptr, [&](std::size_t) {
             for (std::size_t r = 0; r < strip.rows; ++r) {
               if (!eligible[strip.sequence * pattern.length + strip.first + r]) continue;
               const Row row = weighed.geometry.row(strip, r);
