@@ -4,6 +4,8 @@ The number of threads is torch's, so that `torch.set_num_threads` governs these 
 keys and values go in float32 or bfloat16 as they lie; everything else is float32.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,8 +25,6 @@ from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
 LOGIT_BYTES = 1 << 24  # of one product with the unembedding: about what the caches share
 LOGIT_ROWS = 128  # at least, so that the unembedding is not read for a few rows at a time
-
-
 ISA = "auto"  # the instruction set; tests go through all of them
 
 
@@ -193,17 +193,9 @@ def lane_attention(
     # Tokens before heads in memory, as the output projection reads them.
     output = torch.empty(strata, batch, length, heads, width).transpose(2, 3)
     own = None
-    if lanes is not None:
-        own = _cpu.Pattern(
-            _rows(lanes.q.flatten(0, 1)),
-            _rows(lanes.k.flatten(0, 1)),
-            lanes.scale,
-            lanes.window or 0,
-            lanes.softcap or 0.0,
-            _maybe(lanes.sinks),
-            None,
-            None,
-        )
+    if lanes is not None:  # their segments are those of the clean pattern
+        q, k = lanes.q.flatten(0, 1), lanes.k.flatten(0, 1)
+        own = _pattern(replace(lanes, q=q, k=k, segments=None, lse=None))
     _cpu.lane_attention(
         _edges(edges),
         _floats(cuts),

@@ -22,11 +22,10 @@ from .edges import (
     RandomWeight,
 )
 from .hashing import hash_uniform
-from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
+from .results import NUCLEUS_PERCENT, AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
 TILE_ELEMENTS = 1 << 21  # float32 entries of one tile: 8 MiB, a compromise of cache and overhead
 TILE_TARGETS = 32  # few, so that a tile cut at its last target wastes little above the diagonal
-NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 
 # ---- tiles -----------------------------------------------------------------------------------

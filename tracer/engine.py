@@ -227,10 +227,8 @@ class LaneLoop:
             return output
 
         states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        clean, its_call = (
-            self._clean(hidden),
-            rows_of_call(call, hidden, slice(len(self.batch.ids))),
-        )
+        clean = self._clean(hidden)
+        its_call = rows_of_call(call, hidden, slice(len(self.batch.ids)))
         torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
         keep = selected[0]
         for some in self._lane_runs():

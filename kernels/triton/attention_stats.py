@@ -55,7 +55,7 @@ def attention_stats_kernel(
         b_fade = tl.exp(b_top - b_shift)
         b_v = load_rows(p_v, s_v_t, o_s, length, o_v, D_V)
         b_output = b_output * b_fade[:, None]
-        b_output += product(b_weight.to(b_v.dtype), b_v)
+        b_output += product(b_weight, b_v)
         b_sum = b_sum * b_fade + tl.sum(b_weight, 1)
         if HAS_SOURCE:
             b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)

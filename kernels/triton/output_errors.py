@@ -20,14 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..results import OutputErrors
+from ..results import NUCLEUS_PERCENT, OutputErrors
 from . import configs
 from .arguments import rows, tile_width
 from .tiles import load_rows, product, tanh
 
 LOGIT_BYTES = 1 << 28  # 500 rows of 130,000: enough for a product that is not bound by its reads
 CANDIDATES = 64  # of the clean ranking; most lanes part from it within these
-NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 PART = 8192  # logits that a program sums
 VECTOR = 1024  # of them at a time
 ALIGNED = 16  # logits that a row is padded to, so that it loads as vectors: every BV is a multiple
