@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,60 +23,21 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from costs import Costs, moved_bytes
+from costs import moved_bytes
+from device_timing import Part, parts_of
 from ledger import figure, machine
-from problems import Work, bundled, bundled_work, vocabulary
-
-from densitrace.kernels import dispatch
+from problems import Work, bundled, bundled_work
 
 ROUNDS = 5
-
-
-@dataclass
-class Part:
-    """What one kind of work took in a scan."""
-
-    seconds: float = 0.0
-    operations: int = 0
-    bytes: int = 0
 
 
 Profile = dict[str, Part]
 
 
-def costs_of(work: Work) -> Costs:
-    """Of the ops of one sequence of the batch."""
-    config = work.model.config
-    return Costs(
-        heads=config.num_attention_heads,
-        length=work.ids.shape[1],
-        width=config.hidden_size // config.num_attention_heads,
-        hidden=config.hidden_size,
-        strata=len(work.rule),
-        vocabulary=vocabulary(),
-    )
-
-
 @contextmanager
 def profiled(work: Work, profile: Profile) -> Iterator[None]:
     """While it lasts, ops and linear layers note their time in `profile`."""
-    costs, batch = costs_of(work), len(work.ids)
-    pick = dispatch.pick
     started: list[float] = []
-
-    def timed_pick(op: Callable[..., Any], *where: Any) -> Callable[..., Any]:
-        function, name = pick(op, *where), op.__name__
-
-        def timed(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            part = profile[name]
-            part.seconds += time.perf_counter() - start
-            part.operations += batch * costs.operations(name, arguments)
-            part.bytes += moved_bytes(*arguments, result)
-            return result
-
-        return timed
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
         started.append(time.perf_counter())
@@ -91,11 +51,14 @@ def profiled(work: Work, profile: Profile) -> Iterator[None]:
     layers = [module for module in work.model.modules() if isinstance(module, nn.Linear)]
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     hooks += [layer.register_forward_hook(after) for layer in layers]
-    dispatch.pick = timed_pick  # type: ignore[assignment]
     try:
-        yield
+        with parts_of(work.ids.device, work.costs, len(work.ids)) as parts:
+            yield
+        for name, part in parts.items():
+            profile[name].seconds += part.seconds
+            profile[name].operations += part.operations
+            profile[name].bytes += part.bytes
     finally:
-        dispatch.pick = pick
         for hook in hooks:
             hook.remove()
 
@@ -187,7 +150,10 @@ def main(out: Path) -> None:
         profile = profile_of(work)
         lines += ["", f"## {len(work.ids)} x {length} tokens, {attention}", ""]
         lines += table(profile, rate, bandwidth)
-        parts = {name: asdict(part) for name, part in profile.items()}
+        parts = {
+            name: {"seconds": part.seconds, "operations": part.operations, "bytes": part.bytes}
+            for name, part in profile.items()
+        }
         record["scans"].append({"length": length, "attention": attention, "parts": parts})
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from costs import Costs
 from device_models import SHAPES, device_work, random_model
 from device_record import DeviceRecord
 from device_timing import (
@@ -42,19 +41,6 @@ def passes(live: Work, frozen: Work) -> dict[str, Run]:
         "scan, live": live.lanes,
         "scan, frozen": frozen.lanes,
     }
-
-
-def costs_of(work: Work) -> Costs:
-    """Of one sequence of a pass."""
-    config = work.model.config
-    return Costs(
-        heads=config.num_attention_heads,
-        length=work.ids.shape[1],
-        width=config.head_dim,
-        hidden=config.hidden_size,
-        strata=len(work.rule),
-        vocabulary=config.vocab_size,
-    )
 
 
 def note_times(record: DeviceRecord, title: str, live: Work, frozen: Work) -> None:
@@ -86,7 +72,7 @@ def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached
         device = work.ids.device
         work.lanes()
         clock = Clock(device)
-        with parts_of(device, costs_of(work), len(work.ids)) as parts:
+        with parts_of(device, work.costs, len(work.ids)) as parts:
             whole = clock.seconds(work.lanes)
         for op, part in sorted(parts.items(), key=lambda item: -item[1].seconds):
             record.add(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from costs import Costs
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -103,6 +104,19 @@ class Work:
         self.batch = batch_of_lists(sequences).to(device)
         self.rule = rule
         self.tracing = Tracing(tracer._decoder, Settings(**settings))
+
+    @property
+    def costs(self) -> Costs:
+        """Operations of each op on one sequence of the batch."""
+        config = self.model.config
+        return Costs(
+            heads=config.num_attention_heads,
+            length=self.ids.shape[1],
+            width=config.head_dim,
+            hidden=config.hidden_size,
+            strata=len(self.rule),
+            vocabulary=config.vocab_size,
+        )
 
     def forward(self) -> object:
         """The plain forward, with the attention that transformers chooses (SDPA)."""
