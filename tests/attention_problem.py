@@ -172,6 +172,18 @@ def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 2e-5
     np.testing.assert_allclose(actual.double().numpy(), expected, atol=ratio * scale, err_msg=name)
 
 
+def assert_attention_stats(problem: Problem) -> None:
+    """Output, log-sum-exp and edge mass are those of the definition."""
+    alpha, lse = problem.alpha()
+    source = problem.normal(*lse.shape).abs()
+    found = problem.stats(source)
+    repeats = problem.shape.heads // problem.shape.groups
+    v = problem.v.double().repeat_interleave(repeats, 1).numpy()
+    close("output", found.output, alpha @ v, problem.product_ratio)
+    close("lse", found.lse, lse)
+    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+
+
 def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
     """float32 [K, B, T] cuts between the weights of each target, high ones first."""
     rows = weights.transpose(0, 2, 1, 3).reshape(*weights.shape[::2], -1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problem import VARIANTS, Floats, Problem, Shape, close
+from attention_problem import VARIANTS, Floats, Problem, Shape, assert_attention_stats, close
 from golden import FAMILIES, GOLDENS, golden
 from oracles import errors as oracle_errors
 
@@ -94,21 +94,15 @@ def check_source_norms(problem: Problem) -> None:
         close(f"L{p}", found, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
 
 
-def check_attention_stats(problem: Problem) -> None:
-    alpha, lse = problem.alpha()
-    source = problem.normal(*lse.shape).abs()
-    found = problem.stats(source)
-    repeats = problem.shape.heads // problem.shape.groups
-    v = problem.v.double().repeat_interleave(repeats, 1).numpy()
-    close("output", found.output, alpha @ v, problem.product_ratio)
-    close("lse", found.lse, lse)
-    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
-
-
 def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
     """Edges whose source norms are the oracle's, so that no rounding of norms moves a weight."""
     norms = torch.from_numpy(np.abs(problem.sent()).sum(-1)).float()
     return problem.edges(kernels.NormWeight(norms, problem.target))
+
+
+def check_edge_mass(problem: Problem) -> None:
+    found = kernels.edge_mass(exact_norm_edges(problem), backend="triton")
+    close("mass", found, problem.norm_weights().sum((1, 3)))
 
 
 def check_edge_levels(problem: Problem) -> None:
@@ -210,7 +204,8 @@ def check_output_errors(problem: Problem) -> None:
 
 CHECKS: dict[str, Callable[[Problem], None]] = {
     "source_norms": check_source_norms,
-    "attention_stats": check_attention_stats,
+    "attention_stats": assert_attention_stats,
+    "edge_mass": check_edge_mass,
     "edge_levels": check_edge_levels,
     "nucleus_cuts": check_nucleus_cuts,
     "lane_attention": check_lane_attention,

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problem import VARIANTS, Floats, Problem, close, cuts_for
+from attention_problem import (
+    VARIANTS,
+    Floats,
+    Problem,
+    assert_attention_stats,
+    close,
+    cuts_for,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -67,14 +74,7 @@ def test_source_norms(problem: Problem, p: int) -> None:
 
 @serving("attention_stats")
 def test_attention_stats(problem: Problem) -> None:
-    alpha, lse = problem.alpha()
-    source = problem.normal(*lse.shape).abs()
-    found = problem.stats(source)
-    repeats = problem.shape.heads // problem.shape.groups
-    v = problem.v.double().repeat_interleave(repeats, 1).numpy()
-    close("output", found.output, alpha @ v, problem.product_ratio)
-    close("lse", found.lse, lse)
-    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+    assert_attention_stats(problem)
     assert not problem.stats().mass.any()
 
 

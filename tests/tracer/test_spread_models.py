@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from densitrace import Threshold, Trace, Tracer
 from densitrace.tracer.batch import batch_of_lists
-from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer.engine import Attention, LaneLoop
 from densitrace.tracer.models import architecture_of
 from densitrace.tracer.models.decoder import Decoder
 from densitrace.tracer.sizes import all_traces, output_trace
@@ -75,14 +75,14 @@ def zeros_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", VARIANTS)
 def test_blocks_on_two_devices(
     family: str,
-    attention: str,
+    attention: Attention,
     importance: str,
     zeros_come_back: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every operation of a pass finds its operands on one device: that of the block."""
     decoder = spread(family, first=1)
-    settings = Settings(importance, attention=attention, controls=("inverse",))  # type: ignore[arg-type]
+    settings = Settings(importance, attention=attention, controls=("inverse",))
     batch = batch_of_lists(ROWS)
     monkeypatch.setattr(LaneLoop, "host_reads", False)  # what is on `meta` nobody can read
     found = Tracing(decoder, settings, "reference").loop(batch, RULE).run()

@@ -1,0 +1,139 @@
+"""Triton's ops on edges of every kind of weight they know, and many strata, against the definition.
+
+The variants of attention are gone through by `test_ops`, under one kind of weight.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_problem import Problem, Shape, close
+
+from densitrace import kernels
+from densitrace.kernels import (
+    AttentionEdges,
+    CosineWeight,
+    GivenWeight,
+    NormWeight,
+    RandomWeight,
+    triton,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+SHAPE = Shape(length=37, d_k=16, d_v=8, window=30, segments=True, scattered=True)
+KINDS = ["norm", "norm alone", "cosine", "random", "given"]
+
+
+def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:
+    shape = problem.shape
+    source = problem.normal(shape.batch, shape.heads, shape.length).abs()
+    match kind:
+        case "norm":
+            return NormWeight(source, problem.target)
+        case "norm alone":
+            return NormWeight(source)
+        case "cosine":
+            direction = problem.normal(shape.batch, shape.heads, shape.length, shape.d_v)
+            source[:, 1, ::9] = 0  # sources that send nothing: few, for their weights all tie
+            return CosineWeight(0.1 * direction, source, problem.v)
+        case "random":
+            # A seed and a stream with their highest bits set
+            return RandomWeight(0xFEDCBA9876, 0x89ABCDEF, problem.positions)
+    return GivenWeight(problem.normal(shape.batch, shape.heads, shape.length, shape.length).abs())
+
+
+@pytest.fixture(params=KINDS)
+def edges(request: pytest.FixtureRequest) -> AttentionEdges:
+    problem = Problem(SHAPE, backend="reference")
+    return problem.edges(weight_of(request.param, problem))
+
+
+def cuts_of(edges: AttentionEdges, strata: int) -> torch.Tensor:
+    """float32 [K, B, T]: quantiles of each target's weights, high ones first."""
+    weights = kernels.edge_weights(edges, backend="reference").transpose(1, 2).flatten(2)
+    quantiles = torch.linspace(0.95, 0.05, strata)
+    return torch.nanquantile(weights, quantiles, -1)
+
+
+def margin(edges: AttentionEdges) -> float:
+    """Relative, what two orders of summation may differ by; nothing where nothing is summed."""
+    return 0.0 if isinstance(edges.weight, RandomWeight | GivenWeight) else 1e-5
+
+
+def test_levels(edges: AttentionEdges) -> None:
+    """Between those of slightly higher and slightly lower cuts."""
+    cuts, slack = cuts_of(edges, 3), margin(edges)
+    found = kernels.edge_levels(edges, cuts, backend="triton")
+    fewest, most = (
+        kernels.edge_levels(edges, cuts * (1 + shift), backend="reference")
+        for shift in (slack, -slack)
+    )
+    assert (most.degrees - fewest.degrees).sum() < 0.1 * most.degrees.sum()
+    for name in ("levels", "degrees"):
+        low, ours, high = (getattr(x, name).int() for x in (fewest, found, most))
+        assert ((low <= ours) & (ours <= high)).all()
+
+
+def test_as_many_strata_as_a_level_map_holds() -> None:
+    problem = Problem(Shape(batch=1, heads=2, groups=1, length=9), backend="reference")
+    edges = problem.edges(weight_of("random", problem))
+    cuts = cuts_of(edges, 255)
+    found, expected = (
+        kernels.edge_levels(edges, cuts, backend=name) for name in ("triton", "reference")
+    )
+    assert expected.levels.max() == 255
+    torch.testing.assert_close(found.levels, expected.levels)
+    torch.testing.assert_close(found.degrees, expected.degrees)
+
+
+def test_mass(edges: AttentionEdges) -> None:
+    found, expected = (kernels.edge_mass(edges, backend=name) for name in ("triton", "reference"))
+    close("mass", found, expected.double().numpy())
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+def test_lanes(edges: AttentionEdges, attention: str, invert: bool) -> None:
+    strata, pattern = 3, edges.pattern  # not a multiple of the lanes of a program
+    # Between two weights, so that rounding decides nothing
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)
+    ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
+    cuts = torch.stack([ordered[..., i] + ordered[..., i + 1] for i in range(strata)]) / 2
+    lanes = [Problem(SHAPE, seed) for seed in range(1, strata + 1)]
+    own = replace(
+        pattern,
+        lse=None,
+        q=torch.stack([lane.pattern.q for lane in lanes]),
+        k=torch.stack([lane.pattern.k for lane in lanes]),
+    )
+    values = torch.stack([lane.v for lane in lanes])
+    found, expected = (
+        kernels.lane_attention(
+            edges, cuts, values, own if attention == "live" else None, invert=invert, backend=name
+        )
+        for name in ("triton", "reference")
+    )
+    assert expected.any()
+    close("lanes", found, expected.double().numpy())
+
+
+def test_memory_of_lanes_has_tokens_before_heads(edges: AttentionEdges) -> None:
+    values = torch.zeros(1, *Problem(SHAPE).v.shape)
+    found = kernels.lane_attention(edges, cuts_of(edges, 1), values, backend="triton")
+    assert found.transpose(2, 3).is_contiguous()
+
+
+def test_scores_are_summed_where_they_were_not() -> None:
+    problem = Problem(SHAPE, backend="reference")
+    weight = weight_of("norm", problem)
+    masses = [
+        kernels.edge_mass(AttentionEdges(pattern, weight), backend="triton")
+        for pattern in (problem.pattern, problem.clean())
+    ]
+    torch.testing.assert_close(*masses)
+
+
+def test_kinds_are_all_there_are() -> None:
+    problem = Problem(SHAPE, backend="reference")
+    assert {type(weight_of(kind, problem)) for kind in KINDS} == set(triton.WEIGHTS)
