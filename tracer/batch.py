@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .transfer import to_device
 
 PADDING = -1  # segment of padding, and the next token where there is none
 
@@ -27,14 +28,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Batch(*(to_device(tensor, device) for tensor in vars(self).values()))
 
     def row(self, index: int, end: int) -> "Batch":
         """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]
-        return Batch(
-            *(getattr(self, name)[index, :end][keep][None] for name in self.__dataclass_fields__)
-        )
+        return Batch(*(tensor[index, :end][keep][None] for tensor in vars(self).values()))
 
 
 def batch_of_lists(

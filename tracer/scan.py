@@ -205,12 +205,15 @@ def _trace_parts(
                 continue
             run = store.windows(part)
             arrays = _empty_part(store, run)
-            for windows in batches(plan.length[run], batch_tokens):
-                numbers = [run.start + window for window in windows]
-                traces = _traces(tracer, plan, numbers, store.rule, settings)
-                for window, trace in zip(numbers, traces, strict=True):
+            groups = [
+                [run.start + window for window in group]
+                for group in batches(plan.length[run], batch_tokens)
+            ]
+            traces = _traces(tracer, plan, groups, store.rule, settings)
+            for windows, found in zip(groups, traces, strict=True):
+                for window, trace in zip(windows, found, strict=True):
                     _fill(arrays, window - run.start, plan, window, trace)
-                reporter.advance(int(plan.length[numbers].sum()))
+                reporter.advance(int(plan.length[windows].sum()))
             store.write_part(part, arrays)
     finally:
         reporter.end()
@@ -233,16 +236,17 @@ def batches(lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
 
 
 def _traces(
-    tracer: Tracer, plan: Plan, windows: Sequence[int], rule: Rule, settings: Settings
-) -> list[Trace]:
-    options: dict[str, Any] = {**vars(settings), "select": rule}
+    tracer: Tracer, plan: Plan, groups: Sequence[Sequence[int]], rule: Rule, settings: Settings
+) -> Iterator[list[Trace]]:
+    """The traces of each group of windows."""
     if settings.scope == "all":
-        ids = [plan.ids(window) for window in windows]
-        following = [plan.next_token(window) for window in windows]
-        found = tracer.trace(ids, next_token=following, **options)
-        assert isinstance(found, list)  # a list of sequences gives a list of traces
-        return found
-    return [_one_by_one(tracer, plan, window, options) for window in windows]
+        batches = (
+            ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
+            for group in groups
+        )
+        return tracer.trace_batches(batches, rule, settings)
+    options: dict[str, Any] = {**vars(settings), "select": rule}
+    return ([_one_by_one(tracer, plan, window, options) for window in group] for group in groups)
 
 
 def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]) -> Trace:

@@ -1,7 +1,7 @@
 """The face of the engine: a model, its tokenizer, and `trace`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from .engine import Attention
 from .evaluate import logits
 from .graph import Count
 from .models import Decoder, architecture_of, load
+from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
@@ -50,6 +51,8 @@ class Tracer:
         tokenizer: its tokenizer, or None: token ids are then the only input.
         model_id: what to call it in stores and reports.
         backend: of the ops, see `densitrace info`.
+        cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
+            graphs: worth it where launching kernels takes longer than they do, for their memory.
 
     Raises:
         ModelError: an undeclared architecture, or weights that hold NaN or infinity.
@@ -68,6 +71,7 @@ class Tracer:
         *,
         model_id: str | None = None,
         backend: str = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         architecture = architecture_of(model.config)
         for name, parameter in model.named_parameters():
@@ -78,6 +82,7 @@ class Tracer:
         self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
         self.architecture = architecture.name
         self.backend = backend
+        self._replays = Replays() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
         self.vocab_size = self._decoder.vocab_size
@@ -89,6 +94,7 @@ class Tracer:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         backend: str = "auto",
+        cuda_graphs: bool = False,
     ) -> "Tracer":
         """Load a model and its tokenizer from a local folder or a hub id.
 
@@ -96,7 +102,7 @@ class Tracer:
             path: folder or hub id. No code from it is run.
             device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
             dtype: a torch dtype or its name, or `auto`: as stored.
-            backend: of the ops.
+            backend, cuda_graphs: see `Tracer`.
 
         Raises:
             ModelError: nothing there, weights missing or not finite, architecture not declared.
@@ -105,7 +111,7 @@ class Tracer:
         model, tokenizer = load(path, device, dtype)
         folder = Path(path)
         model_id = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(path)
-        return cls(model, tokenizer, model_id=model_id, backend=backend)
+        return cls(model, tokenizer, model_id=model_id, backend=backend, cuda_graphs=cuda_graphs)
 
     @property
     def device(self) -> torch.device:
@@ -194,18 +200,45 @@ class Tracer:
         """
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
-        tracing = Tracing(self._decoder, settings, self.backend)
+        tracing = self._tracing(settings)
         rule = self._chosen(select, tracing, batch)
         if isinstance(rule, Size) and scope != "output":
             raise InputError("Size orders the edges of one output: it needs scope='output'")
         if scope == "output":
             traces = self._one_output_each(tracing, batch, rule, output)
         else:
-            measured = tracing.all_outputs(batch, rule)
-            rows = [without_padding(batch, index) for index in range(len(batch.ids))]
-            places = [row.positions.new_tensor(range(row.ids.shape[1])) for row in rows]
-            traces = self._traces(tracing, measured, rule, rows, places)
+            traces = self._traces(batch, rule, tracing.all_outputs(batch, rule))
         return traces[0] if single else traces
+
+    def trace_batches(
+        self,
+        batches: Iterable[tuple[Sequence[Sequence[int]], Sequence[int]]],
+        rule: Rule,
+        settings: Settings,
+    ) -> Iterator[list[Trace]]:
+        """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
+
+        Args:
+            batches: token ids of each row, and the id that follows each row, -1 where none does.
+            rule: a rule with cuts of its own.
+            settings: see `trace`; scope="all".
+
+        Yields:
+            The traces of a batch, in order.
+
+        Raises:
+            InputError, ModelError: as `trace`.
+        """
+        tracing = self._tracing(settings)
+        leaving: tuple[Batch, Measured] | None = None
+        for sequences, following in batches:
+            batch, _ = self._batch(sequences, following, None, None)
+            started = batch, tracing.all_outputs(batch, rule)
+            if leaving is not None:
+                yield self._traces(leaving[0], rule, leaving[1])
+            leaving = started
+        if leaving is not None:
+            yield self._traces(leaving[0], rule, leaving[1])
 
     def choose_strata(
         self,
@@ -226,7 +259,7 @@ class Tracer:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
         settings = Settings(importance, count=count, seed=seed)
         batches = [batch_of_lists([window]) for window in _spread(windows, PILOT_TOKENS)]
-        return self._pilot(select, Tracing(self._decoder, settings, self.backend), batches)
+        return self._pilot(select, self._tracing(settings), batches)
 
     def _chosen(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
         return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
@@ -235,11 +268,14 @@ class Tracer:
         tried = select.pilot(tracing.settings.importance)
         sizes = []
         for batch in batches:
-            counts, full = tracing.sizes(batch.to(self.device), tried)
+            counts, full = tracing.sizes(batch, tried)
             valid = batch.valid.numpy(force=True)
             at_least_one = np.maximum(counts.numpy(force=True), 1)
             sizes.append((at_least_one / full[..., None])[valid])
         return select.choose(tried, np.concatenate(sizes))
+
+    def _tracing(self, settings: Settings) -> Tracing:
+        return Tracing(self._decoder, settings, self.backend, self._replays)
 
     def _one_output_each(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int
@@ -252,45 +288,36 @@ class Tracer:
                 raise InputError(f"output={output} is outside the {length} tokens of row {index}")
             place = output % length
             measured = tracing.one_output(row.row(0, place + 1), rule)
-            places = [row.positions.new_tensor([place])]
-            traces += self._traces(tracing, measured, rule, [row], places)
+            traces += self._traces(row, rule, measured, [place])
         return traces
 
     def _traces(
-        self,
-        tracing: Tracing,
-        measured: Measured,
-        rule: Rule,
-        rows: Sequence[Batch],
-        places: Sequence[Tensor],
+        self, batch: Batch, rule: Rule, measured: Measured, outputs: Sequence[int] | None = None
     ) -> list[Trace]:
-        """A trace a row; errors come in row-major order of the scored positions."""
+        """A trace a row; `outputs` are the positions traced, all of them by default."""
+        found = measured.results()
+        ends = np.cumsum(found.scored.sum(1))  # of each row's among the scored outputs
         traces = []
-        start = 0
-        found = measured.evaluation
-        for index, (row, place) in enumerate(zip(rows, places, strict=True)):
-            run = slice(start, start + len(place))
-            start = run.stop
-            scored = measured.scored[index].numpy(force=True)
-            topology = measured.counts[index].numpy(force=True)[scored]
-            full = measured.full[index][scored]
+        for index, end in enumerate(ends):
+            row = without_padding(batch, index)
+            scored = found.scored[index]
+            run = slice(end - scored.sum(), end)
+            topology, full = found.counts[index][scored], found.full[index][scored]
             edge_count = topology.sum((-2, -1))
             traces.append(
                 Trace(
-                    tokens=row.ids[0].numpy(force=True),
-                    positions=place.numpy(force=True),
+                    tokens=row.ids[0].numpy(),
+                    positions=np.arange(row.ids.shape[1]) if outputs is None else np.array(outputs),
                     rule=rule,
                     size=(edge_count / full[:, None]).astype(np.float32),
                     edge_count=edge_count,
                     full_edge_count=full,
-                    errors={
-                        name: values[run].numpy(force=True) for name, values in found.errors.items()
-                    },
-                    surprisal=found.surprisal[run].numpy(force=True),
-                    model_entropy=found.model_entropy[run].numpy(force=True),
+                    errors={name: values[run] for name, values in found.errors.items()},
+                    surprisal=found.surprisal[run],
+                    model_entropy=found.model_entropy[run],
                     topology=topology,
                     parallel=self._decoder.parallel,
-                    graph=RowGraph(tracing, row, rule),
+                    graph=RowGraph(measured.tracing, row, rule),
                 )
             )
         return traces
@@ -319,7 +346,7 @@ class Tracer:
             sequences, single = self._sequences(inputs)
             batch = batch_of_lists(sequences, next_token)
         self._check(batch)
-        return batch.to(self.device), single
+        return batch, single
 
     def _sequences(
         self, inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]

@@ -1,6 +1,6 @@
 """One batch under one set of settings: which passes over the model answer which question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,13 +14,15 @@ from ..errors import InputError, ModelError
 from .batch import Batch
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
 from .graph import Count, full_edge_counts
 from .models import Decoder
 from .nodes import IMPORTANCES, GivenImportance, Importance, importance
+from .replay import Replays
 from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, output_trace
+from .transfer import Departure, to_device
 
 Scope = Literal["all", "output"]
 
@@ -63,22 +65,60 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a batch showed: R output positions a row, K strata."""
+class Results:
+    """What a batch showed: R output positions a row, K strata; M outputs are no padding."""
 
-    counts: Tensor  # int64 [B, R, K, 4 kinds, L]
-    full: NDArray[np.int64]  # [B, R]
-    evaluation: Evaluation  # of the `scored` positions, in row-major order
-    scored: Tensor  # bool [B, R]: not padding
+    counts: NDArray[np.int64]  # [B, R, K, 4 kinds, L]
+    full: NDArray[np.int64]  # [B, R] edges of the full graph
+    scored: NDArray[np.bool_]  # [B, R]: not padding
+    surprisal: NDArray[np.float32]  # [M] nats, in row-major order of `scored`
+    model_entropy: NDArray[np.float32]  # [M] nats
+    errors: dict[str, NDArray[np.float32]]  # [M, K]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The results of a batch, perhaps still on their way to the host."""
+
+    tracing: "Tracing"
+    positions: NDArray[np.int64]  # [B, R] places of the outputs in their documents
+    scored: NDArray[np.bool_]  # [B, R]
+    leaving: Departure
+
+    def results(self) -> Results:
+        """The results, once they are here.
+
+        Raises:
+            ModelError: the model's output is not finite.
+        """
+        arrays = self.leaving.arrays()
+        if not arrays.pop("finite"):
+            raise ModelError(
+                "the model's output holds NaN or infinity on this input: its weights or its "
+                f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
+            )
+        windows = [int(window) or None for window in arrays.pop("windows")]
+        return Results(
+            counts=arrays.pop("counts"),
+            full=self.tracing.full_edges(self.positions, windows),
+            scored=self.scored,
+            surprisal=arrays.pop("surprisal"),
+            model_entropy=arrays.pop("model_entropy"),
+            errors=arrays,
+        )
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """The passes over one decoder under one set of settings."""
+    """The passes over one decoder under one set of settings; batches are the host's.
+
+    `replays`, where given, holds CUDA graphs of passes over all outputs.
+    """
 
     decoder: Decoder
     settings: Settings
     backend: str = "auto"
+    replays: Replays | None = None
 
     def loop(
         self,
@@ -92,6 +132,7 @@ class Tracing:
     ) -> LaneLoop:
         """A lane loop; `weigh` replaces the importance that the settings name."""
         chosen = self.settings
+        batch = batch.to(self.decoder.device)
         return LaneLoop(
             self.decoder,
             batch,
@@ -111,53 +152,74 @@ class Tracing:
 
     def all_outputs(self, batch: Batch, rule: Rule) -> Measured:
         """Every position of every row, in one pass over the model."""
-        run = self.loop(batch, rule).run()
-        counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
-        return self._measured(run, counts, batch, batch.valid, batch.positions)
+        scored = batch.valid
+        inputs = self._on_device(vars(batch) | _outputs(batch, scored))
+
+        def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            here = Batch(*(inputs[name] for name in vars(batch)))
+            run = self.loop(here, rule).run()
+            counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
+            return self._measure(run, counts, inputs)
+
+        if self.replays is None:
+            found = one_pass(inputs)
+        else:
+            shapes = tuple(tensor.shape for tensor in inputs.values())
+            found = self.replays((shapes, self.settings, rule), one_pass, inputs)
+        return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
         """The last position of one row, in two passes: its trace, then the lanes inside it."""
         weigh, rule = self._as_cuts(row, rule)
+        scored = torch.zeros_like(row.valid)
+        scored[:, -1] = True
+        inputs = self._on_device(_outputs(row, scored))
         levels = self.loop(row, rule, weigh, masked_lanes=False).run().levels
         trace = output_trace(levels, len(rule), len(self.decoder.blocks))
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
-        last = torch.zeros_like(row.valid)
-        last[:, -1] = True
-        return self._measured(run, trace.counts, row, last, row.positions[:, -1:])
+        found = self._measure(run, trace.counts, inputs)
+        last = scored[:, -1:].numpy()
+        return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
 
     def sizes(self, batch: Batch, rule: Rule) -> tuple[Tensor, NDArray[np.int64]]:
         """Edge counts int64 [B, T, K] and full counts [B, T], without masked lanes."""
         run = self.loop(batch, rule, masked_lanes=False).run()
         counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
-        return counts.sum((-2, -1)), self._full(batch.positions, run.windows)
+        return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
 
-    def _measured(
-        self, run: LaneRun, counts: Tensor, batch: Batch, scored: Tensor, positions: Tensor
-    ) -> Measured:
-        hidden = run.hidden[:, scored]
-        if not torch.isfinite(hidden[0]).all():
-            raise ModelError(
-                "the model's output holds NaN or infinity on this input: its weights or its "
-                f"dtype ({hidden.dtype}) do not allow it to be traced"
-            )
-        evaluation = evaluate(
-            self.decoder, hidden, batch.next_ids[scored], self.settings.controls, self.backend
+    @torch.inference_mode()
+    def _measure(
+        self, run: LaneRun, counts: Tensor, inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """All that leaves for the host; see `Measured.results`."""
+        hidden = run.hidden.flatten(1, 2).index_select(1, inputs["output"])
+        found = evaluate(
+            self.decoder, hidden, inputs["following"], self.settings.controls, self.backend
         )
-        full = self._full(positions, run.windows)
-        outputs = scored if counts.shape[1] == scored.shape[1] else scored[:, -1:]
-        return Measured(counts, full, evaluation, outputs)
+        return {
+            "counts": counts,
+            "finite": torch.isfinite(hidden[0]).all(),
+            "windows": torch.tensor([window or 0 for window in run.windows]),
+            "surprisal": found.surprisal,
+            "model_entropy": found.model_entropy,
+            **found.errors,
+        }
 
-    def _full(self, positions: Tensor, windows: Sequence[int | None]) -> NDArray[np.int64]:
-        """|E| of outputs at these positions of their documents."""
-        place = positions.cpu().numpy()
+    def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: to_device(tensor, self.decoder.device) for name, tensor in tensors.items()}
+
+    def full_edges(
+        self, places: NDArray[np.int64], windows: Sequence[int | None]
+    ) -> NDArray[np.int64]:
+        """|E| of outputs at these places of their documents, under each block's window."""
         table = full_edge_counts(
-            int(place.max()) + 1,
+            int(places.max()) + 1,
             self.decoder.heads,
             windows,
             self.decoder.parallel,
             self.settings.count,
         )
-        return np.asarray(table[place])
+        return np.asarray(table[places])
 
     # ---- the s-Trace -------------------------------------------------------------------------
 
@@ -172,9 +234,9 @@ class Tracing:
                 f"Size orders {taken} edges one by one, {ORDERED_EDGES} at most; use Threshold, "
                 "whose strata are the same traces"
             )
-        full = int(self._full(row.positions[:, -1:], windows)[0, 0])
+        full = int(self.full_edges(row.positions[:, -1:].numpy(), windows)[0, 0])
         tensors = {
-            kind: torch.from_numpy(array).to(row.ids.device) for kind, array in order.items()
+            kind: torch.from_numpy(array).to(self.decoder.device) for kind, array in order.items()
         }
         cuts = [taken - int(size * full) for size in rule.values]
         return GivenImportance(tensors, self.backend), GivenCuts(cuts)
@@ -253,3 +315,9 @@ def without_padding(batch: Batch, index: int) -> Batch:
         batch,
         **{name: getattr(batch, name)[index][keep][None] for name in vars(batch)},
     )
+
+
+def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:
+    """Of the M outputs that are scored [B, T]: places in the flat batch, and what follows."""
+    place = scored.flatten().nonzero().squeeze(-1)
+    return {"output": place, "following": batch.next_ids.flatten()[place]}

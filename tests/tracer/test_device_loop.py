@@ -12,8 +12,9 @@ from tiny_models import VARIANTS, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densitrace import Threshold, Trace, Tracer
-from densitrace.tracer import engine
+from densitrace.tracer import engine, tracing
 from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer.evaluate import Evaluation
 
 ROWS = [[5, 9, 33, 2, 60, 17, 8, 41, 12, 50], [7, 7, 1, 30]]
 RULE = Threshold([0.6, 0.4, 0.1, 0.01])
@@ -50,16 +51,16 @@ class HostWaits(TorchDispatchMode):
 
 
 @contextmanager
-def waits_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """What would make the host wait inside the loop over blocks while the context is open."""
-    waits, run_block = HostWaits(), LaneLoop._run_block
+def waits_in(owner: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """What would make the host wait inside a method or function while the context is open."""
+    waits, function = HostWaits(), getattr(owner, method)
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **named: Any) -> Any:
         with waits:
-            return run_block(*arguments)
+            return function(*arguments, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LaneLoop, "_run_block", watched)
+        patched.setattr(owner, method, watched)
         yield waits.found
 
 
@@ -76,13 +77,30 @@ def test_no_block_waits(
 ) -> None:
     tracer = Tracer(tiny_model(family), backend="reference")
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse",)}
-    with waits_in_blocks(monkeypatch) as found:
+    with waits_in(LaneLoop, "_run_block", monkeypatch) as found:
         traced(tracer, **options)
     assert found["nonzero"] > 0  # on a CPU rows are gathered
     as_device()
-    with waits_in_blocks(monkeypatch) as found:
+    with waits_in(LaneLoop, "_run_block", monkeypatch) as found:
         traced(tracer, **options)
     assert not found
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_nothing_waits_until_results_leave(
+    family: str, as_device: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last block: sizes, and the choice of outputs. The windows are the host's own."""
+    tracer = Tracer(tiny_model(family), backend="reference")
+    as_device()
+    monkeypatch.setattr(tracing, "evaluate", lambda *_: Evaluation({}, *torch.zeros(2, 14)))
+    with (
+        waits_in(tracing.Tracing, "_measure", monkeypatch) as measuring,
+        waits_in(tracing, "all_traces", monkeypatch) as sizing,
+    ):
+        traced(tracer)
+    assert measuring == {"lift_fresh": 1}  # the windows, a tensor on the host
+    assert not sizing
 
 
 @pytest.mark.parametrize("scope", ["all", "output"])

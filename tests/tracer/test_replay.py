@@ -1,0 +1,100 @@
+"""Passes replayed as CUDA graphs, with a graph that runs on a CPU in place of CUDA's."""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+from torch import Tensor
+
+from densitrace import Threshold, Tracer
+from densitrace.tracer import replay
+from densitrace.tracer.replay import Replays
+from densitrace.tracer.tracing import Settings
+
+Outputs = dict[str, Tensor]
+RULE = Threshold([0.4, 0.1, 0.01])
+
+
+class Graphs:
+    """Stands in for CUDA's: replaying computes anew, from the same inputs into the same outputs."""
+
+    def __init__(self) -> None:
+        self.captured, self.replayed = 0, 0
+
+    def __call__(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        self.captured += 1
+        with torch.inference_mode():
+            outputs = {name: tensor.clone() for name, tensor in run().items()}
+
+        def again() -> Outputs:
+            self.replayed += 1
+            with torch.inference_mode():
+                for name, tensor in run().items():
+                    outputs[name].copy_(tensor)
+            return outputs
+
+        return again
+
+
+@pytest.fixture
+def graphs() -> Graphs:
+    return Graphs()
+
+
+def doubled(inputs: Any) -> Outputs:
+    return {"y": 2 * inputs["x"]}
+
+
+def test_the_second_pass_of_a_shape_is_captured(graphs: Graphs) -> None:
+    replays = Replays(graphs)
+    found = [replays("key", doubled, {"x": torch.full((2,), float(i))})["y"] for i in range(4)]
+    # Earlier results stay: they may still be on their way to the host.
+    assert [tensor.tolist() for tensor in found] == [[2.0 * i] * 2 for i in range(4)]
+    assert (graphs.captured, graphs.replayed) == (1, 3)
+
+
+def test_what_cannot_be_captured_runs_as_it_is() -> None:
+    tried = []
+
+    def refuse(run: Callable[[], Outputs]) -> Any:
+        tried.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    replays = Replays(refuse)
+    for value in range(4):
+        assert replays("key", doubled, {"x": torch.tensor(value)})["y"] == 2 * value
+    assert len(tried) == 1
+
+
+def test_the_graph_used_longest_ago_makes_room(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MOST_GRAPHS", 2)
+    replays = Replays(graphs)
+    x = {"x": torch.ones(1)}
+    for key in ("a", "a", "b", "b", "a", "c", "c", "a", "b"):
+        assert replays(key, doubled, x)["y"] == 2
+    assert graphs.captured == 4  # a, b, c in place of b, and b in place of c
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+def test_replayed_traces_are_the_traces(
+    family: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracer = Tracer(tiny_model(family))
+    batches = [([[5, 9, 33, 2, 60, 17], [7, 7, 1, 30]], [3, -1]) for _ in range(2)]
+    batches += [([[8, 1, 2, 44, 6, 9], [1, 2, 3, 4]], [-1, 5]), ([[1, 2]], [3])]
+    settings = Settings(controls=("inverse", "random"))
+    plain = list(tracer.trace_batches(batches, RULE, settings))
+    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    replayed = list(tracer.trace_batches(batches, RULE, settings))
+    assert (graphs.captured, graphs.replayed) == (1, 2)
+    for ours, expected in zip(chain(*replayed), chain(*plain), strict=True):
+        np.testing.assert_array_equal(ours.topology, expected.topology)
+        np.testing.assert_array_equal(ours.full_edge_count, expected.full_edge_count)
+        for name, values in expected.errors.items():
+            np.testing.assert_array_equal(ours.errors[name], values, err_msg=name)
