@@ -66,6 +66,21 @@ def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
     record.add(title, "sizes, apart", ms=1e3 * seconds, x_forward=seconds / forward)
 
 
+def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
+    """A scan with its sizes until its results are on the host, as it is and as a CUDA graph."""
+    scans = {"as it is": work, "as a CUDA graph": work.replayed()}
+    for each in scans.values():
+        for _ in range(3):
+            each.scan().results()
+    beside = {"as it is": lambda: scans["as it is"].scan().results()}
+    timed = measure_on(work.ids.device, lambda: scans["as a CUDA graph"].scan().results(), beside)
+    low, ratio, high = timed.over("as it is")
+    record.add(
+        title, "scan with sizes, as a CUDA graph", ms=1e3 * timed.seconds, x_as_it_is=ratio,
+        from_=low, to=high, tokens_a_second=work.ids.numel() / timed.seconds,
+    )  # fmt: skip
+
+
 def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached: Ceilings) -> None:
     """What each op takes of one scan, and how near it is to what the device reaches."""
     for name, work in works.items():
@@ -151,6 +166,7 @@ def test_passes(model: PreTrainedModel, length: int, record: DeviceRecord) -> No
     note_times(record, name, live, frozen)
     if length <= LAST_SIZES or dispatch.serving("bottleneck", "cuda") != "reference":
         note_sizes(record, name, live)
+        note_replays(record, name, live)
     note_memory(record, "peak memory", f"{name_of(model)} T={length}", live, frozen)
     parts = {"live": live, "frozen": frozen}
     note_parts(record, f"ops of a scan of {name}", parts, reached())

@@ -154,7 +154,7 @@ def model_options(command: Decorated) -> Decorated:
     return command
 
 
-def load_tracer(model: str, device: str, dtype: str, backend: str) -> "Tracer":
+def load_tracer(model: str, device: str, dtype: str, backend: str, **options: Any) -> "Tracer":
     """The tracer of these options; a device or dtype that does not exist is wrong usage."""
     from transformers.utils import logging
 
@@ -163,7 +163,7 @@ def load_tracer(model: str, device: str, dtype: str, backend: str) -> "Tracer":
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+        return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend, **options)
     except InputError as error:
         raise click.UsageError(str(error)) from error
 
@@ -290,6 +290,7 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
     help="Of a single file or standard input.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@click.option("--cuda-graphs", is_flag=True, help="On a GPU, replay passes of a shape seen before.")
 @debug_option
 def scan(
     corpus: str,
@@ -300,6 +301,7 @@ def scan(
     out: Path,
     controls: Sequence[str],
     label_fields: Sequence[str],
+    cuda_graphs: bool,
     **options: Any,
 ) -> None:
     """Trace every token of CORPUS into a store; the same command continues one that was stopped.
@@ -314,7 +316,7 @@ def scan(
     from .scan import scan as run
     from .summary import print_summary
 
-    tracer = load_tracer(model, device, dtype, backend)
+    tracer = load_tracer(model, device, dtype, backend, cuda_graphs=cuda_graphs)
     reporter = default_reporter()
     options["batch_tokens"] = options["batch_tokens"] or BATCH_TOKENS
     store = run(

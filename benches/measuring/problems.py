@@ -5,6 +5,7 @@ Speed and memory are measured on the same set-ups.
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,8 +23,9 @@ from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.engine import LaneRun
 from densitrace.tracer.evaluate import evaluate
 from densitrace.tracer.nodes import AttentionBranch, Node, NormImportance
+from densitrace.tracer.replay import Replays
 from densitrace.tracer.sizes import all_traces
-from densitrace.tracer.tracing import Settings, Tracing
+from densitrace.tracer.tracing import Measured, Settings, Tracing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRATA = 12
@@ -101,7 +103,7 @@ class Work:
         self.model: Any = tracer._decoder.model
         device = tracer._decoder.device
         self.ids = torch.tensor(sequences, device=device)
-        self.batch = batch_of_lists(sequences).to(device)
+        self.batch = batch_of_lists(sequences)
         self.rule = rule
         self.tracing = Tracing(tracer._decoder, Settings(**settings))
 
@@ -144,9 +146,15 @@ class Work:
         """Importance and sizes, without masked lanes."""
         return self.tracing.sizes(self.batch, self.rule)
 
-    def scan(self) -> object:
+    def scan(self) -> Measured:
         """Sizes and errors of every output position."""
         return self.tracing.all_outputs(self.batch, self.rule)
+
+    def replayed(self) -> "Work":
+        """The same passes, a scan of all outputs replayed as a CUDA graph from its third on."""
+        other = copy(self)
+        other.tracing = replace(self.tracing, replays=Replays())
+        return other
 
     def clean_lane(self) -> LaneRun:
         """Importance, cuts and levels, without the sizes that follow from the levels."""
