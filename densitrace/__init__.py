@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DensitraceError,
         InputError,
         ModelError,
+        ScanError,
         StoreError,
     )
     from .estimator.density import DensityEstimator, DensityResult
@@ -49,6 +50,7 @@ _HOME = {  # the module of each public name, relative to this package
     "ModelError": ".errors",
     "Nucleus": ".tracer.select",
     "Rule": ".tracer.select",
+    "ScanError": ".errors",
     "Size": ".tracer.select",
     "Store": ".tracer.store",
     "StoreError": ".errors",
@@ -72,6 +74,7 @@ __all__ = [
     "ModelError",
     "Nucleus",
     "Rule",
+    "ScanError",
     "Size",
     "Store",
     "StoreError",

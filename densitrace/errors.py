@@ -24,5 +24,9 @@ class StoreError(DensitraceError):
     """A store that cannot be opened, written or continued."""
 
 
+class ScanError(DensitraceError):
+    """A scan of which parts could not be traced; all others are done."""
+
+
 class BackendError(DensitraceError):
     """A kernel backend that was asked for and is not available here."""

@@ -1,14 +1,13 @@
-"""The command line: `densitrace scan`, `verify`, `info`, and the commands of other parts.
+"""The command line: what its commands share, `verify` and `info`.
 
-Other parts add commands through the entry-point group `densitrace.commands`. Whatever goes wrong
-is one line on standard error; `--debug` shows the traceback before it.
+`scan_cli.py` and other parts add commands through the entry-point group `densitrace.commands`.
+Whatever goes wrong is one line on standard error; `--debug` shows the traceback before it.
 """
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,11 +15,9 @@ import click
 from ..errors import DensitraceError, InputError
 
 if TYPE_CHECKING:
-    from .select import AutoStrata, Rule
     from .tracer import Tracer
 
 COMMANDS = "densitrace.commands"  # entry points: name -> a click command
-_IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
 
 
 class Failure(click.ClickException):
@@ -168,168 +165,7 @@ def load_tracer(model: str, device: str, dtype: str, backend: str, **options: An
         raise click.UsageError(str(error)) from error
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """`"0.1,1e-3"` as (0.1, 0.001)."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.1,1e-2,1e-3", param, ctx)
-
-
-def rule_options(command: Decorated) -> Decorated:
-    """One option a rule; `chosen_rule` reads them."""
-    for option in reversed(
-        (
-            click.option(
-                "--strata", type=int, help="This many thresholds, chosen evenly in size.  [12]"
-            ),
-            click.option("--thresholds", type=Numbers(), help="Keep edges above these weights."),
-            click.option(
-                "--nucleus", type=Numbers(), help="Keep the heaviest edges up to these sums."
-            ),
-            click.option(
-                "--top-fraction", type=Numbers(), help="Keep these fractions of a node's edges."
-            ),
-            click.option(
-                "--sizes",
-                type=Numbers(),
-                help="Keep these fractions of all edges (--scope output).",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
-    """Take the rules' options out of all options: the one given, AutoStrata(12) if none is."""
-    from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
-
-    rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
-        "strata": AutoStrata,
-        "thresholds": Threshold,
-        "nucleus": Nucleus,
-        "top_fraction": TopFraction,
-        "sizes": Size,
-    }
-    values = {name: options.pop(name) for name in rules}
-    given = {name: value for name, value in values.items() if value is not None}
-    if len(given) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{names} exclude one another: one rule selects the edges")
-    if "sizes" in given and options["scope"] != "output":
-        raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
-    name, value = next(iter(given.items()), ("strata", 12))
-    try:
-        return rules[name](value)
-    except InputError as error:
-        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
-
-
 # ---- commands ------------------------------------------------------------------------------------
-
-
-@cli.command(epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"))
-@click.argument("corpus")
-@model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the store.")
-@rule_options
-@click.option("--importance", type=click.Choice(_IMPORTANCES), default="norm_l1", show_default=True)
-@click.option(
-    "--attention", type=click.Choice(("live", "frozen")), default="live", show_default=True
-)
-@click.option(
-    "--scope",
-    type=click.Choice(("all", "output")),
-    default="all",
-    show_default=True,
-    help="output: every position on its own, at two passes each.",
-)
-@click.option(
-    "--count",
-    type=click.Choice(("window", "causal")),
-    default="window",
-    show_default=True,
-    help="causal: edges outside a sliding window count in the full graph.",
-)
-@click.option(
-    "--controls",
-    type=click.Choice(("inverse", "random")),
-    multiple=True,
-    help="Trace this control too; may be repeated.",
-)
-@click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    help="Tokens that run together; bounds memory.",
-)
-@click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
-@click.option(
-    "--label-field",
-    "label_fields",
-    multiple=True,
-    help="Keep this field as a label; may be repeated.  [all that hold strings or whole numbers]",
-)
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(("auto", "txt", "jsonl", "parquet")),
-    default="auto",
-    show_default=True,
-    help="Of a single file or standard input.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
-@click.option("--cuda-graphs", is_flag=True, help="On a GPU, replay passes of a shape seen before.")
-@debug_option
-def scan(
-    corpus: str,
-    model: str,
-    device: str,
-    dtype: str,
-    backend: str,
-    out: Path,
-    controls: Sequence[str],
-    label_fields: Sequence[str],
-    cuda_graphs: bool,
-    **options: Any,
-) -> None:
-    """Trace every token of CORPUS into a store; the same command continues one that was stopped.
-
-    CORPUS is a .txt, .jsonl or .parquet file, a folder of them, or - for standard input.
-    """
-    rule = chosen_rule(options)
-    from rich.console import Console
-
-    from .progress import default_reporter
-    from .scan import BATCH_TOKENS
-    from .scan import scan as run
-    from .summary import print_summary
-
-    tracer = load_tracer(model, device, dtype, backend, cuda_graphs=cuda_graphs)
-    reporter = default_reporter()
-    options["batch_tokens"] = options["batch_tokens"] or BATCH_TOKENS
-    store = run(
-        tracer,
-        corpus,
-        out,
-        select=rule,
-        controls=controls,
-        label_fields=label_fields or None,
-        progress=reporter,
-        **options,
-    )
-    print_summary(store, reporter, Console())
 
 
 @cli.command(epilog=example("verify --model path/to/model"))
@@ -359,7 +195,7 @@ def info() -> None:
     from ..kernels import backends
     from ..kernels.dispatch import missing
     from .models import ARCHITECTURES
-    from .store import versions
+    from .stored_plan import versions
 
     table = Table(show_header=False)
     table.add_column(style="bold")

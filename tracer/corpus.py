@@ -123,13 +123,24 @@ def read_corpus(
     return _not_empty(documents, str(source), reader.report)
 
 
-def fingerprint(documents: Iterable[Document]) -> str:
-    """sha256, in hex, of the ids, texts and labels of the documents, in order."""
-    digest = hashlib.sha256()
-    for document in documents:
-        item = [document.id, document.text, sorted(document.labels.items())]
-        digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+class Fingerprint:
+    """Documents as they go by, and the sha256 of their ids, texts and labels, in order."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._documents = iter(documents)
+        self._digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            item = [document.id, document.text, sorted(document.labels.items())]
+            self._digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+            yield document
+
+    def hex(self) -> str:
+        """Of all documents; those that nobody took yet are read."""
+        for _ in self:
+            pass
+        return self._digest.hexdigest()
 
 
 def _not_empty(

@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from .graph import KIND_NAMES
 
 FORMAT = "densitrace traces"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 QUARTILES = 4
-PART_VALUES = 1 << 17  # a part holds about as many (token, stratum) pairs, at least one window
-LAST = "token"  # written last of a part's arrays: where it is set, so is all the rest
+PART_VALUES = 1 << 20  # a part holds as many (token, stratum) pairs at most, but for one window
+FEWEST_VALUES = 1 << 16  # and no fewer where there are, as each part has a file of every array
+PARTS = 64  # of a corpus that makes parts between the two: enough to share among workers
+CHUNK_VALUES = 1 << 17  # what is read at once of a part
+EDGES_PER_CHUNK = 1 << 18
+LAST = "token"  # written last of a part's arrays, and set in every window
 
 _WINDOW = ("window",)
 _TOKEN = ("window", "column")
@@ -90,9 +94,29 @@ def coordinates(strata: Sequence[float]) -> dict[str, tuple[str, NDArray[Any]]]:
     }
 
 
-def windows_per_part(columns: int, strata: int) -> int:
-    """Windows of a part: the unit of work, of writing and of resuming, and one chunk an array."""
-    return max(1, PART_VALUES // (columns * strata))
+@dataclass(frozen=True)
+class Parts:
+    """How N windows are divided: a part is one shard of every array, read chunk by chunk."""
+
+    windows: int  # of a part, a multiple of a chunk's
+    chunk: int  # windows of a chunk
+
+
+def parts(columns: int, strata: int, windows: int) -> Parts:
+    """Parts of `windows` windows of `columns` tokens.
+
+    Example:
+        >>> parts(512, 12, 2000)
+        Parts(windows=42, chunk=21)
+    """
+
+    def fitting(values: int) -> int:
+        return max(1, values // (columns * strata))
+
+    most = fitting(PART_VALUES)
+    wanted = min(most, max(-(-windows // PARTS), min(most, fitting(FEWEST_VALUES))))
+    chunk = min(fitting(CHUNK_VALUES), wanted)
+    return Parts(-(-wanted // chunk) * chunk, chunk)
 
 
 def by_quartile(topology: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,6 +27,10 @@ class Reporter(Protocol):
         """That many more tokens are done."""
         ...
 
+    def parts(self, done: int, total: int, failed: int) -> None:
+        """So many parts of the store are done, as far as this worker knows."""
+        ...
+
     def end(self) -> None:
         """The phase is over, done or not."""
         ...
@@ -48,6 +52,9 @@ class Meter:
         """See `Reporter`."""
         self.tokens += tokens
 
+    def parts(self, done: int, total: int, failed: int) -> None:
+        """See `Reporter`."""
+
     def end(self) -> None:
         """See `Reporter`."""
         self.seconds = time.monotonic() - self._started
@@ -63,6 +70,7 @@ class Bar(Meter):
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             _Speed(),
+            TextColumn("{task.fields[parts]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -74,7 +82,7 @@ class Bar(Meter):
         super().begin(what, total, done)
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
-        self._progress.add_task(what, total=total, completed=done)
+        self._progress.add_task(what, total=total, completed=done, parts="")
         self._progress.start()
 
     def advance(self, tokens: int) -> None:
@@ -82,6 +90,12 @@ class Bar(Meter):
         super().advance(tokens)
         for task in self._progress.task_ids:
             self._progress.advance(task, tokens)
+
+    def parts(self, done: int, total: int, failed: int) -> None:
+        """See `Reporter`."""
+        failures = f", {failed} failed" if failed else ""
+        for task in self._progress.task_ids:
+            self._progress.update(task, parts=f"{done}/{total} parts{failures}")
 
     def end(self) -> None:
         """See `Reporter`."""

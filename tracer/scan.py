@@ -1,27 +1,58 @@
-"""A corpus to a store: plan the windows, choose the strata, trace part after part."""
+"""A corpus to a store: plan the windows, choose the strata, trace part after part.
 
-from collections.abc import Iterator, Sequence
+The same call from several processes shares the parts among them; see `parts`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, ModelError, ScanError, StoreError
 from . import layout
-from .corpus import CorpusReport, Document, Format, fingerprint, read_corpus
+from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus
 from .engine import Attention
 from .graph import Count
+from .parts import (
+    LEASE_SECONDS,
+    POLL_SECONDS,
+    Claims,
+    Worker,
+    forget_failure,
+    note_failure,
+    parts_for,
+)
+from .place import Place, place_of
 from .progress import Reporter, default_reporter
 from .recipe import Recipe
 from .select import DEFAULT_STRATA, AutoStrata, Rule
-from .store import Store, create_store, existing_store
+from .store import Store, existing_store, open_place
+from .stored_plan import create_store
 from .trace import Trace
 from .tracer import Tracer
 from .tracing import Scope, Settings
 from .windows import Encode, Encoded, Plan, plan_windows
 
 BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
+RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a worker stops before the store is complete."""
+
+    max_parts: int | None = None
+    seconds: float | None = None
+    asked: Callable[[], bool] = lambda: False  # by a signal, say: the part at hand is left, too
 
 
 def scan(
@@ -42,14 +73,19 @@ def scan(
     file_format: Format = "auto",
     overwrite: bool = False,
     seed: int = 0,
+    worker: Worker | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+    limits: Limits = Limits(),
     progress: Reporter | None = None,
 ) -> Store:
     """Trace every token of a corpus into a store; continues a store that is not complete.
 
+    Processes that are given the same arguments share the work; any of them may die.
+
     Args:
         tracer: the model, with a tokenizer.
         corpus: see `read_corpus`, as for `text_field`, `label_fields` and `file_format`.
-        path: the store's folder.
+        path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
         select: a rule; AutoStrata chooses its thresholds on a pilot sample when the store is
             planned and they stay with the store.
         context: tokens of a window, at most.
@@ -57,16 +93,21 @@ def scan(
             scope="output" every position is traced on its own: two passes a token.
         batch_tokens: tokens that run through the model together, times lanes; bounds memory.
         overwrite: replace a store that is there instead of continuing it.
+        worker: which of several processes this is; by default as torchrun or a Slurm array says.
+            The first one plans the store, the others wait for it.
+        lease_seconds: a worker that has not got on for so long has its part taken over.
+        limits: when to stop before the store is complete.
         progress: by default a bar on a terminal, silence otherwise.
 
     Returns:
-        The store, complete.
+        The store, complete but for `limits`.
 
     Raises:
         CorpusError: the corpus is missing or empty.
         StoreError: the store was made from something else, or cannot be written.
         InputError: an argument that cannot be used.
-        ModelError: the model's output is not finite; parts that are done stay.
+        ScanError: parts that could not be traced, of which the model's output was not finite,
+            say; all others are done.
 
     Example:
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
@@ -80,32 +121,57 @@ def scan(
             f"{tracer.model_id!r}"
         )
     reporter = default_reporter() if progress is None else progress
-    path = Path(path)
-    found = existing_store(path, overwrite)
+    worker = Worker.of_environment() if worker is None else worker
+    place = place_of(path)
     report = CorpusReport()
-    documents = read_corpus(
-        corpus, text_field, label_fields, file_format=file_format, report=report
+    read = Fingerprint(
+        read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
     )
-    plan = _plan(tracer, documents, context, report, reporter)
-    recipe = Recipe(
-        tracer.weight_hash,
-        tracer.tokenizer_hash,
-        select.to_json(),
-        importance,
-        attention,
-        scope,
-        count,
-        seed,
-        settings.controls,
-        context,
-        fingerprint(plan.documents),
-    )
+
+    def recipe() -> Recipe:
+        return Recipe(
+            tracer.weight_hash,
+            tracer.tokenizer_hash,
+            select.to_json(),
+            importance,
+            attention,
+            scope,
+            count,
+            seed,
+            settings.controls,
+            context,
+            read.hex(),
+        )
+
+    found = _found(place, overwrite, worker, limits, reporter)
     if found is None:
-        store = _planned_store(tracer, path, plan, recipe, select, report, str(corpus))
+        plan = _plan(tracer, read, context, report, reporter)
+        store = _planned_store(tracer, place, plan, recipe(), select, report, str(corpus))
     else:
-        store = _same(found, recipe)
-    _trace_parts(tracer, plan, store, settings, batch_tokens, reporter)
+        store = _same(found, recipe())
+    _Run(tracer, store, settings, batch_tokens, worker, lease_seconds, limits, reporter).work()
     return store
+
+
+def _found(
+    place: Place, overwrite: bool, worker: Worker, limits: Limits, reporter: Reporter
+) -> Store | None:
+    """The store to continue; None where this worker is to plan it."""
+    if worker.index == 0:
+        return existing_store(place, overwrite)
+    if overwrite:
+        raise InputError("overwrite=True is for the first worker alone: others would start anew")
+    if not place.exists():
+        log.info("waiting for the first worker's plan")
+        reporter.begin("waiting for the first worker's plan", None)
+    try:
+        while not place.exists():
+            if limits.asked():
+                raise StoreError(f"store {str(place.path)!r} was not planned yet")
+            time.sleep(POLL_SECONDS)
+    finally:
+        reporter.end()
+    return open_place(place, to_write=True)
 
 
 # ---- planning ------------------------------------------------------------------------------------
@@ -126,7 +192,7 @@ def encoder(tracer: Tracer) -> Encode:
 
 def _plan(
     tracer: Tracer,
-    documents: Iterator[Document],
+    documents: Iterable[Document],
     context: int,
     report: CorpusReport,
     reporter: Reporter,
@@ -149,7 +215,7 @@ def _plan(
 
 def _planned_store(
     tracer: Tracer,
-    path: Path,
+    place: Place,
     plan: Plan,
     recipe: Recipe,
     select: Rule | AutoStrata,
@@ -170,7 +236,7 @@ def _planned_store(
         "corpus_source": corpus,
     }
     most_edges = tracer.n_layers * per_block
-    return create_store(path, plan, recipe, rule, report, facts, most_edges)
+    return create_store(place, plan, recipe, rule, report, facts, most_edges)
 
 
 def _same(store: Store, recipe: Recipe) -> Store:
@@ -187,36 +253,132 @@ def _same(store: Store, recipe: Recipe) -> Store:
 # ---- tracing -------------------------------------------------------------------------------------
 
 
-def _trace_parts(
-    tracer: Tracer,
-    plan: Plan,
-    store: Store,
-    settings: Settings,
-    batch_tokens: int,
-    reporter: Reporter,
-) -> None:
-    """Trace every part that is not done. A part depends on nothing but itself."""
-    done = set(store.done_parts())
-    finished = sum(int(plan.length[store.windows(part)].sum()) for part in done)
-    reporter.begin("tracing", int(plan.length.sum()), finished)
-    try:
-        for part in range(store.n_parts):
-            if part in done:
-                continue
-            run = store.windows(part)
-            arrays = _empty_part(store, run)
-            groups = [
-                [run.start + window for window in group]
-                for group in batches(plan.length[run], batch_tokens)
-            ]
-            traces = _traces(tracer, plan, groups, store.rule, settings)
+class _Stopped(Exception):
+    """The part at hand is left: the worker was asked to stop."""
+
+
+@dataclass
+class _Run:
+    """One worker's way through the parts; writing one goes on beside tracing the next."""
+
+    tracer: Tracer
+    store: Store
+    settings: Settings
+    batch_tokens: int
+    worker: Worker
+    lease_seconds: float
+    limits: Limits
+    reporter: Reporter
+    _failed: dict[int, str] = field(default_factory=dict)
+
+    def work(self) -> None:
+        store, started = self.store, time.monotonic()
+        self._claims = Claims(store.place, self.lease_seconds)
+        taken: set[int] = set()
+
+        def stop() -> bool:
+            late = self.limits.seconds is not None and (
+                time.monotonic() - started > self.limits.seconds
+            )
+            full = self.limits.max_parts is not None and len(taken) >= self.limits.max_parts
+            return late or full or self.limits.asked()
+
+        finished = sum(store.part_tokens(part) for part in store.done_parts())
+        self.reporter.begin("tracing", int(store.lengths.sum()), finished)
+        try:
+            with ThreadPoolExecutor(1, "densitrace-writer") as writer:
+                written: Future[None] | None = None
+                for part in parts_for(store, self.worker, self._claims, taken, stop):
+                    traced = self._traced(part)
+                    if written is not None:
+                        written.result()  # one part waits to be written at most
+                    if traced is not None:
+                        written = writer.submit(self._write, traced)
+                if written is not None:
+                    written.result()
+        except _Stopped:
+            log.info("stopped on request")
+        finally:
+            self.reporter.end()
+        if self._failed:
+            first, reason = next(iter(self._failed.items()))
+            raise ScanError(
+                f"{len(self._failed)} of {store.n_parts} parts could not be traced, "
+                f"part {first} first: {reason}; all others are done, run the same scan again "
+                "to try these again"
+            )
+
+    def _traced(self, part: int) -> "_TracedPart | None":
+        """A part's arrays; None where it failed, again and again."""
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                return self._trace(part)
+            except (ModelError, RuntimeError) as error:
+                # Weights or tokens that overflow do so again; a device may recover.
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                about = {"part": part, "reason": reason}
+                if wait is None or isinstance(error, ModelError):
+                    log.error("part failed", extra=about)
+                    self._failed[part] = reason
+                    note_failure(self.store.place, part, reason)
+                    self._claims.release(part)
+                    return None
+                log.warning("part is tried again", extra=about)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                time.sleep(wait)
+            except BaseException:
+                self._claims.release(part)
+                raise
+        raise AssertionError("the last try returns")
+
+    def _trace(self, part: int) -> "_TracedPart":
+        started, store, plan = time.monotonic(), self.store, self.store.plan(part)
+        arrays = _empty_part(store, store.windows(part))
+        groups = batches(plan.length, self.batch_tokens)
+        tokens, padded = int(plan.length.sum()), 0
+        counted = 0
+        try:
+            traces = _traces(self.tracer, plan, groups, store.rule, self.settings)
             for windows, found in zip(groups, traces, strict=True):
                 for window, trace in zip(windows, found, strict=True):
-                    _fill(arrays, window - run.start, plan, window, trace)
-                reporter.advance(int(plan.length[windows].sum()))
-            store.write_part(part, arrays)
-    finally:
-        reporter.end()
+                    _fill(arrays, window, plan, trace)
+                run = int(plan.length[windows].sum())
+                counted += run
+                padded += len(windows) * int(plan.length[windows].max())
+                self.reporter.advance(run)
+                self._claims.beat(part)
+                if self.limits.asked():
+                    raise _Stopped
+        except BaseException:
+            self.reporter.advance(-counted)
+            raise
+        about = {
+            "part": part,
+            "tokens": tokens,
+            "padding": padded / tokens - 1,
+            "seconds": time.monotonic() - started,
+        }
+        return _TracedPart(part, arrays, about)
+
+    def _write(self, traced: "_TracedPart") -> None:
+        started = time.monotonic()
+        try:
+            size = self.store.write_part(traced.part, traced.arrays)
+        finally:
+            self._claims.release(traced.part)
+        forget_failure(self.store.place, traced.part)
+        about = {"write_seconds": time.monotonic() - started, "bytes": size}
+        log.info("part done", extra=traced.about | about)
+        done = len(self.store.done_parts())
+        self.reporter.parts(done, self.store.n_parts, len(self._failed))
+
+
+@dataclass(frozen=True)
+class _TracedPart:
+    part: int
+    arrays: dict[str, NDArray[Any]]
+    about: dict[str, Any]  # for the log
 
 
 def batches(lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
@@ -299,11 +461,11 @@ def _empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, window: int, trace: Trace) -> None:
-    """Put what is known of a window into its row."""
-    start, length = int(plan.window_start[window]), int(plan.length[window])
-    place = plan.place(window)
-    arrays["document"][row] = plan.document[window]
+def _fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -> None:
+    """Put what is known of a part's window into its row."""
+    start, length = int(plan.window_start[row]), int(plan.length[row])
+    place = plan.place(row)
+    arrays["document"][row] = plan.document[row]
     arrays["window_start"][row] = start
     arrays["position"][row, :length] = np.arange(start, start + length)
     arrays["token"][row, :length] = plan.tokens[place]

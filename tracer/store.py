@@ -1,18 +1,13 @@
 """The store of a scan: one Zarr v3 group with a fixed place for every window.
 
 Planned before it is written: arrays have their final shape, and a *part* (a run of windows, one
-chunk of every array) is the unit of work, of writing and of resuming. A part's arrays are written
+shard of every array) is the unit of work, of writing and of resuming. A part's shards are written
 whole and made durable, then its byte in `part_done` is; writing a part twice gives the same bytes.
-`layout.py` lists the arrays. Only this file knows Zarr.
+`layout.py` lists the arrays, `stored_plan.py` plans them. Only these two files know Zarr.
 """
 
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +15,21 @@ import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import LocalStore, ObjectStore
 
 from ..errors import InputError, StoreError
 from . import layout
-from .corpus import CorpusReport, Document
 from .curve import auc_tv, density_at
-from .durable import check_writable, flush, put_in_place, replace_durably, writing
-from .graph import KIND_NAMES
+from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
 from .windows import Plan
 
-_DONE = "part_done"
-_DOCUMENTS_PER_CHUNK = 256
-_PACKAGES = ("densitrace", "torch", "transformers", "zarr", "numpy")
+PLAN = "plan"  # the group of what is to be scanned
+DONE = "part_done"
+EDGES = "edges"  # the group of the tables of kept edges, one a part
+KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
 
@@ -43,10 +37,10 @@ _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on
 
 
 class StoredArray:
-    """An array of a store, read from disk where it is indexed."""
+    """An array of a store, read from where it lies when it is indexed."""
 
-    def __init__(self, array: "zarr.Array[Any]") -> None:
-        self._array = array
+    def __init__(self, array: "zarr.Array[Any]", where: str) -> None:
+        self._array, self._where = array, where
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.attributes: dict[str, Any] = dict(array.attrs)  # description, units
@@ -58,8 +52,19 @@ class StoredArray:
         return tuple(str(name) for name in names)
 
     def __getitem__(self, selection: Any) -> NDArray[Any]:
-        """The values at a basic selection: numbers and slices."""
-        return np.asarray(self._array[selection])
+        """The values at a basic selection: numbers and slices.
+
+        Raises:
+            StoreError: what is there does not match its checksum.
+        """
+        try:
+            return np.asarray(self._array[selection])
+        except (ValueError, RuntimeError) as error:  # of the checksum, or of what it failed to see
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise StoreError(
+                f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; "
+                "`densitrace status STORE --repair` says where, and has these parts scanned again"
+            ) from error
 
 
 class Store:
@@ -69,15 +74,16 @@ class Store:
     else of them means anything.
     """
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self.path = path
+    def __init__(self, place: Place, group: zarr.Group) -> None:
+        self.place = place
+        self.path = place.path
         self._group = group
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.recipe = Recipe.of(self.attributes)
 
     def array(self, name: str) -> StoredArray:
         """An array by its name; StoreError where there is none."""
-        return StoredArray(self._zarr(name))
+        return StoredArray(self._zarr(name), f"store {str(self.path)!r}")
 
     def __getattr__(self, name: str) -> StoredArray:
         if name.startswith("_"):
@@ -133,12 +139,16 @@ class Store:
     @property
     def n_parts(self) -> int:
         """Parts planned."""
-        return int(self.array(_DONE).shape[0])
+        return int(self.array(DONE).shape[0])
 
     def done_parts(self) -> list[int]:
-        """The parts that are done, by number."""
-        done: list[int] = np.flatnonzero(self.array(_DONE)[:]).tolist()
-        return done
+        """The parts that are done, by number; looked up where the store lies."""
+        names = (name.split(".") for name in self.place.names(DONE))
+        return sorted(int(name[1]) for name in names if name[0] == "c" and len(name) == 2)
+
+    def is_done(self, part: int) -> bool:
+        """Whether a part is done; looked up where the store lies."""
+        return self.place.size(_done(part)) > 0
 
     @property
     def complete(self) -> bool:
@@ -211,33 +221,137 @@ class Store:
         means = sums / count if count else np.full_like(sums, np.nan)
         return pd.DataFrame({"stratum": self.strata, "size": means[0], "tv": means[1]})
 
+    # ---- what is to be scanned -------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """int32 [N]: tokens of each window."""
+        return self.array(f"{PLAN}/length")[:]
+
+    def part_tokens(self, part: int) -> int:
+        """Tokens of a part."""
+        return int(self.lengths[self.windows(part)].sum())
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """int64 [M + 1]: where each document's tokens begin, and the end."""
+        return self.array(f"{PLAN}/first")[:]
+
+    def plan(self, part: int) -> Plan:
+        """The windows of a part alone, numbered from 0, with the token that follows them."""
+        run = self.windows(part)
+        document = self.array(f"{PLAN}/document")[run]
+        start = self.array(f"{PLAN}/window_start")[run]
+        length = self.lengths[run]
+        begin = self._first[document] + start
+        end = min(int(begin[-1] + length[-1]) + 1, int(self._first[-1]))
+        here = slice(int(begin[0]), end)
+        return Plan(
+            documents=[],
+            tokens=self.array(f"{PLAN}/token")[here],
+            spans=self.array(f"{PLAN}/span")[here],
+            first=self._first - here.start,
+            document=document,
+            window_start=start,
+            length=length,
+        )
+
     # ---- writing, one part at a time -------------------------------------------------------------
 
-    def write_part(self, part: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write_part(
+        self,
+        part: int,
+        arrays: Mapping[str, NDArray[Any]],
+        edges: Mapping[str, NDArray[Any]] | None = None,
+    ) -> int:
         """Write all arrays of a part's windows, make them durable, then mark the part done.
 
         Args:
-            part: its number; no other process may write the same part at the same time.
-            arrays: every array of `layout.window_arrays`, [windows of the part, ...], which come
-                in that order, `token` last.
+            part: its number; who writes a part twice, or at the same time as another, writes the
+                same.
+            arrays: every array of `layout.window_arrays`, [windows of the part, ...].
+            edges: the columns of the part's table of edges, where the store has them.
+
+        Returns:
+            Bytes written.
         """
         with writing(self.path):
+            keys = []
             for name, values in arrays.items():
-                self._zarr(name)[self.windows(part)] = values
-            for name in arrays:
-                flush(self._chunk(name, part))
-            # One uncompressed byte, put in place by a rename: never half there.
-            replace_durably(self._chunk(_DONE, part), b"\x01")
+                # Nothing is left out: what is not there is damaged.
+                array = self._zarr(name).with_config({"write_empty_chunks": True})
+                array[self.windows(part)] = values
+                keys.append(self._shard(array, part))
+            if edges is not None:
+                keys += self._write_edges(part, edges)
+            self.place.settle(keys)
+            self.place.put(_done(part), b"\x01")
+            return sum(map(self.place.size, keys))
 
-    def _chunk(self, name: str, part: int) -> Path:
-        """The file of the one chunk that a part has of an array."""
-        array = self._zarr(name)
-        key = array.metadata.encode_chunk_key((part, *(0,) * (array.ndim - 1)))
-        return self.path / name / key
+    def _shard(self, array: "zarr.Array[Any]", part: int) -> str:
+        """The key of the one shard that a part has of an array."""
+        place = array.metadata.encode_chunk_key((part, *(0,) * (array.ndim - 1)))
+        return f"{array.path}/{place}"
+
+    def open_again(self, part: int) -> None:
+        """Take back that a part is done."""
+        with writing(self.path):
+            self.place.delete(_done(part))
+
+    def damage(self, part: int) -> str | None:
+        """What is wrong with a part that is done, found by reading all of it; None: nothing."""
+        windows = self.windows(part)
+        for spec in layout.window_arrays(self.controls, most_edges=0):
+            array = self._zarr(spec.name)
+            if self.place.size(self._shard(array, part)) == 0:
+                return f"array {spec.name!r} is missing"
+            try:
+                values = self.array(spec.name)[windows]
+            except StoreError as error:
+                return str(error)
+            if spec.name == layout.LAST and not (values[:, 0] >= 0).all():
+                return "windows without tokens"
+        return None
+
+    # ---- tables of edges -------------------------------------------------------------------------
+
+    def _write_edges(self, part: int, edges: Mapping[str, NDArray[Any]]) -> list[str]:
+        group = self._group.require_group(EDGES).create_group(str(part), overwrite=True)
+        keys = [f"{group.path}/zarr.json"]
+        for name, values in edges.items():
+            array = create_filled(group, name, (name,), values, layout.EDGES_PER_CHUNK)
+            chunks = range(-(-len(values) // layout.EDGES_PER_CHUNK))
+            keys += [f"{array.path}/{name}" for name in ("zarr.json", *(f"c.{c}" for c in chunks))]
+        return keys
+
+
+def create_filled(
+    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
+) -> "zarr.Array[Any]":
+    """An array that holds values, strings among them, `per_chunk` of its first dimension a file."""
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=(per_chunk, *(max(1, size) for size in values.shape[1:])),
+        dtype="string" if values.dtype == object else values.dtype,
+        dimension_names=dims,
+        chunk_key_encoding=KEYS,
+        config={"write_empty_chunks": True},
+    )
+    if values.size:
+        array[:] = values
+    return array
+
+
+def _done(part: int) -> str:
+    return f"{DONE}/c.{part}"
 
 
 def open_store(path: str | Path) -> Store:
     """Open a store for reading; works while it is being written, with the parts done so far.
+
+    Args:
+        path: a folder, or a URL (s3://bucket/name, gs://, az://).
 
     Raises:
         StoreError: nothing there, something else there, a newer format.
@@ -245,193 +359,52 @@ def open_store(path: str | Path) -> Store:
     Example:
         >>> open_store("traces.zarr").documents  # doctest: +SKIP
     """
-    return _open(Path(path), to_write=False)
+    return open_place(place_of(path), to_write=False)
 
 
-def _open(path: Path, to_write: bool) -> Store:
-    if not path.exists():
-        raise StoreError(f"store {str(path)!r} does not exist")
+def open_place(place: Place, to_write: bool) -> Store:
+    """The store that lies there; errors as those of `open_store`."""
+    if not place.exists():
+        raise StoreError(f"store {str(place.path)!r} does not exist")
     try:
         group = zarr.open_group(
-            LocalStore(path, read_only=not to_write),
+            zarr_store(place, read_only=not to_write),
             mode="r+" if to_write else "r",
             zarr_format=3,
             use_consolidated=False,
         )
         kind, version = group.attrs.get("format"), group.attrs.get("format_version")
         if kind == layout.FORMAT and version == layout.FORMAT_VERSION:
-            return Store(path, group)
+            return Store(place, group)
     except _NOT_A_STORE as error:
-        raise StoreError(f"{str(path)!r} is not a densitrace store") from error
+        raise StoreError(f"{str(place.path)!r} is not a densitrace store") from error
     if kind == layout.FORMAT:
         raise StoreError(
-            f"store {str(path)!r} has format version {version}; this densitrace reads "
+            f"store {str(place.path)!r} has format version {version}; this densitrace reads "
             f"{layout.FORMAT_VERSION}"
         )
-    raise StoreError(f"{str(path)!r} is not a densitrace store")
+    raise StoreError(f"{str(place.path)!r} is not a densitrace store")
 
 
-# ---- planning ------------------------------------------------------------------------------------
+def zarr_store(place: Place, read_only: bool) -> ZarrStore:
+    """The place as Zarr sees it."""
+    if isinstance(place, Bucket):
+        return ObjectStore(place.store, read_only=read_only)
+    return LocalStore(place.path, read_only=read_only)
 
 
-def existing_store(path: Path, overwrite: bool) -> Store | None:
+def existing_store(place: Place, overwrite: bool) -> Store | None:
     """The store to continue, or None where one is to be made; nothing is written.
 
     Raises:
-        StoreError: something else is there, or the folder cannot be written.
+        StoreError: something else is there, or nothing can be written.
     """
-    if path.exists() or path.is_symlink():
-        found = _open(path, to_write=True)
-        check_writable(path)
-        return None if overwrite else found
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    check_writable(parent)
-    return None
-
-
-def create_store(
-    path: Path,
-    plan: Plan,
-    recipe: Recipe,
-    rule: Rule,
-    report: CorpusReport,
-    facts: Mapping[str, Any],
-    most_edges: int,
-) -> Store:
-    """Plan a store: all arrays and the document table, no part done.
-
-    It appears under its path at once and whole; a store of densitrace that was there is replaced.
-
-    Args:
-        path: where.
-        plan: the windows.
-        recipe: what it is made from.
-        rule: the chosen rule.
-        report: of the corpus.
-        facts: further attributes, `model` among them.
-        most_edges: an upper bound of any window's full graph.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.parent / f".{path.name}.{uuid.uuid4().hex}.planning"
-        try:
-            group = zarr.create_group(LocalStore(staging), zarr_format=3)
-            _create_arrays(group, plan, recipe, rule, most_edges)
-            _create_documents(group, plan.documents)
-            group.attrs.update(_attributes(plan, recipe, rule, report, facts))
-            for file in staging.rglob("*"):
-                flush(file)
-            put_in_place(staging, path)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return _open(path, to_write=True)
-
-
-def _attributes(
-    plan: Plan, recipe: Recipe, rule: Rule, report: CorpusReport, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "format": layout.FORMAT,
-        "format_version": layout.FORMAT_VERSION,
-        **facts,
-        **asdict(recipe),
-        "rule": rule.to_json(),
-        "windows_per_part": layout.windows_per_part(plan.longest, len(rule)),
-        "tokens": int(plan.length.sum()),
-        "label_fields": _label_fields(plan.documents),
-        "corpus": report.to_json(),
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of densitrace and of what its numbers rest on."""
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # imported from a source tree
-        return "not installed"
-
-
-def _create_arrays(
-    group: zarr.Group, plan: Plan, recipe: Recipe, rule: Rule, most_edges: int
-) -> None:
-    per_part = layout.windows_per_part(plan.longest, len(rule))
-    extent = {
-        "window": plan.n_windows,
-        "column": plan.longest,
-        "stratum": len(rule),
-        "edge_kind": len(KIND_NAMES),
-        "depth_quartile": layout.QUARTILES,
-    }
-    for spec in layout.window_arrays(recipe.controls, most_edges):
-        shape = tuple(extent[dim] for dim in spec.dims)
-        group.create_array(
-            spec.name,
-            shape=shape,
-            chunks=(per_part, *shape[1:]),
-            dtype=spec.dtype,
-            fill_value=spec.fill,
-            dimension_names=spec.dims,
-            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
-            attributes={"description": spec.about, **({"units": spec.units} if spec.units else {})},
-        )
-    group.create_array(
-        _DONE,
-        shape=(-(-plan.n_windows // per_part),),
-        chunks=(1,),
-        dtype="uint8",
-        fill_value=0,
-        dimension_names=("part",),
-        compressors=None,
-        attributes={"description": f"1 once a run of {per_part} windows is written whole"},
-    )
-    for name, (dim, values) in layout.coordinates(rule.values).items():
-        _create_filled(group, name, (dim,), values, len(values))
-
-
-def _create_documents(group: zarr.Group, documents: Sequence[Document]) -> None:
-    """The document table: `document_id` and `text` [M], `label` [M, label_field]."""
-    fields = _label_fields(documents)
-    columns: dict[str, list[str]] = {
-        "document_id": [document.id for document in documents],
-        "text": [document.text for document in documents],
-    }
-    for name, values in columns.items():
-        array = np.array(values, dtype=object)
-        _create_filled(group, name, ("doc",), array, _DOCUMENTS_PER_CHUNK)
-    labels = np.empty((len(documents), len(fields)), dtype=object)
-    for row, document in enumerate(documents):
-        labels[row] = [document.labels.get(name, "") for name in fields]
-    _create_filled(group, "label", ("doc", "label_field"), labels, _DOCUMENTS_PER_CHUNK)
-    names = np.array(fields, dtype=object)
-    _create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
-
-
-def _create_filled(
-    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
-) -> None:
-    dtype = "string" if values.dtype == object else values.dtype
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=(per_chunk, *(max(1, size) for size in values.shape[1:])),
-        dtype=dtype,
-        dimension_names=dims,
-    )
-    if values.size:
-        array[:] = values
-
-
-def _label_fields(documents: Sequence[Document]) -> list[str]:
-    """Every label that a document has, in the order of first appearance."""
-    return list(dict.fromkeys(name for document in documents for name in document.labels))
+    if not place.exists():
+        place.check_writable()
+        return None
+    found = open_place(place, to_write=True)
+    place.check_writable()
+    return None if overwrite else found
 
 
 # ---- measures ------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """What a scan came to, as tables for a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .parts import claims_of, failures_of
 from .progress import Meter
 from .store import Store
 
@@ -26,6 +27,32 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
     console.print(strata)
 
 
+def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> None:
+    """Print how far a scan is, who is at it, and what failed or is damaged."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    done = store.done_parts()
+    tokens = sum(map(store.part_tokens, done))
+    total = store.attributes["tokens"]
+    rows = [
+        ("store", str(store.path)),
+        ("model", f"{store.model_id} ({store.attributes['architecture']})"),
+        ("parts done", f"{len(done):,} of {store.n_parts:,}"),
+        ("tokens done", f"{tokens:,} of {total:,} ({tokens / total:.1%})"),
+    ]
+    for part, claim in claims_of(store.place).items():
+        state = "" if claim.alive() else ", which is gone"
+        rows.append((f"part {part}", f"at process {claim.process} on {claim.host}{state}"))
+    rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.place).items()]
+    rows += [
+        (f"part {part}", f"damaged, not done any more: {why}") for part, why in damaged.items()
+    ]
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
 def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
     about = store.attributes
     yield "store", str(store.path)
@@ -36,8 +63,11 @@ def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
         yield "skipped", f"{count:,} {kind}: {', '.join(about['corpus']['examples'][kind])}"
     yield "windows", f"{store.n_windows:,}"
     yield "tokens", f"{about['tokens']:,}"
+    done = len(store.done_parts())
+    if done < store.n_parts:
+        yield "parts", f"{done:,} of {store.n_parts:,} done; the same command goes on"
     if meter.tokens:
         speed = meter.tokens / meter.seconds
         yield "this run", f"{meter.tokens:,} tokens, {speed:,.0f} tokens/s"
     else:
-        yield "this run", "nothing to do: the store was complete"
+        yield "this run", "nothing traced"

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 from densitrace import (
     AutoStrata,
     InputError,
-    ModelError,
+    ScanError,
     Size,
     Store,
     StoreError,
@@ -28,6 +28,8 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.parts import failures_of
+from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.scan import batches
 
@@ -65,7 +67,7 @@ def contents(snapshot: Mapping[str, bytes]) -> dict[str, bytes]:
     return {
         name: data
         for name, data in snapshot.items()
-        if "/c/" in name and not name.endswith(".partial")
+        if "/c." in name and not name.endswith(".partial")
     }
 
 
@@ -153,7 +155,7 @@ def test_two_scans_give_the_same_bytes(
     one, two = (
         scan(byte_tracer, corpus, tmp_path / name, controls=("random",), **options) for name in "ab"
     )
-    assert contents(snapshot(one.path)) == contents(snapshot(two.path))
+    assert contents(snapshot(Path(one.path))) == contents(snapshot(Path(two.path)))
     assert one.rule == two.rule
 
 
@@ -225,11 +227,11 @@ def test_a_complete_store_is_left_alone(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     store = scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3))
-    before = snapshot(store.path)
+    before = snapshot(Path(store.path))
     meter = Meter()
     scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), progress=meter)
     assert meter.tokens == 0
-    assert snapshot(store.path) == before
+    assert snapshot(Path(store.path)) == before
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -248,6 +250,8 @@ import os, signal, sys
 from pathlib import Path
 from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
+from densitrace.tracer.parts import failures_of
+from densitrace.tracer.place import Folder
 
 model, corpus, out, left = *map(Path, sys.argv[1:4]), int(sys.argv[4])
 layout.PART_VALUES = 2 * 16 * 3
@@ -285,7 +289,7 @@ def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
     resumed = scan(byte_tracer, corpus, path, **options)
     whole = scan(byte_tracer, corpus, tmp_path / "whole", **options)
     assert resumed.complete
-    assert contents(snapshot(resumed.path)) == contents(snapshot(whole.path))
+    assert contents(snapshot(Path(resumed.path))) == contents(snapshot(Path(whole.path)))
     for name in (spec.name for spec in layout.window_arrays((), most_edges=0)):
         np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])
 
@@ -304,10 +308,11 @@ def test_a_model_that_fails_on_the_way_loses_nothing(
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in ("one", "two", "no!", "last")))
     monkeypatch.setattr(layout, "PART_VALUES", 2 * len("last") * len(RULE) + 6)  # two windows
     tracer = Tracer(model, byte_tokenizer())
-    with pytest.raises(ModelError, match="NaN"):
+    with pytest.raises(ScanError, match=r"1 of 2 parts could not be traced, part 1 .* NaN"):
         scan(tracer, path, tmp_path / "s", select=RULE)
     store = open_store(tmp_path / "s")
     assert (store.n_parts, store.done_parts()) == (2, [0])
+    assert list(failures_of(store.place)) == [1]
     assert len(store.tokens()) == len("one") + len("two") + 2
     assert np.isfinite(store.tokens()["auc_tv"]).all()
 
@@ -319,7 +324,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("densitrace.tracer.store.replace_durably", full)
+        patch.setattr(Folder, "put", full)
         with pytest.raises(StoreError, match="No space left on device"):
             scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
     assert open_store(tmp_path / "s").done_parts() == []

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from densitrace import (
     AutoStrata,
@@ -101,7 +103,8 @@ def test_plain_zarr_reads_everything_without_a_warning(store: Store) -> None:
             names = getattr(array.metadata, "dimension_names", None)
             assert len(names or ()) == array.ndim
     assert {"token", "size", "tv", "label", "text", "part_done"} <= set(arrays)
-    assert list(group.groups()) == []
+    plan: Any = group["plan"]
+    assert sum(plan["length"][:]) == store.attributes["tokens"]
 
 
 def test_tokens_table(store: Store) -> None:
@@ -139,9 +142,14 @@ def test_quartiles_of_depth() -> None:
     np.testing.assert_array_equal(layout.by_quartile(np.array([5, 7])), [5, 0, 7, 0])
 
 
-def test_a_part_is_bounded() -> None:
-    assert layout.windows_per_part(512, 12) * 512 * 12 <= layout.PART_VALUES
-    assert layout.windows_per_part(100_000, 255) == 1
+@given(st.integers(1, 5000), st.integers(1, 255), st.integers(1, 10**7))
+def test_parts_are_bounded_and_whole_chunks(columns: int, strata: int, windows: int) -> None:
+    parts = layout.parts(columns, strata, windows)
+    assert parts.windows % parts.chunk == 0
+    for size, most in ((parts.chunk, layout.CHUNK_VALUES), (parts.windows, layout.PART_VALUES)):
+        # A part is rounded up to whole chunks.
+        values = (size if size == parts.chunk else size - parts.chunk) * columns * strata
+        assert size == 1 or values <= most
 
 
 @pytest.mark.parametrize(("edges", "dtype"), [(2**32 - 1, "uint32"), (2**32, "uint64")])
@@ -219,11 +227,11 @@ def test_another_scan_is_refused(
     change: dict[str, Any],
     message: str,
 ) -> None:
-    before = snapshot(store.path)
+    before = snapshot(Path(store.path))
     options: dict[str, Any] = {"select": RULE, "context": 16, **change}
     with pytest.raises(StoreError, match=message):
         scan(byte_tracer, corpus, store.path, **options)
-    assert snapshot(store.path) == before
+    assert snapshot(Path(store.path)) == before
 
 
 def test_overwrite(store: Store, byte_tracer: Tracer, corpus: Path) -> None:
@@ -232,4 +240,7 @@ def test_overwrite(store: Store, byte_tracer: Tracer, corpus: Path) -> None:
     assert again.rule == Threshold([0.3])
     assert again.size.shape == (10, 16, 1)
     assert again.complete
-    assert sorted(path.name for path in store.path.parent.iterdir()) == ["corpus.jsonl", "s.zarr"]
+    assert sorted(path.name for path in Path(store.path).parent.iterdir()) == [
+        "corpus.jsonl",
+        "s.zarr",
+    ]

@@ -1,0 +1,334 @@
+"""The commands `densitrace scan` and `densitrace status`."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError
+from .cli import Failure, debug_option, example, load_tracer, model_options
+
+if TYPE_CHECKING:
+    from .parts import Worker
+    from .select import AutoStrata, Rule
+
+IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
+Decorated = Callable[..., Any]
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """`"0.1,1e-3"` as (0.1, 0.001)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.1,1e-2,1e-3", param, ctx)
+
+
+def rule_options(command: Decorated) -> Decorated:
+    """One option a rule; `chosen_rule` reads them."""
+    for option in reversed(
+        (
+            click.option(
+                "--strata", type=int, help="This many thresholds, chosen evenly in size.  [12]"
+            ),
+            click.option("--thresholds", type=Numbers(), help="Keep edges above these weights."),
+            click.option(
+                "--nucleus", type=Numbers(), help="Keep the heaviest edges up to these sums."
+            ),
+            click.option(
+                "--top-fraction", type=Numbers(), help="Keep these fractions of a node's edges."
+            ),
+            click.option(
+                "--sizes",
+                type=Numbers(),
+                help="Keep these fractions of all edges (--scope output).",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
+    """Take the rules' options out of all options: the one given, AutoStrata(12) if none is."""
+    from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
+
+    rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
+        "strata": AutoStrata,
+        "thresholds": Threshold,
+        "nucleus": Nucleus,
+        "top_fraction": TopFraction,
+        "sizes": Size,
+    }
+    values = {name: options.pop(name) for name in rules}
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{names} exclude one another: one rule selects the edges")
+    if "sizes" in given and options["scope"] != "output":
+        raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
+    name, value = next(iter(given.items()), ("strata", 12))
+    try:
+        return rules[name](value)
+    except InputError as error:
+        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
+
+
+class WorkerOf(click.ParamType["Worker"]):
+    """`I/N`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Worker":
+        """`"1/4"` as Worker(1, 4)."""
+        from .parts import Worker
+
+        if isinstance(value, Worker):
+            return value
+        index, _, count = str(value).partition("/")
+        try:
+            return Worker(int(index), int(count))
+        except ValueError as error:  # InputError is one
+            self.fail(f"{value!r} is not I/N with 0 <= I < N ({error})", param, ctx)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+@click.command(epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"))
+@click.argument("corpus")
+@model_options
+@click.option("--out", required=True, help="Folder or URL of the store.")
+@rule_options
+@click.option("--importance", type=click.Choice(IMPORTANCES), default="norm_l1", show_default=True)
+@click.option(
+    "--attention", type=click.Choice(("live", "frozen")), default="live", show_default=True
+)
+@click.option(
+    "--scope",
+    type=click.Choice(("all", "output")),
+    default="all",
+    show_default=True,
+    help="output: every position on its own, at two passes each.",
+)
+@click.option(
+    "--count",
+    type=click.Choice(("window", "causal")),
+    default="window",
+    show_default=True,
+    help="causal: edges outside a sliding window count in the full graph.",
+)
+@click.option(
+    "--controls",
+    type=click.Choice(("inverse", "random")),
+    multiple=True,
+    help="Trace this control too; may be repeated.",
+)
+@click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens that run together; bounds memory.",
+)
+@click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
+@click.option(
+    "--label-field",
+    "label_fields",
+    multiple=True,
+    help="Keep this field as a label; may be repeated.  [all that hold strings or whole numbers]",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(("auto", "txt", "jsonl", "parquet")),
+    default="auto",
+    show_default=True,
+    help="Of a single file or standard input.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@click.option("--cuda-graphs", is_flag=True, help="On a GPU, replay passes of a shape seen before.")
+@click.option(
+    "--worker",
+    type=WorkerOf(),
+    help="I/N: this is process I of N that share the scan, 0/N the first.  [torchrun's or Slurm's]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("here", "ray")),
+    default="here",
+    show_default=True,
+    help="ray: --workers processes of a Ray cluster.",
+)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="Seconds without progress after which a worker's part is taken over.",
+)
+@click.option("--max-parts", type=click.IntRange(min=1), help="Stop after so many parts.")
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0), help="Begin no part after so many minutes."
+)
+@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Append JSON lines to it.")
+@debug_option
+def scan(
+    corpus: str,
+    model: str,
+    device: str,
+    dtype: str,
+    backend: str,
+    out: str,
+    controls: Sequence[str],
+    label_fields: Sequence[str],
+    cuda_graphs: bool,
+    engine: str,
+    workers: int,
+    worker: "Worker | None",
+    lease: float,
+    max_parts: int | None,
+    time_limit: float | None,
+    log_file: Path | None,
+    **options: Any,
+) -> None:
+    """Trace every token of CORPUS into a store; the same command continues one that was stopped.
+
+    CORPUS is a .txt, .jsonl or .parquet file, a folder of them, or - for standard input. The store
+    is a folder or a URL (s3://bucket/name, gs://, az://). Processes that run the same command share
+    the work. SIGTERM leaves the part at hand; what is done stays.
+    """
+    rule = chosen_rule(options)
+    if engine == "here" and workers > 1:
+        raise click.UsageError("--workers goes with --engine ray; elsewhere start more processes")
+    from rich.console import Console
+
+    from .progress import default_reporter
+    from .scan import BATCH_TOKENS, Limits
+    from .scan import scan as run
+    from .summary import print_summary
+
+    reporter = default_reporter()
+    options |= {
+        "select": rule,
+        "controls": controls,
+        "label_fields": label_fields or None,
+        "batch_tokens": options["batch_tokens"] or BATCH_TOKENS,
+        "lease_seconds": lease,
+    }
+    seconds = None if time_limit is None else 60 * time_limit
+    limits: dict[str, Any] = {"max_parts": max_parts, "seconds": seconds}
+    with stop_signals() as asked, json_log(log_file):
+        if engine == "ray":
+            from .ray_engine import scan_with_ray
+
+            loading = {
+                "path": model,
+                "device": device,
+                "dtype": dtype,
+                "backend": backend,
+                "cuda_graphs": cuda_graphs,
+            }
+            store = scan_with_ray(
+                loading, corpus, out, workers=workers, limits=limits, progress=reporter, **options
+            )
+        else:
+            tracer = load_tracer(model, device, dtype, backend, cuda_graphs=cuda_graphs)
+            stop = Limits(asked=asked.is_set, **limits)
+            store = run(
+                tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options
+            )
+    print_summary(store, reporter, Console())
+    if asked.is_set():
+        raise Failure("stopped by a signal; what is done stays, the same command goes on")
+
+
+@contextmanager
+def stop_signals() -> Iterator[Event]:
+    """SIGTERM and the first interrupt set an event; a second interrupt is one."""
+    asked = Event()
+
+    def ask(number: int, _: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def json_log(path: Path | None) -> Iterator[None]:
+    """What densitrace logs goes to a file too, one JSON object a line: parts, seconds, failures."""
+    if path is None:
+        yield
+        return
+    from pythonjsonlogger.json import JsonFormatter
+
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(
+            f"--log {str(path)!r} cannot be written: {error.strerror}"
+        ) from error
+    handler.setFormatter(
+        JsonFormatter("{asctime}{levelname}{process}{message}", style="{", timestamp=True)
+    )
+    logger = logging.getLogger("densitrace")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+@click.command(epilog=example("status traces.zarr"))
+@click.argument("store")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Read every part; the next scan does again those that are damaged.",
+)
+@debug_option
+def status(store: str, repair: bool) -> None:
+    """Show how far the scan of STORE is: parts done, failed, and at whose hands."""
+    from rich.console import Console
+
+    from .place import place_of
+    from .store import open_place
+    from .summary import print_status
+
+    found = open_place(place_of(store), to_write=repair)
+    damaged = {}
+    if repair:
+        for part in found.done_parts():
+            reason = found.damage(part)
+            if reason is not None:
+                found.open_again(part)
+                damaged[part] = reason
+    print_status(found, damaged, Console())
