@@ -126,11 +126,11 @@ class Claims:
             return True
         # How long it has stood still is measured from where this process first saw it so: clocks
         # of others, or one that is set back, say nothing.
-        before, since = self._seen.get(part, (b"", 0.0))
-        if data != before:
+        seen = self._seen.get(part)
+        if seen is None or seen[0] != data:
             self._seen[part] = data, self.clock()
             return False
-        return self.clock() - since > self.lease
+        return self.clock() - seen[1] > self.lease
 
     def beat(self, part: int) -> None:
         """Tell that the worker gets on with a part; rarely writes."""
@@ -221,4 +221,7 @@ def parts_for(
         elif left:
             time.sleep(POLL_SECONDS)
         else:
-            return
+            break
+    for part in claims_of(store.place):
+        if store.is_done(part):  # by a worker that died before it released it
+            claims.release(part)

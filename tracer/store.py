@@ -294,9 +294,11 @@ class Store:
         return f"{array.path}/{place}"
 
     def open_again(self, part: int) -> None:
-        """Take back that a part is done."""
+        """Take back that a part is done, and remove its shards, which writing anew would read."""
         with writing(self.path):
             self.place.delete(_done(part))
+            for spec in layout.window_arrays(self.controls, most_edges=0):
+                self.place.delete(self._shard(self._zarr(spec.name), part))
 
     def damage(self, part: int) -> str | None:
         """What is wrong with a part that is done, found by reading all of it; None: nothing."""

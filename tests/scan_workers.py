@@ -1,0 +1,111 @@
+"""Workers of one scan as processes that can be killed: what tests and benches of faults run."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+
+from densitrace import Threshold, Tracer, open_store, scan
+from densitrace.tracer import layout, parts
+from densitrace.tracer.parts import Worker
+from densitrace.tracer.place import Folder
+from densitrace.tracer.progress import Meter
+
+RULE = Threshold([0.2, 0.05, 0.01])
+CONTEXT = 16
+WINDOWS = 2  # of a part
+
+# Children are forked from a process that has imported everything and started no thread.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["scan_workers", "transformers.models.llama.modeling_llama"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan that several processes can be put to."""
+
+    model: Path
+    corpus: Path
+    out: Path
+    lease: float = 600.0
+
+    def run(self, worker: Worker | None = None) -> None:
+        """One worker's share, in this process."""
+        import torch
+
+        torch.set_num_threads(1)
+        layout.PART_VALUES = WINDOWS * CONTEXT * len(RULE)
+        parts.POLL_SECONDS = 0.05
+        tracer = Tracer.from_pretrained(self.model, device="cpu")
+        scan(
+            tracer, self.corpus, self.out, select=RULE, context=CONTEXT, batch_tokens=CONTEXT,
+            worker=worker, lease_seconds=self.lease, progress=Meter(),
+        )  # fmt: skip
+
+    def started(self, count: int = 1) -> list[BaseProcess]:
+        """Workers in processes of their own."""
+        processes: list[BaseProcess] = [
+            context.Process(target=self.run, args=(Worker(index, count),)) for index in range(count)
+        ]
+        for process in processes:
+            process.start()
+        return processes
+
+    def finished(self, count: int = 1) -> None:
+        """The scan, complete."""
+        for process in self.started(count):
+            process.join()
+            assert process.exitcode == 0
+
+
+def killed_until_complete(job: Job, workers: int, seconds: float, moments: random.Random) -> int:
+    """Kill all workers at random moments of their first `seconds`, again and again.
+
+    Returns:
+        How many times they were killed before the scan was complete.
+    """
+    kills = 0
+    while True:
+        processes = job.started(workers)
+        end = time.monotonic() + moments.uniform(0, seconds)
+        while time.monotonic() < end and any(process.is_alive() for process in processes):
+            time.sleep(0.001)
+        alive = [process for process in processes if process.is_alive()]
+        for process in alive:
+            os.kill(process.pid or 0, signal.SIGKILL)
+        for process in processes:
+            process.join()
+        if not alive:
+            assert all(process.exitcode == 0 for process in processes)
+            return kills
+        kills += 1
+
+
+def shards(path: Path) -> Mapping[str, bytes]:
+    """The bytes of every shard, by array and part; what a killed write left aside is none."""
+    files = (file for file in path.rglob("c.*") if not file.name.endswith(".partial"))
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def assert_same_store(ours: Path, expected: Path) -> None:
+    """Complete, with the same bytes, and every token there once."""
+    store = open_store(ours)
+    assert store.complete
+    mine, theirs = shards(ours), shards(expected)
+    assert sorted(mine) == sorted(theirs)
+    different = [name for name in mine if mine[name] != theirs[name]]
+    assert not different, different
+    assert not [
+        name for name in Folder(ours).names("part_done") if name.startswith(("claim", "failed"))
+    ]
+    tokens = store.tokens([])
+    assert len(tokens) == store.attributes["tokens"]
+    assert not tokens.duplicated(["document", "position"]).any()
+    np.testing.assert_array_equal(tokens["token"], store.array("plan/token")[:])

@@ -1,0 +1,368 @@
+"""What can go wrong on the way of a scan: nothing is lost, and the store comes out the same."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from byte_model import byte_model, save
+from click.testing import CliRunner
+from scan_workers import CONTEXT, RULE, Job, assert_same_store, killed_until_complete, shards
+
+from densitrace import ScanError, StoreError, Tracer, open_store, scan
+from densitrace.tracer import parts
+from densitrace.tracer import scan as scanning
+from densitrace.tracer.cli import cli
+from densitrace.tracer.parts import Claims, claims_of, failures_of
+from densitrace.tracer.scan import Limits
+
+OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+
+
+@pytest.fixture(scope="module")
+def jobs(
+    byte_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Job]]:
+    """Scans of one corpus, each into a store of its own."""
+    folder = tmp_path_factory.mktemp("faults")
+    corpus = folder / "corpus.jsonl"
+    words = random.Random(0)
+    texts = ("".join(words.choices("abc xyz", k=words.randint(1, 50))) for _ in range(24))
+    corpus.write_text("".join(json.dumps({"text": f"t{text}"}) + "\n" for text in texts))
+    number = iter(range(1000))
+    yield lambda: Job(byte_folder, corpus, folder / f"store{next(number)}")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the workers have: torch's own products round differently with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(jobs: Callable[[], Job]) -> tuple[Path, float]:
+    """The store of a scan that nothing happened to, and the seconds that it took."""
+    jobs().finished()  # the first is slow: what forks the others is made
+    job, started = jobs(), time.monotonic()
+    job.finished()
+    seconds = time.monotonic() - started
+    assert open_store(job.out).n_parts > 10
+    return job.out, seconds
+
+
+# ---- workers that die, hang, or are one too many -------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_random_moments(
+    jobs: Callable[[], Job], whole: tuple[Path, float], workers: int
+) -> None:
+    path, seconds = whole
+    moments, kills = random.Random(workers), 0
+    while kills < 5:
+        job = jobs()
+        kills += killed_until_complete(job, workers, seconds, moments)
+        assert_same_store(job.out, path)
+
+
+def test_a_worker_that_hangs_is_replaced(
+    jobs: Callable[[], Job], whole: tuple[Path, float]
+) -> None:
+    job = jobs()
+    hanging = Job(job.model, job.corpus, job.out, lease=0.5)
+    (process,) = hanging.started()
+    until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).place)))
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    hanging.finished()
+    assert_same_store(job.out, whole[0])
+    os.kill(process.pid or 0, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0
+    assert_same_store(job.out, whole[0])
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait, a minute at most."""
+    for _ in range(6000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to be")
+
+
+def test_two_workers_on_the_same_parts(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Claims, "take", lambda *_: True)
+    job = jobs()
+    Job(job.model, job.corpus, job.out).run()  # plans; and does all parts
+    for part in range(1, 12):
+        open_store(job.out).place.delete(f"part_done/c.{part}")
+    threads = [threading.Thread(target=job.run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same_store(job.out, whole[0])
+
+
+def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> None:
+    """The part at hand is left without a trace, and nobody waits for it."""
+    job = jobs()
+    left = iter([False] * 7 + [True] * 100)
+    run_here(job, limits=Limits(asked=lambda: next(left)))
+    store = open_store(job.out)
+    assert 0 < len(store.done_parts()) < store.n_parts
+    assert claims_of(store.place) == {}
+    job.finished()
+    assert_same_store(job.out, whole[0])
+
+
+def run_here(job: Job, **options: Any) -> None:
+    """A job in this process, small parts and all, without changing what others see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("densitrace.tracer.layout.PART_VALUES", 2 * CONTEXT * len(RULE))
+        patch.setattr(parts, "POLL_SECONDS", 0.05)
+        tracer = Tracer.from_pretrained(job.model, device="cpu")
+        scan(tracer, job.corpus, job.out, batch_tokens=CONTEXT, **OPTIONS, **options)
+
+
+def test_sigterm_ends_a_command_cleanly(
+    jobs: Callable[[], Job], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=1))
+    # One window a batch, as the others have it.
+    command = ["densitrace", "scan", job.corpus, "--model", job.model, "--out", job.out]
+    command += ["--thresholds", "0.2,0.05,0.01", "--context", CONTEXT, "--batch-tokens", CONTEXT]
+    command += ["--log", tmp_path / "log"]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    until(lambda: (tmp_path / "log").exists() and "part done" in (tmp_path / "log").read_text())
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    store = open_store(job.out)
+    if process.returncode == 0:  # it had just become complete
+        assert store.complete
+    else:
+        assert error == (
+            "densitrace: stopped by a signal; what is done stays, the same command goes on\n"
+        )
+        assert process.returncode == 1
+    assert claims_of(store.place) == {}
+    job.finished()
+    assert_same_store(job.out, whole[0])
+
+
+@pytest.mark.parametrize("limits", [Limits(max_parts=3), Limits(seconds=0.0)])
+def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limits) -> None:
+    job = jobs()
+    run_here(job, limits=limits)
+    store = open_store(job.out)
+    assert len(store.done_parts()) == (limits.max_parts or 0)
+    assert claims_of(store.place) == {}
+    job.finished(2)
+    assert_same_store(job.out, whole[0])
+
+
+# ---- parts that fail -----------------------------------------------------------------------------
+
+
+class Failing:
+    """Raises on some parts, so many times."""
+
+    def __init__(self, times: int, error: Exception) -> None:
+        self.left = {3: times, 5: times}
+        self.error = error
+
+    def __call__(self, run: Any, part: int) -> Any:
+        if self.left.get(part, 0) > 0:
+            self.left[part] -= 1
+            raise self.error
+        return TRACE(run, part)
+
+
+TRACE = scanning._Run._trace
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Parts 3 and 5 fail, so many times each."""
+
+    def fail(times: int) -> None:
+        trouble = Failing(times, RuntimeError("CUDA error: out of luck"))
+        monkeypatch.setattr(scanning._Run, "_trace", lambda run, part: trouble(run, part))
+        monkeypatch.setattr(scanning, "RETRY_SECONDS", (0.0, 0.0))
+
+    return fail
+
+
+def test_a_part_is_tried_again(
+    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+) -> None:
+    failing(2)
+    job = jobs()
+    run_here(job)
+    assert_same_store(job.out, whole[0])
+
+
+def test_parts_that_fail_are_named_and_the_rest_goes_on(
+    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+) -> None:
+    failing(3)
+    job = jobs()
+    with pytest.raises(ScanError, match=r"2 of \d+ parts .* part 3 first: CUDA error: out of luck"):
+        run_here(job)
+    store = open_store(job.out)
+    assert set(range(store.n_parts)) - set(store.done_parts()) == {3, 5}
+    assert failures_of(store.place) == dict.fromkeys((3, 5), "CUDA error: out of luck")
+    shown = CliRunner().invoke(cli, ["status", str(job.out)])
+    assert shown.exit_code == 0
+    assert "failed: CUDA error: out of luck" in shown.stdout
+    run_here(job)  # it has had its three times
+    assert_same_store(job.out, whole[0])
+
+
+# ---- disks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which can be full or read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "densitrace-test", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full(
+    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path
+) -> None:
+    job = jobs()
+    job = Job(job.model, job.corpus, small_disk / "store")
+    run_here(job, limits=Limits(max_parts=2))
+    ballast = small_disk / "ballast"
+    free = shutil.disk_usage(small_disk).free
+    ballast.write_bytes(bytes(max(0, free - 30_000)))
+    with pytest.raises(StoreError, match="No space left on device; parts that are done stay"):
+        run_here(job)
+    done = open_store(job.out).done_parts()
+    assert len(done) >= 2
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    run_here(job)
+    assert_same_store(job.out, whole[0])
+
+
+def test_a_disk_that_cannot_be_written(
+    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    job = jobs()
+    job = Job(job.model, job.corpus, small_disk / "store")
+    run_here(job, limits=Limits(max_parts=2))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="cannot be written"):
+        run_here(job)
+    assert len(open_store(job.out).done_parts()) == 2
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    run_here(job)
+    assert_same_store(job.out, whole[0])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_damaged_parts_are_found_and_done_again(
+    jobs: Callable[[], Job], whole: tuple[Path, float], damage: str
+) -> None:
+    job = jobs()
+    shutil.copytree(whole[0], job.out)
+    names = ("tv/c.4.0.0", "token/c.7.0", "topology/c.2.0.0.0.0")
+    for name in names:
+        file = job.out / name
+        data = bytearray(file.read_bytes())
+        if damage == "missing":
+            file.unlink()
+        elif damage == "truncated":
+            file.write_bytes(data[: len(data) // 2])
+        else:
+            data[len(data) // 3] ^= 1
+            file.write_bytes(data)
+    if damage != "missing":
+        with pytest.raises(StoreError, match="'tv', is damaged"):
+            open_store(job.out).tokens()
+    result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("damaged, not done any more") == 3
+    store = open_store(job.out)
+    assert set(range(store.n_parts)) - set(store.done_parts()) == {2, 4, 7}
+    run_here(job)
+    assert_same_store(job.out, whole[0])
+
+
+# ---- what changed in between ---------------------------------------------------------------------
+
+
+def test_a_corpus_line_that_broke_in_between(jobs: Callable[[], Job]) -> None:
+    job = jobs()
+    corpus = job.out.with_suffix(".jsonl")
+    lines = job.corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join(lines))
+    job = Job(job.model, corpus, job.out)
+    run_here(job, limits=Limits(max_parts=2))
+    before = shards(job.out)
+    corpus.write_text("".join([*lines[:9], "{broken\n", *lines[10:]]))
+    with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+        run_here(job)
+    assert shards(job.out) == before
+
+
+def test_a_tokenizer_that_changed(
+    jobs: Callable[[], Job], byte_folder: Path, tmp_path: Path
+) -> None:
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=2))
+    model = save(tmp_path / "other", byte_model())
+    shutil.copy(byte_folder / "model.safetensors", model)
+    described = json.loads((model / "tokenizer.json").read_text())
+    described["pre_tokenizer"]["add_prefix_space"] = True
+    (model / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(StoreError, match=r"tokenizer is .* there, .* is asked"):
+        run_here(Job(model, job.corpus, job.out))
+
+
+def test_a_clock_set_back(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    passed = iter(np.linspace(0, -1e6, 1_000_000).tolist())
+    monkeypatch.setattr(time, "time", lambda: now + next(passed))
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=2))
+    monkeypatch.setattr(time, "time", lambda: now - 1e7 + next(passed))
+    run_here(job)
+    assert_same_store(job.out, whole[0])
