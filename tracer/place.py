@@ -220,8 +220,13 @@ class Bucket:
         self.store = _object_store(url)
 
     def exists(self) -> bool:
-        """See `Place`."""
-        return any(chunk for chunk in self._listed("", 1))
+        """See `Place`; StoreError if it cannot be reached."""
+        try:
+            return any(chunk for chunk in self._listed("", 1))
+        except OSError as error:
+            raise StoreError(
+                f"store {self.path!r} cannot be reached: {_first_line(error)}"
+            ) from error
 
     def check_writable(self) -> None:
         """See `Place`: with a file that is put and deleted."""

@@ -1,10 +1,11 @@
 """What tests of scans share: a tiny model in a folder, a small corpus, the bytes of a folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from byte_model import byte_model, save
 
 from densitrace import Tracer
@@ -47,3 +48,12 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     return take
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the workers have: torch's own products round differently with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from byte_model import byte_model, save
 from click.testing import CliRunner
 from scan_workers import CONTEXT, RULE, Job, assert_same_store, killed_until_complete, shards
@@ -26,6 +25,7 @@ from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import Claims, claims_of, failures_of
 from densitrace.tracer.scan import Limits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT}
 
 
@@ -42,15 +42,6 @@ def jobs(
     number = iter(range(1000))
     yield lambda: Job(byte_folder, corpus, folder / f"store{next(number)}")
     shutil.rmtree(folder)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the workers have: torch's own products round differently with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

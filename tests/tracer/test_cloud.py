@@ -1,0 +1,103 @@
+"""Stores beyond the disk: a real S3 server on loopback, and memory."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from densitrace import Store, StoreError, Threshold, Tracer, open_store, scan
+from densitrace.tracer import layout, place
+from densitrace.tracer.parts import Claims, claims_of
+from densitrace.tracer.place import place_of
+from densitrace.tracer.scan import Limits
+
+OPTIONS: dict[str, Any] = {
+    "select": Threshold([0.2, 0.05, 0.01]), "context": 16, "batch_tokens": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket on a server of this process, found through the environment as anywhere."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    settings = {
+        "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="traces")
+        yield "s3://traces"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "memory"])
+def url(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> str:
+    root = bucket if request.param == "s3" else "memory://traces"
+    return f"{root}/{tmp_path.name}"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two windows."""
+    monkeypatch.setattr(layout, "PART_VALUES", 2 * 16 * 3)
+
+
+def assert_same(ours: Store, expected: Store) -> None:
+    assert ours.complete
+    for spec in layout.window_arrays((), most_edges=0):
+        np.testing.assert_array_equal(ours.array(spec.name)[:], expected.array(spec.name)[:])
+    assert ours.documents.equals(expected.documents)
+    assert ours.tokens().equals(expected.tokens())
+
+
+def test_a_scan_to_a_bucket_is_the_scan_to_a_folder(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, url: str
+) -> None:
+    part = scan(byte_tracer, corpus, url, limits=Limits(max_parts=2), **OPTIONS)
+    assert part.done_parts() == [0, 1]
+    assert claims_of(part.place) == {}
+    scan(byte_tracer, corpus, url, **OPTIONS)
+    assert_same(open_store(url), scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS))
+
+
+def test_another_scan_is_refused_and_may_overwrite(
+    byte_tracer: Tracer, corpus: Path, url: str
+) -> None:
+    scan(byte_tracer, corpus, url, **OPTIONS)
+    other = {**OPTIONS, "context": 8}
+    with pytest.raises(StoreError, match=f"store '{url}' holds another scan: context"):
+        scan(byte_tracer, corpus, url, **other)
+    assert scan(byte_tracer, corpus, url, overwrite=True, **other).complete
+    assert open_store(url).size.shape[1] == 8
+
+
+def test_one_of_two_claims_is_taken(bucket: str, tmp_path: Path) -> None:
+    """Conditional puts: of two workers that claim a part one gets it."""
+    ours = Claims(place_of(f"{bucket}/{tmp_path.name}"))
+    assert ours.place.create("part_done/claim.0", b'{"host": "elsewhere", "process": 1, "beat": 0}')
+    assert not ours.take(0)
+    assert ours.take(1)
+
+
+def test_a_bucket_that_is_not_there(byte_tracer: Tracer, corpus: Path, bucket: str) -> None:
+    with pytest.raises(StoreError, match=r"store 's3://nowhere/x' cannot be reached: .* 404"):
+        scan(byte_tracer, corpus, "s3://nowhere/x", **OPTIONS)
+    with pytest.raises(StoreError, match="store 'spam://x' cannot be reached"):
+        open_store("spam://x")
+
+
+def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    place._object_store.cache_clear()
+    with pytest.raises(StoreError, match=r"needs obstore: pip install 'densitrace\[cloud\]'"):
+        open_store("s3://traces/x")
