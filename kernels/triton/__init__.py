@@ -5,8 +5,19 @@ from .attention_stats import attention_stats
 from .edge_levels import edge_levels
 from .edge_mass import edge_mass
 from .lane_attention import lane_attention
+from .node_cuts import fraction_cuts, nucleus_cuts
 from .output_errors import output_errors
+from .source_norms import source_norms
 
-__all__ = ["attention_stats", "edge_levels", "edge_mass", "lane_attention", "output_errors"]
+__all__ = [
+    "attention_stats",
+    "edge_levels",
+    "edge_mass",
+    "fraction_cuts",
+    "lane_attention",
+    "nucleus_cuts",
+    "output_errors",
+    "source_norms",
+]
 
 WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)  # others: `dispatch` goes on
