@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
+from .constants import on_device
 from .edges import (
     AttentionEdges,
     CosineWeight,
@@ -123,7 +124,7 @@ def nucleus_cuts(
     Returns:
         float32 [K, B, T].
     """
-    wanted = torch.as_tensor(masses, dtype=torch.float64, device=side.device)
+    wanted = on_device(tuple(masses), torch.float64, side.device)
     pick = dispatch.pick(reference.nucleus_cuts, side.device, backend, edges)
     return pick(edges, side, wanted, total)
 
@@ -140,7 +141,7 @@ def fraction_cuts(
     An edge that ties with the heaviest one left out is left out too. Arguments and result as in
     `nucleus_cuts`.
     """
-    wanted = torch.as_tensor(fractions, dtype=torch.float64, device=side.device)
+    wanted = on_device(tuple(fractions), torch.float64, side.device)
     pick = dispatch.pick(reference.fraction_cuts, side.device, backend, edges)
     return pick(edges, side, wanted)
 

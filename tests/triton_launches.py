@@ -37,6 +37,26 @@ def edge_mass(width: int, dtype: torch.dtype) -> object:
 STRATA = 12
 
 
+def source_norms(width: int, dtype: torch.dtype) -> object:
+    given = problem(width, dtype)
+    return [ops.source_norms(given.v, given.w_o, p) for p in (1, 2)]
+
+
+def node_cuts(width: int, dtype: torch.dtype) -> object:
+    edges = problem(width, dtype).norm_edges()
+    masses = torch.linspace(0.1, 0.9, STRATA)
+    return ops.nucleus_cuts(edges, torch.ones(999, 1, 33), masses, torch.ones(1, 33))
+
+
+def row_cuts(width: int, dtype: torch.dtype) -> object:
+    """By the number of strata in place of a head's width; of nodes with many edges and with two."""
+    shares, total = torch.linspace(0.001, 0.9, min(width, 255)), torch.ones(1, 33)
+    return [
+        (ops.nucleus_cuts(None, side, shares, total), ops.fraction_cuts(None, side, shares))
+        for side in (torch.ones(999, 1, 33), torch.ones(2, 1, 33))
+    ]
+
+
 def edge_levels(width: int, dtype: torch.dtype) -> object:
     return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(STRATA, 1, 33))
 
@@ -53,6 +73,9 @@ CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "output_errors": output_errors,
     "edge_levels": edge_levels,
     "edge_mass": edge_mass,
+    "node_cuts": node_cuts,
+    "row_cuts": row_cuts,
+    "source_norms": source_norms,
     "lane_attention_frozen": partial(lane_attention, live=False),
     "lane_attention_live": partial(lane_attention, live=True),
 }

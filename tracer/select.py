@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,15 +12,10 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import InputError
+from ..kernels.constants import on_device
 from .nodes import Node
 
 MAX_STRATA = 255  # levels are stored in eight bits
-
-
-@lru_cache(maxsize=16)
-def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A rule's values, copied to a device once and not for every block: the host waits for that."""
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, init=False)

@@ -40,8 +40,8 @@ def table_for(device: torch.device) -> str:
 
 
 def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
-    """The head widths that a table lists for an op."""
-    return sorted(map(int, _table(table)[op][f"{8 * dtype.itemsize}-bit"]))
+    """The head widths that a table lists for an op and numbers of a size."""
+    return sorted(map(int, _table(table)[op].get(f"{8 * dtype.itemsize}-bit", ())))
 
 
 def launch(op: str, width: int, tensor: Tensor) -> dict[str, int]:

@@ -27,11 +27,11 @@ from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 SCRATCH_ELEMENTS = 1 << 25  # float32 weights held at once, 128 MiB; or those of one target
 HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs that run, 64 MiB
 
-FIRST_BITS = tl.constexpr(
-    11
-)  # of 32 that the first histogram tells apart: sign, exponent, two more
-NEXT_BITS = tl.constexpr(7)  # and each of the three after it
-FIRST_BINS, NEXT_BINS = tl.constexpr(1 << FIRST_BITS.value), tl.constexpr(1 << NEXT_BITS.value)
+ROW_TILES = 1  # of a program's rows of weights: more where starting a program is what takes time
+MOST_ROWS = 4  # of a program otherwise
+
+BITS = tl.constexpr(8)  # of the 32 of a weight that each histogram tells apart
+BINS = tl.constexpr(1 << BITS.value)
 FIXED_BITS = tl.constexpr(
     40
 )  # of the heaviest weight in fixed point, so that millions can be added
@@ -84,9 +84,11 @@ def weight_rows_kernel(
 
 
 @triton.jit
-def load_weights(p_row, o_column, columns):
-    # [BE]: weights, -inf beyond the end
-    b_weight = tl.load(p_row + o_column, mask=o_column < columns, other=float("-inf"))
+def load_weights(p_rows, o_r, o_e, rows, columns):
+    # [BR, BE]: weights, -inf beyond the end
+    m_here = (o_r < rows)[:, None] & (o_e < columns)[None, :]
+    offsets = o_r.to(tl.int64)[:, None] * columns + o_e[None, :]
+    b_weight = tl.load(p_rows + offsets, mask=m_here, other=float("-inf"))
     return tl.where(b_weight == 0, 0.0, b_weight)  # -0 ties with 0
 
 
@@ -107,119 +109,123 @@ def weights_of(b_key):
 
 
 @triton.jit
-def shares_of(b_weight, unit, COUNTED: tl.constexpr):
-    # int64: what an edge adds to its bin, 0 if it cannot be kept
+def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
+    # int64 [BR, BE]: what an edge adds to its bin, 0 if it cannot be kept
     if COUNTED:
         return (b_weight > float("-inf")).to(tl.int64)
-    b_fixed = (tl.maximum(b_weight, 0.0).to(tl.float64) * unit + 0.5).to(tl.int64)
+    b_fixed = (tl.maximum(b_weight, 0.0).to(tl.float64) * b_unit[:, None] + 0.5).to(tl.int64)
     return tl.where(b_weight > 0, tl.maximum(b_fixed, 1), 0)
 
 
 @triton.jit
-def wanted_bin(p_bins, stride, b_wanted, o_k, BINS: tl.constexpr, BB: tl.constexpr):
-    # [BK] the highest bin that holds, with those above it, what is wanted; what those above hold
+def wanted_bin(p_bins, stride, b_wanted, o_row, o_k, BB: tl.constexpr):
+    # [BR, BK] the highest bin that holds, with those above it, what is wanted; what those hold
     b_above = tl.zeros_like(b_wanted)
     b_sum = tl.zeros_like(b_wanted)
     b_enough = tl.zeros_like(b_wanted)
+    p_bins += o_row[:, None, None] + o_k[None, :, None] * stride
     for i_bin in range(BINS - BB, -BB, -BB):
         o_bin = i_bin + tl.arange(0, BB)
-        # [BK, BB]; not from the first cache, which the additions went past
-        b_bins = tl.load(p_bins + o_k[:, None] * stride + o_bin[None, :], cache_modifier=".cg")
-        b_from = b_sum[:, None] + tl.sum(b_bins, 1)[:, None] - tl.cumsum(b_bins, 1) + b_bins
-        m_enough = b_from >= b_wanted[:, None]
-        b_enough += tl.sum(m_enough.to(tl.int64), 1)
-        b_above = tl.maximum(b_above, tl.max(tl.where(m_enough, 0, b_from), 1))
-        b_sum += tl.sum(b_bins, 1)
+        # [BR, BK, BB]; not from the first cache, which the additions went past
+        b_bins = tl.load(p_bins + o_bin[None, None, :], cache_modifier=".cg")
+        b_held = tl.sum(b_bins, 2)
+        b_from = (b_sum + b_held)[:, :, None] - tl.cumsum(b_bins, 2) + b_bins
+        m_enough = b_from >= b_wanted[:, :, None]
+        b_enough += tl.sum(m_enough.to(tl.int64), 2)
+        b_above = tl.maximum(b_above, tl.max(tl.where(m_enough, 0, b_from), 2))
+        b_sum += b_held
     return tl.maximum(b_enough - 1, 0), b_above
 
 
 @triton.jit
-def clear_bins(p_bins, BINS: tl.constexpr, BE: tl.constexpr):
-    for i_bin in range(0, BINS, BE):
+def clear_bins(p_bins, bins, BE: tl.constexpr):
+    for i_bin in range(0, bins, BE):
         o_bin = i_bin + tl.arange(0, BE)
-        tl.store(p_bins + o_bin, tl.zeros([BE], tl.int64), mask=o_bin < BINS)
+        tl.store(p_bins + o_bin, tl.zeros([BE], tl.int64), mask=o_bin < bins)
     tl.debug_barrier()  # of the program alone, as are its bins
 
 
 @triton.jit
 def row_cuts_kernel(
     p_rows, p_wanted, p_total, p_bins, p_cuts, rows, columns, first_target, targets, length, nodes,
-    K: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BB: tl.constexpr,
-    BINS: tl.constexpr, COUNTED: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr,
+    COUNTED: tl.constexpr,
 ):  # fmt: skip
     o_k, o_e = tl.arange(0, BK), tl.arange(0, BE)
-    p_bins += tl.program_id(0).to(tl.int64) * BINS
-    for i_row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        i_wide = tl.cast(i_row, tl.int64)
-        i_node = i_wide // targets * length + first_target + i_wide % targets
-        p_row = p_rows + i_wide * columns
-        b_top = tl.full([BE], float("-inf"), tl.float32)
+    o_own = tl.arange(0, BR) * (BINS * BK)  # a row's bins among the program's
+    p_bins += tl.program_id(0).to(tl.int64) * (BINS * BK * BR)
+    for i_r in range(tl.program_id(0) * BR, rows, tl.num_programs(0) * BR):
+        o_r = i_r + tl.arange(0, BR)
+        o_node = (o_r // targets).to(tl.int64) * length + first_target + o_r % targets
+        b_top = tl.full([BR, BE], float("-inf"), tl.float32)
         for i_e in range(0, columns, BE):
-            b_top = tl.maximum(b_top, load_weights(p_row, i_e + o_e, columns))
-        # The unit of the fixed point: a power of two, made from the heaviest weight's exponent
-        exponent = (tl.max(b_top, 0).to(tl.int32, bitcast=True) >> 23) & 255
-        unit = ((1023 + 127 - exponent + FIXED_BITS).to(tl.int64) << 52).to(
+            b_top = tl.maximum(b_top, load_weights(p_rows, o_r, i_e + o_e, rows, columns))
+        # [BR]: the units of the fixed point, powers of two, from the heaviest weights' exponents
+        b_exponent = (tl.max(b_top, 1).to(tl.int32, bitcast=True) >> 23) & 255
+        b_unit = ((1023 + 127 - b_exponent + FIXED_BITS).to(tl.int64) << 52).to(
             tl.float64, bitcast=True
         )
-        clear_bins(p_bins, FIRST_BINS, BE)
-        total = tl.full((), 0, tl.int64)
+        # In the first histogram a row's strata share their bins.
+        clear_bins(p_bins, BINS * BK * BR, BE * BR)
+        b_sum = tl.zeros([BR], tl.int64)
         for i_e in range(0, columns, BE):
-            b_weight = load_weights(p_row, i_e + o_e, columns)
-            b_share = shares_of(b_weight, unit, COUNTED)
-            b_bin = keys_of(b_weight) >> (32 - FIRST_BITS)
-            tl.atomic_add(p_bins + b_bin.to(tl.int64), b_share, mask=b_share > 0, sem="relaxed")
-            total += tl.sum(b_share, 0)
+            b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)
+            b_share = shares_of(b_weight, b_unit, COUNTED)
+            o_bin = o_own[:, None] + (keys_of(b_weight) >> (32 - BITS)).to(tl.int32)
+            tl.atomic_add(p_bins + o_bin, b_share, mask=b_share > 0, sem="relaxed")
+            b_sum += tl.sum(b_share, 1)
         tl.debug_barrier()
-        # [BK]
-        b_wanted = tl.load(p_wanted + o_k, mask=o_k < K, other=0.0)
+        # [BR, BK]
+        b_wanted = tl.load(p_wanted + o_k, mask=o_k < K, other=0.0)[None, :]
         if COUNTED:
-            b_wanted = tl.ceil(b_wanted * total.to(tl.float64) - 1e-9)
+            b_wanted = tl.ceil(b_wanted * b_sum.to(tl.float64)[:, None] - 1e-9)
         else:
-            b_wanted = tl.ceil(b_wanted * tl.load(p_total + i_node).to(tl.float64) * unit)
+            b_total = tl.load(p_total + o_node, mask=o_r < rows, other=0.0).to(tl.float64)
+            b_wanted = tl.ceil(b_wanted * (b_total * b_unit)[:, None])
         b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
-        b_left = tl.minimum(b_left, tl.maximum(total, 1))
+        b_left = tl.minimum(b_left, tl.maximum(b_sum, 1)[:, None])
         b_count = b_left
-        b_bin, b_above = wanted_bin(p_bins, 0, b_left, o_k, FIRST_BINS, BB)
+        b_bin, b_above = wanted_bin(p_bins, 0, b_left, o_own, o_k, BB)
         b_left -= b_above
         b_key = b_bin.to(tl.uint32)
         for i_level in tl.static_range(3):
-            shift: tl.constexpr = 2 * NEXT_BITS - i_level * NEXT_BITS
             tl.debug_barrier()
-            clear_bins(p_bins, NEXT_BINS * BK, BE)
+            clear_bins(p_bins, BINS * BK * BR, BE * BR)
             for i_e in range(0, columns, BE):
-                b_weight = load_weights(p_row, i_e + o_e, columns)
-                b_share = shares_of(b_weight, unit, COUNTED)
-                b_edge = keys_of(b_weight) >> shift
-                # [BK, BE]
-                m_here = (b_edge >> NEXT_BITS)[None, :] == b_key[:, None]
-                m_here &= (b_share > 0)[None, :]
-                b_bin = (b_edge & (NEXT_BINS - 1)).to(tl.int64)
-                o_bin = (o_k << NEXT_BITS)[:, None] + b_bin[None, :]
-                b_shares = tl.broadcast_to(b_share[None, :], [BK, BE])
+                b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)
+                b_share = shares_of(b_weight, b_unit, COUNTED)
+                b_edge = keys_of(b_weight) >> (BITS * (2 - i_level))
+                # [BR, BK, BE]
+                m_here = (b_edge >> BITS)[:, None, :] == b_key[:, :, None]
+                m_here &= (b_share > 0)[:, None, :]
+                o_bin = o_own[:, None] + (b_edge & (BINS - 1)).to(tl.int32)
+                o_bin = o_bin[:, None, :] + (o_k * BINS)[None, :, None]
+                b_shares = tl.broadcast_to(b_share[:, None, :], [BR, BK, BE])
                 tl.atomic_add(p_bins + o_bin, b_shares, mask=m_here, sem="relaxed")
             tl.debug_barrier()
-            b_bin, b_above = wanted_bin(p_bins, NEXT_BINS, b_left, o_k, NEXT_BINS, BB)
+            b_bin, b_above = wanted_bin(p_bins, BINS, b_left, o_own, o_k, BB)
             b_left -= b_above
-            b_key = (b_key << NEXT_BITS) + b_bin.to(tl.uint32)
+            b_key = (b_key << BITS) + b_bin.to(tl.uint32)
         tl.debug_barrier()
         # The next lighter weight, and how many are no lighter than the last one kept
         b_last = weights_of(b_key)
-        b_next = tl.full([BK], float("-inf"), tl.float32)
-        b_heavy = tl.zeros([BK], tl.int64)
+        b_next = tl.full([BR, BK], float("-inf"), tl.float32)
+        b_heavy = tl.zeros([BR, BK], tl.int32)
         for i_e in range(0, columns, BE):
-            b_weight = load_weights(p_row, i_e + o_e, columns)
-            m_below = b_weight[None, :] < b_last[:, None]
-            b_below = tl.where(m_below, b_weight[None, :], float("-inf"))
-            b_next = tl.maximum(b_next, tl.max(b_below, 1))
-            b_heavy += BE - tl.sum(m_below.to(tl.int64), 1)
+            b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)[:, None, :]
+            m_below = b_weight < b_last[:, :, None]
+            b_next = tl.maximum(b_next, tl.max(tl.where(m_below, b_weight, float("-inf")), 2))
+            if COUNTED:
+                b_heavy += BE - tl.sum(m_below.to(tl.int32), 2)
         if COUNTED:
             b_next = tl.where(b_heavy > b_count, b_last, b_next)  # ties with one left out
         b_cut = (b_last + b_next) / 2
         b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # rounded up
-        b_cut = tl.where((b_next == float("-inf")) | (total == 0), -1.0, b_cut)
+        b_cut = tl.where((b_next == float("-inf")) | (b_sum == 0)[:, None], -1.0, b_cut)
         if not COUNTED:
             b_cut = tl.maximum(b_cut, 0.0)
-        tl.store(p_cuts + o_k.to(tl.int64) * nodes + i_node, b_cut, mask=o_k < K)
+        p_out = p_cuts + o_k.to(tl.int64)[None, :] * nodes + o_node[:, None]
+        tl.store(p_out, b_cut, mask=(o_r < rows)[:, None] & (o_k < K)[None, :])
 
 
 # ---- the host --------------------------------------------------------------------------------
@@ -276,13 +282,17 @@ def node_cuts(
     strata = len(wanted)
     cuts = torch.empty(strata, batch, length, dtype=torch.float32, device=side.device)
     width = max(2, int(triton.next_power_of_2(strata)))
-    bins = max(FIRST_BINS.value, width * NEXT_BINS.value)
     config = configs.launch("row_cuts", width, cuts)
-    most = max(1, HISTOGRAM_ELEMENTS // bins)
-    histograms = torch.empty(min(batch * length, most), bins, dtype=torch.int64, device=side.device)
     for targets, weights in weight_rows(op, edges, side):
         columns, run = weights.shape[-1], targets.stop - targets.start
-        row_cuts_kernel[(min(batch * run, len(histograms)),)](
+        # Where nodes have few edges a tile holds those of several, and fewer bins of each.
+        tile = min(config["BE"], max(32, int(triton.next_power_of_2(columns))))
+        several = min(MOST_ROWS, config["BE"] // tile)
+        rows = ROW_TILES * several
+        bins = BINS.value * width * rows
+        programs = min(triton.cdiv(batch * run, rows), max(1, HISTOGRAM_ELEMENTS // bins))
+        histograms = torch.empty(programs, bins, dtype=torch.int64, device=side.device)
+        row_cuts_kernel[(programs,)](
             p_rows=weights,
             p_wanted=wanted.double().contiguous(),
             p_total=side if total is None else total.float().contiguous(),
@@ -296,10 +306,9 @@ def node_cuts(
             nodes=batch * length,
             K=strata,
             BK=width,
-            BINS=bins,
+            BR=rows,
             COUNTED=total is None,
-            # A node with few edges is no tile of many.
-            **config | {"BE": min(config["BE"], max(32, int(triton.next_power_of_2(columns))))},
+            **config | {"BE": tile, "BB": config["BB"] // several},
         )
     return cuts
 
