@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_problem import Problem, Shape, close
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from densitrace import kernels
 from densitrace.kernels import (
@@ -18,6 +20,7 @@ from densitrace.kernels import (
     RandomWeight,
     triton,
 )
+from densitrace.kernels.triton import node_cuts
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -137,3 +140,55 @@ def test_scores_are_summed_where_they_were_not() -> None:
 def test_kinds_are_all_there_are() -> None:
     problem = Problem(SHAPE, backend="reference")
     assert {type(weight_of(kind, problem)) for kind in KINDS} == set(triton.WEIGHTS)
+
+
+def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Few different ones over 30 powers of two, and zeros of both signs; all sums are exact."""
+    digits = torch.randint(-1, 4, shape, generator=generator)
+    exponents = torch.randint(0, 4, shape, generator=generator) * 10
+    weights = digits.clamp(min=0) * 2.0 ** -exponents.float()
+    return torch.where(digits < 0, -torch.zeros(shape), weights)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 5),
+    heads=st.sampled_from([None, 1, 3]),
+    count=st.integers(1, 3),
+    window=st.sampled_from([None, 1, 3]),
+    scratch=st.sampled_from([1, 40, 1 << 20]),
+    shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=5).map(sorted),
+)
+def test_any_cuts_are_those_of_the_definition(
+    seed: int,
+    length: int,
+    heads: int | None,
+    count: int,
+    window: int | None,
+    scratch: int,
+    shares: list[float],
+) -> None:
+    """To the bit, twice, in one run of targets or several; nodes of one edge are among them."""
+    generator = torch.Generator().manual_seed(seed)
+    side = weights_that_tie(generator, count, 1, length)
+    edges = None
+    if heads is not None:
+        empty = torch.zeros(1, heads, length, 1)
+        pattern = kernels.Pattern(empty, empty, 1.0, window=window)
+        weight = GivenWeight(weights_that_tie(generator, 1, heads, length, length))
+        edges = AttentionEdges(pattern, weight)
+    total = side.sum(0)
+    if edges is not None:
+        total = total + kernels.edge_mass(edges, backend="reference")
+
+    def both(backend: str) -> torch.Tensor:
+        nucleus = kernels.nucleus_cuts(edges, side, shares, total, backend=backend)
+        return torch.stack([nucleus, kernels.fraction_cuts(edges, side, shares, backend=backend)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_cuts, "SCRATCH_ELEMENTS", scratch)
+        patch.setattr(node_cuts, "PROGRAMS", 2)  # which go on to further rows
+        found = both("triton")
+        assert torch.equal(found, both("triton"))
+    assert torch.equal(found, both("reference"))
