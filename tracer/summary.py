@@ -70,4 +70,5 @@ def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
         speed = meter.tokens / meter.seconds
         yield "this run", f"{meter.tokens:,} tokens, {speed:,.0f} tokens/s"
     else:
-        yield "this run", "nothing traced"
+        complete = done == store.n_parts
+        yield "this run", "nothing to do: the store was complete" if complete else "nothing traced"
