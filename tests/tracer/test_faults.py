@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,7 +139,8 @@ def test_sigterm_ends_a_command_cleanly(
     job = jobs()
     run_here(job, limits=Limits(max_parts=1))
     # One window a batch, as the others have it.
-    command = ["densitrace", "scan", job.corpus, "--model", job.model, "--out", job.out]
+    command = [sys.executable, "-m", "densitrace", "scan", job.corpus]
+    command += ["--model", job.model, "--out", job.out]
     command += ["--thresholds", "0.2,0.05,0.01", "--context", CONTEXT, "--batch-tokens", CONTEXT]
     command += ["--log", tmp_path / "log"]
     process = subprocess.Popen(
