@@ -9,6 +9,8 @@ bytes are those of measuring/costs.py. Beside attention stands causal SDPA on th
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from densitrace.kernels import NormWeight, dispatch
 
 LENGTHS = (512, 2048, 8192)
 PLAIN_LENGTHS = (512, 2048)  # of ops that plain torch serves, minutes beyond
+CUDA = "densitrace.kernels.cuda"
 BLOCKS = LAYER + 1  # of the models here: what comes after the block looked at costs time alone
 
 
@@ -130,6 +133,11 @@ def note_ops(
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
         note(name, by, case.run, costs.operations(case.op, case.arguments), moved)
+    if device.type == "cuda" and not dispatch.missing("cuda"):
+        levels = kernels.edge_levels(attention.edges, attention.cuts).levels
+        run = partial(import_module(CUDA).bottleneck, levels, levels, "boolean")
+        moved = moved_bytes(levels, levels, run())
+        note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved)
 
 
 # ---- on the GPU ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""On a GPU: each Triton kernel against loops in float64, and the lane engine against the goldens.
+"""On a GPU: each kernel against loops in float64, and the lane engine against the goldens.
 
 Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
 """
@@ -6,6 +6,7 @@ Inputs are drawn, and results checked, on the CPU; what runs in between runs on 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from densitrace.kernels import dispatch, triton
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+CUDA_OPS = ("bottleneck", "trace_sizes")
 
 WIDE = {
     "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
@@ -50,11 +52,11 @@ def moved(value: Any, device: str) -> Any:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
-    """Ops on tensors of the CPU run in Triton on the GPU."""
+    """Ops on tensors of the CPU run on the GPU."""
     pick = dispatch.pick
 
-    def pick_there(op: Callable[..., Any], device: Any, backend: str) -> Callable[..., Any]:
-        function = pick(op, DEVICE, backend)
+    def pick_there(op: Callable[..., Any], device: Any, *how: Any) -> Callable[..., Any]:
+        function = pick(op, DEVICE, *how)
 
         def there(*arguments: Any) -> Any:
             return moved(function(*(moved(value, DEVICE) for value in arguments)), "cpu")
@@ -164,7 +166,7 @@ def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 def check_bottleneck(problem: Problem) -> None:
     reach, levels = levels_of(problem)
-    found = kernels.bottleneck(reach, levels, backend="triton")
+    found = kernels.bottleneck(reach, levels, backend=problem.backend)
     paths = (np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
              for row, other in zip(reach, levels, strict=True))  # fmt: skip
     np.testing.assert_array_equal(found, np.stack(list(paths)))
@@ -173,7 +175,7 @@ def check_bottleneck(problem: Problem) -> None:
 def check_trace_sizes(problem: Problem) -> None:
     reach, _ = levels_of(problem)
     degrees = torch.randint(0, 9, (3, *reach.shape[:2]), generator=problem.generator).int()
-    found = kernels.trace_sizes(reach, degrees, backend="triton")
+    found = kernels.trace_sizes(reach, degrees, backend=problem.backend)
     for k in range(3):
         inside = reach.numpy() >= 3 - k
         np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
@@ -215,18 +217,30 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
 }
 
 
-@pytest.mark.parametrize("op", triton.__all__)
+SERVED = [*(("triton", op) for op in triton.__all__), *(("cuda", op) for op in CUDA_OPS)]
+
+
+@pytest.mark.parametrize(("backend", "op"), SERVED)
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
-def test_op(shape: Shape, op: str, on_gpu: None) -> None:
-    CHECKS[op](Problem(shape, backend="triton"))
+def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
+    CHECKS[op](Problem(shape, backend=backend))
 
 
-@pytest.mark.parametrize("op", triton.__all__)
-def test_sanitized(op: str, on_gpu: None) -> None:
+@pytest.mark.parametrize("length", [65, 700])
+def test_ways_of_the_max_min_product_agree(length: int) -> None:
+    cuda = import_module("densitrace.kernels.cuda")
+    drawn = torch.randint(0, 13, (2, 2, length, length), dtype=torch.uint8, device=DEVICE)
+    expected = kernels.bottleneck(*drawn.cpu().tril(), backend="reference")
+    for method in ("packed", "boolean"):
+        assert torch.equal(cuda.bottleneck(*drawn, method).cpu(), expected)
+
+
+@pytest.mark.parametrize(("backend", "op"), SERVED)
+def test_sanitized(backend: str, op: str, on_gpu: None) -> None:
     """Small and odd, every variant on: what benches/gpu.sh runs under compute-sanitizer."""
     shape = Shape(length=33, d_k=40, d_v=24, window=20, softcap=5.0, sinks=True, segments=True)
     for dtype in (torch.float32, torch.bfloat16):
-        CHECKS[op](Problem(replace(shape, dtype=dtype), backend="triton"))
+        CHECKS[op](Problem(replace(shape, dtype=dtype), backend=backend))
 
 
 # ---- the engine ------------------------------------------------------------------------------

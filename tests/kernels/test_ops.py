@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import cuda_host
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ from densitrace.kernels import (
 )
 
 PROVIDERS = ["reference", *(f"cpu-{isa}" for isa in _cpu.instruction_sets()), "triton"]
+PROVIDERS.append(cuda_host.NAME)
 
 
 def serving(*ops: str) -> pytest.MarkDecorator:
@@ -53,6 +55,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poi
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
     name, _, isa = str(request.param).partition("-")
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
+    cuda_host.switch_on(monkeypatch)
     return name
 
 
