@@ -72,11 +72,14 @@ def _order(device: torch.device | str) -> tuple[str, ...]:
     return PREFERENCE.get(torch.device(device).type, ("reference",))
 
 
-def _weighs(module: Any, op: str, edges: AttentionEdges | None) -> bool:
+def weighs(module: Any, op: str, weight: type) -> bool:
+    """Whether a backend's op knows a kind of edge weight."""
     known = getattr(module, "WEIGHTS", object)
-    return edges is None or isinstance(
-        edges.weight, known[op] if isinstance(known, dict) else known
-    )
+    return issubclass(weight, known.get(op, object) if isinstance(known, dict) else known)
+
+
+def _has(module: Any, op: str, edges: AttentionEdges | None) -> bool:
+    return hasattr(module, op) and (edges is None or weighs(module, op, type(edges.weight)))
 
 
 def serving(
@@ -92,15 +95,11 @@ def serving(
     """
     if backend == "auto":
         here = {name: _module(name) for name in _order(device) if not missing(name)}
-        return next(
-            name
-            for name, module in here.items()
-            if hasattr(module, op) and _weighs(module, op, edges)
-        )
+        return next(name for name, module in here.items() if _has(module, op, edges))
     module = _module(backend)
     if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
-    if edges is not None and not _weighs(module, op, edges):
+    if edges is not None and not _has(module, op, edges):
         kind = type(edges.weight).__name__
         raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")
     return backend

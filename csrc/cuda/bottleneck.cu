@@ -197,7 +197,7 @@ struct Packed {
 constexpr unsigned kCell = 16;  // outputs, nodes and sources of one product on the tensor cores
 
 // Integers [16, 16], held by a warp together.
-struct Tile {
+struct Cells {
 #ifdef __CUDACC__
   template <typename Use, typename... Layout>
   using Fragment =
@@ -249,7 +249,7 @@ struct Boolean {
     alignas(32) int counts[kSide][kSide];
   };
   struct Own {
-    Tile sum[kTiles][kTiles], count[kTiles][kTiles];
+    Cells sum[kTiles][kTiles], count[kTiles][kTiles];
   };
 
   template <typename Block>
@@ -322,7 +322,7 @@ struct Boolean {
 #pragma unroll
       for (unsigned c = 0; c < kTiles; ++c)
 #pragma unroll
-        for (unsigned i = 0; i < Tile::kHeld; ++i) cell(r, c, i);
+        for (unsigned i = 0; i < Cells::kHeld; ++i) cell(r, c, i);
   }
 };
 

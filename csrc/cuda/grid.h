@@ -30,9 +30,11 @@ namespace densitrace::cuda {
 
 constexpr unsigned kWarp = 32;
 
-// Blocks of a launch; x may be large, y and z at most 65535.
+// Blocks of a launch, at most 2^31 - 1 of them; x runs fastest.
 struct Blocks {
   unsigned x, y = 1, z = 1;
+
+  std::uint64_t count() const { return std::uint64_t{x} * y * z; }
 };
 
 #ifdef __CUDACC__
@@ -58,9 +60,12 @@ struct Block {
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) run(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    run(const Kernel kernel, const Blocks blocks) {
   __shared__ typename Kernel::Shared shared;
-  Block<Kernel> block{blockIdx.x, blockIdx.y, blockIdx.z, shared, {}};
+  // In one dimension, as a device takes few blocks along the others.
+  const unsigned rest = blockIdx.x / blocks.x;
+  Block<Kernel> block{blockIdx.x % blocks.x, rest % blocks.y, rest / blocks.y, shared, {}};
   kernel(block);
 }
 
@@ -68,12 +73,13 @@ void check(cudaError_t status);  // throws what went wrong
 
 template <typename Kernel>
 void launch(const Kernel& kernel, Blocks blocks, Where where) {
-  if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
+  if (blocks.count() == 0) return;
+  if (blocks.count() > 0x7FFFFFFF) check(cudaErrorInvalidConfiguration);
   int before = 0;
   check(cudaGetDevice(&before));
   check(cudaSetDevice(where.device));
-  run<Kernel><<<dim3(blocks.x, blocks.y, blocks.z), Kernel::kThreads, 0,
-                reinterpret_cast<cudaStream_t>(where.stream)>>>(kernel);
+  run<Kernel><<<static_cast<unsigned>(blocks.count()), Kernel::kThreads, 0,
+                reinterpret_cast<cudaStream_t>(where.stream)>>>(kernel, blocks);
   const cudaError_t status = cudaGetLastError();
   check(cudaSetDevice(before));
   check(status);
@@ -118,12 +124,11 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
   using Own = typename Kernel::Own;
   const auto shared = std::make_unique<Shared>();
   const auto owns = std::make_unique<Own[]>(Kernel::kThreads);
-  const std::uint64_t count = std::uint64_t{blocks.x} * blocks.y * blocks.z;
-  for (std::uint64_t i = 0; i < count; ++i) {
+  for (std::uint64_t i = 0; i < blocks.count(); ++i) {
     // Garbage, as on a device: what nobody wrote is seen.
     std::memset(static_cast<void*>(shared.get()), 0xA5, sizeof(Shared));
     std::memset(static_cast<void*>(owns.get()), 0xA5, Kernel::kThreads * sizeof(Own));
-    const std::uint64_t turn = backwards ? count - 1 - i : i;
+    const std::uint64_t turn = backwards ? blocks.count() - 1 - i : i;
     Block<Kernel> block{static_cast<unsigned>(turn % blocks.x),
                         static_cast<unsigned>(turn / blocks.x % blocks.y),
                         static_cast<unsigned>(turn / blocks.x / blocks.y), *shared, owns.get()};

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import cuda_host
 import pytest
@@ -45,7 +46,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As if densitrace._cuda had been built."""
     monkeypatch.setitem(sys.modules, "densitrace.kernels.cuda", cuda_host.ops)
     return cuda_host.ops
@@ -143,11 +144,17 @@ def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
     assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # knows all
 
 
-def test_cuda_serves_what_triton_lacks(cuda: ModuleType) -> None:
+def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
     for op in ("bottleneck", "trace_sizes"):
         assert dispatch.serving(op, "cuda") == "cuda"
     assert dispatch.pick(reference.bottleneck, "cuda") is cuda.bottleneck
-    assert dispatch.serving("edge_levels", "cuda", "auto", GIVEN) == "triton"
+    for op in ("edge_levels", "edge_mass"):
+        assert dispatch.serving(op, "cuda", "auto", PROXIMITY) == "cuda"
+        assert dispatch.serving(op, "cuda", "auto", GIVEN) == "triton"
+    assert dispatch.serving("collect_edges", "cuda", "auto", GIVEN) == "cuda"
+    assert dispatch.serving("collect_edges", "cuda", "auto", RANDOM) == "reference"
+    with pytest.raises(BackendError, match="'cuda' has no edge_levels for GivenWeight"):
+        dispatch.serving("edge_levels", "cuda", "cuda", GIVEN)
 
 
 @pytest.mark.usefixtures("no_cuda")
