@@ -25,12 +25,13 @@ from problems import (
     PredictionProblem,
     attention_problem_of,
     prediction_problem_of,
+    thresholds,
 )
 from timing import Run
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from densitrace import kernels
-from densitrace.kernels import NormWeight, dispatch
+from densitrace.kernels import AttentionEdges, NormWeight, dispatch
 
 LENGTHS = (512, 2048, 8192)
 PLAIN_LENGTHS = (512, 2048)  # of ops that plain torch serves, minutes beyond
@@ -51,6 +52,11 @@ class Case:
         """With its arguments by place and by name."""
         return cls(op, arguments, options)
 
+    @property
+    def edges(self) -> AttentionEdges | None:
+        """What it is told of edges, if anything."""
+        return next((each for each in self.arguments if isinstance(each, AttentionEdges)), None)
+
     def run(self) -> object:
         """The op once, on the backend that serves it."""
         with torch.inference_mode():
@@ -63,6 +69,9 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
     assert isinstance(edges.weight, NormWeight)
     levels = kernels.edge_levels(edges, cuts)
     masses = tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
+    # Proximities of all in-edges sum to about the node's norm.
+    near, tau = attention.proximity, torch.tensor(thresholds(len(cuts)).values)
+    near_cuts = tau.to(cuts)[:, None, None] * attention.vector.norm(1, dim=-1)
     states = (prediction.hidden, prediction.lanes, prediction.unembedding)
     return {
         "source_norms, L1": Case.of("source_norms", attention.v, attention.w_o, 1),
@@ -78,6 +87,9 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
         "lane_attention, frozen": Case.of("lane_attention", edges, cuts, attention.lanes_v, None),
         "bottleneck": Case.of("bottleneck", levels.levels, levels.levels),
         "trace_sizes": Case.of("trace_sizes", levels.levels, levels.degrees),
+        "edge_levels, proximity": Case.of("edge_levels", near, near_cuts),
+        "edge_mass, proximity": Case.of("edge_mass", near),
+        "collect_edges": Case.of("collect_edges", edges, cuts[:1]),
         "output_errors": Case.of("output_errors", *states, next_ids=prediction.next_ids),
     }
 
@@ -128,7 +140,7 @@ def note_ops(
         )
         note(name, "torch", run, operations, moved_bytes(pattern.q, pattern.k, values, run()))
     for name, case in cases(attention, prediction).items():
-        by = dispatch.serving(case.op, device)
+        by = dispatch.serving(case.op, device, "auto", case.edges)
         if by == "reference" and costs.length not in PLAIN_LENGTHS:
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())

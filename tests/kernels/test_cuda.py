@@ -104,8 +104,7 @@ def test_tensors_of_any_layout(method: str) -> None:
     assert torch.equal(result, ops.bottleneck(reach, levels, method))
 
 
-@pytest.mark.parametrize("strata", [1, 12, 255])
-@pytest.mark.parametrize("length", [1, 8, 65, 257])
+@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5)])
 @pytest.mark.usefixtures("order")
 def test_sizes_are_the_definition(length: int, strata: int) -> None:
     reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
@@ -231,7 +230,7 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_proximity_on_two_runs(dtype: torch.dtype) -> None:
-    problem = Problem(replace(WIDE, dtype=dtype), backend="reference")
+    problem = Problem(replace(WIDE, length=66, dtype=dtype), backend="reference")
     edges = proximity_edges(problem)
     expected = reference.edge_mass(edges)
     first, second = both_orders(lambda: ops.edge_mass(edges))

@@ -21,7 +21,7 @@ from densitrace.kernels import dispatch, triton
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-CUDA_OPS = ("bottleneck", "trace_sizes")
+CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity")
 
 WIDE = {
     "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
@@ -56,6 +56,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     pick = dispatch.pick
 
     def pick_there(op: Callable[..., Any], device: Any, *how: Any) -> Callable[..., Any]:
+        if how[0] in ("cpu", "reference"):  # what results are compared with
+            return pick(op, device, *how)
         function = pick(op, DEVICE, *how)
 
         def there(*arguments: Any) -> Any:
@@ -181,6 +183,34 @@ def check_trace_sizes(problem: Problem) -> None:
         np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
 
 
+def check_collect_edges(problem: Problem) -> None:
+    """The kept edges in order, each with its weight and first stratum."""
+    weights = problem.norm_weights()
+    cuts = gap_cuts(weights, (0.9, 0.6))
+    found = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
+    kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
+    places = np.argwhere(kept[1])  # in the table's order: sequence, head, target, source
+    columns = (found.sequence, found.head, found.target, found.source)
+    np.testing.assert_array_equal(torch.stack(columns, 1), places)
+    np.testing.assert_array_equal(found.stratum, 1 - kept[0][kept[1]])
+    np.testing.assert_allclose(found.weight, weights[kept[1]], rtol=1e-4)
+
+
+def check_proximity(problem: Problem) -> None:
+    """Levels and mass under proximity as on the CPU, where loops in float64 check them."""
+    weight = kernels.ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
+    edges = problem.edges(weight)
+    dense = kernels.edge_weights(edges, backend="cpu").nan_to_num(0)
+    close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
+    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
+    cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
+    found = kernels.edge_levels(edges, cuts, backend=problem.backend)
+    kept = dense > cuts[:, :, None, :, None]  # [K, B, H, T, T]
+    assert torch.equal(found.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
+    assert torch.equal(found.degrees, kept.sum((2, 4), dtype=torch.int32))
+
+
 def check_output_errors(problem: Problem) -> None:
     tokens, hidden, vocabulary = min(9, problem.shape.length), 48, 301
     states = problem.normal(tokens, hidden)
@@ -213,6 +243,8 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
     "lane_attention": check_lane_attention,
     "bottleneck": check_bottleneck,
     "trace_sizes": check_trace_sizes,
+    "collect_edges": check_collect_edges,
+    "proximity": check_proximity,
     "output_errors": check_output_errors,
 }
 
