@@ -17,6 +17,7 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+from setuptools.modified import newer_group
 
 SANITIZERS = [
     "-fsanitize=address,undefined",
@@ -64,15 +65,20 @@ class Build(build_ext):
         if not kernels:
             super().build_extension(ext)
             return
+        path = Path(self.get_ext_fullpath(ext.name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        built = Path(self.build_temp, path.name)
+        if newer_group([*ext.sources, *ext.depends, __file__], str(built)):
+            self.build_module(ext, kernels, built)
+        shutil.copy2(built, path)
+
+    def build_module(self, ext: Extension, kernels: list[str], path: Path) -> None:
         bindings = self.compiler.compile(
             [source for source in ext.sources if source not in kernels],
             output_dir=self.build_temp,
             include_dirs=ext.include_dirs,
             extra_postargs=ext.extra_compile_args,
-            depends=ext.depends,
         )
-        path = Path(self.get_ext_fullpath(ext.name))
-        path.parent.mkdir(parents=True, exist_ok=True)
         # The runtime is linked in: importing the module needs neither CUDA nor a driver.
         command = [nvcc(), "-shared", "--cudart=static", *NVCC_OPTIONS, *kernels, *bindings]
         if subprocess.run([*command, "-o", path], check=False).returncode:

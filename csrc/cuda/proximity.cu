@@ -6,7 +6,7 @@
 //
 // weigh.cu writes the bounds and the a of one head's tile, collect_edges.cu lists the edges whose
 // bound clears a floor, and here these get their exact sum in the bound's place: what it labels
-// then is what all sums would. A warp sums an edge, entry by entry in a fixed order: 4 operations
+// then is what all sums would. A warp sums an edge, entry by entry in a fixed order: 5 operations
 // and 8 bytes an entry, from the caches for the most part, as the list goes along the sources of a
 // target. The length of the list is read on the device, so that the host need not wait for it.
 //
@@ -51,7 +51,11 @@ struct SumListed {
         const float* u = sent + (sequence + at % sources) * hidden;
         const float a = share[at];
         float sum = 0;
-        for (unsigned d = lane; d < hidden; d += kWarp) sum += fabsf(n[d]) - fabsf(n[d] - a * u[d]);
+        for (unsigned d = lane; d < hidden; d += kWarp) {
+          // |n| - |n - a u|, without the rounding of n - a u, which may be all of a small edge.
+          const float size = fabsf(n[d]), toward = copysignf(a, n[d]) * u[d];
+          sum += toward <= size ? toward : 2 * size - toward;
+        }
         block.shared.sums[edge][lane] = sum;
       });
       block.each([&](unsigned thread, Own&) {

@@ -20,6 +20,7 @@ from densitrace.kernels import (
     EdgeTable,
     GivenWeight,
     NormWeight,
+    Pattern,
     ProximityWeight,
     dispatch,
     reference,
@@ -226,6 +227,14 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     # A cut below zero: an edge that adds nothing clears it, one that is not there does not.
     all_kept = torch.full_like(cuts, -1.0)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
+
+
+def test_small_proximities_are_not_rounded_away() -> None:
+    """Of an edge so small that taking it from the node leaves the node's float32 as it is."""
+    node, v = torch.full((1, 1, 3), 8.0), torch.full((1, 1, 1, 1), 1e-9)
+    pattern = Pattern(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 1.0)
+    edges = AttentionEdges(pattern, ProximityWeight(node, v, torch.ones(1, 3, 1)))
+    assert ops.edge_mass(edges).item() == pytest.approx(3e-9, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
