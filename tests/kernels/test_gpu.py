@@ -249,7 +249,11 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
 }
 
 
-SERVED = [*(("triton", op) for op in triton.__all__), *(("cuda", op) for op in CUDA_OPS)]
+BUILT = pytest.mark.skipif(dispatch.missing("cuda") is not None, reason="no nvcc, no build")
+SERVED = [
+    *(pytest.param("triton", op) for op in triton.__all__),
+    *(pytest.param("cuda", op, marks=BUILT) for op in CUDA_OPS),
+]
 
 
 @pytest.mark.parametrize(("backend", "op"), SERVED)
@@ -258,6 +262,7 @@ def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
     CHECKS[op](Problem(shape, backend=backend))
 
 
+@BUILT
 @pytest.mark.parametrize("length", [65, 700])
 def test_ways_of_the_max_min_product_agree(length: int) -> None:
     cuda = import_module("densitrace.kernels.cuda")
