@@ -16,7 +16,7 @@ help:
 
 # The stamp comes last: an installation that was interrupted is taken up again by the next `make`.
 # No build isolation: an isolated build would fetch its tools anew, unpinned.
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/cpu/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	@echo "Installing into .venv; a few minutes the first time."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools pybind11
@@ -34,7 +34,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 	@rm -rf build/lint && mkdir -p build/lint/densitrace
 	@ln -s $(CURDIR)/densitrace/*.py* $(addprefix $(CURDIR)/,kernels tracer estimator) \
 	    build/lint/densitrace/
@@ -49,4 +49,4 @@ bench-compare: $(READY)
 	@$(BIN)/python benches/compare.py $(OLD) $(NEW)
 
 clean:
-	rm -rf .venv build dist demo densitrace.egg-info densitrace/_cpu*.so
+	rm -rf .venv build dist demo densitrace.egg-info densitrace/_cpu*.so densitrace/_cuda*.so

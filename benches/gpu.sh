@@ -57,8 +57,15 @@ checked() {
         return 1
     fi
     # One small problem a kernel; PyTorch's caching allocator would hide what is out of bounds.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool memcheck --error-exitcode 9 \
-        --target-processes all "$PYTHON" -P -m pytest -q -m gpu -k sanitized tests/kernels/test_gpu.py
+    # racecheck: two threads of a block on one place of shared memory without a barrier between.
+    local tool status=0
+    for tool in memcheck racecheck; do
+        echo "-- $tool"
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+            --target-processes all "$PYTHON" -P -m pytest -q -m gpu -k sanitized \
+            tests/kernels/test_gpu.py || status=$?
+    done
+    return "$status"
 }
 
 if ! has_gpu; then

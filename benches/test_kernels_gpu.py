@@ -9,6 +9,8 @@ bytes are those of measuring/costs.py. Beside attention stands causal SDPA on th
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -23,15 +25,17 @@ from problems import (
     PredictionProblem,
     attention_problem_of,
     prediction_problem_of,
+    thresholds,
 )
 from timing import Run
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from densitrace import kernels
-from densitrace.kernels import NormWeight, dispatch
+from densitrace.kernels import AttentionEdges, NormWeight, dispatch
 
 LENGTHS = (512, 2048, 8192)
 PLAIN_LENGTHS = (512, 2048)  # of ops that plain torch serves, minutes beyond
+CUDA = "densitrace.kernels.cuda"
 BLOCKS = LAYER + 1  # of the models here: what comes after the block looked at costs time alone
 
 
@@ -48,6 +52,11 @@ class Case:
         """With its arguments by place and by name."""
         return cls(op, arguments, options)
 
+    @property
+    def edges(self) -> AttentionEdges | None:
+        """What it is told of edges, if anything."""
+        return next((each for each in self.arguments if isinstance(each, AttentionEdges)), None)
+
     def run(self) -> object:
         """The op once, on the backend that serves it."""
         with torch.inference_mode():
@@ -60,6 +69,9 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
     assert isinstance(edges.weight, NormWeight)
     levels = kernels.edge_levels(edges, cuts)
     masses = tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
+    # Proximities of all in-edges sum to about the node's norm.
+    near, tau = attention.proximity, torch.tensor(thresholds(len(cuts)).values)
+    near_cuts = tau.to(cuts)[:, None, None] * attention.vector.norm(1, dim=-1)
     states = (prediction.hidden, prediction.lanes, prediction.unembedding)
     return {
         "source_norms, L1": Case.of("source_norms", attention.v, attention.w_o, 1),
@@ -75,6 +87,9 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
         "lane_attention, frozen": Case.of("lane_attention", edges, cuts, attention.lanes_v, None),
         "bottleneck": Case.of("bottleneck", levels.levels, levels.levels),
         "trace_sizes": Case.of("trace_sizes", levels.levels, levels.degrees),
+        "edge_levels, proximity": Case.of("edge_levels", near, near_cuts),
+        "edge_mass, proximity": Case.of("edge_mass", near),
+        "collect_edges": Case.of("collect_edges", edges, cuts[:1]),
         "output_errors": Case.of("output_errors", *states, next_ids=prediction.next_ids),
     }
 
@@ -125,11 +140,16 @@ def note_ops(
         )
         note(name, "torch", run, operations, moved_bytes(pattern.q, pattern.k, values, run()))
     for name, case in cases(attention, prediction).items():
-        by = dispatch.serving(case.op, device)
+        by = dispatch.serving(case.op, device, "auto", case.edges)
         if by == "reference" and costs.length not in PLAIN_LENGTHS:
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
         note(name, by, case.run, costs.operations(case.op, case.arguments), moved)
+    if device.type == "cuda" and not dispatch.missing("cuda"):
+        levels = kernels.edge_levels(attention.edges, attention.cuts).levels
+        run = partial(import_module(CUDA).bottleneck, levels, levels, "boolean")
+        moved = moved_bytes(levels, levels, run())
+        note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved)
 
 
 # ---- on the GPU ------------------------------------------------------------------------------

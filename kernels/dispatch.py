@@ -4,8 +4,8 @@ A backend is a module beside this one that has a function of the op's name. `aut
 of the device's backends that has the op; it goes on without one that is not built, and warns of
 that once. A backend asked for by name never falls back.
 
-A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`; `auto` takes
-the next one for the others.
+A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`, or in one an
+op by name where they differ; `auto` takes the next one for the others.
 """
 
 import logging
@@ -21,16 +21,18 @@ from .edges import AttentionEdges
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREFERENCE = {  # by device type; others: the plain torch definition
     "cpu": ("cpu", "reference"),
-    "cuda": ("triton", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
 }
 
 REMEDIES = {
     "cpu": "install a C++ compiler and Python's headers, then densitrace again (pip install "
     "--force-reinstall --no-deps --no-cache-dir; with -v it shows why a build fails)",
     "triton": "install Triton (pip install densitrace[gpu])",
+    "cuda": "put nvcc of the CUDA toolkit on the PATH or name CUDA_HOME, then install densitrace "
+    "again (pip install --force-reinstall --no-deps --no-cache-dir; -v shows why a build fails)",
 }
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,14 @@ def _order(device: torch.device | str) -> tuple[str, ...]:
     return PREFERENCE.get(torch.device(device).type, ("reference",))
 
 
-def _weighs(module: Any, edges: AttentionEdges | None) -> bool:
-    return edges is None or isinstance(edges.weight, getattr(module, "WEIGHTS", object))
+def weighs(module: Any, op: str, weight: type) -> bool:
+    """Whether a backend's op knows a kind of edge weight."""
+    known = getattr(module, "WEIGHTS", object)
+    return issubclass(weight, known.get(op, object) if isinstance(known, dict) else known)
+
+
+def _has(module: Any, op: str, edges: AttentionEdges | None) -> bool:
+    return hasattr(module, op) and (edges is None or weighs(module, op, type(edges.weight)))
 
 
 def serving(
@@ -87,13 +95,11 @@ def serving(
     """
     if backend == "auto":
         here = {name: _module(name) for name in _order(device) if not missing(name)}
-        return next(
-            name for name, module in here.items() if hasattr(module, op) and _weighs(module, edges)
-        )
+        return next(name for name, module in here.items() if _has(module, op, edges))
     module = _module(backend)
     if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
-    if edges is not None and not _weighs(module, edges):
+    if edges is not None and not _has(module, op, edges):
         kind = type(edges.weight).__name__
         raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")
     return backend

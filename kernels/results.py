@@ -23,7 +23,8 @@ class EdgeLevels:
 
     levels: Tensor  # uint8 [B, T target, T source] most cuts cleared by any head's edge
     degrees: Tensor  # int32 [K, B, T] kept attention edges into each target
-    evaluated: float | None = None  # share of edges summed exactly, where others need only a bound
+    # Share of edges summed exactly, where others need only a bound; a tensor: not waited for.
+    evaluated: float | Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Problem:
         return sent
 
     def stats(self, source: torch.Tensor | None = None) -> AttentionStats:
-        return kernels.attention_stats(self.pattern, self.v, source, backend=self.backend)
+        backend = self._having("attention_stats")
+        return kernels.attention_stats(self.pattern, self.v, source, backend=backend)
 
     def clean(self) -> Pattern:
         return replace(self.pattern, lse=self.stats().lse)
@@ -149,11 +150,13 @@ class Problem:
         return AttentionEdges(self.clean(), weight)
 
     def source_norms(self, p: int) -> torch.Tensor:
-        """Of the backend where it has them, else of the definition."""
+        return kernels.source_norms(self.v, self.w_o, p, backend=self._having("source_norms"))
+
+    def _having(self, op: str) -> str:
+        """The backend where it has an op, else the definition."""
         auto = self.backend == "auto"
         module = kernels if auto else import_module(f"densitrace.kernels.{self.backend}")
-        backend = self.backend if hasattr(module, "source_norms") else "reference"
-        return kernels.source_norms(self.v, self.w_o, p, backend=backend)
+        return self.backend if hasattr(module, op) else "reference"
 
     def norm_edges(self) -> AttentionEdges:
         return self.edges(NormWeight(self.source_norms(1), self.target))

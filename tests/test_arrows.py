@@ -16,7 +16,7 @@ USERS = ("tests", "benches", "examples")
 
 # What a part may import of densitrace, besides itself and the exceptions.
 ARROWS = {
-    "kernels": {"densitrace._cpu"},
+    "kernels": {"densitrace._cpu", "densitrace._cuda"},
     "tracer": {"densitrace.kernels", "densitrace.__version__"},
     "estimator": {"densitrace.tracer", "densitrace.__version__"},
 }

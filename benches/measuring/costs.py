@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from densitrace.kernels import ProximityWeight
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -72,7 +74,9 @@ class Costs:
                 return self.source_norms(arguments[2])
             case "attention_stats":
                 return 2 * self.product
-            case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass":
+            case "edge_levels" | "edge_mass" if isinstance(arguments[0].weight, ProximityWeight):
+                return self.proximity()
+            case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass" | "collect_edges":
                 return self.product
             case "lane_attention":
                 some = replace(self, strata=len(arguments[1]))  # the lanes of this call

@@ -4,7 +4,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
+import cuda_host
 import pytest
 import torch
 
@@ -33,6 +35,21 @@ def forgotten() -> Iterator[None]:
     yield
     for cached in (dispatch.missing, dispatch._warn_of):
         cached.cache_clear()
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if densitrace._cuda had not been built, which is so where there is no CUDA compiler."""
+    monkeypatch.delitem(sys.modules, "densitrace.kernels.cuda", raising=False)
+    monkeypatch.delattr(densitrace, "_cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "densitrace._cuda", None)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As if densitrace._cuda had been built."""
+    monkeypatch.setitem(sys.modules, "densitrace.kernels.cuda", cuda_host.ops)
+    return cuda_host.ops
 
 
 @pytest.fixture
@@ -118,12 +135,36 @@ GIVEN = edges_of(GivenWeight(torch.zeros(1, 1, 3, 3)))
 RANDOM = edges_of(RandomWeight(0, 0, torch.zeros(1, 3, dtype=torch.int32)))
 
 
+@pytest.mark.usefixtures("no_cuda")
 def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
     for edges in (GIVEN, RANDOM, None):
         assert dispatch.pick(reference.edge_levels, "cuda", "auto", edges) is triton.edge_levels
     found = dispatch.pick(reference.edge_levels, "cuda", "auto", PROXIMITY)
     assert found is reference.edge_levels
     assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # knows all
+
+
+def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
+    for op in ("bottleneck", "trace_sizes"):
+        assert dispatch.serving(op, "cuda") == "cuda"
+    assert dispatch.pick(reference.bottleneck, "cuda") is cuda.bottleneck
+    for op in ("edge_levels", "edge_mass"):
+        assert dispatch.serving(op, "cuda", "auto", PROXIMITY) == "cuda"
+        assert dispatch.serving(op, "cuda", "auto", GIVEN) == "triton"
+    assert dispatch.serving("collect_edges", "cuda", "auto", GIVEN) == "cuda"
+    assert dispatch.serving("collect_edges", "cuda", "auto", RANDOM) == "reference"
+    with pytest.raises(BackendError, match="'cuda' has no edge_levels for GivenWeight"):
+        dispatch.serving("edge_levels", "cuda", "cuda", GIVEN)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_missing_cuda_build_matters_on_a_gpu_alone(caplog: pytest.LogCaptureFixture) -> None:
+    kernels.bottleneck(*MAPS)
+    assert caplog.messages == []
+    for _ in range(2):
+        assert dispatch.pick(reference.bottleneck, "cuda") is reference.bottleneck
+    (line,) = caplog.messages
+    assert "backend='cuda' is not built here" in line and "nvcc" in line
 
 
 def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:

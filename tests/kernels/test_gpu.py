@@ -1,4 +1,4 @@
-"""On a GPU: each Triton kernel against loops in float64, and the lane engine against the goldens.
+"""On a GPU: each kernel against loops in float64, and the lane engine against the goldens.
 
 Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import chain
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity")
 
 WIDE = {
     "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
@@ -52,13 +54,13 @@ def moved(value: Any, device: str) -> Any:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
-    """Ops on tensors of the CPU run in Triton on the GPU."""
+    """Ops on tensors of the CPU run on the GPU."""
     pick = dispatch.pick
 
-    def pick_there(
-        op: Callable[..., Any], device: Any, backend: str, edges: Any = None
-    ) -> Callable[..., Any]:
-        function = pick(op, torch.device(DEVICE), backend, edges)
+    def pick_there(op: Callable[..., Any], device: Any, *how: Any) -> Callable[..., Any]:
+        if how[0] in ("cpu", "reference"):  # what results are compared with
+            return pick(op, device, *how)
+        function = pick(op, DEVICE, *how)
 
         def there(*arguments: Any) -> Any:
             return moved(function(*(moved(value, DEVICE) for value in arguments)), "cpu")
@@ -168,7 +170,7 @@ def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 def check_bottleneck(problem: Problem) -> None:
     reach, levels = levels_of(problem)
-    found = kernels.bottleneck(reach, levels, backend="triton")
+    found = kernels.bottleneck(reach, levels, backend=problem.backend)
     paths = (np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
              for row, other in zip(reach, levels, strict=True))  # fmt: skip
     np.testing.assert_array_equal(found, np.stack(list(paths)))
@@ -177,10 +179,38 @@ def check_bottleneck(problem: Problem) -> None:
 def check_trace_sizes(problem: Problem) -> None:
     reach, _ = levels_of(problem)
     degrees = torch.randint(0, 9, (3, *reach.shape[:2]), generator=problem.generator).int()
-    found = kernels.trace_sizes(reach, degrees, backend="triton")
+    found = kernels.trace_sizes(reach, degrees, backend=problem.backend)
     for k in range(3):
         inside = reach.numpy() >= 3 - k
         np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
+
+
+def check_collect_edges(problem: Problem) -> None:
+    """The kept edges in order, each with its weight and first stratum."""
+    weights = problem.norm_weights()
+    cuts = gap_cuts(weights, (0.9, 0.6))
+    found = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
+    kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
+    places = np.argwhere(kept[1])  # in the table's order: sequence, head, target, source
+    columns = (found.sequence, found.head, found.target, found.source)
+    np.testing.assert_array_equal(torch.stack(columns, 1), places)
+    np.testing.assert_array_equal(found.stratum, 1 - kept[0][kept[1]])
+    np.testing.assert_allclose(found.weight, weights[kept[1]], rtol=1e-4)
+
+
+def check_proximity(problem: Problem) -> None:
+    """Levels and mass under proximity as on the CPU, where loops in float64 check them."""
+    weight = kernels.ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
+    edges = problem.edges(weight)
+    dense = kernels.edge_weights(edges, backend="cpu").nan_to_num(0)
+    close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
+    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
+    cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
+    found = kernels.edge_levels(edges, cuts, backend=problem.backend)
+    kept = dense > cuts[:, :, None, :, None]  # [K, B, H, T, T]
+    assert torch.equal(found.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
+    assert torch.equal(found.degrees, kept.sum((2, 4), dtype=torch.int32))
 
 
 def check_output_errors(problem: Problem) -> None:
@@ -215,22 +245,41 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
     "lane_attention": check_lane_attention,
     "bottleneck": check_bottleneck,
     "trace_sizes": check_trace_sizes,
+    "collect_edges": check_collect_edges,
+    "proximity": check_proximity,
     "output_errors": check_output_errors,
 }
 
 
-@pytest.mark.parametrize("op", triton.__all__)
+BUILT = pytest.mark.skipif(dispatch.missing("cuda") is not None, reason="no nvcc, no build")
+SERVED = [
+    *(pytest.param("triton", op) for op in triton.__all__),
+    *(pytest.param("cuda", op, marks=BUILT) for op in CUDA_OPS),
+]
+
+
+@pytest.mark.parametrize(("backend", "op"), SERVED)
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
-def test_op(shape: Shape, op: str, on_gpu: None) -> None:
-    CHECKS[op](Problem(shape, backend="triton"))
+def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
+    CHECKS[op](Problem(shape, backend=backend))
 
 
-@pytest.mark.parametrize("op", triton.__all__)
-def test_sanitized(op: str, on_gpu: None) -> None:
+@BUILT
+@pytest.mark.parametrize("length", [65, 700])
+def test_ways_of_the_max_min_product_agree(length: int) -> None:
+    cuda = import_module("densitrace.kernels.cuda")
+    drawn = torch.randint(0, 13, (2, 2, length, length), dtype=torch.uint8, device=DEVICE)
+    expected = kernels.bottleneck(*drawn.cpu().tril(), backend="reference")
+    for method in ("packed", "boolean"):
+        assert torch.equal(cuda.bottleneck(*drawn, method).cpu(), expected)
+
+
+@pytest.mark.parametrize(("backend", "op"), SERVED)
+def test_sanitized(backend: str, op: str, on_gpu: None) -> None:
     """Small and odd, every variant on: what benches/gpu.sh runs under compute-sanitizer."""
     shape = Shape(length=33, d_k=40, d_v=24, window=20, softcap=5.0, sinks=True, segments=True)
     for dtype in (torch.float32, torch.bfloat16):
-        CHECKS[op](Problem(replace(shape, dtype=dtype), backend="triton"))
+        CHECKS[op](Problem(replace(shape, dtype=dtype), backend=backend))
 
 
 # ---- the engine ------------------------------------------------------------------------------

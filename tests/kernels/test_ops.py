@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import cuda_host
 import numpy as np
 import pytest
 import torch
@@ -26,21 +27,28 @@ from densitrace.kernels import (
     AttentionEdges,
     CosineWeight,
     GivenWeight,
+    NormWeight,
     Pattern,
     ProximityWeight,
     RandomWeight,
     cpu,
+    dispatch,
     reference,
 )
 
 PROVIDERS = ["reference", *(f"cpu-{isa}" for isa in _cpu.instruction_sets()), "triton"]
+PROVIDERS.append(cuda_host.NAME)
 
 
-def serving(*ops: str) -> pytest.MarkDecorator:
-    """The test runs on every backend, that of the CPU in each instruction set, that has the ops."""
+def serving(*ops: str, weight: type = NormWeight) -> pytest.MarkDecorator:
+    """The test runs on every backend, that of the CPU in each instruction set, that has the ops.
+
+    `weight`: the kind of edges that they are given, if any.
+    """
 
     def has(provider: str, op: str) -> bool:
-        return hasattr(import_module(f"densitrace.kernels.{provider.partition('-')[0]}"), op)
+        module = import_module(f"densitrace.kernels.{provider.partition('-')[0]}")
+        return hasattr(module, op) and dispatch.weighs(module, op, weight)
 
     found = [name for name in PROVIDERS if all(has(name, op) for op in ops)]
     return pytest.mark.parametrize("backend", found, indirect=True)
@@ -55,6 +63,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poi
     monkeypatch.setattr(import_module("densitrace.kernels.triton.node_cuts"), "ROW_TILES", 8)
     name, _, isa = str(request.param).partition("-")
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
+    monkeypatch.setattr(cuda_host.ops, "TILE_ELEMENTS", 300)
+    cuda_host.switch_on(monkeypatch)
     return name
 
 
@@ -101,16 +111,37 @@ def test_norm_weights(problem: Problem) -> None:
     )
 
 
-@serving("edge_weights")
-def test_proximity_weights(problem: Problem) -> None:
+def proximity(problem: Problem) -> tuple[ProximityWeight, Floats]:
+    """An edge weight and what it comes to."""
     alpha, _ = problem.alpha()
     scaled = alpha * problem.target.double().numpy()[:, None, :, None]
     edge = scaled[..., None] * problem.sent()[:, :, None]  # [B, H, T, T, D]
     node = problem.node.double().numpy()[:, None, :, None]
     expected = np.maximum(0, np.abs(node).sum(-1) - np.abs(node - edge).sum(-1))
     expected *= problem.allowed()[:, None]
-    weight = ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
+    return ProximityWeight(problem.node, problem.v, problem.w_o, problem.target), expected
+
+
+@serving("edge_weights", weight=ProximityWeight)
+def test_proximity_weights(problem: Problem) -> None:
+    weight, expected = proximity(problem)
     close("proximity", torch.from_numpy(dense(problem, weight)), expected)
+
+
+@serving("edge_levels", "edge_mass", weight=ProximityWeight)
+def test_proximity_levels_and_mass(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 10_000)  # [rows, S, D] of them: it takes long
+    weight, expected = proximity(problem)
+    edges = problem.edges(weight)
+    found = kernels.edge_mass(edges, backend=problem.backend)
+    close("mass", found, expected.sum((1, 3)))
+    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    rows = -np.sort(-expected.transpose(0, 2, 1, 3).reshape(*expected.shape[::2], -1), axis=-1)
+    cuts = torch.from_numpy(np.stack([rows[..., i : i + 2].mean(-1) for i in (0, 1)])).float()
+    kept = expected[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
+    levels = kernels.edge_levels(edges, cuts, backend=problem.backend)
+    np.testing.assert_array_equal(levels.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(levels.degrees, kept.sum((2, 4)))
 
 
 @serving("edge_weights")

@@ -1,0 +1,193 @@
+// densitrace._cuda: the ops on a GPU. Tensors come as the integers of their addresses, checked by
+// kernels/cuda.py; nothing here knows torch, and importing it needs no driver.
+//
+// With DENSITRACE_HOST the same sources, compiled for the host, run on addresses of main memory:
+// densitrace._cuda_host, which the tests build.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/ops.h"
+
+#ifdef DENSITRACE_HOST
+#include "cuda/grid.h"
+#define MODULE _cuda_host
+#else
+#define MODULE _cuda
+#endif
+
+namespace py = pybind11;
+using namespace densitrace::cuda;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// `most` is read by the boolean way alone.
+void bind_bottleneck(Address reach, Address levels, Address most, Address result, unsigned batch,
+                     unsigned length, const std::string& method, int device, Address stream) {
+  const auto *from = at<const std::uint8_t>(reach), *by = at<const std::uint8_t>(levels);
+  auto* to = at<std::uint8_t>(result);
+  const Where where{device, stream};
+  if (method == "packed")
+    bottleneck(from, by, to, batch, length, where);
+  else if (method == "boolean")
+    bottleneck_boolean(from, by, at<const std::uint8_t>(most), to, batch, length, where);
+  else
+    throw std::invalid_argument("method='" + method + "' is neither packed nor boolean");
+}
+
+void bind_trace_sizes(Address reach, Address degrees, Address result, unsigned strata,
+                      unsigned batch, unsigned length, int device, Address stream) {
+  trace_sizes(at<const std::uint8_t>(reach), at<const std::int32_t>(degrees),
+              at<std::int64_t>(result), strata, batch, length, {device, stream});
+}
+
+Pattern make_pattern(Address q, Address k, Address lse, Address segments, unsigned batch,
+                     unsigned heads, unsigned groups, unsigned length, unsigned d_k,
+                     unsigned window, float scale, float softcap) {
+  return {at<const float>(q),
+          at<const float>(k),
+          at<const float>(lse),
+          at<const std::int32_t>(segments),
+          batch,
+          heads,
+          groups,
+          length,
+          d_k,
+          window,
+          scale,
+          softcap};
+}
+
+Weights scores() { return {Importance::kScores}; }
+
+Weights norm(Address source, Address target) {
+  Weights weights{Importance::kNorm};
+  weights.source = at<const float>(source);
+  weights.target = at<const float>(target);
+  return weights;
+}
+
+Weights proximity(Address along, Address v, Address target, unsigned d_v) {
+  Weights weights{Importance::kProximity};
+  weights.along = at<const float>(along);
+  weights.v = at<const float>(v);
+  weights.target = at<const float>(target);
+  weights.d_v = d_v;
+  return weights;
+}
+
+Weights given(Address weight) {
+  Weights weights{Importance::kGiven};
+  weights.given = at<const float>(weight);
+  return weights;
+}
+
+void bind_weigh(const Pattern& pattern, const Weights& weights, const Tile& tile, Address weight,
+                Address share, int device, Address stream) {
+  weigh(pattern, weights, tile, at<float>(weight), at<float>(share), {device, stream});
+}
+
+void bind_count_rows(Address weight, Address floor, const Tile& tile, unsigned heads, Address kept,
+                     Address present, int device, Address stream) {
+  count_rows(at<const float>(weight), at<const float>(floor), tile, heads, at<std::int64_t>(kept),
+             at<std::int64_t>(present), {device, stream});
+}
+
+void bind_list_rows(Address weight, Address floor, const Tile& tile, unsigned heads, Address starts,
+                    Address list, int device, Address stream) {
+  list_rows(at<const float>(weight), at<const float>(floor), tile, heads,
+            at<const std::int64_t>(starts), at<std::uint32_t>(list), {device, stream});
+}
+
+// `columns`: sequence, head, source, target, weight, stratum.
+void bind_table_rows(Address weight, Address cuts, unsigned strata, const Tile& tile,
+                     unsigned heads, Address starts, const std::array<Address, 6>& columns,
+                     int device, Address stream) {
+  const auto integers = [&](std::size_t i) { return at<std::int64_t>(columns[i]); };
+  const Table table{integers(0), integers(1),           integers(2),
+                    integers(3), at<float>(columns[4]), integers(5)};
+  table_rows(at<const float>(weight), at<const float>(cuts), strata, tile, heads,
+             at<const std::int64_t>(starts), table, {device, stream});
+}
+
+void bind_sum_listed(Address list, Address count, Address node, Address sent, Address share,
+                     Address weight, const Tile& tile, unsigned hidden, int device,
+                     Address stream) {
+  sum_listed(at<const std::uint32_t>(list), at<const std::int64_t>(count), at<const float>(node),
+             at<const float>(sent), at<const float>(share), at<float>(weight), tile, hidden,
+             {device, stream});
+}
+
+void bind_label(Address weight, Address cuts, unsigned strata, const Tile& tile, Address levels,
+                Address degrees, int device, Address stream) {
+  if (strata > 255) throw std::invalid_argument("cuts has more than 255 strata");
+  label(at<const float>(weight), at<const float>(cuts), strata, tile, at<std::uint8_t>(levels),
+        at<std::int32_t>(degrees), {device, stream});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(MODULE, module) {
+  module.doc() = "Ops of densitrace on a GPU; see densitrace.kernels for their contracts.";
+  const auto device = py::arg("device");
+  const auto stream = py::arg("stream");
+#ifdef DENSITRACE_HOST
+  module.attr("DEVICE") = "cpu";
+  module.def(
+      "go_backwards", [](bool backwards) { densitrace::cuda::backwards = backwards; },
+      py::arg("backwards"), "Whether threads and blocks take their turns backwards.");
+#else
+  module.attr("DEVICE") = "cuda";
+#endif
+  module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("most"),
+             py::arg("result"), py::arg("batch"), py::arg("length"), py::arg("method"), device,
+             stream, "Writes the (max, min) product into `result`.");
+  module.def("trace_sizes", &bind_trace_sizes, py::arg("reach"), py::arg("degrees"),
+             py::arg("result"), py::arg("strata"), py::arg("batch"), py::arg("length"), device,
+             stream, "Writes the edges of every trace that enter one node layer into `result`.");
+
+  py::class_<Pattern>(module, "Pattern", "densitrace.kernels.Pattern for these ops.")
+      .def(py::init(&make_pattern), py::arg("q"), py::arg("k"), py::arg("lse"), py::arg("segments"),
+           py::arg("batch"), py::arg("heads"), py::arg("groups"), py::arg("length"), py::arg("d_k"),
+           py::arg("window"), py::arg("scale"), py::arg("softcap"));
+  py::class_<Weights>(module, "Weights", "A densitrace.kernels.EdgeWeight for these ops.")
+      .def_static("scores", &scores)
+      .def_static("norm", &norm, py::arg("source"), py::arg("target"))
+      .def_static("proximity", &proximity, py::arg("along"), py::arg("v"), py::arg("target"),
+                  py::arg("d_v"))
+      .def_static("given", &given, py::arg("weight"));
+  py::class_<Tile>(module, "Tile", "Some heads' targets, whose weights are held at once.")
+      .def(py::init([](unsigned batch, unsigned head, unsigned heads, unsigned first, unsigned rows,
+                       unsigned length) { return Tile{batch, head, heads, first, rows, length}; }),
+           py::arg("batch"), py::arg("head"), py::arg("heads"), py::arg("first"), py::arg("rows"),
+           py::arg("length"));
+
+  const auto tile = py::arg("tile"), heads = py::arg("heads"), weight = py::arg("weight");
+  module.def("weigh", &bind_weigh, py::arg("pattern"), py::arg("weights"), tile, weight,
+             py::arg("share"), device, stream, "Writes the weights of a tile.");
+  module.def("count_rows", &bind_count_rows, weight, py::arg("floor"), tile, heads, py::arg("kept"),
+             py::arg("present"), device, stream,
+             "Writes how many edges of each row clear a floor.");
+  module.def("list_rows", &bind_list_rows, weight, py::arg("floor"), tile, heads, py::arg("starts"),
+             py::arg("list"), device, stream, "Writes where in the tile these edges are.");
+  module.def("table_rows", &bind_table_rows, weight, py::arg("cuts"), py::arg("strata"), tile,
+             heads, py::arg("starts"), py::arg("columns"), device, stream,
+             "Writes the edges that clear the last cut into the columns of a table.");
+  module.def("sum_listed", &bind_sum_listed, py::arg("list"), py::arg("count"), py::arg("node"),
+             py::arg("sent"), py::arg("share"), weight, tile, py::arg("hidden"), device, stream,
+             "Writes the proximity of the edges of a list in place of their bounds.");
+  module.def("label", &bind_label, weight, py::arg("cuts"), py::arg("strata"), tile,
+             py::arg("levels"), py::arg("degrees"), device, stream,
+             "Raises levels to those of one more head, and adds its in-degrees.");
+}

@@ -1,0 +1,176 @@
+// The edges of a tile of weights that clear a floor, counted and then written in order.
+//
+// A row is a target of a head: [B, heads of the tile, rows], its columns the sources up to it. Two
+// passes: how many edges each row keeps; then, from where the caller's running sum of these puts
+// the row, the edges themselves. Nothing depends on the order in which blocks run.
+//
+// A block of threads owns a row, a thread a run of its columns, and a running sum over the threads
+// gives each its place. 4 bytes an edge are read, twice; a kept edge writes 44 bytes to the table
+// (sequence, head, source, target, weight, stratum) or 4 to a work list (its index in the tile).
+
+#include <cmath>
+
+#include "grid.h"
+
+namespace densitrace::cuda {
+namespace {
+
+constexpr unsigned kRowThreads = 128;
+
+// A block's row, and a thread's share of it.
+struct Row {
+  unsigned b, h, t, sources;
+  std::uint64_t index;  // [B, H, T]
+  std::uint64_t first;  // of its weights in the tile
+
+  DEVICE Row(const Tile& tile, unsigned heads, unsigned x, unsigned slice)
+      : b(slice / tile.heads),
+        h(tile.head + slice % tile.heads),
+        t(tile.first + x),
+        sources(t + 1),
+        index((std::uint64_t{b} * heads + h) * tile.length + t),
+        first((std::uint64_t{slice} * tile.rows + x) * (tile.first + tile.rows)) {}
+
+  DEVICE unsigned begin(unsigned thread) const {
+    const unsigned run = (sources + kRowThreads - 1) / kRowThreads;
+    return thread * run < sources ? thread * run : sources;
+  }
+};
+
+struct Counts {
+  unsigned kept, present;
+};
+
+struct CountRows {
+  const float *weight, *floor;
+  Tile tile;
+  unsigned heads;
+  std::int64_t *kept, *present;  // present: null where nobody asks
+
+  static constexpr unsigned kThreads = kRowThreads;
+  struct Shared {
+    Counts counts[kThreads];
+  };
+  struct Own {};
+
+  template <typename Block>
+  DEVICE void operator()(Block& block) const {
+    const Row row(tile, heads, block.x, block.y);
+    const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
+    Counts* counts = block.shared.counts;
+    block.each([&](unsigned thread, Own&) {
+      Counts found{0, 0};
+      for (unsigned s = thread; s < row.sources; s += kThreads) {
+        const float value = weight[row.first + s];
+        found.kept += value > lowest;
+        found.present += value > -INFINITY;
+      }
+      counts[thread] = found;
+    });
+    for (unsigned half = kThreads / 2; half > 0; half /= 2)
+      block.each([&](unsigned thread, Own&) {
+        if (thread >= half) return;
+        counts[thread].kept += counts[thread + half].kept;
+        counts[thread].present += counts[thread + half].present;
+      });
+    block.each([&](unsigned thread, Own&) {
+      if (thread != 0) return;
+      kept[row.index] = counts[0].kept;
+      if (present != nullptr) present[row.index] = counts[0].present;
+    });
+  }
+};
+
+// What becomes of an edge: its place in the order, its row and source, its weight.
+struct ToList {
+  std::uint32_t* list;
+
+  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float, const Tile&) const {
+    list[place] = static_cast<std::uint32_t>(row.first + s);
+  }
+};
+
+struct ToTable {
+  Table table;
+  const float* cuts;
+  unsigned strata;
+
+  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float weight,
+                         const Tile& tile) const {
+    unsigned stratum = 0;  // the first whose cut it clears
+    for (unsigned k = 0; k < strata; ++k)
+      stratum += weight <= cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
+    table.sequence[place] = row.b;
+    table.head[place] = row.h;
+    table.source[place] = s;
+    table.target[place] = row.t;
+    table.weight[place] = weight;
+    table.stratum[place] = stratum;
+  }
+};
+
+template <typename Sink>
+struct WriteRows {
+  const float *weight, *floor;
+  Tile tile;
+  unsigned heads;
+  const std::int64_t* starts;  // [B, H, T], of each row in the order
+  Sink sink;
+
+  static constexpr unsigned kThreads = kRowThreads;
+  struct Shared {
+    unsigned sums[kThreads];
+  };
+  struct Own {
+    unsigned count, before;
+  };
+
+  template <typename Block>
+  DEVICE void operator()(Block& block) const {
+    const Row row(tile, heads, block.x, block.y);
+    const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
+    unsigned* sums = block.shared.sums;
+    block.each([&](unsigned thread, Own& own) {
+      own.count = 0;
+      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s)
+        own.count += weight[row.first + s] > lowest;
+      sums[thread] = own.count;
+    });
+    for (unsigned step = 1; step < kThreads; step *= 2) {
+      block.each([&](unsigned thread, Own& own) {
+        own.before = thread >= step ? sums[thread - step] : 0;
+      });
+      block.each([&](unsigned thread, Own& own) { sums[thread] += own.before; });
+    }
+    block.each([&](unsigned thread, Own& own) {
+      std::int64_t place = starts[row.index] + sums[thread] - own.count;
+      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s) {
+        const float value = weight[row.first + s];
+        if (value > lowest) sink(place++, row, s, value, tile);
+      }
+    });
+  }
+};
+
+Blocks rows_of(const Tile& tile) { return {tile.rows, tile.batch * tile.heads}; }
+
+}  // namespace
+
+void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+                std::int64_t* kept, std::int64_t* present, Where where) {
+  launch(CountRows{weight, floor, tile, heads, kept, present}, rows_of(tile), where);
+}
+
+void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+               const std::int64_t* starts, std::uint32_t* list, Where where) {
+  launch(WriteRows<ToList>{weight, floor, tile, heads, starts, {list}}, rows_of(tile), where);
+}
+
+void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                unsigned heads, const std::int64_t* starts, const Table& table, Where where) {
+  const float* floor = cuts + std::uint64_t{strata - 1} * tile.batch * tile.length;
+  const ToTable sink{table, cuts, strata};
+  launch(WriteRows<ToTable>{weight, floor, tile, heads, starts, sink}, rows_of(tile), where);
+}
+
+}  // namespace densitrace::cuda

@@ -1,0 +1,47 @@
+// What the ops on attention edges are told: kernels/edges.py for a GPU, and the part they work on.
+// Everything is float32 and contiguous. B sequences, H heads, G groups, T tokens, K strata.
+#pragma once
+
+#include <cstdint>
+
+namespace densitrace::cuda {
+
+// Of all attention edges of a block of the model.
+struct Pattern {
+  const float *q, *k;            // [B, H, T, d_k], [B, G, T, d_k]
+  const float* lse;              // [B, H, T]
+  const std::int32_t* segments;  // [B, T] or null
+  unsigned batch, heads, groups, length, d_k;
+  unsigned window;       // 0: none
+  float scale, softcap;  // softcap 0: none
+};
+
+enum class Importance { kScores, kNorm, kProximity, kGiven };
+
+// Which fields are read depends on `importance`: see weigh.cu.
+struct Weights {
+  Importance importance;
+  const float* source = nullptr;  // norm: [B, H, T]
+  const float* target = nullptr;  // norm, proximity: [B, T] or null
+  const float* along = nullptr;   // proximity: [B, H, T, d_v]
+  const float* v = nullptr;       // proximity: [B, G, T, d_v]
+  unsigned d_v = 0;
+  const float* given = nullptr;  // given: [B, H, T, T]
+};
+
+// A table of edges, a column an array.
+struct Table {
+  std::int64_t *sequence, *head, *source, *target;
+  float* weight;
+  std::int64_t* stratum;
+};
+
+// Targets [first, first + rows) of the heads [head, head + heads) of all sequences, and their
+// sources before first + rows: so much of the weights is held at once.
+struct Tile {
+  unsigned batch, head, heads, first, rows, length;
+
+  unsigned sources() const { return first + rows; }
+};
+
+}  // namespace densitrace::cuda

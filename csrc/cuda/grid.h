@@ -1,0 +1,143 @@
+// How the kernels here are written: once, for a GPU by nvcc, and for the host by a plain C++
+// compiler, which is how they are tested where there is no GPU.
+//
+// A kernel is a structure of its arguments, with
+//
+//   kThreads                                threads of a block
+//   struct Shared                           what the threads of a block share
+//   struct Own                              what a thread keeps from one part of the body to the
+//   next void operator()(Block& block) const     the body, a template over Block
+//
+// The body is made of parts: block.each(part) runs part(thread, own) for all threads of the block
+// and ends with a barrier. What stands between parts is the same for all threads of the block. So a
+// part may read what others wrote in the parts before it, never what they write in its own.
+#pragma once
+
+#include <cstdint>
+
+#include "ops.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define DEVICE __device__ __forceinline__
+#else
+#include <cstring>
+#include <memory>
+#define DEVICE inline
+#endif
+
+namespace densitrace::cuda {
+
+constexpr unsigned kWarp = 32;
+
+// Blocks of a launch, at most 2^31 - 1 of them; x runs fastest.
+struct Blocks {
+  unsigned x, y = 1, z = 1;
+
+  std::uint64_t count() const { return std::uint64_t{x} * y * z; }
+};
+
+#ifdef __CUDACC__
+
+template <typename Kernel>
+struct Block {
+  unsigned x, y, z;
+  typename Kernel::Shared& shared;
+  typename Kernel::Own own;
+
+  template <typename Part>
+  DEVICE void each(const Part& part) {
+    part(threadIdx.x, own);
+    __syncthreads();
+  }
+
+  // part(warp, own): all threads of a warp together.
+  template <typename Part>
+  DEVICE void each_warp(const Part& part) {
+    part(threadIdx.x / kWarp, own);
+    __syncthreads();
+  }
+};
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    run(const Kernel kernel, const Blocks blocks) {
+  __shared__ typename Kernel::Shared shared;
+  // In one dimension, as a device takes few blocks along the others.
+  const unsigned rest = blockIdx.x / blocks.x;
+  Block<Kernel> block{blockIdx.x % blocks.x, rest % blocks.y, rest / blocks.y, shared, {}};
+  kernel(block);
+}
+
+void check(cudaError_t status);  // throws what went wrong
+
+template <typename Kernel>
+void launch(const Kernel& kernel, Blocks blocks, Where where) {
+  if (blocks.count() == 0) return;
+  if (blocks.count() > 0x7FFFFFFF) check(cudaErrorInvalidConfiguration);
+  int before = 0;
+  check(cudaGetDevice(&before));
+  check(cudaSetDevice(where.device));
+  run<Kernel><<<static_cast<unsigned>(blocks.count()), Kernel::kThreads, 0,
+                reinterpret_cast<cudaStream_t>(where.stream)>>>(kernel, blocks);
+  const cudaError_t status = cudaGetLastError();
+  check(cudaSetDevice(before));
+  check(status);
+}
+
+// An integer in shared memory: the order of the additions does not matter.
+DEVICE void add(std::int32_t& to, std::int32_t value) { atomicAdd(&to, value); }
+
+#else
+
+// The order in which a part goes through the threads. A result that depends on it has a race.
+inline bool backwards = false;
+
+template <typename Kernel>
+struct Block {
+  unsigned x, y, z;
+  typename Kernel::Shared& shared;
+  typename Kernel::Own* owns;
+
+  template <typename Part>
+  void each(const Part& part) {
+    each_of(Kernel::kThreads, 1, part);
+  }
+  template <typename Part>
+  void each_warp(const Part& part) {
+    each_of(Kernel::kThreads / kWarp, kWarp, part);
+  }
+
+ private:
+  template <typename Part>
+  void each_of(unsigned count, unsigned stride, const Part& part) {
+    for (unsigned i = 0; i < count; ++i) {
+      const unsigned turn = backwards ? count - 1 - i : i;
+      part(turn, owns[turn * stride]);
+    }
+  }
+};
+
+template <typename Kernel>
+void launch(const Kernel& kernel, Blocks blocks, Where) {
+  using Shared = typename Kernel::Shared;
+  using Own = typename Kernel::Own;
+  const auto shared = std::make_unique<Shared>();
+  const auto owns = std::make_unique<Own[]>(Kernel::kThreads);
+  for (std::uint64_t i = 0; i < blocks.count(); ++i) {
+    // Garbage, as on a device: what nobody wrote is seen.
+    std::memset(static_cast<void*>(shared.get()), 0xA5, sizeof(Shared));
+    std::memset(static_cast<void*>(owns.get()), 0xA5, Kernel::kThreads * sizeof(Own));
+    const std::uint64_t turn = backwards ? blocks.count() - 1 - i : i;
+    Block<Kernel> block{static_cast<unsigned>(turn % blocks.x),
+                        static_cast<unsigned>(turn / blocks.x % blocks.y),
+                        static_cast<unsigned>(turn / blocks.x / blocks.y), *shared, owns.get()};
+    kernel(block);
+  }
+}
+
+inline void add(std::int32_t& to, std::int32_t value) { to += value; }
+
+#endif
+
+}  // namespace densitrace::cuda

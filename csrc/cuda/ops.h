@@ -1,0 +1,47 @@
+// The ops on a GPU: pointers are to device memory, arrays contiguous, row-major. A call queues its
+// kernels on a stream and waits for nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "edges.h"
+
+namespace densitrace::cuda {
+
+// Where a call runs: a device's index and a cudaStream_t as an integer.
+struct Where {
+  int device;
+  std::uintptr_t stream;
+};
+
+// bottleneck.cu
+void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
+                unsigned batch, unsigned length, Where where);
+void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
+                        const std::uint8_t* most, std::uint8_t* result, unsigned batch,
+                        unsigned length, Where where);
+
+// trace_sizes.cu
+void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::int64_t* result,
+                 unsigned strata, unsigned batch, unsigned length, Where where);
+
+// weigh.cu
+void weigh(const Pattern& pattern, const Weights& weights, const Tile& tile, float* weight,
+           float* share, Where where);
+
+// collect_edges.cu: `heads` is H
+void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+                std::int64_t* kept, std::int64_t* present, Where where);
+void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+               const std::int64_t* starts, std::uint32_t* list, Where where);
+void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                unsigned heads, const std::int64_t* starts, const Table& table, Where where);
+
+// proximity.cu
+void sum_listed(const std::uint32_t* list, const std::int64_t* count, const float* node,
+                const float* sent, const float* share, float* weight, const Tile& tile,
+                unsigned hidden, Where where);
+void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+           std::uint8_t* levels, std::int32_t* degrees, Where where);
+
+}  // namespace densitrace::cuda

@@ -1,0 +1,160 @@
+"""The compiled module for NVIDIA GPUs; its sources are in csrc/cuda.
+
+Tensors come as the addresses of contiguous arrays in the memory of `device`, whose shapes and types
+`kernels/cuda.py` has checked; an op queues its kernels on a stream and waits for nothing.
+RuntimeError says what the CUDA runtime reports.
+"""
+
+DEVICE: str  # the type of the devices whose memory the addresses are of
+
+def bottleneck(
+    reach: int,
+    levels: int,
+    most: int,
+    result: int,
+    batch: int,
+    length: int,
+    method: str,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`.
+
+    `method` is packed or boolean; for the latter `most` is a uint8 [1], the highest level.
+    """
+
+def trace_sizes(
+    reach: int,
+    degrees: int,
+    result: int,
+    strata: int,
+    batch: int,
+    length: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the edges of every trace that enter one node layer, int64 [K, B, T]."""
+
+class Pattern:
+    """`densitrace.kernels.Pattern` in float32; 0 stands for no segments, window or cap."""
+
+    def __init__(
+        self,
+        q: int,
+        k: int,
+        lse: int,
+        segments: int,
+        batch: int,
+        heads: int,
+        groups: int,
+        length: int,
+        d_k: int,
+        window: int,
+        scale: float,
+        softcap: float,
+    ) -> None: ...
+
+class Weights:
+    """A `densitrace.kernels.EdgeWeight`, or scores; 0 stands for no `target`."""
+
+    @staticmethod
+    def scores() -> Weights: ...
+    @staticmethod
+    def norm(source: int, target: int) -> Weights: ...
+    @staticmethod
+    def proximity(along: int, v: int, target: int, d_v: int) -> Weights: ...
+    @staticmethod
+    def given(weight: int) -> Weights: ...
+
+class Tile:
+    """Targets from `first` on of the heads from `head` on, of all sequences.
+
+    Arrays of a tile are [B, heads, rows, first + rows].
+    """
+
+    def __init__(
+        self, batch: int, head: int, heads: int, first: int, rows: int, length: int
+    ) -> None: ...
+
+def weigh(
+    pattern: Pattern,
+    weights: Weights,
+    tile: Tile,
+    weight: int,
+    share: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the weights of a tile, or bounds on proximities and, into `share`, alpha / rho."""
+
+def count_rows(
+    weight: int,
+    floor: int,
+    tile: Tile,
+    heads: int,
+    kept: int,
+    present: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes how many edges of each row there are and how many clear `floor` [B, T].
+
+    `kept` and `present` are int64 [B, H, T], H being `heads`; `present` may be 0.
+    """
+
+def list_rows(
+    weight: int,
+    floor: int,
+    tile: Tile,
+    heads: int,
+    starts: int,
+    list: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes where in the tile the edges are that clear `floor`, uint32, from `starts` on."""
+
+def table_rows(
+    weight: int,
+    cuts: int,
+    strata: int,
+    tile: Tile,
+    heads: int,
+    starts: int,
+    columns: tuple[int, int, int, int, int, int],
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the edges that clear the last of `cuts` [K, B, T] into a table, from `starts` on.
+
+    Its columns are sequence, head, source, target, weight (float32) and stratum, else int64.
+    """
+
+def sum_listed(
+    list: int,
+    count: int,
+    node: int,
+    sent: int,
+    share: int,
+    weight: int,
+    tile: Tile,
+    hidden: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the proximity of `count` [1] listed edges of one head in place of their bounds.
+
+    `node` and `sent` are [B, T, D]: n, and the head's W_O v.
+    """
+
+def label(
+    weight: int,
+    cuts: int,
+    strata: int,
+    tile: Tile,
+    levels: int,
+    degrees: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Raises `levels` [B, T, T] to those of one more head, adds to `degrees` [K, B, T]."""

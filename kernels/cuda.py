@@ -1,0 +1,375 @@
+"""Ops in CUDA C++ on tensors of a GPU: thin calls into `densitrace._cuda`.
+
+Each is queued on torch's current stream of the tensors' device. Weights are float32, and held for
+some targets at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .. import _cuda
+from .edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWeight
+from .results import EdgeLevels, EdgeTable
+
+WEIGHTS = {  # other kinds: `dispatch` goes on
+    "collect_edges": (NormWeight, GivenWeight),
+    "edge_levels": (ProximityWeight,),
+    "edge_mass": (ProximityWeight,),
+}
+
+METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
+TILE_ELEMENTS = 1 << 24  # weights held at once: 64 MiB
+
+
+def _where(device: torch.device) -> tuple[int, int]:
+    """A device and torch's stream on it, as the compiled module takes them."""
+    if device.type != _cuda.DEVICE:
+        raise ValueError(f"tensors are on {device}; backend='cuda' wants them on a GPU")
+    if device.type != "cuda":
+        return 0, 0
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
+
+
+def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Of a contiguous tensor: a kernel believes what it is told."""
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        raise TypeError(f"{name} is not a contiguous tensor of {dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(shape)}")
+    return tensor.data_ptr()
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    return tensor.float().contiguous()
+
+
+# ---- bottlenecks -------------------------------------------------------------------------------
+
+
+def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
+    batch, length, _ = reach.shape
+    result = torch.empty_like(reach, memory_format=torch.contiguous_format)
+    if not result.numel():
+        return result
+    shape = (batch, length, length)
+    reach, levels = reach.contiguous(), levels.contiguous()
+    # On the device: the host need not know how many levels there are.
+    most = levels.amax()
+    _cuda.bottleneck(
+        _address("reach", reach, torch.uint8, *shape),
+        _address("levels", levels, torch.uint8, *shape),
+        most.data_ptr(),
+        result.data_ptr(),
+        batch,
+        length,
+        method or METHOD,
+        *_where(reach.device),
+    )
+    return result
+
+
+def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
+    strata, batch, length = degrees.shape
+    result = torch.empty(degrees.shape, dtype=torch.int64, device=degrees.device)
+    reach, degrees = reach.contiguous(), degrees.contiguous()
+    _cuda.trace_sizes(
+        _address("reach", reach, torch.uint8, batch, length, length),
+        _address("degrees", degrees, torch.int32, strata, batch, length),
+        result.data_ptr(),
+        strata,
+        batch,
+        length,
+        *_where(reach.device),
+    )
+    return result
+
+
+# ---- tiles of weights --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some targets of some heads of all sequences; see csrc/cuda/edges.h."""
+
+    batch: int
+    head: int
+    heads: int
+    rows: slice
+    length: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[B, heads, rows, sources]."""
+        return self.batch, self.heads, self.rows.stop - self.rows.start, self.rows.stop
+
+    @property
+    def plain(self) -> _cuda.Tile:
+        start, stop = self.rows.start, self.rows.stop
+        return _cuda.Tile(self.batch, self.head, self.heads, start, stop - start, self.length)
+
+
+def _tiles(batch: int, head: int, heads: int, length: int) -> Iterator[_Tile]:
+    """All targets of some heads, as many at a time as the budget allows."""
+    block = max(1, TILE_ELEMENTS // max(1, batch * heads * length))
+    for start in range(0, length, block):
+        yield _Tile(batch, head, heads, slice(start, min(length, start + block)), length)
+
+
+class _Weighing:
+    """The weights of attention edges, tile by tile; holds what the kernels read."""
+
+    def __init__(self, edges: AttentionEdges) -> None:
+        pattern = edges.pattern
+        self.batch, self.heads, self.length = pattern.shape
+        self.device = pattern.device
+        self.where = _where(self.device)
+        self.held: list[Tensor] = []
+        # Scores are all that is weighed without it, and then it is known.
+        lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
+        self.pattern = self._pattern(replace(pattern, lse=lse))
+        self.weights = self._weights(edges)
+
+    def weigh(self, tile: _Tile, share: Tensor | None = None) -> Tensor:
+        """float32, as the tile; of proximity the bounds, with alpha / rho in `share`."""
+        return self._weigh(self.pattern, self.weights, tile, share)
+
+    def _weigh(
+        self, pattern: _cuda.Pattern, weights: _cuda.Weights, tile: _Tile, share: Tensor | None
+    ) -> Tensor:
+        weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
+        into = 0 if share is None else share.data_ptr()
+        _cuda.weigh(pattern, weights, tile.plain, weight.data_ptr(), into, *self.where)
+        return weight
+
+    def _logsumexp(self, pattern: Pattern) -> Tensor:
+        lse = torch.empty(pattern.shape, dtype=torch.float32, device=self.device)
+        plain = self._pattern(replace(pattern, lse=lse))
+        for tile in _tiles(self.batch, 0, self.heads, self.length):
+            scores = self._weigh(plain, _cuda.Weights.scores(), tile, None)
+            place = torch.arange(tile.rows.stop, device=self.device)
+            beyond = place > place[tile.rows, None]  # may not have been written
+            lse[:, :, tile.rows] = scores.masked_fill_(beyond, -torch.inf).logsumexp(-1)
+        if pattern.sinks is not None:
+            lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
+        return lse
+
+    def address(self, name: str, tensor: Tensor | None, *shape: int) -> int:
+        """Of float32 values, kept for as long as this is; 0 where there are none."""
+        if tensor is None:
+            return 0
+        self.held.append(_floats(tensor))
+        return _address(name, self.held[-1], torch.float32, *shape)
+
+    def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
+        groups, width = pattern.k.shape[1], pattern.q.shape[-1]
+        segments = 0
+        if pattern.segments is not None:
+            self.held.append(pattern.segments.to(torch.int32).contiguous())
+            shape = (self.batch, self.length)
+            segments = _address("segments", self.held[-1], torch.int32, *shape)
+        return _cuda.Pattern(
+            self.address("q", pattern.q, self.batch, self.heads, self.length, width),
+            self.address("k", pattern.k, self.batch, groups, self.length, width),
+            self.address("lse", pattern.lse, *pattern.shape),
+            segments,
+            self.batch,
+            self.heads,
+            groups,
+            self.length,
+            width,
+            pattern.window or 0,
+            pattern.scale,
+            pattern.softcap or 0.0,
+        )
+
+    def _weights(self, edges: AttentionEdges) -> _cuda.Weights:
+        shape = edges.pattern.shape
+        targets = (self.batch, self.length)
+        match edges.weight:
+            case NormWeight(source, target):
+                return _cuda.Weights.norm(
+                    self.address("source", source, *shape),
+                    self.address("target", target, *targets),
+                )
+            case GivenWeight(given):
+                return _cuda.Weights.given(
+                    self.address("weight", given, *shape, self.length),
+                )
+            case ProximityWeight(node, v, w_o, target):
+                groups, width = edges.pattern.k.shape[1], v.shape[-1]
+                return _cuda.Weights.proximity(
+                    self.address("along", _along(node, w_o), *shape, width),
+                    self.address("v", v, self.batch, groups, self.length, width),
+                    self.address("target", target, *targets),
+                    width,
+                )
+        raise TypeError(f"no kernel weighs edges by a {type(edges.weight).__name__}")
+
+
+def _along(node: Tensor, w_o: Tensor) -> Tensor:
+    """float32 [B, H, T, d_v]: W_O^T sign(n), whose product with v_s bounds what s adds to t."""
+    batch, length, _ = node.shape
+    heads, _, width = w_o.shape
+    signs = node.float().sign()
+    along = torch.empty(batch, heads, length, width, dtype=torch.float32, device=node.device)
+    for head in range(heads):
+        along[:, head] = signs @ w_o[head].float()
+    return along
+
+
+# ---- the kept edges as a table -----------------------------------------------------------------
+
+
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
+    strata, batch, length = cuts.shape
+    weighing = _Weighing(edges)
+    heads, device, where = weighing.heads, weighing.device, weighing.where
+    cuts = _floats(cuts)
+    floor = cuts[-1]
+    tiles = list(_tiles(batch, 0, heads, length))
+    counts = torch.zeros(batch, heads, length, dtype=torch.int64, device=device)
+    weight: Tensor | None = None
+    for tile in tiles:
+        weight = weighing.weigh(tile)
+        _cuda.count_rows(
+            weight.data_ptr(), floor.data_ptr(), tile.plain, heads, counts.data_ptr(), 0, *where
+        )
+    ends = counts.flatten().cumsum(0)
+    starts = ends - counts.flatten()
+    total = (
+        int(ends[-1]) if len(ends) else 0
+    )  # the one wait: memory is wanted by how many there are
+
+    def column(dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(total, dtype=dtype, device=device)
+
+    table = EdgeTable(column(), column(), column(), column(), column(torch.float32), column())
+    for tile in tiles if total else ():
+        # Weighed again, to the same bits, unless all of them are still held.
+        weight = weight if len(tiles) == 1 and weight is not None else weighing.weigh(tile)
+        _cuda.table_rows(
+            weight.data_ptr(),
+            cuts.data_ptr(),
+            strata,
+            tile.plain,
+            heads,
+            starts.data_ptr(),
+            (
+                table.sequence.data_ptr(),
+                table.head.data_ptr(),
+                table.source.data_ptr(),
+                table.target.data_ptr(),
+                table.weight.data_ptr(),
+                table.stratum.data_ptr(),
+            ),
+            *where,
+        )
+    return table
+
+
+# ---- proximity ---------------------------------------------------------------------------------
+
+
+class _Proximity:
+    """Proximity of attention edges, of one head's targets at a time: METHOD §2."""
+
+    def __init__(self, edges: AttentionEdges) -> None:
+        assert isinstance(edges.weight, ProximityWeight)
+        self.weighing = _Weighing(edges)
+        self.weight = edges.weight
+        self.node = _floats(edges.weight.node)
+        device = edges.pattern.device
+        self.seen = torch.zeros((), dtype=torch.int64, device=device)  # edges
+        self.summed = torch.zeros((), dtype=torch.int64, device=device)  # those summed exactly
+
+    def tiles(self, floor: Tensor) -> Iterator[tuple[_Tile, Tensor]]:
+        """Tiles of one head each with their weights, float32 [B, 1, rows, sources].
+
+        Weights above `floor` [B, T] are exact; others are as they should be or bounds below it.
+        """
+        batch, heads, length = self.weighing.batch, self.weighing.heads, self.weighing.length
+        for head in range(heads):
+            values = self.weight.v[:, head * self.weight.v.shape[1] // heads].float()
+            sent = values @ self.weight.w_o[head].float().T  # [B, T, D]
+            for tile in _tiles(batch, head, 1, length):
+                share = torch.empty(tile.shape, dtype=torch.float32, device=floor.device)
+                bounds = self.weighing.weigh(tile, share)
+                yield tile, self._exact(replace(tile, head=0), bounds, share, sent, floor)
+
+    def _exact(
+        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, floor: Tensor
+    ) -> Tensor:
+        """The weights, bounds above the floor put right in place; the tile's head counts alone."""
+        where, device = self.weighing.where, floor.device
+        shape = (2, tile.batch * tile.length)
+        kept, present = torch.zeros(shape, dtype=torch.int64, device=device)
+        _cuda.count_rows(
+            weight.data_ptr(),
+            floor.data_ptr(),
+            tile.plain,
+            1,
+            kept.data_ptr(),
+            present.data_ptr(),
+            *where,
+        )
+        ends = kept.cumsum(0)
+        starts = ends - kept
+        # As long as it may get: how long it is the host does not know.
+        places = torch.empty(prod(tile.shape), dtype=torch.int32, device=device)
+        _cuda.list_rows(
+            weight.data_ptr(),
+            floor.data_ptr(),
+            tile.plain,
+            1,
+            starts.data_ptr(),
+            places.data_ptr(),
+            *where,
+        )
+        _cuda.sum_listed(
+            places.data_ptr(),
+            ends[-1:].data_ptr(),
+            _address("node", self.node, torch.float32, *sent.shape),
+            _address("sent", sent, torch.float32, *sent.shape),
+            share.data_ptr(),
+            weight.data_ptr(),
+            tile.plain,
+            sent.shape[-1],
+            *where,
+        )
+        self.seen += present.sum()
+        self.summed += ends[-1]
+        return weight
+
+
+def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
+    strata, batch, length = cuts.shape
+    proximity = _Proximity(edges)
+    cuts = _floats(cuts)
+    levels = torch.zeros(batch, length, length, dtype=torch.uint8, device=cuts.device)
+    degrees = torch.zeros(cuts.shape, dtype=torch.int32, device=cuts.device)
+    for tile, weight in proximity.tiles(cuts[-1].clamp(min=0)):
+        _cuda.label(
+            weight.data_ptr(),
+            cuts.data_ptr(),
+            strata,
+            tile.plain,
+            levels.data_ptr(),
+            degrees.data_ptr(),
+            *proximity.weighing.where,
+        )
+    return EdgeLevels(levels, degrees, proximity.summed / proximity.seen)
+
+
+def edge_mass(edges: AttentionEdges) -> Tensor:
+    batch, _, length = edges.pattern.shape
+    mass = torch.zeros(batch, length, dtype=torch.float32, device=edges.pattern.device)
+    for tile, weight in _Proximity(edges).tiles(torch.zeros_like(mass)):
+        place = torch.arange(tile.rows.stop, device=mass.device)
+        beyond = place > place[tile.rows, None]  # may not have been written
+        mass[:, tile.rows] += weight[:, 0].masked_fill_(beyond, 0.0).clamp_(min=0).sum(-1)
+    return mass

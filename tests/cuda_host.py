@@ -1,0 +1,81 @@
+"""The CUDA kernels on tensors of the CPU: their sources, built for the host by a C++ compiler.
+
+`csrc/cuda/grid.h` says how one source serves both. The build is for tests alone and lies in a
+temporary folder; it is made when an op is first called. Importing this module makes a copy of
+`kernels/cuda.py` on top of it, the backend `cuda_host` of tests that `switch_on` that name.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from functools import cache
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import pybind11
+import pytest
+
+from densitrace import kernels
+from densitrace.kernels import dispatch
+
+NAME = "cuda_host"
+CSRC = Path(__file__).parents[1] / "csrc"
+FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+# As nvcc is told: a product and its sum are one operation only where the sources say so.
+FLAGS += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+
+def loaded(name: str, path: Path) -> ModuleType:
+    """A module from a file, which `sys.modules` does not know yet."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert isinstance(spec, ModuleSpec) and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def built() -> ModuleType:
+    """densitrace._cuda_host, compiled now."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "_cuda_host.so"
+        include = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+        command = [os.environ.get("CXX", "g++"), *FLAGS, "-DDENSITRACE_HOST", "-o", path]
+        command += [f"-I{folder}" for folder in include] + ["-xc++"]
+        sources = [CSRC / "cuda" / "bindings.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+        done = subprocess.run(
+            [*map(str, command + sources)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return loaded("densitrace._cuda_host", path)
+
+
+class Deferred(ModuleType):
+    """The build, made when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(built(), name)
+
+
+def _ops() -> Any:
+    compiled = Deferred("densitrace._cuda")
+    with mock.patch.dict(sys.modules, {compiled.__name__: compiled}):
+        ops = loaded(f"densitrace.kernels.{NAME}", Path(kernels.__file__).parent / "cuda.py")
+    vars(ops)["_cuda"] = compiled  # where the real one is here, it was found first
+    return ops
+
+
+ops = sys.modules[f"densitrace.kernels.{NAME}"] = _ops()
+
+
+def switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`backend="cuda_host"` is a backend, for one test."""
+    monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, NAME))

@@ -1,0 +1,294 @@
+"""The CUDA kernels, built for the host, against their definitions and among themselves."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import cuda_host
+import numpy as np
+import pytest
+import torch
+from attention_problem import VARIANTS, Problem, Shape, close, cuts_for
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from densitrace import BackendError, kernels
+from densitrace.kernels import (
+    AttentionEdges,
+    EdgeLevels,
+    EdgeTable,
+    GivenWeight,
+    NormWeight,
+    Pattern,
+    ProximityWeight,
+    dispatch,
+    reference,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+ops = cuda_host.ops
+
+T = TypeVar("T")
+METHODS = ["packed", "boolean"]
+
+
+def both_orders(run: Callable[[], T]) -> tuple[T, T]:
+    """The result of a run with threads and blocks taking turns in either order."""
+    first = run()
+    ops._cuda.go_backwards(True)
+    try:
+        return first, run()
+    finally:
+        ops._cuda.go_backwards(False)
+
+
+@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
+def order(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads and blocks take turns in both orders: a result that differs has a race."""
+    ops._cuda.go_backwards(request.param)
+    yield
+    ops._cuda.go_backwards(False)
+
+
+# ---- bottlenecks and sizes -------------------------------------------------------------------
+
+
+def level_maps(
+    seed: int, batch: int, length: int, strata: int, zeros: float
+) -> tuple[Tensor, Tensor]:
+    """Two maps, uint8 [B, T, T] each; above the diagonal there is garbage."""
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(0, strata + 1, (2, batch, length, length), dtype=np.uint8)
+    maps[rng.random(maps.shape) < zeros] = 0
+    reach, levels = torch.from_numpy(maps)
+    return reach, levels
+
+
+def assert_product(reach: Tensor, levels: Tensor, method: str) -> None:
+    expected = reference.bottleneck(reach.tril(), levels.tril())
+    assert torch.equal(ops.bottleneck(reach, levels, method), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 193])
+@pytest.mark.usefixtures("order")
+def test_product_is_the_definition(length: int, method: str) -> None:
+    strata = 255 if method == "packed" else 5  # a product a level
+    assert_product(*level_maps(length, 2, length, strata, zeros=0.3), method)
+
+
+def test_boolean_product_of_all_levels_there_are() -> None:
+    assert_product(*level_maps(0, 1, 33, strata=255, zeros=0.5), "boolean")
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 80),
+    strata=st.integers(1, 12),
+    zeros=st.sampled_from([0.0, 0.5, 0.99]),
+    method=st.sampled_from(METHODS),
+)
+def test_product_of_any_maps(
+    seed: int, batch: int, length: int, strata: int, zeros: float, method: str
+) -> None:
+    assert_product(*level_maps(seed, batch, length, strata, zeros), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_of_any_layout(method: str) -> None:
+    reach, levels = level_maps(5, 2, 65, strata=12, zeros=0.3)
+    across = [m.transpose(1, 2).contiguous().transpose(1, 2) for m in (reach, levels)]
+    result = ops.bottleneck(*across, method)
+    assert result.is_contiguous()
+    assert torch.equal(result, ops.bottleneck(reach, levels, method))
+
+
+@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5)])
+@pytest.mark.usefixtures("order")
+def test_sizes_are_the_definition(length: int, strata: int) -> None:
+    reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
+    drawn = torch.randint(0, 1000, (length, 2, strata), dtype=torch.int32)
+    degrees = drawn.permute(2, 1, 0)
+    expected = reference.trace_sizes(reach, degrees)
+    assert torch.equal(ops.trace_sizes(reach, degrees), expected)
+
+
+def test_sizes_do_not_overflow() -> None:
+    largest = torch.iinfo(torch.int32).max
+    reach = torch.full((1, 200, 200), 3, dtype=torch.uint8)
+    degrees = torch.full((3, 1, 200), largest, dtype=torch.int32)
+    assert torch.equal(ops.trace_sizes(reach, degrees)[0, 0], torch.arange(1, 201) * largest)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5), (2, 0, 0)])
+def test_nothing_to_do(shape: tuple[int, ...]) -> None:
+    empty = torch.zeros(shape, dtype=torch.uint8)
+    for method in METHODS:
+        assert ops.bottleneck(empty, empty, method).shape == shape
+    assert ops.trace_sizes(empty, torch.zeros(3, *shape[:2], dtype=torch.int32)).shape[0] == 3
+
+
+def test_what_a_kernel_would_believe_is_checked() -> None:
+    square = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"levels has shape \[1, 5, 5\]; wanted \[1, 4, 4\]"):
+        ops.bottleneck(square, torch.zeros(1, 5, 5, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"levels is not a contiguous tensor of torch\.uint8"):
+        ops.bottleneck(square, square.int())
+    with pytest.raises(ValueError, match="neither packed nor boolean"):
+        ops.bottleneck(square, square, "fast")
+    with pytest.raises(ValueError, match="tensors are on meta"):
+        ops.bottleneck(square.to("meta"), square.to("meta"))
+    problem = Problem(Shape(), backend="reference")
+    edges = problem.edges(NormWeight(torch.ones(2, 3, 13)))
+    with pytest.raises(ValueError, match=r"source has shape \[2, 3, 13\]; wanted \[2, 4, 13\]"):
+        ops.collect_edges(edges, torch.zeros(1, 2, 13))
+
+
+# ---- edges -----------------------------------------------------------------------------------
+
+# Sides of a tile of 64, heads that share keys, every variant of attention.
+WIDE = Shape(
+    heads=4, length=130, d_k=19, d_v=33, hidden=45, window=100, softcap=3.0, sinks=True,
+    segments=True, scattered=True,
+)  # fmt: skip
+
+
+def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
+    """(sequence, head, target, source, stratum) of every edge, in the table's order."""
+    columns = (table.sequence, table.head, table.target, table.source, table.stratum)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def written_edges(problem: Problem) -> AttentionEdges:
+    """Weights to the bit the same for every backend."""
+    shape = problem.shape
+    weight = problem.normal(shape.batch, shape.heads, shape.length, shape.length)
+    return problem.edges(GivenWeight(weight))
+
+
+@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # of a tile: a row, some, all
+def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sequence, head, target and source, whatever the tiles and the order of blocks."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    edges = written_edges(Problem(replace(WIDE, length=70), backend="reference"))
+    cuts = torch.tensor([1.5, 0.5, -0.3])[:, None, None].expand(3, 2, 70).clone()
+    cuts[:, 1, 40] = torch.inf  # a target outside the trace
+    expected = reference.collect_edges(edges, cuts)
+    for found in both_orders(lambda: ops.collect_edges(edges, cuts)):
+        assert rows_of(found) == sorted(rows_of(expected))
+        assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
+
+
+def test_table_of_nothing() -> None:
+    edges = written_edges(Problem(Shape(), backend="reference"))
+    assert rows_of(ops.collect_edges(edges, torch.full((2, 2, 13), torch.inf))) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_table_of_norm_weights(dtype: torch.dtype) -> None:
+    """Weights near those of the definition, to the bit the same on every run."""
+    problem = Problem(replace(WIDE, dtype=dtype), backend="reference")
+    edges = problem.norm_edges()
+    dense = kernels.edge_weights(edges, backend="reference")
+    cuts = cuts_for(dense.nan_to_num(0).double().numpy(), (0.9, 0.6))
+    first, second = both_orders(lambda: ops.collect_edges(edges, cuts))
+    for name, column in vars(first).items():
+        assert torch.equal(column, getattr(second, name)), name
+    at = dense[first.sequence, first.head, first.target, first.source]
+    torch.testing.assert_close(first.weight, at, rtol=2e-5, atol=0)
+    assert len(first.weight) == len(reference.collect_edges(edges, cuts).weight)
+
+
+def proximity_edges(problem: Problem) -> AttentionEdges:
+    return problem.edges(ProximityWeight(problem.node, problem.v, problem.w_o, problem.target))
+
+
+def assert_levels(found: EdgeLevels, expected: EdgeLevels) -> None:
+    assert torch.equal(found.levels, expected.levels)
+    assert torch.equal(found.degrees, expected.degrees)
+
+
+def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels are those of the full sums, though few edges are summed in full."""
+    problem = Problem(Shape(length=97, d_k=16, d_v=16, hidden=64), backend="reference")
+    edges = proximity_edges(problem)
+    total = reference.edge_mass(edges)
+    cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * total
+    expected = reference.edge_levels(edges, cuts)
+    for elements in (1, 3000, 1 << 24):
+        monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+        found = ops.edge_levels(edges, cuts)
+        assert_levels(found, expected)
+        assert 0 < float(found.evaluated) < 0.4
+    every = ops.edge_levels(edges, cuts * 0)
+    assert float(found.evaluated) < float(every.evaluated) < 1
+    # A cut below zero: an edge that adds nothing clears it, one that is not there does not.
+    all_kept = torch.full_like(cuts, -1.0)
+    assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
+
+
+def test_small_proximities_are_not_rounded_away() -> None:
+    """Of an edge so small that taking it from the node leaves the node's float32 as it is."""
+    node, v = torch.full((1, 1, 3), 8.0), torch.full((1, 1, 1, 1), 1e-9)
+    pattern = Pattern(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 1.0)
+    edges = AttentionEdges(pattern, ProximityWeight(node, v, torch.ones(1, 3, 1)))
+    assert ops.edge_mass(edges).item() == pytest.approx(3e-9, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_proximity_on_two_runs(dtype: torch.dtype) -> None:
+    problem = Problem(replace(WIDE, length=66, dtype=dtype), backend="reference")
+    edges = proximity_edges(problem)
+    expected = reference.edge_mass(edges)
+    first, second = both_orders(lambda: ops.edge_mass(edges))
+    assert torch.equal(first, second)
+    close("mass", first, expected.double().numpy())
+    cuts = torch.linspace(0.2, 1e-3, 255)[:, None, None] * expected
+    levels, again = both_orders(lambda: ops.edge_levels(edges, cuts))
+    assert_levels(levels, again)
+    assert levels.levels.max() > 200
+    slack = [reference.edge_levels(edges, cuts * (1 + shift)) for shift in (1e-4, -1e-4)]
+    for name in ("levels", "degrees"):
+        low, ours, high = (getattr(x, name).int() for x in (slack[0], levels, slack[1]))
+        assert ((low <= ours) & (ours <= high)).all()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 70),
+    groups=st.integers(1, 3),
+    repeats=st.integers(1, 3),
+    width=st.integers(1, 40),
+    variant=st.sampled_from(list(VARIANTS.values())),
+    elements=st.sampled_from([1, 1000, 1 << 24]),
+)
+def test_any_shape_agrees_with_the_definition(
+    seed: int, length: int, groups: int, repeats: int, width: int, variant: Shape, elements: int
+) -> None:
+    shape = replace(
+        variant, length=length, groups=groups, heads=groups * repeats, d_k=width, d_v=width + 3
+    )
+    problem = Problem(shape, seed, backend="reference")
+    written, proximity = written_edges(problem), proximity_edges(problem)
+    if seed % 2:  # the log-sum-exp is not known
+        proximity = replace(proximity, pattern=problem.pattern)
+    cuts = torch.tensor([1.0, 0.0])[:, None, None].expand(2, shape.batch, length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "TILE_ELEMENTS", elements)
+        found = ops.collect_edges(written, cuts)
+        mass = ops.edge_mass(proximity)
+    assert rows_of(found) == sorted(rows_of(reference.collect_edges(written, cuts)))
+    close("mass", mass, reference.edge_mass(proximity).double().numpy())
+
+
+def test_kinds_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_host.switch_on(monkeypatch)
+    problem = Problem(Shape(), backend="reference")
+    cuts = torch.zeros(1, 2, 13)
+    with pytest.raises(BackendError, match="no edge_levels for NormWeight"):
+        kernels.edge_levels(problem.norm_edges(), cuts, backend=cuda_host.NAME)
+    with pytest.raises(BackendError, match="no collect_edges for ProximityWeight"):
+        kernels.collect_edges(proximity_edges(problem), cuts, backend=cuda_host.NAME)
+    assert dispatch.weighs(ops, "edge_mass", ProximityWeight)

@@ -1,0 +1,62 @@
+"""The CUDA sources compile for GPUs that are not here, and the module is imported without one."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+CAPABILITIES = (80, 90)
+SHARED_BYTES = 48 * 1024  # of one block, without asking for more
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
+
+USAGE = re.compile(
+    r"(?P<frame>\d+) bytes stack frame, (?P<stored>\d+) bytes spill stores, "
+    r"(?P<loaded>\d+) bytes spill loads\n.*Used (?P<registers>\d+) registers"
+    r"(?:.*?(?P<shared>\d+) bytes smem)?"
+)
+IMPORT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("densitrace._cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.DEVICE == "cuda"
+try:
+    module.trace_sizes(0, 0, 0, 1, 1, 0, device=0, stream=0)
+    module.trace_sizes(0, 0, 0, 1, 1, 1, device=99, stream=0)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def done(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=[path.name for path in SOURCES])
+def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
+    for capability in CAPABILITIES:
+        command: list[str | Path] = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-cubin"]
+        command += ["-Werror=all-warnings", "-Xptxas=-v", f"-arch=sm_{capability}"]
+        said = done([*command, "-o", tmp_path / "cubin", source]).stderr
+        used = [match.groupdict() for match in USAGE.finditer(said)]
+        assert len(used) == said.count("Compiling entry function")
+        for kernel in used:
+            assert kernel["stored"] == kernel["loaded"] == kernel["frame"] == "0", said
+            assert int(kernel["shared"] or 0) <= SHARED_BYTES, said
+
+
+def test_module_is_imported_without_a_driver() -> None:
+    """By a bare Python, as the installation built it; a call says what the runtime lacks."""
+    spec = importlib.util.find_spec("densitrace._cuda")
+    assert spec is not None and spec.origin is not None, "nvcc is here: install densitrace again"
+    said = done([sys.executable, "-I", "-c", IMPORT, spec.origin]).stdout
+    assert said.startswith("CUDA: ")
