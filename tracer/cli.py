@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -141,13 +141,18 @@ def debug_option(command: Decorated) -> Decorated:
 
 
 def model_options(command: Decorated) -> Decorated:
-    """`--model`, `--device`, `--dtype`, `--backend`."""
+    """`--model`, `--device`, `--dtype`, `--backend`, `--offload`."""
     for option in reversed(
         (
             click.option("--model", required=True, help="Folder or hub id of the model."),
             click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
             click.option("--dtype", default="auto", show_default=True, help="auto: as stored."),
             click.option("--backend", default="auto", show_default=True, help="See info."),
+            click.option(
+                "--offload",
+                type=click.Choice(("layers",)),
+                help="Models larger than memory: read each block from its files when it runs.",
+            ),
         )
     ):
         command = option(command)
@@ -298,6 +303,7 @@ def scan(
     device: str,
     dtype: str,
     backend: str,
+    offload: Literal["layers"] | None,
     out: Path,
     controls: Sequence[str],
     label_fields: Sequence[str],
@@ -316,7 +322,7 @@ def scan(
     from .scan import scan as run
     from .summary import print_summary
 
-    tracer = load_tracer(model, device, dtype, backend, cuda_graphs=cuda_graphs)
+    tracer = load_tracer(model, device, dtype, backend, offload=offload, cuda_graphs=cuda_graphs)
     reporter = default_reporter()
     options["batch_tokens"] = options["batch_tokens"] or BATCH_TOKENS
     store = run(
@@ -335,9 +341,11 @@ def scan(
 @cli.command(epilog=example("verify --model path/to/model"))
 @model_options
 @debug_option
-def verify(model: str, device: str, dtype: str, backend: str) -> None:
+def verify(
+    model: str, device: str, dtype: str, backend: str, offload: Literal["layers"] | None
+) -> None:
     """Check that the lane loop with every edge kept gives the model's own logits."""
-    tracer = load_tracer(model, device, dtype, backend)
+    tracer = load_tracer(model, device, dtype, backend, offload=offload)
     found = tracer.verify()
     line = (
         f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "

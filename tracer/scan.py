@@ -197,6 +197,7 @@ def _trace_parts(
 ) -> None:
     """Trace every part that is not done. A part depends on nothing but itself."""
     done = set(store.done_parts())
+    together = tracer.tokens_a_reading(store.rule, settings, batch_tokens)
     finished = sum(int(plan.length[store.windows(part)].sum()) for part in done)
     reporter.begin("tracing", int(plan.length.sum()), finished)
     try:
@@ -207,9 +208,9 @@ def _trace_parts(
             arrays = _empty_part(store, run)
             groups = [
                 [run.start + window for window in group]
-                for group in batches(plan.length[run], batch_tokens)
+                for group in batches(plan.length[run], together)
             ]
-            traces = _traces(tracer, plan, groups, store.rule, settings)
+            traces = _traces(tracer, plan, groups, store.rule, settings, batch_tokens)
             for windows, found in zip(groups, traces, strict=True):
                 for window, trace in zip(windows, found, strict=True):
                     _fill(arrays, window - run.start, plan, window, trace)
@@ -236,7 +237,12 @@ def batches(lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
 
 
 def _traces(
-    tracer: Tracer, plan: Plan, groups: Sequence[Sequence[int]], rule: Rule, settings: Settings
+    tracer: Tracer,
+    plan: Plan,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    settings: Settings,
+    batch_tokens: int,
 ) -> Iterator[list[Trace]]:
     """The traces of each group of windows."""
     if settings.scope == "all":
@@ -244,7 +250,7 @@ def _traces(
             ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
             for group in groups
         )
-        return tracer.trace_batches(batches, rule, settings)
+        return tracer.trace_batches(batches, rule, settings, batch_tokens)
     options: dict[str, Any] = {**vars(settings), "select": rule}
     return ([_one_by_one(tracer, plan, window, options) for window in group] for group in groups)
 

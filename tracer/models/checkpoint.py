@@ -1,0 +1,180 @@
+"""The safetensors files of a model, read tensor by tensor.
+
+Tensors are read into memory of their own, not mapped: pages of a mapping come in while a product
+waits for them, and go when the system says so.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+from ...errors import ModelError
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # of its bytes in the file
+
+
+class Checkpoint:
+    """The tensors of a model by the names of its state dict.
+
+    Args:
+        model_id: the folder or hub id, for messages.
+        files: its safetensors files.
+
+    Raises:
+        ModelError: a file that cannot be read.
+    """
+
+    def __init__(self, model_id: str, files: Iterable[Path]) -> None:
+        self.model_id = model_id
+        self.stored: dict[str, Stored] = {}
+        for file in files:
+            try:
+                self.stored |= _contents(file)
+            except (OSError, SafetensorError) as error:
+                raise self.unusable(f"{file.name} cannot be read ({error})") from error
+
+    @classmethod
+    def of(cls, model_id: str) -> "Checkpoint":
+        """The checkpoint of a local folder or a hub id: one file, or several with an index.
+
+        Raises:
+            ModelError: there is none in safetensors, or a file of it is missing.
+        """
+        whole = _file(model_id, _WHOLE)
+        if whole is not None:
+            return cls(model_id, [whole])
+        index = _file(model_id, _INDEX)
+        if index is None:
+            raise ModelError(
+                f"model {model_id!r} holds no {_WHOLE} and no {_INDEX}: only weights in "
+                "safetensors are read block by block"
+            )
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = {name: _file(model_id, name) for name in names}
+        for name, file in files.items():
+            if file is None:
+                raise ModelError(f"model {model_id!r} cannot be loaded: {name} is missing")
+        return cls(model_id, [file for file in files.values() if file is not None])
+
+    def unusable(self, reason: str) -> ModelError:
+        """What is raised where the checkpoint cannot be used."""
+        return ModelError(f"model {self.model_id!r} cannot be loaded: {reason}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first tensor of floating point."""
+        dtypes = (stored.dtype for stored in self.stored.values())
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+
+    def rename(self, expected: Mapping[str, Tensor], prefix: str) -> list[str]:
+        """Take the names of a state dict; tensors may be stored without its base model's prefix.
+
+        Returns:
+            The names that are missing.
+
+        Raises:
+            ModelError: a tensor of another shape.
+        """
+        found = {}
+        for name, tensor in expected.items():
+            stored = self.stored.get(name) or self.stored.get(name.removeprefix(f"{prefix}."))
+            if stored is None:
+                continue
+            if stored.shape != tensor.shape:
+                shapes = f"shape {list(stored.shape)}, {list(tensor.shape)} is needed"
+                raise self.unusable(f"{name} has {shapes}")
+            found[name] = stored
+        self.stored = found
+        return sorted(expected.keys() - found.keys())
+
+    def read(self, name: str, dtype: torch.dtype, *, pinned: bool = False) -> Tensor:
+        """A tensor, converted to a dtype, on the host; in pinned memory where asked.
+
+        Raises:
+            ModelError: the file is gone, or shorter than it was.
+        """
+        stored = self.stored[name]
+        into = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=pinned)
+        room = memoryview(into.flatten().view(torch.uint8).numpy())
+        try:
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.start)
+                while room:  # one call reads 2 GiB at most
+                    count = file.readinto(room)
+                    if not count:
+                        raise OSError(f"it ends inside {name}")
+                    room = room[count:]
+        except OSError as error:
+            raise self.unusable(f"{stored.file.name} cannot be read ({error})") from error
+        if stored.dtype == dtype:
+            return into
+        converted = into.to(dtype)
+        return converted.pin_memory() if pinned else converted
+
+
+def incomplete(model_id: str, missing: Iterable[str]) -> ModelError:
+    """What is raised where weights are missing."""
+    names = sorted(missing)
+    return ModelError(
+        f"model {model_id!r} lacks {len(names)} of its weights, {names[0]} among them; "
+        "a complete checkpoint is needed"
+    )
+
+
+def _file(model_id: str, name: str) -> Path | None:
+    folder = Path(model_id)
+    if folder.is_dir():
+        return folder / name if (folder / name).exists() else None
+    try:
+        found = cached_file(model_id, name)
+    except OSError:  # what transformers raises for a file that the hub does not have
+        return None
+    return None if found is None else Path(found)
+
+
+def _contents(file: Path) -> dict[str, Stored]:
+    """What a file holds: its first 8 bytes are the length of a header in JSON, data follow."""
+    with safe_open(file, framework="pt", backend="pread"):
+        pass  # the library knows what a sound header is
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    contents = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise SafetensorError(f"{name} is stored as {entry['dtype']}")
+        start, _ = entry["data_offsets"]
+        contents[name] = Stored(
+            file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start
+        )
+    return contents
