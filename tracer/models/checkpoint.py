@@ -5,7 +5,7 @@ waits for them, and go when the system says so.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from ...errors import ModelError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LINE = 64  # bytes
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -95,8 +96,12 @@ class Checkpoint:
         dtypes = (stored.dtype for stored in self.stored.values())
         return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
-    def rename(self, expected: Mapping[str, Tensor], prefix: str) -> list[str]:
-        """Take the names of a state dict; tensors may be stored without its base model's prefix.
+    def rename(self, expected: Mapping[str, Tensor], renamed: Callable[[str], str]) -> list[str]:
+        """Take the names of a state dict, and forget what it does not have.
+
+        Args:
+            expected: the state dict.
+            renamed: the name in the state dict of what the files call otherwise.
 
         Returns:
             The names that are missing.
@@ -105,26 +110,30 @@ class Checkpoint:
             ModelError: a tensor of another shape.
         """
         found = {}
-        for name, tensor in expected.items():
-            stored = self.stored.get(name) or self.stored.get(name.removeprefix(f"{prefix}."))
-            if stored is None:
+        for own, stored in self.stored.items():
+            name = own if renamed(own) not in expected else renamed(own)
+            if name not in expected:
                 continue
-            if stored.shape != tensor.shape:
-                shapes = f"shape {list(stored.shape)}, {list(tensor.shape)} is needed"
-                raise self.unusable(f"{name} has {shapes}")
+            if stored.shape != expected[name].shape:
+                needed = f"{list(expected[name].shape)} is needed"
+                raise self.unusable(f"{own} has shape {list(stored.shape)}, {needed}")
             found[name] = stored
         self.stored = found
         return sorted(expected.keys() - found.keys())
 
-    def read(self, name: str, dtype: torch.dtype, *, pinned: bool = False) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, pinned: bool = False) -> Tensor:
         """A tensor, converted to a dtype, on the host; in pinned memory where asked.
 
         Raises:
             ModelError: the file is gone, or shorter than it was.
         """
         stored = self.stored[name]
-        into = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=pinned)
-        room = memoryview(into.flatten().view(torch.uint8).numpy())
+        # Where a mapping of the file would have it within a cache line: matrix products give other
+        # last bits elsewhere, and results are to be those of the same model kept in memory.
+        item = stored.dtype.itemsize
+        shift, size = stored.start % _LINE // item * item, item * prod(stored.shape)
+        into = torch.empty(shift + size, dtype=torch.uint8, pin_memory=pinned)[shift:]
+        room = memoryview(into.numpy())
         try:
             with stored.file.open("rb", buffering=0) as file:
                 file.seek(stored.start)
@@ -135,10 +144,10 @@ class Checkpoint:
                     room = room[count:]
         except OSError as error:
             raise self.unusable(f"{stored.file.name} cannot be read ({error})") from error
+        tensor = into.view(stored.dtype).view(stored.shape)
         if stored.dtype == dtype:
-            return into
-        converted = into.to(dtype)
-        return converted.pin_memory() if pinned else converted
+            return tensor
+        return tensor.to(dtype).pin_memory() if pinned else tensor.to(dtype)
 
 
 def incomplete(model_id: str, missing: Iterable[str]) -> ModelError:

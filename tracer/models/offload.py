@@ -5,6 +5,7 @@ block computes, a thread reads the next one, so two blocks are held at most. Aft
 comes the first again, of the next pass.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..transfer import Arrival
 from .architecture import Architecture
@@ -43,7 +46,7 @@ def skeleton(
     for name in buffers:
         _put(model, name, model.get_buffer(name).to(device))
     expected = model.state_dict()
-    missing = set(checkpoint.rename(expected, model.base_model_prefix))
+    missing = set(checkpoint.rename(expected, _renaming(model, expected, checkpoint)))
     for name, tensor in expected.items():
         if name not in missing and not name.startswith(f"{architecture.blocks}."):
             _put(model, name, checkpoint.read(name, tensor.dtype).to(device))
@@ -51,6 +54,18 @@ def skeleton(
     if missing:
         raise incomplete(checkpoint.model_id, missing)
     return model.eval()
+
+
+def _renaming(
+    model: PreTrainedModel, expected: dict[str, Tensor], checkpoint: Checkpoint
+) -> Callable[[str], str]:
+    """What transformers calls a tensor of a file: some are stored under other names."""
+    steps = get_model_conversion_mapping(model)
+    names = [step for step in steps if isinstance(step, WeightRenaming)]
+    if len(names) < len(steps):
+        raise checkpoint.unusable("its weights are not stored as they are used")
+    prefix = model.base_model_prefix
+    return lambda name: str(rename_source_key(name, names, [], prefix, expected)[0])
 
 
 class OffloadedBlocks:
