@@ -81,7 +81,8 @@ class Tracer:
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         for name, parameter in model.named_parameters():
-            if not torch.isfinite(self._decoder.value(name, parameter)).all():
+            ends = self._decoder.value(name, parameter).aminmax()  # without memory of its size
+            if not torch.stack(ends).isfinite().all():
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
         self.tokenizer = tokenizer
         self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"

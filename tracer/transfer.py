@@ -17,39 +17,31 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @cache
-def _side_stream(device: torch.device, purpose: type) -> torch.cuda.Stream:
-    """One for those who leave and one for those who arrive: neither waits for the other."""
+def _side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """What leaves does not wait for what arrives."""
     return torch.cuda.Stream(device)
 
 
-class Arrival:
-    """Tensors on their way from pinned memory to a device, beside what the device does.
+def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors of the host on a device, copied beside what it does; this thread waits for them.
 
-    Args:
-        tensors: by name, on the host.
+    On a GPU they are those of another stream than the one that uses them: see `taken`.
     """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    stream = _side_stream(device, "arrivals")
+    with torch.cuda.stream(stream):
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    stream.synchronize()
+    return there
 
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        self._device = device
-        self._there: torch.cuda.Event | None = None
-        if device.type != "cuda":
-            self._tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-            return
-        stream = _side_stream(device, Arrival)
-        with torch.cuda.stream(stream):
-            self._tensors = {
-                name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()
-            }
-            self._there = stream.record_event()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors; what the device does from now on waits until they are there."""
-        if self._there is not None:
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(self._there)
-            for tensor in self._tensors.values():
-                tensor.record_stream(stream)  # it came on another: its memory is taken until then
-        return self._tensors
+def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What arrived, with its memory kept until what the device is told from now on is done."""
+    for tensor in tensors.values():
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensors
 
 
 class Departure:
@@ -69,7 +61,7 @@ class Departure:
                 self._leave(device)
 
     def _leave(self, device: torch.device) -> None:
-        stream = _side_stream(device, Departure)
+        stream = _side_stream(device, "departures")
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for name, tensor in self._host.items():

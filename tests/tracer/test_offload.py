@@ -160,8 +160,8 @@ class Alive:
         self._held: list[tuple[int, weakref.ref[Tensor]]] = []
         read, put = Checkpoint.read, offload._put
 
-        def watched_read(checkpoint: Checkpoint, name: str, *how: Any, **more: Any) -> Tensor:
-            tensor = read(checkpoint, name, *how, **more)
+        def watched_read(checkpoint: Checkpoint, name: str, *how: Any) -> Tensor:
+            tensor = read(checkpoint, name, *how)
             self._note(int(name.split(".")[2]), tensor)
             return tensor
 

@@ -1,12 +1,13 @@
 """The safetensors files of a model, read tensor by tensor.
 
-Tensors are read into memory of their own, not mapped: pages of a mapping come in while a product
-waits for them, and go when the system says so.
+Tensors are read, not mapped: pages of a mapping come in while a product waits for them, and go when
+the system says so.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ...errors import ModelError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LINE = 64  # bytes
+_AT_ONCE = 1 << 20  # bytes that are converted at a time
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -121,33 +123,58 @@ class Checkpoint:
         self.stored = found
         return sorted(expected.keys() - found.keys())
 
-    def read(self, name: str, dtype: torch.dtype, pinned: bool = False) -> Tensor:
-        """A tensor, converted to a dtype, on the host; in pinned memory where asked.
+    def room(self, name: str, dtype: torch.dtype) -> int:
+        """Bytes in which `read` finds a place for a tensor: a multiple of a cache line."""
+        size = dtype.itemsize * prod(self.stored[name].shape)
+        return _LINE * (2 + size // _LINE)
+
+    def read(self, name: str, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+        """A tensor, converted to a dtype, on the host.
+
+        Args:
+            into: uint8 [>= room(name, dtype)] memory to read into, which starts a cache line; by
+                default, memory of its own.
 
         Raises:
             ModelError: the file is gone, or shorter than it was.
         """
-        stored = self.stored[name]
-        # Where a mapping of the file would have it within a cache line: matrix products give other
-        # last bits elsewhere, and results are to be those of the same model kept in memory.
-        item = stored.dtype.itemsize
-        shift, size = stored.start % _LINE // item * item, item * prod(stored.shape)
-        into = torch.empty(shift + size, dtype=torch.uint8, pin_memory=pinned)[shift:]
-        room = memoryview(into.numpy())
+        stored, shift = self.stored[name], 0
+        if into is None:
+            into = torch.empty(self.room(name, dtype), dtype=torch.uint8)
+        if stored.dtype == dtype:
+            # Where a mapping of the file would have it within a cache line: matrix products give
+            # other last bits elsewhere, and results are to be those of the same model in memory.
+            shift = stored.start % _LINE // dtype.itemsize * dtype.itemsize
+        size = dtype.itemsize * prod(stored.shape)
+        flat = into[shift : shift + size].view(dtype)
         try:
             with stored.file.open("rb", buffering=0) as file:
                 file.seek(stored.start)
-                while room:  # one call reads 2 GiB at most
-                    count = file.readinto(room)
-                    if not count:
-                        raise OSError(f"it ends inside {name}")
-                    room = room[count:]
+                if stored.dtype == dtype:
+                    _fill(file, flat)
+                else:
+                    _convert(file, stored.dtype, flat)
         except OSError as error:
             raise self.unusable(f"{stored.file.name} cannot be read ({error})") from error
-        tensor = into.view(stored.dtype).view(stored.shape)
-        if stored.dtype == dtype:
-            return tensor
-        return tensor.to(dtype).pin_memory() if pinned else tensor.to(dtype)
+        return flat.view(stored.shape)
+
+
+def _fill(file: FileIO, flat: Tensor) -> None:
+    """The next bytes of a file into a tensor [n]."""
+    left = memoryview(flat.view(torch.uint8).numpy())
+    while left:  # one call reads 2 GiB at most
+        count = file.readinto(left)
+        if not count:
+            raise OSError("it is shorter than its header says")
+        left = left[count:]
+
+
+def _convert(file: FileIO, dtype: torch.dtype, flat: Tensor) -> None:
+    """The same for numbers of another dtype, a cached number of them at a time."""
+    some = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
+    for into in flat.split(len(some)):
+        _fill(file, some[: len(into)])
+        into.copy_(some[: len(into)])
 
 
 def incomplete(model_id: str, missing: Iterable[str]) -> ModelError:

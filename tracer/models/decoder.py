@@ -257,13 +257,7 @@ def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
 
 def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A block's keyword arguments on its device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(move(part) for part in value)
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: move(value) for name, value in call.items()}
+    return {name: _each(value, lambda tensor: tensor.to(device)) for name, value in call.items()}
 
 
 def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice | Tensor) -> dict[str, Any]:
@@ -271,14 +265,22 @@ def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice | Tensor) -> 
 
     Rotary tables and position ids have the states' N and T in front; the rest serves all rows.
     """
+    front = states.shape[:2]
 
-    def narrow(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(narrow(part) for part in value)
-        by_row = isinstance(value, Tensor) and value.shape[:2] == states.shape[:2]
-        return value[rows] if by_row else value
+    def narrow(tensor: Tensor) -> Tensor:
+        return tensor[rows] if tensor.shape[:2] == front else tensor
 
-    return {name: narrow(value) for name, value in call.items()}
+    return {name: _each(value, narrow) for name, value in call.items()}
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed, those in tuples too.
+
+    Were `change` to call itself, the states that it knows would live until cycles are collected.
+    """
+    if isinstance(value, tuple):
+        return tuple(_each(part, change) for part in value)
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

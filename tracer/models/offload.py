@@ -1,11 +1,12 @@
 """Models larger than memory: a block's weights are read when it runs and dropped afterwards.
 
 What is outside the blocks stays in memory: embeddings, final norm, unembedding, buffers. While a
-block computes, a thread reads the next one, so two blocks are held at most. After the last block
-comes the first again, of the next pass.
+block computes, a thread reads the next one, so there is room for two; after the last block comes
+the first again, of the next pass. The same room is filled again and again: to get fresh memory
+takes longer than to fill it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from ..transfer import Arrival
+from ..transfer import arrived, taken
 from .architecture import Architecture
 from .checkpoint import Checkpoint, incomplete
 
@@ -71,6 +72,8 @@ def _renaming(
 class OffloadedBlocks:
     """The blocks of a skeleton, each with its weights while its module runs and no longer.
 
+    Whoever keeps a weight, or a view of it, longer than that finds another block's numbers in it.
+
     Args:
         model: a `skeleton`; hooks on its blocks' modules do the rest.
         architecture: where the blocks are.
@@ -90,7 +93,11 @@ class OffloadedBlocks:
         self._empty = [block.state_dict() for block in self._blocks]  # on `meta`
         self._prefix = f"{architecture.blocks}."
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="densitrace-reader")
-        self._coming: tuple[int, Future[Arrival]] | None = None
+        most = max(map(self._room, range(len(self._blocks))))
+        pinned = device.type == "cuda"
+        self._rooms = [torch.empty(most, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._next_room = 0  # not that of the block being read, or of the one that runs
+        self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._left: torch.cuda.Event | None = None  # when the device is done with the last block
         for index, block in enumerate(self._blocks):
             block.register_forward_pre_hook(partial(self._enter, index))
@@ -102,18 +109,20 @@ class OffloadedBlocks:
         return max(sum(tensor.numel() for tensor in empty.values()) for empty in self._empty)
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
-        """What a tensor of the state dict holds, read where it is not in memory."""
-        return self._checkpoint.read(name, tensor.dtype) if tensor.is_meta else tensor
+        """What a tensor of the state dict holds; between passes, and until asked for another."""
+        if not tensor.is_meta:
+            return tensor
+        return self._checkpoint.read(name, tensor.dtype, self._rooms[self._next_room])
 
     def _enter(self, index: int, *_: Any) -> None:
         """Give a block its weights, and let those of the next one be read."""
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != index:
-            coming = index, self._reader.submit(self._read, index)
-        for name, tensor in coming[1].result().tensors().items():
+            coming = index, self._start(index)
+        for name, tensor in taken(coming[1].result()).items():
             _put(self._blocks[index], name, tensor)
         following = (index + 1) % len(self._blocks)
-        self._coming = following, self._reader.submit(self._read, following)
+        self._coming = following, self._start(following)
 
     def _leave(self, index: int, *_: Any) -> None:
         for name, tensor in self._empty[index].items():
@@ -121,17 +130,27 @@ class OffloadedBlocks:
         if self._device.type == "cuda":
             self._left = torch.cuda.current_stream(self._device).record_event()
 
-    def _read(self, index: int) -> Arrival:
-        pinned = self._device.type == "cuda"
-        read = {
-            name: self._checkpoint.read(
-                f"{self._prefix}{index}.{name}", tensor.dtype, pinned=pinned
-            )
-            for name, tensor in self._empty[index].items()
-        }
+    def _start(self, index: int) -> "Future[dict[str, Tensor]]":
+        room, self._next_room = self._rooms[self._next_room], 1 - self._next_room
+        return self._reader.submit(self._read, index, room)
+
+    def _stored(self, index: int) -> Iterator[tuple[str, str, torch.dtype]]:
+        """Of each tensor of a block: its name there and in the model, its dtype."""
+        for name, tensor in self._empty[index].items():
+            yield name, f"{self._prefix}{index}.{name}", tensor.dtype
+
+    def _room(self, index: int) -> int:
+        return sum(self._checkpoint.room(whole, dtype) for _, whole, dtype in self._stored(index))
+
+    def _read(self, index: int, room: Tensor) -> dict[str, Tensor]:
+        """A block's tensors, by way of a room that nobody reads any more."""
+        tensors = {}
+        for name, whole, dtype in self._stored(index):
+            tensors[name] = self._checkpoint.read(whole, dtype, room)
+            room = room[self._checkpoint.room(whole, dtype) :]
         if self._left is not None:  # the host may be blocks ahead: no third one on the device
             self._left.synchronize()
-        return Arrival(read, self._device)
+        return arrived(tensors, self._device)
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
