@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -59,7 +60,7 @@ def build(folder: Path) -> None:
     lines = (EXAMPLES / "corpus/scan.jsonl").read_text(encoding="utf-8").splitlines()
     text = " ".join(json.loads(line)["text"] for line in lines)
     ids = tokenizer.encode(text)[: CONTEXT * WINDOWS - 1]
-    (folder / "corpus.txt").write_text(tokenizer.decode(ids), encoding="utf-8")
+    (folder / "corpus.txt").write_text(str(tokenizer.decode(ids)), encoding="utf-8")
 
 
 def files(folder: Path) -> list[Path]:
@@ -99,11 +100,8 @@ def waits() -> Iterator[list[float]]:
     def timed(blocks: OffloadedBlocks, *arguments: Any) -> None:
         found.append(seconds(lambda: enter(blocks, *arguments)))
 
-    OffloadedBlocks._enter = timed  # type: ignore[method-assign]
-    try:
+    with patch.object(OffloadedBlocks, "_enter", timed):
         yield found
-    finally:
-        OffloadedBlocks._enter = enter  # type: ignore[method-assign]
 
 
 # ---- in a process of its own ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from tiny_models import VARIANTS, tiny_model
 
 from densitrace import Threshold, Tracer
+from densitrace.tracer.engine import Attention
 
 HEADS, LENGTH = 32, 2304
 PAIRS = HEADS * LENGTH**2  # one byte for each of them would show
@@ -82,7 +83,7 @@ def uncollected() -> Iterator[None]:
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", VARIANTS)
-def test_no_tensor_in_a_cycle(family: str, attention: str, uncollected: None) -> None:
+def test_no_tensor_in_a_cycle(family: str, attention: Attention, uncollected: None) -> None:
     """It would take memory until Python comes to collect it."""
     tracer = Tracer(tiny_model(family))
     gc.collect()

@@ -27,7 +27,7 @@ from densitrace import (
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.cli import cli
 from densitrace.tracer.engine import LaneLoop
-from densitrace.tracer.models import offload
+from densitrace.tracer.models import checkpoint, offload
 from densitrace.tracer.models.checkpoint import Checkpoint
 from densitrace.tracer.tracing import Settings, Tracing
 
@@ -107,7 +107,8 @@ def test_verify(family: str, folder: Folder) -> None:
 
 @pytest.mark.parametrize(("stored", "asked"), [("bfloat16", "float32"), ("float32", "float16")])
 def test_converted_when_read(stored: str, asked: str, tmp_path: Path) -> None:
-    tiny_model("llama").to(getattr(torch, stored)).save_pretrained(tmp_path)
+    model: Any = tiny_model("llama")
+    model.to(getattr(torch, stored)).save_pretrained(tmp_path)
     resident, offloaded = tracers(tmp_path, dtype=asked)
     assert offloaded._decoder.model.dtype == getattr(torch, asked)
     assert offloaded.weight_hash == resident.weight_hash
@@ -115,7 +116,8 @@ def test_converted_when_read(stored: str, asked: str, tmp_path: Path) -> None:
 
 
 def test_as_stored_where_nothing_is_asked(tmp_path: Path) -> None:
-    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    model: Any = tiny_model("llama")
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["dtype"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -130,6 +132,19 @@ def test_several_files(tmp_path: Path) -> None:
     resident, offloaded = tracers(tmp_path)
     assert offloaded.weight_hash == resident.weight_hash
     assert_same(traced(offloaded), traced(resident))
+
+
+def test_files_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is asked for by its name; one that the hub lacks is an OSError."""
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+
+    def cached(model_id: str, name: str) -> str:
+        if not (tmp_path / name).exists():
+            raise OSError(f"{model_id} has no {name}")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(checkpoint, "cached_file", cached)
+    assert Checkpoint.of("someone/llama").stored == Checkpoint.of(str(tmp_path)).stored
 
 
 def test_names_without_prefix(tmp_path: Path) -> None:
@@ -160,8 +175,8 @@ class Alive:
         self._held: list[tuple[int, weakref.ref[Tensor]]] = []
         read, put = Checkpoint.read, offload._put
 
-        def watched_read(checkpoint: Checkpoint, name: str, *how: Any) -> Tensor:
-            tensor = read(checkpoint, name, *how)
+        def watched_read(files: Checkpoint, name: str, *how: Any) -> Tensor:
+            tensor = read(files, name, *how)
             self._note(int(name.split(".")[2]), tensor)
             return tensor
 

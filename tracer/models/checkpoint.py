@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ...errors import ModelError
 
@@ -161,7 +161,7 @@ class Checkpoint:
 
 def _fill(file: FileIO, flat: Tensor) -> None:
     """The next bytes of a file into a tensor [n]."""
-    left = memoryview(flat.view(torch.uint8).numpy())
+    left = flat.view(torch.uint8).numpy().data
     while left:  # one call reads 2 GiB at most
         count = file.readinto(left)
         if not count:

@@ -54,7 +54,8 @@ def skeleton(
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
         raise incomplete(checkpoint.model_id, missing)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _renaming(
@@ -106,7 +107,8 @@ class OffloadedBlocks:
     @property
     def largest(self) -> int:
         """Numbers in the largest block."""
-        return max(sum(tensor.numel() for tensor in empty.values()) for empty in self._empty)
+        sizes = (sum(tensor.numel() for tensor in empty.values()) for empty in self._empty)
+        return int(max(sizes))
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
         """What a tensor of the state dict holds; between passes, and until asked for another."""
