@@ -30,6 +30,10 @@ class Batch:
         """The same batch on a device."""
         return Batch(*(to_device(tensor, device) for tensor in vars(self).values()))
 
+    def rows(self, rows: slice) -> "Batch":
+        """Some rows, with their padding."""
+        return Batch(*(tensor[rows] for tensor in vars(self).values()))
+
     def row(self, index: int, end: int) -> "Batch":
         """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -138,13 +138,18 @@ def debug_option(command: Decorated) -> Decorated:
 
 
 def model_options(command: Decorated) -> Decorated:
-    """`--model`, `--device`, `--dtype`, `--backend`."""
+    """`--model`, `--device`, `--dtype`, `--backend`, `--offload`."""
     for option in reversed(
         (
             click.option("--model", required=True, help="Folder or hub id of the model."),
             click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
             click.option("--dtype", default="auto", show_default=True, help="auto: as stored."),
             click.option("--backend", default="auto", show_default=True, help="See info."),
+            click.option(
+                "--offload",
+                type=click.Choice(("layers",)),
+                help="Models larger than memory: read each block from its files when it runs.",
+            ),
         )
     ):
         command = option(command)
@@ -171,9 +176,11 @@ def load_tracer(model: str, device: str, dtype: str, backend: str, **options: An
 @cli.command(epilog=example("verify --model path/to/model"))
 @model_options
 @debug_option
-def verify(model: str, device: str, dtype: str, backend: str) -> None:
+def verify(
+    model: str, device: str, dtype: str, backend: str, offload: Literal["layers"] | None
+) -> None:
     """Check that the lane loop with every edge kept gives the model's own logits."""
-    tracer = load_tracer(model, device, dtype, backend)
+    tracer = load_tracer(model, device, dtype, backend, offload=offload)
     found = tracer.verify()
     line = (
         f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "

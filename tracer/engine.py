@@ -20,7 +20,7 @@ from .. import kernels
 from ..kernels import AttentionEdges, Pattern, RandomWeight
 from .batch import Batch
 from .models import Block, Decoder, LinearNorm, call_on, rows_of_call
-from .nodes import AttentionBranch, Importance, Node, RandomImportance
+from .nodes import AttentionBranch, Importance, Node, RandomImportance, of_rows
 from .select import Rule
 
 Attention = Literal["live", "frozen"]
@@ -43,6 +43,20 @@ class NodeLevels:
     side: Tensor  # uint8 [B, T]: most cuts cleared by a side edge
     degrees: dict[str, Tensor]  # int32 [K, B, T] kept in-edges by kind
     attention: Tensor | None = None  # uint8 [B, T, T] level map of the attention edges
+
+    @classmethod
+    def of_all_rows(cls, parts: Sequence["NodeLevels"]) -> "NodeLevels":
+        """A node layer of a batch from those of its rows, in order."""
+        maps = [part.attention for part in parts if part.attention is not None]
+        return cls(
+            parts[0].layer,
+            torch.cat([part.side for part in parts]),
+            {
+                kind: torch.cat([part.degrees[kind] for part in parts], 1)
+                for kind in parts[0].degrees
+            },
+            torch.cat(maps) if maps else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,9 @@ class LaneLoop:
 
     `gates`, where given, holds for each node layer (from the embedding up) which strata's traces a
     node is in, bool [K, B, T]: `scope="output"`. A node outside keeps nothing.
+
+    `rows_at_once`, where given, bounds what a block holds while it runs: so many rows of the batch,
+    with all their lanes, pass it one after another. Observers then see each of these for itself.
     """
 
     decoder: Decoder
@@ -120,6 +137,7 @@ class LaneLoop:
     seed: int = 0
     backend: str = "auto"
     observers: Sequence[Observer] = ()
+    rows_at_once: int | None = None
     _levels: list[NodeLevels] = field(default_factory=list, init=False)
     _windows: list[int | None] = field(default_factory=list, init=False)
 
@@ -155,6 +173,30 @@ class LaneLoop:
         # A model may be spread over devices: what a block reads is where its weights are.
         self.batch = self.batch.to(block.device)
         hidden, call = hidden.to(block.device), call_on(call, block.device)
+        if self.rows_at_once is None or self.rows_at_once >= len(self.batch.ids):
+            return self._block(layer, block, hidden, call)
+        place = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
+        parts = []
+        for some in _all_rows(len(self.batch.ids), self.rows_at_once):
+            part, index = self._of_rows(some), place[:, some].flatten()
+            its_call = rows_of_call(call, hidden, index)
+            # In place: nobody reads a block's input again.
+            hidden[index] = part._block(layer, block, hidden[index], its_call)
+            parts.append(part)
+        levels = zip(*(part._levels for part in parts), strict=True)
+        self._levels += [NodeLevels.of_all_rows(node) for node in levels]
+        self._windows += parts[0]._windows
+        return hidden
+
+    def _of_rows(self, rows: slice) -> "LaneLoop":
+        """This pass for some rows of the batch alone, from the node layer on that comes next."""
+        gates = self.gates
+        if gates is not None:
+            gates = [gate[:, rows] for gate in gates[len(self._levels) :]]
+        importance, batch = of_rows(self.importance, rows), self.batch.rows(rows)
+        return replace(self, batch=batch, importance=importance, gates=gates)
+
+    def _block(self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]) -> Tensor:
         if self.decoder.parallel:
             return self._parallel_block(layer, block, hidden, call)
         return self._sequential_block(layer, block, hidden, call)

@@ -233,3 +233,10 @@ def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -
         case "random":
             return RandomImportance(seed, positions, backend)
     raise KeyError(name)  # names are checked at the face
+
+
+def of_rows(importance: Importance, rows: slice) -> Importance:
+    """The importance of some rows of a batch: the random one knows their positions."""
+    if isinstance(importance, RandomImportance):
+        return replace(importance, positions=importance.positions[rows])
+    return importance

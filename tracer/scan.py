@@ -274,6 +274,9 @@ class _Run:
     def work(self) -> None:
         store, started = self.store, time.monotonic()
         self._claims = Claims(store.place, self.lease_seconds)
+        self._tokens_together = self.tracer.tokens_a_reading(
+            store.rule, self.settings, self.batch_tokens
+        )
         taken: set[int] = set()
 
         def stop() -> bool:
@@ -335,11 +338,13 @@ class _Run:
     def _trace(self, part: int) -> "_TracedPart":
         started, store, plan = time.monotonic(), self.store, self.store.plan(part)
         arrays = _empty_part(store, store.windows(part))
-        groups = batches(plan.length, self.batch_tokens)
+        groups = batches(plan.length, self._tokens_together)
         tokens, padded = int(plan.length.sum()), 0
         counted = 0
         try:
-            traces = _traces(self.tracer, plan, groups, store.rule, self.settings)
+            traces = _traces(
+                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens
+            )
             for windows, found in zip(groups, traces, strict=True):
                 for window, trace in zip(windows, found, strict=True):
                     _fill(arrays, window, plan, trace)
@@ -398,7 +403,12 @@ def batches(lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
 
 
 def _traces(
-    tracer: Tracer, plan: Plan, groups: Sequence[Sequence[int]], rule: Rule, settings: Settings
+    tracer: Tracer,
+    plan: Plan,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    settings: Settings,
+    batch_tokens: int,
 ) -> Iterator[list[Trace]]:
     """The traces of each group of windows."""
     if settings.scope == "all":
@@ -406,7 +416,7 @@ def _traces(
             ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
             for group in groups
         )
-        return tracer.trace_batches(batches, rule, settings)
+        return tracer.trace_batches(batches, rule, settings, batch_tokens)
     options: dict[str, Any] = {**vars(settings), "select": rule}
     return ([_one_by_one(tracer, plan, window, options) for window in group] for group in groups)
 

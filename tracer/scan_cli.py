@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -196,6 +196,7 @@ def scan(
     device: str,
     dtype: str,
     backend: str,
+    offload: Literal["layers"] | None,
     out: str,
     controls: Sequence[str],
     label_fields: Sequence[str],
@@ -235,22 +236,28 @@ def scan(
     }
     seconds = None if time_limit is None else 60 * time_limit
     limits: dict[str, Any] = {"max_parts": max_parts, "seconds": seconds}
+    loading: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "backend": backend,
+        "offload": offload,
+        "cuda_graphs": cuda_graphs,
+    }
     with stop_signals() as asked, json_log(log_file):
         if engine == "ray":
             from .ray_engine import scan_with_ray
 
-            loading = {
-                "path": model,
-                "device": device,
-                "dtype": dtype,
-                "backend": backend,
-                "cuda_graphs": cuda_graphs,
-            }
             store = scan_with_ray(
-                loading, corpus, out, workers=workers, limits=limits, progress=reporter, **options
+                {"path": model, **loading},
+                corpus,
+                out,
+                workers=workers,
+                limits=limits,
+                progress=reporter,
+                **options,
             )
         else:
-            tracer = load_tracer(model, device, dtype, backend, cuda_graphs=cuda_graphs)
+            tracer = load_tracer(model, **loading)
             stop = Limits(asked=asked.is_set, **limits)
             store = run(
                 tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
 from .engine import Attention
 from .evaluate import logits
 from .graph import Count
-from .models import Decoder, architecture_of, load
+from .models import Decoder, OffloadedBlocks, architecture_of, load, load_offloaded
 from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
@@ -53,9 +53,11 @@ class Tracer:
         backend: of the ops, see `densitrace info`.
         cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
             graphs: worth it where launching kernels takes longer than they do, for their memory.
+        offloaded: of a model whose blocks are read when they run; see `from_pretrained`.
 
     Raises:
         ModelError: an undeclared architecture, or weights that hold NaN or infinity.
+        InputError: CUDA graphs of a model whose weights come and go.
 
     Example:
         >>> tracer = Tracer.from_pretrained("examples/model")
@@ -72,12 +74,16 @@ class Tracer:
         model_id: str | None = None,
         backend: str = "auto",
         cuda_graphs: bool = False,
+        offloaded: OffloadedBlocks | None = None,
     ) -> None:
+        if cuda_graphs and offloaded is not None:
+            raise InputError("cuda_graphs replay weights that stay where they are: not offloaded")
         architecture = architecture_of(model.config)
+        self._decoder = Decoder(model, architecture, offloaded)
         for name, parameter in model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            ends = self._decoder.value(name, parameter).aminmax()  # without memory of its size
+            if not torch.stack(ends).isfinite().all():
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
-        self._decoder = Decoder(model, architecture)
         self.tokenizer = tokenizer
         self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
         self.architecture = architecture.name
@@ -95,6 +101,7 @@ class Tracer:
         dtype: str | torch.dtype = "auto",
         backend: str = "auto",
         cuda_graphs: bool = False,
+        offload: Literal["layers"] | None = None,
     ) -> "Tracer":
         """Load a model and its tokenizer from a local folder or a hub id.
 
@@ -103,15 +110,31 @@ class Tracer:
             device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
             dtype: a torch dtype or its name, or `auto`: as stored.
             backend, cuda_graphs: see `Tracer`.
+            offload: "layers" for a model larger than memory: each block is read from safetensors
+                files when it runs, two at most are held, and every batch reads the model once.
 
         Raises:
-            ModelError: nothing there, weights missing or not finite, architecture not declared.
-            InputError: an unknown device or dtype.
+            ModelError: nothing there, weights missing or not finite, architecture not declared;
+                with `offload`, weights that are quantised or not in safetensors.
+            InputError: an unknown device, dtype or way to offload.
         """
-        model, tokenizer = load(path, device, dtype)
+        if offload not in (None, "layers"):
+            raise InputError(f"offload={offload!r} is unknown; choose layers, or None")
+        offloaded = None
+        if offload is None:
+            model, tokenizer = load(path, device, dtype)
+        else:
+            model, tokenizer, offloaded = load_offloaded(path, device, dtype)
         folder = Path(path)
         model_id = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(path)
-        return cls(model, tokenizer, model_id=model_id, backend=backend, cuda_graphs=cuda_graphs)
+        return cls(
+            model,
+            tokenizer,
+            model_id=model_id,
+            backend=backend,
+            cuda_graphs=cuda_graphs,
+            offloaded=offloaded,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +152,8 @@ class Tracer:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._decoder.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            held = self._decoder.value(name, tensor).detach()
+            data = held.cpu().contiguous().flatten().view(torch.uint8)
             digest.update(data.numpy().data)
         return digest.hexdigest()
 
@@ -215,6 +239,7 @@ class Tracer:
         batches: Iterable[tuple[Sequence[Sequence[int]], Sequence[int]]],
         rule: Rule,
         settings: Settings,
+        tokens_at_once: int | None = None,
     ) -> Iterator[list[Trace]]:
         """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
 
@@ -222,6 +247,8 @@ class Tracer:
             batches: token ids of each row, and the id that follows each row, -1 where none does.
             rule: a rule with cuts of its own.
             settings: see `trace`; scope="all".
+            tokens_at_once: tokens, times lanes, of a batch that are inside a block together;
+                all of them by default, at least one row.
 
         Yields:
             The traces of a batch, in order.
@@ -229,7 +256,7 @@ class Tracer:
         Raises:
             InputError, ModelError: as `trace`.
         """
-        tracing = self._tracing(settings)
+        tracing = self._tracing(settings, tokens_at_once)
         leaving: tuple[Batch, Measured] | None = None
         for sequences, following in batches:
             batch, _ = self._batch(sequences, following, None, None)
@@ -239,6 +266,19 @@ class Tracer:
             leaving = started
         if leaving is not None:
             yield self._traces(leaving[0], rule, leaving[1])
+
+    def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
+        """How many tokens should pass a block before the next one follows.
+
+        `tokens_at_once`, unless blocks are read from files: then as many as have lanes whose
+        states fill the memory that two blocks take, so that one reading serves them all.
+        """
+        offloaded = self._decoder.offloaded
+        if offloaded is None:
+            return tokens_at_once
+        lanes = 1 + len(rule) * (1 + len(settings.controls))
+        hidden = self._decoder.unembedding[0].shape[1]
+        return max(tokens_at_once, 2 * offloaded.largest // (lanes * hidden))
 
     def choose_strata(
         self,
@@ -274,8 +314,8 @@ class Tracer:
             sizes.append((at_least_one / full[..., None])[valid])
         return select.choose(tried, np.concatenate(sizes))
 
-    def _tracing(self, settings: Settings) -> Tracing:
-        return Tracing(self._decoder, settings, self.backend, self._replays)
+    def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
+        return Tracing(self._decoder, settings, self.backend, self._replays, tokens_at_once)
 
     def _one_output_each(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int

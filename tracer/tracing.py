@@ -112,13 +112,15 @@ class Measured:
 class Tracing:
     """The passes over one decoder under one set of settings; batches are the host's.
 
-    `replays`, where given, holds CUDA graphs of passes over all outputs.
+    `replays`, where given, holds CUDA graphs of passes over all outputs; `tokens_at_once` bounds
+    how many tokens, times lanes, are inside a block together, at least one row of the batch.
     """
 
     decoder: Decoder
     settings: Settings
     backend: str = "auto"
     replays: Replays | None = None
+    tokens_at_once: int | None = None
 
     def loop(
         self,
@@ -133,6 +135,9 @@ class Tracing:
         """A lane loop; `weigh` replaces the importance that the settings name."""
         chosen = self.settings
         batch = batch.to(self.decoder.device)
+        rows_at_once = None
+        if self.tokens_at_once is not None:
+            rows_at_once = max(1, self.tokens_at_once // batch.ids.shape[1])
         return LaneLoop(
             self.decoder,
             batch,
@@ -146,6 +151,7 @@ class Tracing:
             seed=chosen.seed,
             backend=self.backend,
             observers=observers,
+            rows_at_once=rows_at_once,
         )
 
     # ---- sizes and errors --------------------------------------------------------------------

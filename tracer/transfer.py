@@ -17,8 +17,31 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """What leaves does not wait for what arrives."""
     return torch.cuda.Stream(device)
+
+
+def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors of the host on a device, copied beside what it does; this thread waits for them.
+
+    On a GPU they are those of another stream than the one that uses them: see `taken`.
+    """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    stream = _side_stream(device, "arrivals")
+    with torch.cuda.stream(stream):
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    stream.synchronize()
+    return there
+
+
+def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What arrived, with its memory kept until what the device is told from now on is done."""
+    for tensor in tensors.values():
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensors
 
 
 class Departure:
@@ -38,7 +61,7 @@ class Departure:
                 self._leave(device)
 
     def _leave(self, device: torch.device) -> None:
-        stream = _side_stream(device)
+        stream = _side_stream(device, "departures")
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for name, tensor in self._host.items():

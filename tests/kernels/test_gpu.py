@@ -6,8 +6,8 @@ Inputs are drawn, and results checked, on the CPU; what runs in between runs on 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from itertools import chain
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import numpy as np

@@ -1,9 +1,18 @@
-"""Nothing of size T x T x heads is held: measured, in a process of its own."""
+"""Nothing of size T x T x heads is held: measured, in a process of its own. And what a block held
+is given back when it has run.
+"""
 
+import gc
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
+from tiny_models import VARIANTS, tiny_model
+
+from densitrace import Threshold, Tracer
+from densitrace.tracer.engine import Attention
 
 HEADS, LENGTH = 32, 2304
 PAIRS = HEADS * LENGTH**2  # one byte for each of them would show
@@ -58,3 +67,27 @@ def test_no_tensor_of_all_pairs_and_heads(attention: str, importance: str, backe
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) < PAIRS
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Cycles are not collected by themselves, and stay in `gc.garbage` when they are."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    yield
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+@pytest.mark.parametrize("family", VARIANTS)
+def test_no_tensor_in_a_cycle(family: str, attention: Attention, uncollected: None) -> None:
+    """It would take memory until Python comes to collect it."""
+    tracer = Tracer(tiny_model(family))
+    gc.collect()
+    gc.garbage.clear()  # the model's own
+    tracer.trace([[5, 9, 33], [7, 7, 1]], select=Threshold([0.1]), attention=attention)
+    gc.collect()
+    assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]

@@ -6,8 +6,9 @@ from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .llama import LLAMA
-from .loading import load
+from .loading import load, load_offloaded
 from .mistral import MISTRAL
+from .offload import OffloadedBlocks
 from .olmo2 import OLMO2
 from .qwen import QWEN2, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
@@ -22,9 +23,11 @@ __all__ = [
     "BlockNorms",
     "Decoder",
     "LinearNorm",
+    "OffloadedBlocks",
     "architecture_of",
     "call_on",
     "declare",
     "load",
+    "load_offloaded",
     "rows_of_call",
 ]

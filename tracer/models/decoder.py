@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from ...errors import ModelError
 from ...kernels import Pattern
 from .architecture import Architecture, LinearNorm
+from .offload import OffloadedBlocks
 
 Attend = Callable[[Pattern, Tensor], Tensor]
 RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
@@ -73,11 +74,7 @@ class Block:
         self._after_attention = _optional(module, norms.after_attention)
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
-        self.attention_norm = (
-            None
-            if self._after_attention is None
-            else LinearNorm.of(self._after_attention, architecture.norm_kind)
-        )
+        self._norm_kind = architecture.norm_kind
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
 
     @property
@@ -124,6 +121,12 @@ class Block:
         return projected
 
     @cached_property
+    def attention_norm(self) -> LinearNorm | None:
+        """The norm after attention, if there is one."""
+        norm = self._after_attention
+        return None if norm is None else LinearNorm.of(norm, self._norm_kind)
+
+    @cached_property
     def w_o(self) -> Tensor:
         """float32 [H, D, d_v]: the output projection by head."""
         weight: Tensor = self.projection.get_parameter("weight").detach().float()
@@ -140,11 +143,25 @@ class Block:
             folded = self._folded[id(norm)][1]
         return folded
 
+    def forget_weights(self, *_: Any) -> None:
+        """Drop what is derived from weights."""
+        self._folded.clear()
+        for name in ("attention_norm", "w_o"):
+            self.__dict__.pop(name, None)
+
 
 class Decoder:
-    """A causal language model of a declared family."""
+    """A causal language model of a declared family.
 
-    def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
+    `offloaded`, where given, gives the blocks of the model their weights while they run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        offloaded: OffloadedBlocks | None = None,
+    ) -> None:
         reason = architecture.unsupported(model.config)
         if reason is not None:
             raise ModelError(f"this {architecture.name} model cannot be traced: {reason}")
@@ -159,6 +176,10 @@ class Decoder:
             Block(module, architecture, self.heads)
             for module in model.get_submodule(architecture.blocks).children()
         ]
+        self.offloaded = offloaded
+        if offloaded is not None:
+            for block in self.blocks:
+                block.module.register_forward_hook(block.forget_weights, always_call=True)
         self.logit_scale = architecture.logit_scale(model.config) or 1.0
         self.logit_softcap = architecture.logit_softcap(model.config)
 
@@ -185,6 +206,10 @@ class Decoder:
         """(weight [V, D], bias [V] or None)."""
         head = self.model.get_output_embeddings()
         return head.get_parameter("weight").detach(), getattr(head, "bias", None)
+
+    def value(self, name: str, tensor: Tensor) -> Tensor:
+        """What a parameter or an entry of the model's state dict holds, wherever it is."""
+        return tensor if self.offloaded is None else self.offloaded.value(name, tensor)
 
     def hidden_states(
         self, ids: Tensor, positions: Tensor, mask: Tensor, run_block: RunBlock
@@ -232,28 +257,30 @@ def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
 
 def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A block's keyword arguments on its device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(move(part) for part in value)
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: move(value) for name, value in call.items()}
+    return {name: _each(value, lambda tensor: tensor.to(device)) for name, value in call.items()}
 
 
-def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice) -> dict[str, Any]:
+def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice | Tensor) -> dict[str, Any]:
     """A block's keyword arguments for some rows of its states [N, T, D] alone.
 
     Rotary tables and position ids have the states' N and T in front; the rest serves all rows.
     """
+    front = states.shape[:2]
 
-    def narrow(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(narrow(part) for part in value)
-        by_row = isinstance(value, Tensor) and value.shape[:2] == states.shape[:2]
-        return value[rows] if by_row else value
+    def narrow(tensor: Tensor) -> Tensor:
+        return tensor[rows] if tensor.shape[:2] == front else tensor
 
-    return {name: narrow(value) for name, value in call.items()}
+    return {name: _each(value, narrow) for name, value in call.items()}
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed, those in tuples too.
+
+    Were `change` to call itself, the states that it knows would live until cycles are collected.
+    """
+    if isinstance(value, tuple):
+        return tuple(_each(part, change) for part in value)
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

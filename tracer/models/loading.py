@@ -17,6 +17,8 @@ from transformers import (
 from transformers.utils import logging as hub_logging
 
 from ...errors import InputError, ModelError
+from .checkpoint import Checkpoint, incomplete
+from .offload import OffloadedBlocks, skeleton
 from .registry import architecture_of
 
 log = logging.getLogger(__name__)
@@ -46,23 +48,56 @@ def load(
     """
     name = str(path)
     place, kind = _device(device), _dtype(dtype)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        architecture_of(config)
+    with _one_line(name):
+        config = _config(name)
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=kind, output_loading_info=True, trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelError(
-            f"model {name!r} lacks {len(missing)} of its weights, {missing[0]} among them; "
-            "a complete checkpoint is needed"
-        )
+        raise incomplete(name, info["missing_keys"])
     return model.to(place).eval(), _tokenizer(name)
+
+
+def load_offloaded(
+    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, OffloadedBlocks]:
+    """As `load`, for a model larger than memory: its blocks are read when they run.
+
+    Raises:
+        ModelError: as `load`; and weights that are not in safetensors, or quantised.
+        InputError: an unknown device or dtype.
+    """
+    name = str(path)
+    place, kind = _device(device), _dtype(dtype)
+    with _one_line(name):
+        config = _config(name)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")
+        architecture = architecture_of(config)
+        checkpoint = Checkpoint.of(name)
+        stored = config.dtype or checkpoint.dtype
+        asked = kind if isinstance(kind, torch.dtype) else stored
+        model = skeleton(config, architecture, checkpoint, place, asked)
+    blocks = OffloadedBlocks(model, architecture, checkpoint, place)
+    return model, _tokenizer(name), blocks
+
+
+def _config(name: str) -> Any:
+    """The config of a model of a declared architecture."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    architecture_of(config)
+    return config
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What a library raises while a model is loaded becomes a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
 @contextmanager

@@ -1,0 +1,277 @@
+"""What does it cost to scan a model that is several times larger than memory?
+
+    python benches/offload.py --out benches/results/offload-DATE
+
+A checkpoint with random weights is scanned in two ways: kept in memory, and block by block in a
+process whose memory is limited to a quarter of it. The files are put out of the system's cache
+before the offloaded scan and each reading that is called cold: memory would not hold them either.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import click
+import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from device_models import random_model
+from ledger import figure, machine
+from problems import EXAMPLES, thresholds
+
+from densitrace import Tracer, open_store, scan
+from densitrace.tracer.models import OffloadedBlocks
+
+LIMIT_BYTES = 5 << 28  # of the process that offloads: heap and private mappings, torch's included
+BLOCKS = 80
+STRATA = 4
+CONTEXT, WINDOWS = 128, 4
+BATCH_TOKENS = 256
+ROUNDS = 2  # resident and offloaded in turn: the faster scan of each is told
+CHUNK_BYTES = 1 << 24  # of a plain read
+SELF = Path("/proc/self")
+
+
+def shape(vocabulary: int) -> LlamaConfig:
+    """Blocks of 64 MiB in float32: more than four limits."""
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=1024, intermediate_size=4096, num_hidden_layers=BLOCKS,
+        num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=2048,
+    )  # fmt: skip
+
+
+def build(folder: Path) -> None:
+    """The checkpoint, with the tokenizer of the bundled model, and the text that is scanned."""
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLES / "model")
+    tokenizer.save_pretrained(folder)
+    config = shape(len(tokenizer))
+    model = random_model(config, torch.device("cpu"), torch.float32)
+    model.save_pretrained(folder, max_shard_size="1GB")
+    lines = (EXAMPLES / "corpus/scan.jsonl").read_text(encoding="utf-8").splitlines()
+    text = " ".join(json.loads(line)["text"] for line in lines)
+    ids = tokenizer.encode(text)[: CONTEXT * WINDOWS - 1]
+    (folder / "corpus.txt").write_text(str(tokenizer.decode(ids)), encoding="utf-8")
+
+
+def files(folder: Path) -> list[Path]:
+    """What holds the weights."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def forget(folder: Path) -> None:
+    """Put the weights out of the system's cache."""
+    for path in files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def plain_read(folder: Path) -> None:
+    """Every byte of the weights, into the same memory."""
+    into = memoryview(bytearray(CHUNK_BYTES))
+    for path in files(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(into):
+                pass
+
+
+@contextmanager
+def waits() -> Iterator[list[float]]:
+    """Seconds that blocks waited for their weights."""
+    found: list[float] = []
+    enter = OffloadedBlocks._enter
+
+    def timed(blocks: OffloadedBlocks, *arguments: Any) -> None:
+        found.append(seconds(lambda: enter(blocks, *arguments)))
+
+    with patch.object(OffloadedBlocks, "_enter", timed):
+        yield found
+
+
+# ---- in a process of its own ---------------------------------------------------------------------
+
+
+def read_bytes() -> int:
+    """What this process has read from files."""
+    lines = (SELF / "io").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, pages of mapped files included."""
+    lines = (SELF / "status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+def read_alone(blocks: OffloadedBlocks) -> None:
+    """All blocks, one after another, with nothing to compute."""
+    for index in range(BLOCKS):
+        blocks._read(index, blocks._rooms[index % 2])
+
+
+def measured(folder: Path, offloaded: bool, waited: list[float]) -> dict[str, float]:
+    """Scan once, from cold files where they are read meanwhile."""
+    tracers: list[Tracer] = []
+    how: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
+    found = {
+        "load and check, s": seconds(lambda: tracers.append(Tracer.from_pretrained(folder, **how)))
+    }
+    tracer = tracers[0]
+    found["hash, s"] = seconds(lambda: tracer.weight_hash)
+    blocks = tracer._decoder.offloaded
+    if blocks is not None:
+        for name, prepare in (("cold", forget), ("cached", plain_read)):
+            prepare(folder)
+            before = read_bytes()
+            taken = seconds(partial(read_alone, blocks))
+            found[f"blocks read alone, {name}, GB/s"] = (read_bytes() - before) / taken / 1e9
+    found["one token, s"] = seconds(lambda: tracer.trace([1], select=thresholds(1)))
+    if offloaded:
+        forget(folder)
+    out = folder / ("offloaded" if offloaded else "resident")
+    how = {"select": thresholds(STRATA), "context": CONTEXT, "batch_tokens": BATCH_TOKENS}
+    before, waited_before = read_bytes(), sum(waited)
+    found["scan, s"] = seconds(
+        lambda: scan(tracer, folder / "corpus.txt", out, overwrite=True, **how)
+    )
+    found["tokens"] = float((open_store(out).token[:] >= 0).sum())
+    found["s a token"] = found["scan, s"] / found["tokens"]
+    found["peak, MiB"] = peak_bytes() / 2**20
+    if offloaded:
+        found["read, GB"] = (read_bytes() - before) / 1e9
+        found["waited for weights, s"] = sum(waited) - waited_before
+    return found
+
+
+def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str, Any]:
+    """A step of the bench, under a limit of memory where one is given."""
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1].replace(str(folder), "FOLDER")}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+# ---- the record ----------------------------------------------------------------------------------
+
+
+def differing(folder: Path) -> list[str]:
+    """Arrays of the two stores that are not the same to the bit."""
+    ours, theirs = open_store(folder / "offloaded"), open_store(folder / "resident")
+    arrays = ("size", "topology", "surprisal", "model_entropy", "tv", "kl", "top1", "loss")
+    return [
+        name
+        for name in arrays
+        if not np.array_equal(getattr(ours, name)[:], getattr(theirs, name)[:], equal_nan=True)
+    ]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """All that is measured."""
+    in_a_process("build", folder)
+    size = sum(path.stat().st_size for path in files(folder))
+    rates = {}
+    for name, prepare in (("cold", forget), ("cached", plain_read)):
+        prepare(folder)
+        rates[name] = size / seconds(lambda: plain_read(folder)) / 1e9
+    refused = in_a_process("resident", folder, LIMIT_BYTES)
+    rounds = [
+        (in_a_process("resident", folder), in_a_process("offloaded", folder, LIMIT_BYTES))
+        for _ in range(ROUNDS)
+    ]
+    resident, offloaded = (
+        min(each, key=lambda found: found.get("scan, s", torch.inf))
+        for each in zip(*rounds, strict=True)
+    )
+    return {
+        "date": str(date.today()),
+        "machine": machine(),
+        "checkpoint, GB": size / 1e9,
+        "limit, GB": LIMIT_BYTES / 1e9,
+        "plain read, GB/s": rates,
+        "resident": resident,
+        "resident under the limit": refused,
+        "offloaded under the limit": offloaded,
+        "arrays that differ": differing(folder),
+    }
+
+
+def page(record: dict[str, Any]) -> str:
+    """Markdown."""
+    info, rates = record["machine"], record["plain read, GB/s"]
+    columns = [record["resident"], record["offloaded under the limit"]]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    same = ", ".join(record["arrays that differ"]) or "none"
+    lines = [
+        f"# A model larger than memory, {record['date']}",
+        "",
+        f"`python benches/offload.py` on {info['processor']}, {info['threads']} threads, torch "
+        f"{info['torch']}. A checkpoint of {figure(record['checkpoint, GB'])} GB ({BLOCKS} "
+        f"blocks, float32), {STRATA} strata, windows of {CONTEXT} tokens, {BATCH_TOKENS} at once; "
+        f"the faster of {ROUNDS} scans each. The offloaded process may hold "
+        f"{figure(record['limit, GB'])} GB (RLIMIT_DATA); loading the whole model in it fails: "
+        f"`{record['resident under the limit'].get('failed', 'no')}`.",
+        "",
+        f"A plain read of the files runs at {figure(rates['cold'])} GB/s cold, at "
+        f"{figure(rates['cached'])} GB/s from the system's cache.",
+        "",
+        "| | resident | offloaded |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(figure(each.get(name)) for each in columns) + " |"
+        for name in names
+    ]
+    return "\n".join([*lines, "", f"Arrays of the stores that differ in any bit: {same}.", ""])
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="without suffix")
+@click.option("--step", type=click.Choice(("build", "resident", "offloaded")), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(out: Path | None, step: str | None, folder: Path | None) -> None:
+    """Measure, and write OUT.json and OUT.md."""
+    if step is not None and folder is not None:
+        if step == "build":
+            build(folder)
+            click.echo("{}")
+            return
+        with waits() as waited:  # hooks are made of the timed method when the model is loaded
+            click.echo(json.dumps(measured(folder, step == "offloaded", waited)))
+        return
+    if out is None:
+        raise click.UsageError("--out is needed")
+    with TemporaryDirectory() as temporary:
+        record = record_of(Path(temporary))
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page(record), encoding="utf-8")
+    click.echo(f"wrote {out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Models larger than memory: a block's weights are read when it runs and dropped afterwards.
+
+What is outside the blocks stays in memory: embeddings, final norm, unembedding, buffers. While a
+block computes, a thread reads the next one, so there is room for two; after the last block comes
+the first again, of the next pass. The same room is filled again and again: to get fresh memory
+takes longer than to fill it.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from ..transfer import arrived, taken
+from .architecture import Architecture
+from .checkpoint import Checkpoint, incomplete
+
+
+def skeleton(
+    config: Any,
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """A model whose blocks have no weights yet; everything else is on a device.
+
+    Args:
+        config: transformers' own.
+        checkpoint: takes the names of the model's state dict.
+
+    Raises:
+        ModelError: weights are missing or have other shapes.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    buffers = dict(model.named_buffers())
+    for name, buffer in buffers.items():
+        _put(model, name, torch.empty_like(buffer, device="cpu"))
+    model.initialize_weights()  # computes the buffers; parameters have no memory to be written to
+    for name in buffers:
+        _put(model, name, model.get_buffer(name).to(device))
+    expected = model.state_dict()
+    missing = set(checkpoint.rename(expected, _renaming(model, expected, checkpoint)))
+    for name, tensor in expected.items():
+        if name not in missing and not name.startswith(f"{architecture.blocks}."):
+            _put(model, name, checkpoint.read(name, tensor.dtype).to(device))
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise incomplete(checkpoint.model_id, missing)
+    model.eval()
+    return model
+
+
+def _renaming(
+    model: PreTrainedModel, expected: dict[str, Tensor], checkpoint: Checkpoint
+) -> Callable[[str], str]:
+    """What transformers calls a tensor of a file: some are stored under other names."""
+    steps = get_model_conversion_mapping(model)
+    names = [step for step in steps if isinstance(step, WeightRenaming)]
+    if len(names) < len(steps):
+        raise checkpoint.unusable("its weights are not stored as they are used")
+    prefix = model.base_model_prefix
+    return lambda name: str(rename_source_key(name, names, [], prefix, expected)[0])
+
+
+class OffloadedBlocks:
+    """The blocks of a skeleton, each with its weights while its module runs and no longer.
+
+    Whoever keeps a weight, or a view of it, longer than that finds another block's numbers in it.
+
+    Args:
+        model: a `skeleton`; hooks on its blocks' modules do the rest.
+        architecture: where the blocks are.
+        checkpoint: with the names of the model's state dict.
+        device: where the blocks run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        checkpoint: Checkpoint,
+        device: torch.device,
+    ) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._blocks = list(model.get_submodule(architecture.blocks).children())
+        self._empty = [block.state_dict() for block in self._blocks]  # on `meta`
+        self._prefix = f"{architecture.blocks}."
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="densitrace-reader")
+        most = max(map(self._room, range(len(self._blocks))))
+        pinned = device.type == "cuda"
+        self._rooms = [torch.empty(most, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._next_room = 0  # not that of the block being read, or of the one that runs
+        self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._left: torch.cuda.Event | None = None  # when the device is done with the last block
+        for index, block in enumerate(self._blocks):
+            block.register_forward_pre_hook(partial(self._enter, index))
+            block.register_forward_hook(partial(self._leave, index), always_call=True)
+
+    @property
+    def largest(self) -> int:
+        """Numbers in the largest block."""
+        sizes = (sum(tensor.numel() for tensor in empty.values()) for empty in self._empty)
+        return int(max(sizes))
+
+    def value(self, name: str, tensor: Tensor) -> Tensor:
+        """What a tensor of the state dict holds; between passes, and until asked for another."""
+        if not tensor.is_meta:
+            return tensor
+        return self._checkpoint.read(name, tensor.dtype, self._rooms[self._next_room])
+
+    def _enter(self, index: int, *_: Any) -> None:
+        """Give a block its weights, and let those of the next one be read."""
+        coming, self._coming = self._coming, None
+        if coming is None or coming[0] != index:
+            coming = index, self._start(index)
+        for name, tensor in taken(coming[1].result()).items():
+            _put(self._blocks[index], name, tensor)
+        following = (index + 1) % len(self._blocks)
+        self._coming = following, self._start(following)
+
+    def _leave(self, index: int, *_: Any) -> None:
+        for name, tensor in self._empty[index].items():
+            _put(self._blocks[index], name, tensor)
+        if self._device.type == "cuda":
+            self._left = torch.cuda.current_stream(self._device).record_event()
+
+    def _start(self, index: int) -> "Future[dict[str, Tensor]]":
+        room, self._next_room = self._rooms[self._next_room], 1 - self._next_room
+        return self._reader.submit(self._read, index, room)
+
+    def _stored(self, index: int) -> Iterator[tuple[str, str, torch.dtype]]:
+        """Of each tensor of a block: its name there and in the model, its dtype."""
+        for name, tensor in self._empty[index].items():
+            yield name, f"{self._prefix}{index}.{name}", tensor.dtype
+
+    def _room(self, index: int) -> int:
+        return sum(self._checkpoint.room(whole, dtype) for _, whole, dtype in self._stored(index))
+
+    def _read(self, index: int, room: Tensor) -> dict[str, Tensor]:
+        """A block's tensors, by way of a room that nobody reads any more."""
+        tensors = {}
+        for name, whole, dtype in self._stored(index):
+            tensors[name] = self._checkpoint.read(whole, dtype, room)
+            room = room[self._checkpoint.room(whole, dtype) :]
+        if self._left is not None:  # the host may be blocks ahead: no third one on the device
+            self._left.synchronize()
+        return arrived(tensors, self._device)
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set a parameter or buffer by its name, which may lie in a submodule."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(owner, leaf, tensor)
