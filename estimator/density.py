@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import auc_tv, density_at
@@ -22,68 +21,10 @@ from ..tracer.scan import scan
 from ..tracer.select import AutoStrata, Rule
 from ..tracer.store import Store, open_store
 from ..tracer.tracer import Tracer
+from .intervals import mean_interval
 
 AUC = "auc_tv"
-MIN_DOCUMENTS = (
-    5  # with fewer, no resampling reaches 95%: five values all miss a side 1 in 16 times
-)
 QUARTILES = (0.25, 0.5, 0.75)
-
-
-class Interval(NamedTuple):
-    """A mean with the ends of its interval; the ends are NaN where none can be given."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def mean_interval(
-    values: ArrayLike, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> Interval:
-    """The mean of independent values with its expanded-percentile bootstrap interval.
-
-    The plain percentile interval is too narrow for few values; here its tails are widened to
-    Phi(-sqrt(n / (n - 1)) t), t the (1 + level) / 2 quantile of Student's t with n - 1 degrees
-    of freedom (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015, §5.2).
-
-    Args:
-        values: float [n], one value per independent unit (a document's mean, not a token).
-        level: the nominal coverage, in (0, 1).
-        n_resamples: bootstrap samples.
-        seed: of the resampling; the same values and seed give the same interval.
-
-    Returns:
-        The mean and the interval; NaN ends with fewer than `MIN_DOCUMENTS` values, all NaN with
-        none. NaN values are left out.
-
-    Raises:
-        InputError: a level outside (0, 1).
-
-    Example:
-        >>> mean_interval([0.2, 0.2, 0.2, 0.2, 0.2])
-        Interval(mean=0.2, low=0.2, high=0.2)
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level={level!r}: give a coverage between 0 and 1, for example 0.95")
-    data = np.asarray(values, np.float64)
-    data = data[~np.isnan(data)]
-    n = len(data)
-    if n < MIN_DOCUMENTS:
-        return Interval(float(data.mean()) if n else np.nan, np.nan, np.nan)
-    reach = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
-    result = stats.bootstrap(
-        (data,),
-        np.mean,
-        axis=-1,
-        n_resamples=n_resamples,
-        batch=max(1, 10**7 // n),  # at most 80 MB of resampled values at a time
-        confidence_level=1 - 2 * float(stats.norm.cdf(-reach)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = (float(end) for end in result.confidence_interval)
-    return Interval(float(data.mean()), low, high)
 
 
 def density_name(eps: float) -> str:

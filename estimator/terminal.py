@@ -4,7 +4,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from .density import AUC, MIN_DOCUMENTS, DensityResult
+from .density import AUC, DensityResult
+from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten
 
