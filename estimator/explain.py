@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
 from ..tracer.store import Store
@@ -28,6 +29,7 @@ MAX_TOKENS = 10_000  # explained at most; TreeSHAP of as many takes seconds
 MAX_CATEGORIES = 20  # of one factor; rarer values are one, OTHER
 OTHER = "(other)"
 INTERACTION_TOKENS = 200  # interaction values cost a factor squared
+_DIFFERENCES = ["value", "factor", "difference", "low", "high", "exceeds"]
 Floats = NDArray[np.float64]
 
 
@@ -196,9 +198,12 @@ def explain_frame(
             "needs two documents, to be tested on one that it was not fitted to, and a factor"
         )
     coded, owner = encode(frame)
-    r2 = _cross_validated(coded, y, units, seed)
-    shuffled = [_cross_validated(coded, rng.permutation(y), units, seed) for _ in range(shuffles)]
-    model = _trees(seed).fit(coded, y)
+    with threadpool_limits(1):  # fits this small lose more to waiting threads than they gain
+        r2 = _cross_validated(coded, y, units, seed)
+        shuffled = [
+            _cross_validated(coded, rng.permutation(y), units, seed) for _ in range(shuffles)
+        ]
+        model = _trees(seed).fit(coded, y)
     explainer = shap.TreeExplainer(model, feature_perturbation="tree_path_dependent")
     split = _gathered(np.asarray(explainer.shap_values(coded)), owner)
     few = np.sort(rng.choice(len(y), min(INTERACTION_TOKENS, len(y)), replace=False))
@@ -350,15 +355,12 @@ def _by_label(
     means, rows = {}, []
     for label, values in labels.items():
         owner = pd.Series(values.to_numpy(), units).groupby(level=0).first()
-        groups = owner.loc[documents.index].astype(str)
-        means[label] = documents.groupby(groups.to_numpy()).mean().rename_axis(label)
-        rows.append(
-            label_differences(documents, groups.to_numpy(), seed=seed).assign(label=label)
-        )
-    columns = ["label", "value", "factor", "difference", "low", "high", "exceeds"]
-    return means, pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(
-        columns=columns
-    )
+        groups = owner.loc[documents.index].astype(str).to_numpy()
+        means[label] = documents.groupby(groups).mean().rename_axis(label)
+        rows.append(label_differences(documents, groups, seed=seed).assign(label=label))
+    columns = ["label", *_DIFFERENCES]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return means, found[columns]
 
 
 def label_differences(
@@ -393,9 +395,8 @@ def label_differences(
     compared = [
         g for g, n in enumerate(counts) if n >= MIN_DOCUMENTS and len(data) - n >= MIN_DOCUMENTS
     ]
-    columns = ["value", "factor", "difference", "low", "high", "exceeds"]
     if not compared:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_DIFFERENCES)
     difference, error = _against_others(data, place, compared)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(place == g) for g in range(len(names))]
@@ -412,7 +413,7 @@ def label_differences(
     index = pd.MultiIndex.from_product([names[compared], documents.columns])
     flat = {"difference": difference, "low": low, "high": high, "exceeds": (low > 0) | (high < 0)}
     table = pd.DataFrame({name: values.ravel() for name, values in flat.items()}, index=index)
-    return table.rename_axis(["value", "factor"]).reset_index()[columns]
+    return table.rename_axis(["value", "factor"]).reset_index()[_DIFFERENCES]
 
 
 def _against_others(

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -67,7 +67,8 @@ FACTORS = (
     Factor(
         "sentence_position",
         "tokens",
-        "tokens before t in its sentence; a token without text belongs to the sentence before it",
+        "tokens before t in its sentence; a token without text belongs to the sentence before it, "
+        "a beginning-of-text token to none",
     ),
     Factor("token_length", "characters", "of the text of the token at t; 0 where it has none"),
     Factor(
@@ -236,9 +237,7 @@ def with_columns(
         column = pd.Series(values).reset_index(drop=True)
         if len(column) != len(found):
             raise InputError(f"factor {name!r} has {len(column)} values for {len(found)} tokens")
-        found[name] = (
-            pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
-        )
+        found[name] = pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
     return found
 
 
