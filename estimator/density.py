@@ -32,6 +32,26 @@ def density_name(eps: float) -> str:
     return f"density@{eps:g}"
 
 
+def tolerance(measure: str) -> float:
+    """The total variation that a measure tolerates; of `auc_tv`, which reads none, the usual 0.1.
+
+    Raises:
+        InputError: neither `auc_tv` nor `density@EPS` with a finite EPS >= 0.
+
+    Example:
+        >>> tolerance("density@0.05")
+        0.05
+    """
+    kind, _, eps = measure.partition("@")
+    try:
+        found = 0.1 if measure == AUC else float(eps) if kind == "density" else np.nan
+    except ValueError:
+        found = np.nan
+    if not (np.isfinite(found) and found >= 0):
+        raise InputError(f"{measure!r} is no measure: use auc_tv or density@EPS, as density@0.1")
+    return found
+
+
 def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     """One row per scored token of a store, in the order of the store.
 

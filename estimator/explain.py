@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import AUC, density_name, token_frame
+from .density import AUC, density_name, token_frame, tolerance
 from .features import Column, factor_frame, is_category
 from .intervals import MIN_DOCUMENTS, mean_interval
 
@@ -125,17 +125,10 @@ def explain_factors(
         >>> found = explain_factors(open_store("traces.zarr"))  # doctest: +SKIP
         >>> found.finding, found.factors.head()  # doctest: +SKIP
     """
-    name, _, eps = target.partition("@")
-    try:
-        tolerated = float(eps) if name == "density" else 0.1
-    except ValueError:
-        tolerated = -1.0
-    if (target != AUC and name != "density") or tolerated < 0:
-        raise InputError(f"target={target!r}: use auc_tv or density@EPS, for example density@0.1")
-    tokens = token_frame(store, tolerated)
+    eps = tolerance(target)
+    tokens = token_frame(store, eps)
     frame = factor_frame(store, reference_counts, factors, tokens=tokens)
-    density = density_name(tolerated)
-    values = tokens[AUC] if target == AUC else np.log10(tokens[density]).rename(target)
+    values = tokens[AUC] if target == AUC else np.log10(tokens[density_name(eps)]).rename(target)
     labels = {name: frame[name] for name in frame.attrs["labels"]}
     if wrong := [name for name in leave_out if name not in frame]:
         raise InputError(f"leave_out={wrong!r}: the factors are {', '.join(frame.columns)}")

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
-from .density import AUC
+from .density import AUC, tolerance
 
 log = logging.getLogger(__name__)
 
@@ -255,18 +255,10 @@ def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], 
         return readers[target]
     if stratum is not None:
         raise InputError(f"stratum={stratum}: target {target!r} is of the whole curve")
-    name, _, eps = target.partition("@")
-    try:
-        tolerated = float(eps) if name == "density" else -1.0
-    except ValueError:
-        tolerated = -1.0
+    eps = tolerance(target)
     if target == AUC:
         return lambda trace: trace.auc_tv[-1]
-    if tolerated < 0:
-        raise InputError(
-            f"target={target!r}: use auc_tv, density@EPS, or one of {', '.join(AT_STRATUM)}"
-        )
-    return lambda trace: np.log10(trace.density_at(tolerated)[-1])
+    return lambda trace: np.log10(trace.density_at(eps)[-1])
 
 
 class _Once:

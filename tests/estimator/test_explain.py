@@ -156,9 +156,9 @@ def test_a_store_is_explained(demo_run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": "density"}, "target='density'"),
-        ({"target": "density@x"}, "target='density@x'"),
-        ({"target": "loss"}, "target='loss'"),
+        ({"target": "density"}, "'density' is no measure"),
+        ({"target": "density@x"}, "'density@x' is no measure"),
+        ({"target": "loss"}, "'loss' is no measure"),
         ({"by": ["author"]}, r"by=\['author'\]: the labels are domain"),
         ({"leave_out": ["author"]}, r"leave_out=\['author'\]"),
         ({"max_tokens": 0}, "max_tokens=0"),

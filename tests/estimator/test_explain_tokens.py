@@ -157,7 +157,7 @@ def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> Non
     ("arguments", "message"),
     [
         ({"position": 99}, "position=99"),
-        ({"target": "loss"}, "target='loss'"),
+        ({"target": "loss"}, "'loss' is no measure"),
         ({"target": "tv"}, "stratum=None"),
         ({"target": "tv", "stratum": 2}, "stratum=2"),
         ({"stratum": 0}, "stratum=0"),
