@@ -5,11 +5,12 @@ mean over its scored tokens. A *label's* density is the mean over its documents,
 one document depend on one another and documents (nearly) do not; its interval resamples documents.
 """
 
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,12 @@ from ..tracer.select import AutoStrata, Rule
 from ..tracer.store import Store, open_store
 from ..tracer.tracer import Tracer
 from .intervals import mean_interval
+
+if TYPE_CHECKING:
+    import shap
+    import xarray as xr
+
+    from .explain import FactorExplanation
 
 AUC = "auc_tv"
 QUARTILES = (0.25, 0.5, 0.75)
@@ -70,7 +77,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
         InputError: a negative or non-finite `eps`.
     """
     token = np.asarray(store.token[:])
-    window, column = np.nonzero(_scored(store))
+    window, column = np.nonzero(scored(store))
     full = np.asarray(store.full_edge_count[:])[window, column]
     size, tv = (np.asarray(a[:])[window, column] for a in (store.size, store.tv))
     density = density_at(size.astype(np.float64), tv, eps, full)
@@ -98,7 +105,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     return frame
 
 
-def _scored(store: Store) -> NDArray[np.bool_]:
+def scored(store: Store) -> NDArray[np.bool_]:
     """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
@@ -113,12 +120,12 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    scored = _scored(store)
-    sizes = np.quantile(np.asarray(store.size[:])[scored].astype(np.float64), QUARTILES, axis=0)
+    of_tokens = scored(store)
+    sizes = np.quantile(np.asarray(store.size[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
     parts = []
     for lane in ("trace", *store.controls):
         array = store.tv if lane == "trace" else store.array(f"tv_{lane}")
-        tv = np.quantile(np.asarray(array[:])[scored].astype(np.float64), QUARTILES, axis=0)
+        tv = np.quantile(np.asarray(array[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -220,6 +227,29 @@ class DensityResult:
     def to_pandas(self) -> pd.DataFrame:
         """The token rows with their document's labels: one tidy frame."""
         return self.tokens.join(self.documents[list(self.labels)], on="document")
+
+    def to_xarray(self) -> "xr.Dataset":
+        """Tokens, documents and curve quartiles as one labelled dataset, for numbers in arrays.
+
+        Returns:
+            Token columns over `row`, among them `document`, a place in `doc`; labels and means of
+            documents over `doc` (means and what tokens have too as `document_NAME`); quartiles
+            of size and TV over `lane` and `stratum`. Settings are attributes, as JSON.
+        """
+        import xarray as xr
+
+        tokens = self.tokens.assign(regime=self.tokens["regime"].astype(str))
+        documents = self.documents.rename(
+            columns=lambda name: f"document_{name}" if name in tokens else name
+        )
+        strata = self.strata.set_index(["lane", "stratum"])
+        return xr.merge(
+            [
+                xr.Dataset.from_dataframe(tokens.rename_axis("row")),
+                xr.Dataset.from_dataframe(documents.rename_axis("doc")),
+                xr.Dataset.from_dataframe(strata),
+            ]
+        ).assign_attrs({"eps": self.eps, "settings": json.dumps(self.settings, default=str)})
 
     def summary(self, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
         """Mean densities over documents with bootstrap intervals, all together or by a column.
@@ -324,5 +354,45 @@ class DensityEstimator:
     @staticmethod
     def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
         """The densities of a store that was scanned before."""
-        opened = open_store(store) if isinstance(store, (str, Path)) else store
-        return DensityResult.from_store(opened, eps)
+        return DensityResult.from_store(_opened(store), eps)
+
+    @staticmethod
+    def explain_factors(
+        store: Store | str | Path, target: str = AUC, **options: Any
+    ) -> "FactorExplanation":
+        """Which factors go with density in a store; see `explain.explain_factors`."""
+        from .explain import explain_factors  # shap takes seconds to import
+
+        return explain_factors(_opened(store), target, **options)
+
+    def explain_tokens(
+        self, text: str | Sequence[int], position: int = -1, **options: Any
+    ) -> "shap.Explanation":
+        """Which tokens make the prediction at a position dense; see `explain_tokens`.
+
+        The estimator's rule and the options that a trace shares with a scan are taken over.
+        """
+        from .explain_tokens import explain_tokens
+
+        shared = ("importance", "attention", "count", "seed")
+        own = {name: self.options[name] for name in shared if name in self.options}
+        given = {"select": self.select, **own, **options}
+        return explain_tokens(self.tracer, text, position, **given)
+
+    @staticmethod
+    def by_frequency(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+        """Densities by the token's frequency; see `summaries.by_frequency`."""
+        from .summaries import by_frequency
+
+        return by_frequency(_opened(store), **options)
+
+    @staticmethod
+    def trace_parts(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+        """Traces by kind of edge and depth; see `summaries.trace_parts`."""
+        from .summaries import trace_parts
+
+        return trace_parts(_opened(store), **options)
+
+
+def _opened(store: Store | str | Path) -> Store:
+    return open_store(store) if isinstance(store, (str, Path)) else store

@@ -134,7 +134,8 @@ def explain_tokens(
             follows and shrinks the full graph (the token at `position` is then always there).
         select: the rule; AutoStrata chooses its thresholds once, on the unmasked tokens.
         max_sequences: masked sequences traced at most; see `cost`.
-        seed: of the random orders of more than 8 tokens; of 8 or fewer all sets are traced.
+        seed: of everything random: the orders of more than 8 tokens (of 8 or fewer all sets are
+            traced), and what `Tracer.trace` draws.
         options: further keyword arguments of `Tracer.trace` (importance, attention, ...).
 
     Returns:
@@ -160,7 +161,7 @@ def explain_tokens(
     players = int((~masker.invariants(ids)).sum())
     price = cost(len(ids), players, max_sequences)
     log.info("explain_tokens: %s", price)
-    value = _density_model(model, ids, target, stratum, select, options)
+    value = _density_model(model, ids, target, stratum, select, {**options, "seed": seed})
     values, base, spread = _shapley(_Once(value), ids, masker, price, seed)
     names = np.array(_names(model, ids), dtype=object)
     return shap.Explanation(

@@ -31,23 +31,26 @@ def weighted(sequences: list[list[int]]) -> NDArray[np.float64]:
     )
 
 
-def masked(ids: list[int], shown: set[int], mask: int) -> list[int]:
+def masked(ids: list[int], shown: frozenset[int], mask: int) -> list[int]:
     changed = [token if place in shown else mask for place, token in enumerate(ids)]
     return [token for token in changed if token != REMOVED]
 
 
 def shapley(model: Any, ids: list[int], mask: int, players: list[int]) -> NDArray[np.float64]:
     """The definition: the mean, over set sizes, of what a player adds to sets of that size."""
-    fixed = set(range(len(ids))) - set(players)
+    fixed = frozenset(range(len(ids))) - set(players)
+    sets = [
+        fixed.union(chosen)
+        for size in range(len(players) + 1)
+        for chosen in combinations(players, size)
+    ]
+    worth = dict(zip(sets, model([masked(ids, s, mask) for s in sets]), strict=True))
     values = np.zeros(len(ids))
     for player in players:
-        others = [other for other in players if other != player]
-        for size in range(len(players)):
-            for chosen in combinations(others, size):
-                shown = fixed | set(chosen)
-                pair = [masked(ids, s, mask) for s in (shown | {player}, shown)]
-                with_it, without = model(pair)
-                values[player] += (with_it - without) / len(players) / comb(len(others), size)
+        for without in (s for s in sets if player not in s):
+            size, others = len(without - fixed), len(players) - 1
+            added = worth[without | {player}] - worth[without]
+            values[player] += added / len(players) / comb(others, size)
     return values
 
 
