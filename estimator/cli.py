@@ -105,7 +105,9 @@ def explain(
     target: str,
     labels: tuple[str, ...],
     leave_out: tuple[str, ...],
-    **options: int,
+    max_tokens: int,
+    shuffles: int,
+    seed: int,
 ) -> None:
     """Show which factors go with the density of STORE's tokens."""
     from ..tracer.store import open_store
@@ -113,7 +115,13 @@ def explain(
     from .terminal import factor_tables
 
     found = explain_factors(
-        open_store(store), target, by=labels or None, leave_out=leave_out, **options
+        open_store(store),
+        target,
+        by=labels or None,
+        leave_out=leave_out,
+        max_tokens=max_tokens,
+        shuffles=shuffles,
+        seed=seed,
     )
     _show(factor_tables(found))
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
-from .density import AUC, token_frame, tolerance
+from .density import AUC, document_rows, token_frame, tolerance
 from .intervals import Interval, cluster_interval
 from .words import word_spans
 
@@ -153,9 +153,9 @@ class _Scan:
         tokens = token_frame(store, tolerance(measure))
         about = store.documents[["id", "text"]]
         rows: dict[Key, NDArray[np.int64]] = {}
-        for document, places in tokens.groupby("document").indices.items():
-            name, text = about.loc[document]
-            rows.setdefault((name, text), places)
+        for document, places in document_rows(tokens).items():
+            key = str(about["id"][document]), str(about["text"][document])
+            rows.setdefault(key, places)
         return cls(tokens, rows)
 
 

@@ -105,6 +105,12 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     return frame
 
 
+def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
+    """The places of each document's rows in a token frame, in order."""
+    places: Any = tokens.groupby("document").indices
+    return {int(document): np.asarray(rows) for document, rows in places.items()}
+
+
 def scored(store: Store) -> NDArray[np.bool_]:
     """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
     done = np.zeros(store.n_windows, np.bool_)

@@ -202,7 +202,7 @@ def explain_frame(
     few = np.sort(rng.choice(len(y), min(INTERACTION_TOKENS, len(y)), replace=False))
     table = _importance(frame, split, units, seed)
     leading = tuple(table.index[:top])
-    places = [frame.columns.get_loc(name) for name in leading]
+    places = [list(frame.columns).index(name) for name in leading]
     pairs = _gathered(np.asarray(explainer.shap_interaction_values(coded[few])), owner, owner)
     pairs = pairs[:, places][:, :, places]
     grouped = {name: values.iloc[chosen] for name, values in (labels or {}).items()}

@@ -101,7 +101,7 @@ class TokenMasker(shap.maskers.Masker):  # type: ignore[misc] # shap ships no ty
 
     def invariants(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool [1, T]: tokens that masking does not change."""
-        return (self.kept | (ids == self.mask_id))[None]
+        return np.asarray(self.kept | (ids == self.mask_id))[None]
 
 
 def explain_tokens(

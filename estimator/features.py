@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import token_frame
+from .density import document_rows, token_frame
 from .words import sentence_starts, word_spans
 
 Kind = Literal["number", "category"]
@@ -249,7 +249,7 @@ def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     return pd.Series(pieces, tokens.index, dtype=object)
 
 
-def _per_million(counts: NDArray[np.float64], total: float) -> NDArray[np.float64]:
+def _per_million(counts: NDArray[np.floating], total: float) -> NDArray[np.float64]:
     seen = np.where(counts > 0, counts, UNSEEN)
     return np.asarray(np.log10(1e6 * seen / max(total, 1.0)))
 
@@ -281,7 +281,7 @@ def _reference_frequency(
 
 def _sentence_position(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     sentence = np.zeros(len(tokens), np.int64)
-    for document, rows in tokens.groupby("document").indices.items():
+    for document, rows in document_rows(tokens).items():
         starts = sentence_starts(documents[document])
         # A token's last character, so that the space before a word counts with the word.
         last = tokens["char_end"].to_numpy()[rows] - 1
@@ -295,7 +295,7 @@ def _word_place(
     begins = tokens["char_start"].to_numpy() + texts.map(lambda t: len(t) - len(t.lstrip()))
     empty = texts.map(str.strip) == ""
     place = np.where(empty, "none", "continuation").astype(object)
-    for document, rows in tokens.groupby("document").indices.items():
+    for document, rows in document_rows(tokens).items():
         first = begins.to_numpy()[rows]
         starts = word_spans(documents[document])[:, 0]
         # Of tokens that share one character's bytes, only the first begins with it.
@@ -324,7 +324,7 @@ def _repeat_distance(tokens: pd.DataFrame) -> pd.Series:
     """From each token back to the same id in its window, NaN where there is none."""
     place = tokens["context"]
     before = place.groupby([tokens["window"], tokens["token"]]).shift(1)
-    return cast("pd.Series", place - before)
+    return place - before
 
 
 def frequency_bands(log_frequency: Sequence[float] | pd.Series) -> pd.Series:

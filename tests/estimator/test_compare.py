@@ -51,7 +51,7 @@ def test_every_word_of_every_language_is_aligned(stores: tuple[Store, Store]) ->
     documents = stores[0].documents.set_index("id")
     assert found.table["document"].unique().tolist() == documents.index.tolist()
     for name, rows in found.table.groupby("document"):
-        text = documents.loc[str(name), "text"]
+        text = str(documents["text"][str(name)])
         spans = rows[["start", "end"]].to_numpy()
         np.testing.assert_array_equal(spans, word_spans(text))
         assert rows["text"].tolist() == [text[a:b] for a, b in spans]

@@ -91,9 +91,11 @@ def test_many_tokens_add_up_and_pairs_are_exact() -> None:
         return np.array([sum(a * b for a, b in pairwise(s)) for s in sequences])
 
     ids = list(range(1, 15))
-    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr] # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    before = state[1].copy()
     found = explain_tokens(pairs, ids, mask=0)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    after: Any = np.random.get_state()  # noqa: NPY002
+    np.testing.assert_array_equal(before, after[1])
     # Orders taken forwards and backwards are exact where tokens act in pairs: half each.
     halves = [sum(ids[p] * ids[q] for q in (p - 1, p + 1) if 0 <= q < 14) / 2 for p in range(14)]
     np.testing.assert_allclose(found.values, halves)

@@ -43,7 +43,7 @@ def test_traces_at_a_stratum_are_taken_apart(store: Store) -> None:
                 share=edges[:, number, quartile] / edges.sum((1, 2)),
                 edges_per_token=edges[:, number, quartile] / tokens["context"],
             )
-            row = found.loc[(kind, quartile + 1)]
+            row: Any = found.loc[(kind, quartile + 1)]
             for measure in ("edges", "size", "share", "edges_per_token"):
                 means = part.groupby("document")[measure].mean()
                 assert row[measure] == pytest.approx(means.mean()), measure

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from byte_model import byte_model, byte_tokenizer
+from numpy.typing import NDArray
 
-from densitrace import InputError, Threshold, Tracer
+from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.estimator.intervals import cluster_interval
 from densitrace.estimator.targets import TargetError, _crossing, stability, target_error
 
@@ -17,9 +18,10 @@ def tracer() -> Tracer:
     return Tracer(byte_model(), byte_tokenizer())
 
 
-def mean_errors(tracer: Tracer, taus: list[float]) -> np.ndarray:
+def mean_errors(tracer: Tracer, taus: list[float]) -> NDArray[np.float64]:
     traces = [tracer.trace(text, select=Threshold(taus)) for text in TEXTS]
-    return np.array([t.errors["tv"].mean(0) for t in traces]).mean(0)  # type: ignore[union-attr]
+    errors = [trace.errors["tv"].mean(0) for trace in traces if isinstance(trace, Trace)]
+    return np.asarray(np.array(errors, np.float64).mean(0))
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.2])
@@ -60,19 +62,18 @@ def test_intervals_of_a_crossing_cover_it() -> None:
     tau = np.geomspace(1e-4, 0.3, 24)
     n, trials, hits = 20, 200, 0
 
-    def curves(number: int) -> np.ndarray:
+    def curves(number: int) -> NDArray[np.float64]:
         middle = np.log(0.01) + rng.normal(scale=0.8, size=(number, 1))
         return np.asarray(1 / (1 + np.exp(middle - np.log(tau))))
 
     truth = _crossing(tau, curves(200_000).mean(0), 0.2)
     for trial in range(trials):
         error = curves(n)
-        interval = cluster_interval(
-            lambda drawn, error=error: _crossing(tau, error[drawn].mean(0), 0.2),
-            n,
-            n_resamples=299,
-            seed=trial,
-        )
+
+        def crossing(drawn: NDArray[np.int64], error: NDArray[np.float64] = error) -> float:
+            return _crossing(tau, error[drawn].mean(0), 0.2)
+
+        interval = cluster_interval(crossing, n, n_resamples=299, seed=trial)
         hits += interval.low <= truth <= interval.high
     assert 0.90 <= hits / trials <= 0.98
 

@@ -224,7 +224,7 @@ def test_auto_strata_pass_over_a_run_of_equal_sizes() -> None:
 
     def log_size(tau: NDArray[np.floating]) -> NDArray[np.floating]:
         # -2 to -1 over decades, equal down to 10^-5.05, then full within less than half a decade.
-        return np.interp(np.log10(tau + 1e-9), [-5.4, -5.05, -2, -0.3], [0, -1, -1, -2])
+        return np.asarray(np.interp(np.log10(tau + 1e-9), [-5.4, -5.05, -2, -0.3], [0, -1, -1, -2]))
 
     tried = AutoStrata.pilot("norm_l1")
     chosen = AutoStrata(8).choose(tried, 10.0 ** log_size(np.array(tried.values))[None])
