@@ -24,7 +24,10 @@ if TYPE_CHECKING:
         ScanError,
         StoreError,
     )
+    from .estimator.compare import Comparison, compare
     from .estimator.density import DensityEstimator, DensityResult
+    from .estimator.explain import FactorExplanation
+    from .estimator.targets import TargetError
     from .tracer.scan import scan
     from .tracer.select import AutoStrata, Nucleus, Rule, Size, Threshold, TopFraction
     from .tracer.store import Store, open_store
@@ -42,10 +45,12 @@ if Path(__file__).resolve().parents[1].joinpath("pyproject.toml").is_file():  # 
 _HOME = {  # the module of each public name, relative to this package
     "AutoStrata": ".tracer.select",
     "BackendError": ".errors",
+    "Comparison": ".estimator.compare",
     "CorpusError": ".errors",
     "DensitraceError": ".errors",
     "DensityEstimator": ".estimator.density",
     "DensityResult": ".estimator.density",
+    "FactorExplanation": ".estimator.explain",
     "InputError": ".errors",
     "ModelError": ".errors",
     "Nucleus": ".tracer.select",
@@ -54,11 +59,13 @@ _HOME = {  # the module of each public name, relative to this package
     "Size": ".tracer.select",
     "Store": ".tracer.store",
     "StoreError": ".errors",
+    "TargetError": ".estimator.targets",
     "Threshold": ".tracer.select",
     "TopFraction": ".tracer.select",
     "Trace": ".tracer.trace",
     "Tracer": ".tracer.tracer",
     "Verification": ".tracer.tracer",
+    "compare": ".estimator.compare",
     "open_store": ".tracer.store",
     "scan": ".tracer.scan",
 }
@@ -66,10 +73,12 @@ _HOME = {  # the module of each public name, relative to this package
 __all__ = [
     "AutoStrata",
     "BackendError",
+    "Comparison",
     "CorpusError",
     "DensitraceError",
     "DensityEstimator",
     "DensityResult",
+    "FactorExplanation",
     "InputError",
     "ModelError",
     "Nucleus",
@@ -78,12 +87,14 @@ __all__ = [
     "Size",
     "Store",
     "StoreError",
+    "TargetError",
     "Threshold",
     "TopFraction",
     "Trace",
     "Tracer",
     "Verification",
     "__version__",
+    "compare",
     "open_store",
     "scan",
 ]

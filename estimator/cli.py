@@ -1,9 +1,12 @@
-"""The commands `densitrace report` and `densitrace demo`."""
+"""The commands of the estimator: `report`, `demo`, `explain` and `compare`."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from ..errors import InputError
 from ..tracer.cli import debug_option, example, load_tracer
@@ -72,6 +75,92 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     page = write_report(result, out / "report.html")
     for name, path in (("store", out / "traces.zarr"), ("report", page)):
         console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@click.command(epilog=example("explain traces.zarr --target density@0.1 --by domain"))
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--target", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
+@click.option(
+    "--by", "labels", multiple=True, help="A label whose values are compared; repeatable."
+)
+@click.option("--leave-out", multiple=True, help="A factor not to use; repeatable.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="A larger store is sampled.",
+)
+@click.option(
+    "--shuffles",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Fits of shuffled densities, against which a finding is told from noise.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@debug_option
+def explain(
+    store: Path,
+    target: str,
+    labels: tuple[str, ...],
+    leave_out: tuple[str, ...],
+    max_tokens: int,
+    shuffles: int,
+    seed: int,
+) -> None:
+    """Show which factors go with the density of STORE's tokens."""
+    from ..tracer.store import open_store
+    from .explain import explain_factors
+    from .terminal import factor_tables
+
+    found = explain_factors(
+        open_store(store),
+        target,
+        by=labels or None,
+        leave_out=leave_out,
+        max_tokens=max_tokens,
+        shuffles=shuffles,
+        seed=seed,
+    )
+    _show(factor_tables(found))
+
+
+@click.command(epilog=example("compare small.zarr large.zarr --level document"))
+@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--level", type=click.Choice(("word", "document")), default="word", show_default=True)
+@click.option("--measure", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
+@click.option(
+    "--within",
+    type=click.Choice(("last", "mean")),
+    default="last",
+    show_default=True,
+    help="A word's density: of its last token, or the mean over its tokens.",
+)
+@click.option("--csv", type=click.Path(path_type=Path), help="Write the densities side by side.")
+@debug_option
+def compare(
+    stores: tuple[Path, ...],
+    level: Literal["word", "document"],
+    measure: str,
+    within: Literal["last", "mean"],
+    csv: Path | None,
+) -> None:
+    """Compare what the models of STORES find dense in the same texts."""
+    from .compare import compare as run
+    from .terminal import comparison_tables
+
+    found = run(stores, level, measure, within=within)
+    _show(comparison_tables(found))
+    if csv is not None:
+        found.table.to_csv(csv, index=False)
+
+
+def _show(parts: Iterable[Table | str]) -> None:
+    console = Console()
+    for part in parts:
+        console.print(part, highlight=False, markup=False)
+        console.print()
 
 
 def bundled(path: Path, option: str) -> Path:

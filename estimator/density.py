@@ -5,16 +5,16 @@ mean over its scored tokens. A *label's* density is the mean over its documents,
 one document depend on one another and documents (nearly) do not; its interval resamples documents.
 """
 
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import auc_tv, density_at
@@ -22,73 +22,41 @@ from ..tracer.scan import scan
 from ..tracer.select import AutoStrata, Rule
 from ..tracer.store import Store, open_store
 from ..tracer.tracer import Tracer
+from .intervals import mean_interval
+
+if TYPE_CHECKING:
+    import shap
+    import xarray as xr
+
+    from .explain import FactorExplanation
 
 AUC = "auc_tv"
-MIN_DOCUMENTS = (
-    5  # with fewer, no resampling reaches 95%: five values all miss a side 1 in 16 times
-)
 QUARTILES = (0.25, 0.5, 0.75)
-
-
-class Interval(NamedTuple):
-    """A mean with the ends of its interval; the ends are NaN where none can be given."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def mean_interval(
-    values: ArrayLike, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> Interval:
-    """The mean of independent values with its expanded-percentile bootstrap interval.
-
-    The plain percentile interval is too narrow for few values; here its tails are widened to
-    Phi(-sqrt(n / (n - 1)) t), t the (1 + level) / 2 quantile of Student's t with n - 1 degrees
-    of freedom (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015, §5.2).
-
-    Args:
-        values: float [n], one value per independent unit (a document's mean, not a token).
-        level: the nominal coverage, in (0, 1).
-        n_resamples: bootstrap samples.
-        seed: of the resampling; the same values and seed give the same interval.
-
-    Returns:
-        The mean and the interval; NaN ends with fewer than `MIN_DOCUMENTS` values, all NaN with
-        none. NaN values are left out.
-
-    Raises:
-        InputError: a level outside (0, 1).
-
-    Example:
-        >>> mean_interval([0.2, 0.2, 0.2, 0.2, 0.2])
-        Interval(mean=0.2, low=0.2, high=0.2)
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level={level!r}: give a coverage between 0 and 1, for example 0.95")
-    data = np.asarray(values, np.float64)
-    data = data[~np.isnan(data)]
-    n = len(data)
-    if n < MIN_DOCUMENTS:
-        return Interval(float(data.mean()) if n else np.nan, np.nan, np.nan)
-    reach = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
-    result = stats.bootstrap(
-        (data,),
-        np.mean,
-        axis=-1,
-        n_resamples=n_resamples,
-        batch=max(1, 10**7 // n),  # at most 80 MB of resampled values at a time
-        confidence_level=1 - 2 * float(stats.norm.cdf(-reach)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = (float(end) for end in result.confidence_interval)
-    return Interval(float(data.mean()), low, high)
 
 
 def density_name(eps: float) -> str:
     """The column that holds density_at(eps): `density@0.1`."""
     return f"density@{eps:g}"
+
+
+def tolerance(measure: str) -> float:
+    """The total variation that a measure tolerates; of `auc_tv`, which reads none, the usual 0.1.
+
+    Raises:
+        InputError: neither `auc_tv` nor `density@EPS` with a finite EPS >= 0.
+
+    Example:
+        >>> tolerance("density@0.05")
+        0.05
+    """
+    kind, _, eps = measure.partition("@")
+    try:
+        found = 0.1 if measure == AUC else float(eps) if kind == "density" else np.nan
+    except ValueError:
+        found = np.nan
+    if not (np.isfinite(found) and found >= 0):
+        raise InputError(f"{measure!r} is no measure: use auc_tv or density@EPS, as density@0.1")
+    return found
 
 
 def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
@@ -109,7 +77,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
         InputError: a negative or non-finite `eps`.
     """
     token = np.asarray(store.token[:])
-    window, column = np.nonzero(_scored(store))
+    window, column = np.nonzero(scored(store))
     full = np.asarray(store.full_edge_count[:])[window, column]
     size, tv = (np.asarray(a[:])[window, column] for a in (store.size, store.tv))
     density = density_at(size.astype(np.float64), tv, eps, full)
@@ -137,7 +105,13 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     return frame
 
 
-def _scored(store: Store) -> NDArray[np.bool_]:
+def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
+    """The places of each document's rows in a token frame, in order."""
+    places: Any = tokens.groupby("document").indices
+    return {int(document): np.asarray(rows) for document, rows in places.items()}
+
+
+def scored(store: Store) -> NDArray[np.bool_]:
     """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
@@ -152,12 +126,12 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    scored = _scored(store)
-    sizes = np.quantile(np.asarray(store.size[:])[scored].astype(np.float64), QUARTILES, axis=0)
+    of_tokens = scored(store)
+    sizes = np.quantile(np.asarray(store.size[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
     parts = []
     for lane in ("trace", *store.controls):
         array = store.tv if lane == "trace" else store.array(f"tv_{lane}")
-        tv = np.quantile(np.asarray(array[:])[scored].astype(np.float64), QUARTILES, axis=0)
+        tv = np.quantile(np.asarray(array[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -259,6 +233,29 @@ class DensityResult:
     def to_pandas(self) -> pd.DataFrame:
         """The token rows with their document's labels: one tidy frame."""
         return self.tokens.join(self.documents[list(self.labels)], on="document")
+
+    def to_xarray(self) -> "xr.Dataset":
+        """Tokens, documents and curve quartiles as one labelled dataset, for numbers in arrays.
+
+        Returns:
+            Token columns over `row`, among them `document`, a place in `doc`; labels and means of
+            documents over `doc` (means and what tokens have too as `document_NAME`); quartiles
+            of size and TV over `lane` and `stratum`. Settings are attributes, as JSON.
+        """
+        import xarray as xr
+
+        tokens = self.tokens.assign(regime=self.tokens["regime"].astype(str))
+        documents = self.documents.rename(
+            columns=lambda name: f"document_{name}" if name in tokens else name
+        )
+        strata = self.strata.set_index(["lane", "stratum"])
+        return xr.merge(
+            [
+                xr.Dataset.from_dataframe(tokens.rename_axis("row")),
+                xr.Dataset.from_dataframe(documents.rename_axis("doc")),
+                xr.Dataset.from_dataframe(strata),
+            ]
+        ).assign_attrs({"eps": self.eps, "settings": json.dumps(self.settings, default=str)})
 
     def summary(self, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
         """Mean densities over documents with bootstrap intervals, all together or by a column.
@@ -363,5 +360,45 @@ class DensityEstimator:
     @staticmethod
     def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
         """The densities of a store that was scanned before."""
-        opened = open_store(store) if isinstance(store, (str, Path)) else store
-        return DensityResult.from_store(opened, eps)
+        return DensityResult.from_store(_opened(store), eps)
+
+    @staticmethod
+    def explain_factors(
+        store: Store | str | Path, target: str = AUC, **options: Any
+    ) -> "FactorExplanation":
+        """Which factors go with density in a store; see `explain.explain_factors`."""
+        from .explain import explain_factors  # shap takes seconds to import
+
+        return explain_factors(_opened(store), target, **options)
+
+    def explain_tokens(
+        self, text: str | Sequence[int], position: int = -1, **options: Any
+    ) -> "shap.Explanation":
+        """Which tokens make the prediction at a position dense; see `explain_tokens`.
+
+        The estimator's rule and the options that a trace shares with a scan are taken over.
+        """
+        from .explain_tokens import explain_tokens
+
+        shared = ("importance", "attention", "count", "seed")
+        own = {name: self.options[name] for name in shared if name in self.options}
+        given = {"select": self.select, **own, **options}
+        return explain_tokens(self.tracer, text, position, **given)
+
+    @staticmethod
+    def by_frequency(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+        """Densities by the token's frequency; see `summaries.by_frequency`."""
+        from .summaries import by_frequency
+
+        return by_frequency(_opened(store), **options)
+
+    @staticmethod
+    def trace_parts(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+        """Traces by kind of edge and depth; see `summaries.trace_parts`."""
+        from .summaries import trace_parts
+
+        return trace_parts(_opened(store), **options)
+
+
+def _opened(store: Store | str | Path) -> Store:
+    return open_store(store) if isinstance(store, (str, Path)) else store

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from ..errors import InputError, StoreError
 from . import passages as texts
-from .density import AUC, MIN_DOCUMENTS, DensityResult
+from .density import AUC, DensityResult
+from .intervals import MIN_DOCUMENTS
 from .plots import curve_figure, label_figure, percent, position_figure, to_svg
 
 MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for

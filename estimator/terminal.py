@@ -1,12 +1,21 @@
 """Densities on the terminal: short aligned tables."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from .density import AUC, MIN_DOCUMENTS, DensityResult
+from .density import AUC, DensityResult
+from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten
+
+if TYPE_CHECKING:  # shap takes seconds to import; a demo needs none of it
+    from .compare import Comparison
+    from .explain import FactorExplanation
 
 BAR = 18  # cells of the widest bar
 BEFORE, TOKEN, AFTER, DOCUMENT = 22, 12, 14, 13  # cells; with the value, 80 together
@@ -72,3 +81,86 @@ def _last_cells(text: str, width: int) -> str:
     while cell_len(text) > width:
         text = text[1:]
     return text
+
+
+def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | str]:
+    """What explains a density: whether anything does, the factors, their pairs, the labels."""
+    shuffled = found.r2_shuffled.max()
+    verdict = "a finding" if found.finding else "no finding: as good as shuffled densities"
+    lines: list[Table | str] = [
+        f"{found.target} ({found.unit}), {found.sample}",
+        f"R2 of unseen documents {found.r2:.3f}, of shuffled densities at most {shuffled:.3f}: "
+        f"{verdict}",
+    ]
+    factors = _table("Factors", ["factor"], ["mean |SHAP|", "95% interval", "direction"])
+    for name, row in found.factors.iterrows():
+        direction = "by value" if np.isnan(row["direction"]) else f"{row['direction']:+.2f}"
+        ends = _ends(row["low"], row["high"])
+        factors.add_row(Text(str(name)), f"{row['mean_abs']:.4f}", ends, direction)
+    pairs = _table("Together", ["factor", "and"], ["mean |interaction|"])
+    for _, row in found.interactions.head(most).iterrows():
+        pairs.add_row(Text(row["first"]), Text(row["second"]), f"{row['mean_abs']:.4f}")
+    beyond = found.differences[found.differences["exceeds"].astype(bool)]
+    order = beyond["difference"].abs().sort_values(ascending=False).index
+    labels = _table(
+        "Label values for which a factor matters more or less than for the others",
+        ["label", "value", "factor"],
+        ["mean |SHAP| more", "95% interval"],
+    )
+    for _, row in beyond.loc[order[:most]].iterrows():
+        names = (Text(str(row[name])) for name in ("label", "value", "factor"))
+        labels.add_row(*names, f"{row['difference']:+.4f}", _ends(row["low"], row["high"]))
+    lines += [factors, *(table for table in (pairs, labels) if table.row_count)]
+    if len(found.differences):
+        lines.append(f"{len(beyond)} of {len(found.differences)} differences exceed noise")
+    return lines
+
+
+def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
+    """Rank correlations of all pairs of models, and where each pair disagrees most."""
+    pairs = _table(
+        f"Rank correlation of {found.measure}, {found.level} by {found.level}",
+        ["model", "and"],
+        ["Spearman", "95% interval", f"{found.level}s", "documents"],
+    )
+    for _, row in found.correlations.iterrows():
+        pairs.add_row(
+            Text(row["first"]),
+            Text(row["second"]),
+            f"{row['spearman']:.3f}",
+            _ends(row["low"], row["high"]),
+            f"{row['rows']:,}",
+            f"{row['documents']:,}",
+        )
+    lines: list[Table | str] = [pairs]
+    for first, second in found.correlations[["first", "second"]].itertuples(index=False):
+        title = f"Furthest apart: rank 1 under {first}, rank 2 under {second}"
+        table = _table(title, ["document"], ["rank 1", "rank 2"])
+        table.add_column("text", no_wrap=True)
+        for _, row in found.disagreements(first, second, most).iterrows():
+            text = Text(shorten(str(row.get("text", "")), TOKEN + AFTER))
+            ranks = (percent(row[rank]) for rank in ("x_rank", "y_rank"))
+            table.add_row(Text(shorten(row["document"], 30)), *ranks, text)
+        lines.append(table)
+    lines += [
+        f"{name}: {found.left_out[name]:,} documents that others lack, "
+        f"{found.lost[name]:,} {found.level}s without a token"
+        for name in found.names
+        if found.left_out[name] or found.lost[name]
+    ]
+    return lines
+
+
+def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    # As wide as its title, which would be broken to the width of the columns.
+    width = min(80, len(title))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=width)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _ends(low: float, high: float) -> str:
+    return f"{low:.4f} to {high:.4f}" if low == low else "too few"

@@ -193,10 +193,11 @@ class AutoStrata:
         log_size = np.log10(sizes).mean(0)
         tau = np.array(tried.values)
         growing = np.maximum.accumulate(log_size)
-        keep = np.concatenate([[True], np.diff(growing) > 1e-6])
         wanted = np.linspace(growing[0], growing[-1], self.n + 1)[:-1]
-        # Interpolating in the order of sizes; in log tau where tau spans decades.
-        position = np.interp(wanted, growing[keep], np.arange(len(tau))[keep])
+        # Interpolating in the order of sizes; in log tau where tau spans decades. The small slope
+        # parts equal sizes, so that what lies beyond a run of them is sought beyond its end.
+        place = np.arange(len(tau))
+        position = np.interp(wanted, growing + 1e-9 * place, place)
         low, high = np.floor(position).astype(int), np.ceil(position).astype(int)
         part = position - low
         decades = (tau[low] > 0) & (tau[high] > 0)
@@ -207,9 +208,10 @@ class AutoStrata:
                 + np.log(np.maximum(tau[high], 1e-300)) * part
             )
         chosen = np.unique(np.where(decades, geometric, linear))
-        if len(chosen) < self.n:
+        different = len(np.unique(growing.round(6)))
+        if min(len(chosen), different) < self.n:
             raise InputError(
-                f"AutoStrata({self.n}): only {len(chosen)} different sizes exist on the pilot "
+                f"AutoStrata({self.n}): only {different} different sizes exist on the pilot "
                 "sample; ask for fewer strata or give thresholds"
             )
         return Threshold(chosen)

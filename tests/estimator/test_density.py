@@ -9,12 +9,8 @@ import pytest
 from scipy import stats
 
 from densitrace.errors import InputError
-from densitrace.estimator.density import (
-    MIN_DOCUMENTS,
-    DensityResult,
-    group_means,
-    mean_interval,
-)
+from densitrace.estimator.density import DensityResult, group_means
+from densitrace.estimator.intervals import MIN_DOCUMENTS, mean_interval
 
 MakeResult = Callable[..., DensityResult]
 
@@ -58,12 +54,12 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_a_higher_level_gives_a_wider_interval() -> None:
     values = np.random.default_rng(2).random(20)
     narrow, wide = mean_interval(values, 0.8), mean_interval(values, 0.99)
-    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
 def test_few_values_have_a_mean_and_no_interval() -> None:
     found = mean_interval([1.0] * (MIN_DOCUMENTS - 2) + [math.nan, 2.0])
-    assert found.mean == pytest.approx((MIN_DOCUMENTS - 2 + 2) / (MIN_DOCUMENTS - 1))
+    assert found.value == pytest.approx((MIN_DOCUMENTS - 2 + 2) / (MIN_DOCUMENTS - 1))
     assert math.isnan(found.low) and math.isnan(found.high)
     assert all(map(math.isnan, mean_interval([])))
 

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny_models import VARIANTS, VOCABULARY, tiny_model
 
 from densitrace import (
@@ -216,6 +217,21 @@ def test_auto_strata(tracer: Tracer) -> None:
     again = tracer.choose_strata(AutoStrata(6), [list(range(40))], importance="norm_l1")
     assert again == trace.rule
     assert tracer.choose_strata(RULE, [IDS]) is RULE
+
+
+def test_auto_strata_pass_over_a_run_of_equal_sizes() -> None:
+    """Thresholds between which no weight lies give one size: one stratum for all of them."""
+
+    def log_size(tau: NDArray[np.floating]) -> NDArray[np.floating]:
+        # -2 to -1 over decades, equal down to 10^-5.05, then full within less than half a decade.
+        return np.asarray(np.interp(np.log10(tau + 1e-9), [-5.4, -5.05, -2, -0.3], [0, -1, -1, -2]))
+
+    tried = AutoStrata.pilot("norm_l1")
+    chosen = AutoStrata(8).choose(tried, 10.0 ** log_size(np.array(tried.values))[None])
+    steps = np.diff([*log_size(np.array(chosen.values)), 0])
+    np.testing.assert_allclose(steps, 0.25, atol=0.06)
+    with pytest.raises(InputError, match="only 1 different sizes"):
+        AutoStrata(2).choose(tried, np.full((3, len(tried)), 0.5))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,291 @@
+"""Stores of several models beside one another: the same words and documents, whatever the tokens.
+
+Models cut a text into different tokens, so what is compared are words, found in the text alone
+(`words.word_spans`), and documents. A word's density is that of its last token: the first place
+at which a model has read all of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ..errors import InputError, StoreError
+from ..tracer.store import Store, open_store
+from .density import AUC, document_rows, token_frame, tolerance
+from .intervals import Interval, cluster_interval
+from .words import word_spans
+
+Level = Literal["word", "document"]
+Within = Literal["last", "mean"]
+Floats = NDArray[np.float64]
+Key = tuple[str, str]  # a document's id and text
+WORD = ["document", "start", "end", "text"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Densities of the same words or documents under several models.
+
+    Attributes:
+        names: of the models, which are columns of `table`.
+        level: what a row of `table` is.
+        measure: what is compared, `auc_tv` or `density@EPS`.
+        table: one row for each word or document that every store has: `document` (its id), for
+            words also `start`, `end` (characters) and `text`, the documents' labels, and a column
+            for each model.
+        correlations: one row a pair of models: `first`, `second`, `spearman`, `low`, `high` (its
+            interval over documents), `rows`, `documents`.
+        left_out: for each model, documents that it does not share with all others.
+        lost: for each model, words of shared documents of which it has no token.
+    """
+
+    names: tuple[str, ...]
+    level: Level
+    measure: str
+    table: pd.DataFrame
+    correlations: pd.DataFrame
+    left_out: Mapping[str, int]
+    lost: Mapping[str, int]
+
+    def scatter(self, first: str, second: str) -> pd.DataFrame:
+        """The rows of two models as columns `x` and `y`, and their ranks in 0..1.
+
+        Raises:
+            InputError: a name that is no model.
+        """
+        self._check(first, second)
+        about = self.table.drop(columns=list(self.names))
+        x, y = self.table[first], self.table[second]
+        return about.assign(
+            x=x, y=y, x_rank=x.rank(pct=True).to_numpy(), y_rank=y.rank(pct=True).to_numpy()
+        )
+
+    def disagreements(self, first: str, second: str, most: int = 20) -> pd.DataFrame:
+        """Rows whose ranks under two models lie furthest apart, the furthest first.
+
+        Returns:
+            See `scatter`, with `apart`: x_rank - y_rank, positive where `first` finds it denser.
+        """
+        rows = self.scatter(first, second)
+        rows["apart"] = rows["x_rank"] - rows["y_rank"]
+        order = rows["apart"].abs().sort_values(ascending=False, kind="stable").index
+        return rows.loc[order[:most]].reset_index(drop=True)
+
+    def _check(self, *names: str) -> None:
+        for name in names:
+            if name not in self.names:
+                raise InputError(f"{name!r} is none of the models {', '.join(self.names)}")
+
+
+def compare(
+    stores: Sequence[Store | str | Path],
+    level: Level = "word",
+    measure: str = AUC,
+    *,
+    names: Sequence[str] | None = None,
+    within: Within = "last",
+    coverage: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare what several models find dense in the same documents.
+
+    Args:
+        stores: two or more; documents are the same where id and text are.
+        level: compare words, or documents: the mean over all scored tokens of each.
+        measure: `auc_tv` or `density@EPS`.
+        names: of the models; by default their ids, numbered where they are the same.
+        within: a word's density is that of its last token, or the mean over its tokens. A token
+            that several words share (as in scripts without spaces) counts for each of them.
+        coverage: of the intervals, whose unit is the document.
+        seed: of the resampling.
+
+    Raises:
+        InputError: fewer than two stores, wrong or repeated names, an unknown level or measure.
+        StoreError: no document in common, or a store without character spans.
+
+    Example:
+        >>> found = compare(["small.zarr", "large.zarr"])  # doctest: +SKIP
+        >>> found.correlations, found.disagreements(*found.names)  # doctest: +SKIP
+    """
+    if level not in ("word", "document") or within not in ("last", "mean"):
+        raise InputError(f"level={level!r}, within={within!r}: use word or document, last or mean")
+    opened = [open_store(s) if isinstance(s, (str, Path)) else s for s in stores]
+    if len(opened) < 2:
+        raise InputError(f"{len(opened)} stores: a comparison needs two or more")
+    called = _names([store.model_id for store in opened], names)
+    scans = [_Scan.of(store, measure) for store in opened]
+    keys = [key for key in scans[0].rows if all(key in scan.rows for scan in scans)]
+    if not keys:
+        raise StoreError("the stores share no document: ids and texts must be the same")
+    read = _documents if level == "document" else _words
+    columns = [read(scan, keys, measure, within) for scan in scans]
+    table = _rows(keys, level).join(_labels(opened[0], called), on="document")
+    table[list(called)] = np.column_stack(columns)
+    unknown = table[list(called)].isna()
+    table = table[~unknown.any(axis=1)].reset_index(drop=True)
+    return Comparison(
+        names=called,
+        level=level,
+        measure=measure,
+        table=table,
+        correlations=_correlations(table, called, coverage, seed),
+        left_out={n: len(scan.rows) - len(keys) for n, scan in zip(called, scans, strict=True)},
+        lost={name: int(unknown[name].sum()) for name in called},
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A store's token rows, and which of them are a document's."""
+
+    tokens: pd.DataFrame
+    rows: dict[Key, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, store: Store, measure: str) -> "_Scan":
+        tokens = token_frame(store, tolerance(measure))
+        about = store.documents[["id", "text"]]
+        rows: dict[Key, NDArray[np.int64]] = {}
+        for document, places in document_rows(tokens).items():
+            key = str(about["id"][document]), str(about["text"][document])
+            rows.setdefault(key, places)
+        return cls(tokens, rows)
+
+
+def _names(models: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is None:
+        seen = [list(models[: i + 1]).count(name) for i, name in enumerate(models)]
+        given = [name if n == 1 else f"{name} ({n})" for name, n in zip(models, seen, strict=True)]
+    if len(set(given)) != len(models) or set(given) & {*WORD}:
+        raise InputError(f"names={list(given)}: {len(models)} different names are needed")
+    return tuple(given)
+
+
+def _rows(keys: Sequence[Key], level: Level) -> pd.DataFrame:
+    """What the rows of the table are, document by document."""
+    if level == "document":
+        return pd.DataFrame({"document": [name for name, _ in keys]})
+    found = [
+        (name, start, end, text[start:end])
+        for name, text in keys
+        for start, end in word_spans(text).tolist()
+    ]
+    return pd.DataFrame(found, columns=WORD)
+
+
+def _labels(store: Store, taken: Sequence[str]) -> pd.DataFrame:
+    """The documents' labels by id; `label_NAME` where a column of that name is there."""
+    labels = store.documents.drop_duplicates("id").set_index("id")[list(store.labels)]
+    return labels.rename(columns=lambda name: f"label_{name}" if name in (*taken, *WORD) else name)
+
+
+def _documents(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
+    values = scan.tokens[measure].to_numpy(np.float64)
+    return np.array([values[scan.rows[key]].mean() for key in keys])
+
+
+def _words(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
+    columns = [scan.tokens[name].to_numpy() for name in ("char_start", "char_end", measure)]
+    found = []
+    for key in keys:
+        start, end, values = (column[scan.rows[key]] for column in columns)
+        found.append(word_values(word_spans(key[1]), start, end, values, within))
+    words = np.concatenate(found)
+    if np.isnan(words).all():
+        raise StoreError("a store has no character spans of its tokens: compare documents instead")
+    return words
+
+
+def word_values(
+    words: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+    values: ArrayLike,
+    within: Within = "last",
+) -> Floats:
+    """The values of words, given those of tokens.
+
+    Args:
+        words: [W, 2] characters, see `words.word_spans`.
+        start, end: [T] characters of a document's tokens in order; tokens without text have none.
+        values: float [T].
+        within: the value of a word's last token, or the mean over all tokens that it touches.
+
+    Returns:
+        float64 [W]; NaN where no token reaches a word's end.
+
+    Example:
+        >>> spans = np.array([[0, 2], [3, 7]])  # tokens "ab", " cd", "ef"
+        >>> word_values(spans, np.array([0, 2, 5]), np.array([2, 5, 7]), [0.1, 0.2, 0.4])
+        array([0.1, 0.4])
+    """
+    has_text = end > start
+    begin, stop, value = (np.asarray(a)[has_text] for a in (start, end, values))
+    if not len(value):
+        return np.full(len(words), np.nan)
+    last = np.searchsorted(begin, words[:, 1]) - 1
+    reached = (last >= 0) & (stop[last] >= words[:, 1])
+    if within == "last":
+        return np.where(reached, value[last], np.nan)
+    first = np.searchsorted(np.maximum.accumulate(stop), words[:, 0], side="right")
+    total = np.concatenate([[0.0], np.cumsum(value, dtype=np.float64)])
+    number = np.maximum(last + 1 - first, 1)
+    return np.where(reached, (total[last + 1] - total[np.minimum(first, last)]) / number, np.nan)
+
+
+# ---- correlation ---------------------------------------------------------------------------------
+
+
+def _correlations(
+    table: pd.DataFrame, names: Sequence[str], coverage: float, seed: int
+) -> pd.DataFrame:
+    rows = []
+    for first, second in combinations(names, 2):
+        found = spearman(table[first], table[second], table["document"], coverage, seed=seed)
+        rows.append((first, second, *found, len(table), table["document"].nunique()))
+    columns = ["first", "second", "spearman", "low", "high", "rows", "documents"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def spearman(
+    x: ArrayLike,
+    y: ArrayLike,
+    document: ArrayLike,
+    level: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> Interval:
+    """Spearman's rank correlation with an interval that resamples whole documents.
+
+    Args:
+        x, y: float [N], without NaN.
+        document: [N], what each row belongs to.
+        level, n_resamples, seed: see `intervals.cluster_interval`.
+
+    Returns:
+        The correlation of all rows, and the interval; NaN where one side is constant.
+
+    Example:
+        >>> spearman([1, 2, 3], [1, 4, 9], [0, 1, 2]).value
+        1.0
+    """
+    values = np.column_stack([np.asarray(x, np.float64), np.asarray(y, np.float64)])
+    clusters = list(pd.Series(np.asarray(document)).groupby(np.asarray(document)).indices.values())
+
+    def correlation(drawn: NDArray[np.int64]) -> float:
+        rows = values[np.concatenate([clusters[number] for number in drawn])]
+        ranks = stats.rankdata(rows, axis=0)
+        ranks -= ranks.mean(0)
+        spread = np.sqrt((ranks**2).sum(0).prod())
+        return float(ranks.prod(1).sum() / spread) if spread > 0 else np.nan
+
+    if not clusters:
+        return Interval(np.nan, np.nan, np.nan)
+    return cluster_interval(correlation, len(clusters), level, n_resamples, seed)

@@ -1,0 +1,422 @@
+"""Which factors go with a token's density: boosted trees, their SHAP values, and what is noise.
+
+A tree model is fitted to the density of tokens; SHAP splits each prediction over the factors, so
+that base value and SHAP values add up to it. Whether there is anything to explain is asked first:
+R2 is cross-validated over documents, and compared with that of shuffled densities.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shap
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
+
+from ..errors import InputError
+from ..tracer.store import Store
+from .density import AUC, density_name, token_frame, tolerance
+from .features import Column, factor_frame, is_category
+from .intervals import MIN_DOCUMENTS, mean_interval
+
+MAX_TOKENS = 10_000  # explained at most; TreeSHAP of as many takes seconds
+MAX_CATEGORIES = 20  # of one factor; rarer values are one, OTHER
+OTHER = "(other)"
+INTERACTION_TOKENS = 200  # interaction values cost a factor squared
+_DIFFERENCES = ["value", "factor", "difference", "low", "high", "exceeds"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FactorExplanation:
+    """SHAP values of factors, with what tells a finding from noise.
+
+    Attributes:
+        target: what is explained: `auc_tv`, or log10 of `density@EPS`.
+        unit: of the target and so of all SHAP values.
+        explanation: `values` float64 [n, F], `base_values` [n], `data` [n, F] (numbers; codes of
+            categories), `display_data` [n, F] (names), `feature_names` [F].
+        prediction: float64 [n], of the model: base value plus the token's SHAP values.
+        document: int [n], the document of each token explained.
+        r2: cross-validated over documents.
+        r2_shuffled: float64 [S], the same for densities shuffled over all documents' tokens.
+        factors: one row a factor, the largest first: `mean_abs` (mean |SHAP| over documents),
+            `low`, `high` (its interval), `direction` (rank correlation of a number with its SHAP
+            value; NaN for a category).
+        labels: by label, mean |SHAP| of each label value [value, factor].
+        differences: one row for each label, value and factor: `difference` (mean |SHAP| of the
+            value's documents less that of all others), simultaneous `low` and `high`, `exceeds`
+            (whether resampling documents explains it no longer: the interval leaves out 0).
+        interactions: one row a pair of the top factors: `first`, `second`, `mean_abs` (mean of
+            |2 x interaction value|), the largest first.
+        interaction_values: float64 [m, k, k] of the k top factors, on m of the tokens.
+        top: names of these k factors.
+        tokens: scored tokens in the store; `explanation` holds a sample where it has fewer.
+    """
+
+    target: str
+    unit: str
+    explanation: shap.Explanation
+    prediction: Floats
+    document: NDArray[np.int64]
+    r2: float
+    r2_shuffled: Floats
+    factors: pd.DataFrame
+    labels: Mapping[str, pd.DataFrame]
+    differences: pd.DataFrame
+    interactions: pd.DataFrame
+    interaction_values: Floats
+    top: tuple[str, ...]
+    tokens: int
+
+    @property
+    def finding(self) -> bool:
+        """Whether the factors predict unseen documents: R2 above 0 and above all shuffled ones."""
+        return bool(self.r2 > 0 and self.r2 > self.r2_shuffled.max())
+
+    @property
+    def sample(self) -> str:
+        """What was explained, in words."""
+        shown, documents = len(self.document), len(np.unique(self.document))
+        which = f"a sample of {shown:,} of" if shown < self.tokens else "all"
+        return f"{which} {self.tokens:,} tokens, {documents:,} documents"
+
+
+def explain_factors(
+    store: Store,
+    target: str = AUC,
+    *,
+    reference_counts: Mapping[int, float] | ArrayLike | None = None,
+    factors: Mapping[str, Column] | None = None,
+    leave_out: Sequence[str] = (),
+    by: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    top: int = 5,
+    shuffles: int = 5,
+    seed: int = 0,
+) -> FactorExplanation:
+    """Explain the densities of a store's tokens by their factors.
+
+    Args:
+        store: a scanned store.
+        target: `auc_tv`, or `density@EPS`, whose log10 is explained.
+        reference_counts, factors: see `features.factor_frame`.
+        leave_out: names of factors not to use.
+        by: labels whose values are compared; by default all with at most 20 values.
+        max_tokens: a larger store is sampled, evenly over its tokens.
+        top: factors whose interactions are computed.
+        shuffles: fits of shuffled densities.
+        seed: of sampling, fitting, shuffling and resampling.
+
+    Raises:
+        InputError: an unknown target, factor or label; fewer than two documents.
+
+    Source: Lundberg et al., *From local explanations to global understanding with explainable AI
+    for trees*, Nature Machine Intelligence 2020, for the SHAP values of trees: those of the
+    paths (`tree_path_dependent`), in which factors that go together share what they explain.
+
+    Example:
+        >>> found = explain_factors(open_store("traces.zarr"))  # doctest: +SKIP
+        >>> found.finding, found.factors.head()  # doctest: +SKIP
+    """
+    eps = tolerance(target)
+    tokens = token_frame(store, eps)
+    frame = factor_frame(store, reference_counts, factors, tokens=tokens)
+    values = tokens[AUC] if target == AUC else np.log10(tokens[density_name(eps)]).rename(target)
+    labels = {name: frame[name] for name in frame.attrs["labels"]}
+    if wrong := [name for name in leave_out if name not in frame]:
+        raise InputError(f"leave_out={wrong!r}: the factors are {', '.join(frame.columns)}")
+    return explain_frame(
+        frame.drop(columns=list(leave_out)),
+        values,
+        tokens["document"],
+        labels=_compared(labels, by),
+        unit="total variation x decades" if target == AUC else "decades of size",
+        max_tokens=max_tokens,
+        top=top,
+        shuffles=shuffles,
+        seed=seed,
+    )
+
+
+def _compared(labels: Mapping[str, pd.Series], by: Sequence[str] | None) -> dict[str, pd.Series]:
+    if by is None:
+        return {n: v for n, v in labels.items() if 2 <= v.nunique() <= MAX_CATEGORIES}
+    if wrong := [name for name in by if name not in labels]:
+        raise InputError(f"by={wrong!r}: the labels are {', '.join(labels) or 'none'}")
+    return {name: labels[name] for name in by}
+
+
+def explain_frame(
+    factors: pd.DataFrame,
+    target: pd.Series,
+    document: pd.Series,
+    *,
+    labels: Mapping[str, pd.Series] | None = None,
+    unit: str = "",
+    max_tokens: int = MAX_TOKENS,
+    top: int = 5,
+    shuffles: int = 5,
+    seed: int = 0,
+) -> FactorExplanation:
+    """Explain any number of each token by any factors; see `explain_factors`.
+
+    Args:
+        factors: [N, F] numbers (NaN where missing) and categories.
+        target: float [N], what is explained; rows where it is NaN are left out.
+        document: int [N], the unit of cross-validation and resampling.
+        labels: name -> [N], constant within a document.
+        unit: of the target.
+        max_tokens, top, shuffles, seed: see `explain_factors`.
+
+    Raises:
+        InputError: fewer than two documents, no factor, `max_tokens` or `shuffles` below 1.
+    """
+    if max_tokens < 1 or shuffles < 1:
+        raise InputError(f"max_tokens={max_tokens}, shuffles={shuffles}: both must be at least 1")
+    rng = np.random.default_rng(seed)
+    known = np.flatnonzero(target.notna())
+    chosen = np.sort(rng.choice(known, min(max_tokens, len(known)), replace=False))
+    frame, y = factors.iloc[chosen], target.to_numpy(np.float64)[chosen]
+    units = document.to_numpy()[chosen]
+    if len(np.unique(units)) < 2 or not len(frame.columns):
+        raise InputError(
+            f"{len(np.unique(units))} documents and {len(frame.columns)} factors: an explanation "
+            "needs two documents, to be tested on one that it was not fitted to, and a factor"
+        )
+    coded, owner = encode(frame)
+    with threadpool_limits(1):  # fits this small lose more to waiting threads than they gain
+        r2 = _cross_validated(coded, y, units, seed)
+        shuffled = [
+            _cross_validated(coded, rng.permutation(y), units, seed) for _ in range(shuffles)
+        ]
+        model = _trees(seed).fit(coded, y)
+    explainer = shap.TreeExplainer(model, feature_perturbation="tree_path_dependent")
+    split = _gathered(np.asarray(explainer.shap_values(coded)), owner)
+    few = np.sort(rng.choice(len(y), min(INTERACTION_TOKENS, len(y)), replace=False))
+    table = _importance(frame, split, units, seed)
+    leading = tuple(table.index[:top])
+    places = [list(frame.columns).index(name) for name in leading]
+    pairs = _gathered(np.asarray(explainer.shap_interaction_values(coded[few])), owner, owner)
+    pairs = pairs[:, places][:, :, places]
+    grouped = {name: values.iloc[chosen] for name, values in (labels or {}).items()}
+    means, differences = _by_label(np.abs(split), units, grouped, frame.columns, seed)
+    return FactorExplanation(
+        target=str(target.name),
+        unit=unit,
+        explanation=_explanation(frame, split, float(np.ravel(explainer.expected_value)[0])),
+        prediction=np.asarray(model.predict(coded)),
+        document=units,
+        r2=r2,
+        r2_shuffled=np.array(shuffled),
+        factors=table,
+        labels=means,
+        differences=differences,
+        interactions=_interaction_table(pairs, leading),
+        interaction_values=pairs,
+        top=leading,
+        tokens=len(known),
+    )
+
+
+def encode(frame: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
+    """Factors as numbers: a category as one column of 0 and 1 for each of its frequent values.
+
+    shap reads the splits of scikit-learn's categorical trees as if they were numerical, so
+    categories cannot be left to them.
+
+    Args:
+        frame: [n, F] numbers and categories.
+
+    Returns:
+        float64 [n, C], and int64 [C]: the factor that each column belongs to.
+    """
+    columns: list[Floats] = []
+    owner: list[int] = []
+    for number, name in enumerate(frame.columns):
+        column = frame[name]
+        if is_category(column):
+            values = _frequent(column)
+            parts = [(values == value).to_numpy(np.float64) for value in values.unique()]
+        else:
+            parts = [column.to_numpy(np.float64)]
+        columns += parts
+        owner += [number] * len(parts)
+    return np.column_stack(columns), np.array(owner)
+
+
+def _frequent(column: pd.Series) -> pd.Series:
+    """A category's values as strings, all but the most frequent ones as one."""
+    names = column.astype(str)
+    counts = names.value_counts()
+    return names.where(names.isin(counts.index[:MAX_CATEGORIES]), OTHER)
+
+
+def _gathered(values: Floats, *owners: NDArray[np.int64]) -> Floats:
+    """SHAP values [n, C] or [n, C, C] summed over the columns of each factor."""
+    for axis, owner in enumerate(owners, start=1):
+        starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
+        values = np.add.reduceat(values, starts, axis=axis)
+    return values
+
+
+def _trees(seed: int) -> HistGradientBoostingRegressor:
+    # Small trees: deeper ones fit a few documents' noise, and TreeSHAP grows with depth squared.
+    return HistGradientBoostingRegressor(
+        max_iter=100, learning_rate=0.1, max_depth=5, min_samples_leaf=20, random_state=seed
+    )
+
+
+def _cross_validated(
+    coded: Floats, y: Floats, units: NDArray[np.int64], seed: int, folds: int = 5
+) -> float:
+    """R2 of predictions for documents that the model has not seen, against the overall mean."""
+    splitter = GroupKFold(min(folds, len(np.unique(units))))
+    predicted = cross_val_predict(_trees(seed), coded, y, groups=units, cv=splitter)
+    spread = ((y - y.mean()) ** 2).sum()
+    return 1 - float(((y - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+
+
+def _explanation(frame: pd.DataFrame, split: Floats, base: float) -> shap.Explanation:
+    data = {
+        name: _frequent(column).astype("category").cat.codes if is_category(column) else column
+        for name, column in frame.items()
+    }
+    return shap.Explanation(
+        values=split,
+        base_values=np.full(len(split), base),
+        data=np.column_stack([np.asarray(column, np.float64) for column in data.values()]),
+        display_data=frame.astype(object).to_numpy(),
+        feature_names=list(frame.columns),
+    )
+
+
+def _importance(
+    frame: pd.DataFrame, split: Floats, units: NDArray[np.int64], seed: int
+) -> pd.DataFrame:
+    sizes = pd.DataFrame(np.abs(split), columns=frame.columns).groupby(units).mean()
+    rows = {}
+    for number, name in enumerate(frame.columns):
+        value, low, high = mean_interval(sizes[name], n_resamples=1999, seed=seed)
+        direction = np.nan
+        if not is_category(frame[name]):
+            direction = _rank_correlation(frame[name].to_numpy(np.float64), split[:, number])
+        rows[name] = {"mean_abs": value, "low": low, "high": high, "direction": direction}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("factor")
+    return table.sort_values("mean_abs", ascending=False, kind="stable")
+
+
+def _rank_correlation(values: Floats, split: Floats) -> float:
+    known = ~np.isnan(values)
+    if not known.any() or np.ptp(values[known]) == 0 or np.ptp(split[known]) == 0:
+        return np.nan
+    return float(stats.spearmanr(values[known], split[known]).statistic)
+
+
+def _interaction_table(pairs: Floats, names: Sequence[str]) -> pd.DataFrame:
+    # The two halves of a symmetric matrix together are the pair's interaction.
+    rows: list[dict[str, Any]] = [
+        {
+            "first": names[a],
+            "second": names[b],
+            "mean_abs": float(np.abs(2 * pairs[:, a, b]).mean()),
+        }
+        for a, b in combinations(range(len(names)), 2)
+    ]
+    table = pd.DataFrame(rows, columns=["first", "second", "mean_abs"])
+    return table.sort_values("mean_abs", ascending=False, ignore_index=True)
+
+
+# ---- label values --------------------------------------------------------------------------------
+
+
+def _by_label(
+    sizes: Floats,
+    units: NDArray[np.int64],
+    labels: Mapping[str, pd.Series],
+    factors: Sequence[str] | pd.Index,
+    seed: int,
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Mean |SHAP| by label value, and which values differ from all the others."""
+    documents = pd.DataFrame(sizes, columns=list(factors)).groupby(units).mean()
+    means, rows = {}, []
+    for label, values in labels.items():
+        owner = pd.Series(values.to_numpy(), units).groupby(level=0).first()
+        groups = owner.loc[documents.index].astype(str).to_numpy()
+        means[label] = documents.groupby(groups).mean().rename_axis(label)
+        rows.append(label_differences(documents, groups, seed=seed).assign(label=label))
+    columns = ["label", *_DIFFERENCES]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return means, found[columns]
+
+
+def label_differences(
+    documents: pd.DataFrame,
+    groups: NDArray[Any],
+    level: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How document means of each group differ from all other documents, beyond resampling noise.
+
+    Documents are resampled within each group and the largest studentised deviation over all
+    groups and factors is taken, so that the intervals hold together: where nothing differs, none
+    of the table's rows `exceeds` in about `level` of all corpora (bootstrap max-t).
+
+    Args:
+        documents: [D, F], one row a document.
+        groups: [D], the group of each document; those of fewer than `MIN_DOCUMENTS` are not
+            compared, but count among the others.
+        level: of all intervals together.
+        n_resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        One row for each group and factor: `value`, `factor`, `difference`, `low`, `high`,
+        `exceeds`.
+
+    Source: Westfall and Young, *Resampling-Based Multiple Testing*, 1993, §2.
+    """
+    data = documents.to_numpy(np.float64)
+    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    compared = [
+        g for g, n in enumerate(counts) if n >= MIN_DOCUMENTS and len(data) - n >= MIN_DOCUMENTS
+    ]
+    if not compared:
+        return pd.DataFrame(columns=_DIFFERENCES)
+    difference, error = _against_others(data, place, compared)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(place == g) for g in range(len(names))]
+    largest = np.empty(n_resamples)
+    for sample in range(n_resamples):
+        drawn = np.concatenate([rng.choice(m, len(m)) for m in members])
+        again, spread = _against_others(data[drawn], place[drawn], compared)
+        deviation = np.abs(again - difference)
+        # A group whose one document was drawn throughout says nothing: it counts as extreme.
+        scaled = np.divide(deviation, spread, out=np.full_like(deviation, np.inf), where=spread > 0)
+        largest[sample] = np.where(deviation > 0, scaled, 0).max()
+    reach = np.quantile(largest, level, method="higher") * error
+    low, high = difference - reach, difference + reach
+    index = pd.MultiIndex.from_product([names[compared], documents.columns])
+    flat = {"difference": difference, "low": low, "high": high, "exceeds": (low > 0) | (high < 0)}
+    table = pd.DataFrame({name: values.ravel() for name, values in flat.items()}, index=index)
+    return table.rename_axis(["value", "factor"]).reset_index()[_DIFFERENCES]
+
+
+def _against_others(
+    data: Floats, place: NDArray[np.int64], compared: Sequence[int]
+) -> tuple[Floats, Floats]:
+    """Mean of each group less the mean of the others, and its standard error; [groups, F]."""
+    differences, errors = [], []
+    for group in compared:
+        inside, outside = data[place == group], data[place != group]
+        differences.append(inside.mean(0) - outside.mean(0))
+        variances = (part.var(0, ddof=1) / len(part) for part in (inside, outside))
+        errors.append(np.sqrt(sum(variances)))
+    return np.array(differences), np.array(errors)

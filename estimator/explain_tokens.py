@@ -1,0 +1,310 @@
+"""Which of the tokens before it make a token's computation dense: SHAP over masked inputs.
+
+The players are token ids: a masked token is replaced by a neutral id, or left out, and nothing is
+tokenised again. Every masked sequence is a trace of its own, so the cost is known, and told,
+before anything runs.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import shap
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
+from ..tracer.trace import Trace
+from ..tracer.tracer import Tracer
+from .density import AUC, tolerance
+
+log = logging.getLogger(__name__)
+
+Model = Callable[[list[list[int]]], ArrayLike]  # token ids of B sequences -> float [B]
+Mask = int | Literal["neutral", "remove"]
+EXACT_TOKENS = 8  # up to as many players, all their sets are traced
+MAX_SEQUENCES = 1000
+BATCH_TOKENS = 4096  # tokens that are traced together
+REMOVED = -1  # stands for a token that is left out
+AT_STRATUM = ("size", "edges", "tv")  # targets that are read at one stratum
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an explanation traces at most; sequences that recur are traced once."""
+
+    players: int  # tokens that can be masked
+    sequences: int
+    tokens: int  # of all sequences together
+    exact: bool  # all sets of players, rather than random orders of them
+
+    def __str__(self) -> str:
+        how = "all sets" if self.exact else "random orders"
+        return (
+            f"{how} of {self.players} tokens: at most {self.sequences:,} sequences, "
+            f"{self.tokens:,} tokens"
+        )
+
+
+def cost(length: int, players: int | None = None, max_sequences: int = MAX_SEQUENCES) -> Cost:
+    """What `explain_tokens` traces for a position with `length` tokens up to it.
+
+    Args:
+        length: tokens of the sequence, up to and with the position explained.
+        players: tokens that can be masked, where they are fewer.
+        max_sequences: the most that may be traced.
+
+    Raises:
+        InputError: `max_sequences` is too small for a single order of the players.
+
+    Example:
+        >>> print(cost(100))
+        random orders of 100 tokens: at most 804 sequences, 80,400 tokens
+    """
+    m = length if players is None else players
+    if m <= EXACT_TOKENS and 2**m <= max_sequences:
+        return Cost(m, 2**m, 2**m * length, exact=True)
+    each = 2 * m + 1  # one order of the players, forwards and backwards
+    if max_sequences < each:
+        raise InputError(
+            f"max_sequences={max_sequences}: {m} tokens need at least {min(each, 2**m)} sequences"
+        )
+    sequences = max_sequences // each * each
+    return Cost(m, sequences, sequences * length, exact=False)
+
+
+class TokenMasker(shap.maskers.Masker):  # type: ignore[misc] # shap ships no types
+    """Masks token ids: each becomes `mask_id`, or is left out where that is `REMOVED`.
+
+    Args:
+        kept: bool [T], tokens that are never masked.
+        mask_id: what stands for a masked token.
+    """
+
+    immutable_outputs = True
+
+    def __init__(self, kept: NDArray[np.bool_], mask_id: int) -> None:
+        self.kept = kept
+        self.mask_id = mask_id
+
+    def __call__(self, mask: bool | NDArray[np.bool_], ids: NDArray[np.int64]) -> Any:
+        """int64 [1, T]: the ids with those masked for which `mask` is False."""
+        shown = self._standardize_mask(mask, ids) | self.kept
+        return np.where(shown, ids, self.mask_id)[None]
+
+    def shape(self, ids: NDArray[np.int64]) -> tuple[int, int]:
+        """Masked sequences for one mask, and players with the kept tokens among them."""
+        return 1, len(ids)
+
+    def invariants(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool [1, T]: tokens that masking does not change."""
+        return np.asarray(self.kept | (ids == self.mask_id))[None]
+
+
+def explain_tokens(
+    model: Tracer | Model,
+    text: str | Sequence[int],
+    position: int = -1,
+    *,
+    target: str = AUC,
+    stratum: int | None = None,
+    mask: Mask = "neutral",
+    select: Rule | AutoStrata = DEFAULT_STRATA,
+    max_sequences: int = MAX_SEQUENCES,
+    seed: int = 0,
+    **options: Any,
+) -> shap.Explanation:
+    """How much each token up to a position adds to the density of the prediction there.
+
+    Args:
+        model: a tracer; or a callable from token ids of B sequences to float [B], which is
+            explained instead of a density.
+        text: a text, or token ids.
+        position: of the prediction that is explained, among the tokens, or from their end. Later
+            tokens are cut off: a causal model does not see them.
+        target: `auc_tv`; `density@EPS`, whose log10 is explained; or `size`, `edges` or `tv` of
+            the trace at `stratum`. Not read with a callable.
+        stratum: column of the rule, 0 the sparsest.
+        mask: `"neutral"` replaces a masked token by the tokenizer's pad token, else its eos or
+            bos token, so that lengths, positions and the size of the full graph stay as they are;
+            an id replaces it by that token; `"remove"` leaves it out, which also moves what
+            follows and shrinks the full graph (the token at `position` is then always there).
+        select: the rule; AutoStrata chooses its thresholds once, on the unmasked tokens.
+        max_sequences: masked sequences traced at most; see `cost`.
+        seed: of everything random: the orders of more than 8 tokens (of 8 or fewer all sets are
+            traced), and what `Tracer.trace` draws.
+        options: further keyword arguments of `Tracer.trace` (importance, attention, ...).
+
+    Returns:
+        One explanation over T tokens: `values` float64 [T] in the target's unit, `base_values`
+        (all players masked), `data` the tokens' texts. Base value and values add up to the target
+        of the unmasked tokens. For random orders `error_std` [T] is the spread of one order.
+
+    Raises:
+        InputError: a position, target or mask that cannot be used, or too small a
+            `max_sequences`.
+
+    Source: Lundberg and Lee, *A Unified Approach to Interpreting Model Predictions*, 2017.
+
+    Example:
+        >>> found = explain_tokens(tracer, "The cat sat on the mat")  # doctest: +SKIP
+        >>> dict(zip(found.data, found.values))  # doctest: +SKIP
+    """
+    ids = _until(model, text, position)
+    mask_id = _mask_id(model, mask)
+    kept = np.zeros(len(ids), np.bool_)
+    kept[-1] = mask_id == REMOVED
+    masker = TokenMasker(kept, mask_id)
+    players = int((~masker.invariants(ids)).sum())
+    price = cost(len(ids), players, max_sequences)
+    log.info("explain_tokens: %s", price)
+    value = _density_model(model, ids, target, stratum, select, {**options, "seed": seed})
+    values, base, spread = _shapley(_Once(value), ids, masker, price, seed)
+    names = np.array(_names(model, ids), dtype=object)
+    return shap.Explanation(
+        values=values, base_values=base, data=names, feature_names=list(names), error_std=spread
+    )
+
+
+def _until(model: Tracer | Model, text: str | Sequence[int], position: int) -> NDArray[np.int64]:
+    """int64 [T]: the token ids up to the position."""
+    if isinstance(text, str):
+        if not isinstance(model, Tracer):
+            raise InputError("a callable has no tokenizer: give token ids instead of text")
+        text = model.encode(text)
+    ids = np.asarray(text, np.int64)
+    if ids.ndim != 1 or not -len(ids) <= position < len(ids):
+        raise InputError(f"position={position} is outside the {ids.size} tokens")
+    return ids[: position % len(ids) + 1]
+
+
+def _mask_id(model: Tracer | Model, mask: Mask) -> int:
+    if mask == "remove":
+        return REMOVED
+    if isinstance(mask, int) and mask >= 0:
+        return mask
+    tokenizer = model.tokenizer if isinstance(model, Tracer) else None
+    if mask == "neutral":
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            found = getattr(tokenizer, name, None)
+            if found is not None:
+                return int(found)
+        raise InputError("no tokenizer with a pad, eos or bos token: give mask=ID or 'remove'")
+    raise InputError(f"mask={mask!r}: use 'neutral', 'remove' or a token id")
+
+
+def _names(model: Tracer | Model, ids: NDArray[np.int64]) -> list[str]:
+    tokenizer = model.tokenizer if isinstance(model, Tracer) else None
+    if tokenizer is None:
+        return [str(token) for token in ids]
+    return [str(tokenizer.decode([int(token)])) for token in ids]
+
+
+# ---- the number that is explained ----------------------------------------------------------------
+
+
+def _density_model(
+    model: Tracer | Model,
+    ids: NDArray[np.int64],
+    target: str,
+    stratum: int | None,
+    select: Rule | AutoStrata,
+    options: dict[str, Any],
+) -> Model:
+    """The callable as it is; of a tracer, the target at the last token of each sequence."""
+    if not isinstance(model, Tracer):
+        return model
+    if isinstance(select, Size) and options.get("scope") != "output":
+        raise InputError("Size orders the edges of one output: it needs scope='output'")
+    tracer = model
+    about = {name: options[name] for name in ("importance", "count", "seed") if name in options}
+    rule = tracer.choose_strata(select, [ids.tolist()], **about)
+    read = _reader(target, stratum, len(rule))
+
+    def values(sequences: list[list[int]]) -> NDArray[np.float64]:
+        found: list[float] = []
+        for batch in _batches(sequences):
+            traces = tracer.trace(batch, select=rule, **options)
+            assert isinstance(traces, list)
+            found += [float(read(trace)) for trace in traces]
+        return np.array(found)
+
+    return values
+
+
+def _batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Runs of sequences of about `BATCH_TOKENS` tokens."""
+    each = max(1, BATCH_TOKENS // max(map(len, sequences)))
+    for start in range(0, len(sequences), each):
+        yield sequences[start : start + each]
+
+
+def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], float]:
+    """What reads the target off a trace, at its last output."""
+    if target in AT_STRATUM:
+        if stratum is None or not -strata <= stratum < strata:
+            raise InputError(f"stratum={stratum}: target {target!r} is read at one of {strata}")
+        column = stratum
+        readers: dict[str, Callable[[Trace], float]] = {
+            "size": lambda trace: trace.size[-1, column],
+            "edges": lambda trace: trace.edge_count[-1, column],
+            "tv": lambda trace: trace.errors["tv"][-1, column],
+        }
+        return readers[target]
+    if stratum is not None:
+        raise InputError(f"stratum={stratum}: target {target!r} is of the whole curve")
+    eps = tolerance(target)
+    if target == AUC:
+        return lambda trace: trace.auc_tv[-1]
+    return lambda trace: np.log10(trace.density_at(eps)[-1])
+
+
+class _Once:
+    """A model as shap calls it, on rows of ids; each different sequence is evaluated once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        keys = [tuple(row[row != REMOVED].tolist()) for row in rows]
+        new = [key for key in dict.fromkeys(keys) if key not in self.known]
+        if new:
+            values = np.asarray(self.model([list(key) for key in new]), np.float64)
+            if values.shape != (len(new),):
+                raise InputError(f"the model gave shape {values.shape} for {len(new)} sequences")
+            self.known |= dict(zip(new, values.tolist(), strict=True))
+        return np.array([self.known[key] for key in keys])
+
+
+# ---- Shapley values ------------------------------------------------------------------------------
+
+
+def _shapley(
+    model: _Once, ids: NDArray[np.int64], masker: TokenMasker, price: Cost, seed: int
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
+    """Values [T], base value and, of random orders, their spread [T]."""
+    if price.players == 0:
+        return np.zeros(len(ids)), float(model(ids[None])[0]), None
+    # One batch: the model cuts it by its tokens.
+    options = {"max_evals": price.sequences, "batch_size": price.sequences, "silent": True}
+    if price.exact:
+        found = shap.ExactExplainer(model, masker)(ids[None], **options)
+        return found.values[0], float(found.base_values[0]), None
+    with _global_random_state():
+        explainer = shap.PermutationExplainer(model, masker, seed=seed)
+        found = explainer(ids[None], error_bounds=True, **options)
+    return found.values[0], float(found.base_values[0]), found.error_std[0]
+
+
+@contextmanager
+def _global_random_state() -> Iterator[None]:
+    """Leaves NumPy's global generator, which shap seeds, as it was."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

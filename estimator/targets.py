@@ -1,0 +1,275 @@
+"""The cheapest threshold that keeps the model's predictions within a tolerated error.
+
+`AutoStrata` spreads thresholds over sizes; here one threshold is sought by its error. The mean
+total variation of a corpus grows with the threshold, so the largest threshold whose error is
+tolerated is found by sections: some thresholds inside the bracket are traced as the lanes of one
+pass, the bracket shrinks to the two between which the error crosses, and so on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..tracer.select import AutoStrata, Threshold
+from ..tracer.tracer import Tracer
+from .intervals import Interval, cluster_interval, mean_interval
+
+LANES = 6  # thresholds of one pass
+ROUNDS = 3  # passes after the first; each shrinks the bracket LANES + 1 times
+BATCH_TOKENS = 4096
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TargetThreshold:
+    """A threshold found for a tolerated error, and how sure it is.
+
+    Attributes:
+        threshold: the largest one tried whose error is at most `eps`.
+        error: mean total variation at it; a mean over documents of their tokens' mean.
+        interval: the threshold with its interval: where the error crosses `eps`, interpolated in
+            log threshold between those tried, documents resampled.
+        error_interval: the error with its interval.
+        size: mean relative trace size at it, with its interval.
+        tried: every threshold traced, rising: `threshold`, `error`, `size`.
+        eps: the tolerated error.
+        documents: in the pilot.
+    """
+
+    threshold: float
+    error: float
+    interval: Interval
+    error_interval: Interval
+    size: Interval
+    tried: pd.DataFrame
+    eps: float
+    documents: int
+
+    @property
+    def rule(self) -> Threshold:
+        """The rule to trace or scan with."""
+        return Threshold([self.threshold])
+
+
+@dataclass(frozen=True)
+class TargetError:
+    """The tolerated mean total variation; `choose` finds its threshold on a pilot sample.
+
+    It needs errors, and so lanes: unlike AutoStrata it is no rule that `select` takes, and
+    `select=TargetError(0.1).choose(tracer, texts).rule` says what is traced.
+
+    Raises:
+        InputError: eps outside (0, 1).
+
+    Example:
+        >>> TargetError(0.1).choose(tracer, texts).rule.values  # doctest: +SKIP
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1:
+            raise InputError(f"eps={self.eps!r}: give a total variation between 0 and 1")
+
+    def choose(
+        self, tracer: Tracer, texts: Sequence[str] | Sequence[Sequence[int]], **options: Any
+    ) -> TargetThreshold:
+        """See `target_error`."""
+        return target_error(tracer, texts, self.eps, **options)
+
+
+def target_error(
+    tracer: Tracer,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    eps: float = 0.1,
+    *,
+    context: int = 512,
+    level: float = 0.95,
+    seed: int = 0,
+    **options: Any,
+) -> TargetThreshold:
+    """The largest threshold whose mean total variation over some texts is at most `eps`.
+
+    Args:
+        tracer: the model.
+        texts: the pilot: texts, or windows of token ids; each is a unit of resampling.
+        eps: the tolerated error.
+        context: tokens of a text that are traced, from its beginning.
+        level: of the intervals.
+        seed: of the resampling.
+        options: further keyword arguments of `Tracer.trace` (importance, attention, ...).
+
+    Returns:
+        The threshold; it was traced itself, so its error is measured, not interpolated. It is
+        within 1% of where the error crosses `eps`.
+
+    Raises:
+        InputError: eps outside (0, 1), no text, a rule among the options, or an `eps` that the
+            smallest threshold does not meet.
+
+    Example:
+        >>> found = target_error(tracer, texts, 0.1)  # doctest: +SKIP
+        >>> found.threshold, found.size.value  # doctest: +SKIP
+    """
+    TargetError(eps)  # its check
+    if isinstance(texts, str) or not len(texts):
+        raise InputError("texts: give several texts, or several windows of token ids")
+    if {"select", "scope", "output"} & set(options):
+        raise InputError("select, scope and output are chosen here: leave them out")
+    windows = [tracer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+    pilot = _Pilot(tracer, [window[:context] for window in windows if len(window)], options)
+    tried = AutoStrata.pilot(options.get("importance", "norm_l1")).values
+    low, high = min(tau for tau in tried if tau > 0), max(tried)
+    pilot.trace([0.0, *np.geomspace(low, high, LANES)])
+    for _ in range(ROUNDS):
+        low, high = pilot.bracket(eps)
+        if not 0 < low < high:
+            break
+        pilot.trace(np.geomspace(low, high, LANES + 2)[1:-1])
+    return pilot.answer(eps, level, seed)
+
+
+class _Pilot:
+    """Windows, and their mean error and size at every threshold traced so far."""
+
+    def __init__(
+        self, tracer: Tracer, windows: list[list[int]], options: Mapping[str, Any]
+    ) -> None:
+        if not windows:
+            raise InputError("texts hold no token")
+        self.tracer, self.options = tracer, options
+        # Windows of a length run together, so that padding costs little.
+        self.windows = sorted(windows, key=len)
+        self.tau: Floats = np.empty(0)
+        self.error: Floats = np.empty((len(windows), 0))  # [documents, thresholds], rising
+        self.size: Floats = np.empty((len(windows), 0))
+
+    def trace(self, thresholds: Sequence[float] | Floats) -> None:
+        """Trace the pilot at thresholds that were not traced before."""
+        rule = Threshold(thresholds)
+        error, size = [], []
+        for batch in self._batches():
+            traces = self.tracer.trace(batch, select=rule, **self.options)
+            assert isinstance(traces, list)
+            error += [trace.errors["tv"].mean(0, dtype=np.float64) for trace in traces]
+            size += [trace.size.mean(0, dtype=np.float64) for trace in traces]
+        tau = np.concatenate([self.tau, rule.values])
+        order = np.argsort(tau)
+        self.tau = tau[order]
+        self.error = np.concatenate([self.error, error], axis=1)[:, order]
+        self.size = np.concatenate([self.size, size], axis=1)[:, order]
+
+    def _batches(self) -> list[list[list[int]]]:
+        batches: list[list[list[int]]] = [[]]
+        for window in self.windows:  # the longest of a batch comes last
+            if batches[-1] and len(window) * (len(batches[-1]) + 1) > BATCH_TOKENS:
+                batches.append([])
+            batches[-1].append(window)
+        return batches
+
+    def bracket(self, eps: float) -> tuple[float, float]:
+        """The largest threshold tried that meets `eps`, and the next larger one."""
+        place = self._place(eps)
+        return float(self.tau[place]), float(self.tau[min(place + 1, len(self.tau) - 1)])
+
+    def _place(self, eps: float) -> int:
+        met = np.flatnonzero(self.error.mean(0) <= eps)
+        if not len(met):
+            raise InputError(
+                f"eps={eps:g} is below the error of threshold 0, {self.error.mean(0)[0]:.3g}"
+            )
+        return int(met[-1])
+
+    def answer(self, eps: float, level: float, seed: int) -> TargetThreshold:
+        """The threshold found, with its intervals."""
+        place, n = self._place(eps), len(self.windows)
+        crossing = cluster_interval(
+            lambda drawn: _crossing(self.tau, self.error[drawn].mean(0), eps), n, level, seed=seed
+        )
+        error = mean_interval(self.error[:, place], level, seed=seed)
+        means = {"error": self.error.mean(0), "size": self.size.mean(0)}
+        return TargetThreshold(
+            threshold=float(self.tau[place]),
+            error=error.value,
+            interval=Interval(float(self.tau[place]), crossing.low, crossing.high),
+            error_interval=error,
+            size=mean_interval(self.size[:, place], level, seed=seed),
+            tried=pd.DataFrame({"threshold": self.tau, **means}),
+            eps=eps,
+            documents=n,
+        )
+
+
+def _crossing(tau: Floats, error: Floats, eps: float) -> float:
+    """Where a curve leaves `eps` for good, linear in log threshold; NaN where it never meets it."""
+    met = np.flatnonzero(error <= eps)
+    if not len(met):
+        return np.nan
+    last = int(met[-1])
+    if last + 1 == len(tau) or tau[last] == 0:
+        return float(tau[last])
+    part = (eps - error[last]) / (error[last + 1] - error[last])
+    return float(tau[last] * (tau[last + 1] / tau[last]) ** part)
+
+
+def stability(
+    tracer: Tracer,
+    documents: pd.DataFrame,
+    label: str,
+    eps: float = 0.1,
+    *,
+    most: int = 20,
+    **options: Any,
+) -> pd.DataFrame:
+    """One threshold for each value of a label: does one serve all?
+
+    Args:
+        tracer: the model.
+        documents: columns `text` and the label, as `store.documents` has them.
+        label: the column whose values are pilots of their own.
+        eps: the tolerated error.
+        most: documents of one value, taken evenly.
+        options: of `target_error`.
+
+    Returns:
+        One row a value and one for all (index `(all)`): `documents`, `threshold`, `low`, `high`,
+        `error`, `size`, and `error_of_all`: the value's error at the threshold of all, read off
+        its own curve; where it is far above `eps`, one threshold does not serve.
+
+    Raises:
+        InputError: no such column; see also `target_error`.
+    """
+    if label not in documents or "text" not in documents:
+        raise InputError(f"label={label!r}: the columns are {', '.join(documents.columns)}")
+    groups = {str(value): rows["text"].tolist() for value, rows in documents.groupby(label)}
+    chosen = {
+        value: [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, most).astype(int))]
+        for value, texts in groups.items()
+    }
+    pilots = {"(all)": [text for texts in chosen.values() for text in texts], **chosen}
+    found = {value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()}
+    common = found["(all)"].threshold
+    rows = {
+        value: {
+            "documents": target.documents,
+            "threshold": target.threshold,
+            "low": target.interval.low,
+            "high": target.interval.high,
+            "error": target.error,
+            "size": target.size.value,
+            "error_of_all": _error_at(target.tried, common),
+        }
+        for value, target in found.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)
+
+
+def _error_at(tried: pd.DataFrame, threshold: float) -> float:
+    """A curve's error at a threshold, linear in log threshold between those tried."""
+    known = tried[tried["threshold"] > 0]
+    return float(np.interp(np.log(threshold), np.log(known["threshold"]), known["error"]))

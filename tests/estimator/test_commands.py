@@ -1,0 +1,61 @@
+"""`densitrace explain` and `densitrace compare`: tables of what the functions say."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from densitrace import InputError, StoreError
+from densitrace.estimator.cli import compare, explain
+
+
+def invoke(command: Any, *arguments: object) -> str:
+    """What a command prints; what it raises is left to the test, as the console group does."""
+    result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def store(demo_run: Any) -> Path:
+    return Path(demo_run.folder / "traces.zarr")
+
+
+def test_explain_prints_factors_and_whether_they_are_a_finding(store: Path) -> None:
+    options = ("--max-tokens", 200, "--shuffles", 1, "--leave-out", "source", "--by", "domain")
+    output = invoke(explain, store, "--target", "density@0.2", *options)
+    assert output.startswith("density@0.2 (decades of size), a sample of 200 of ")
+    assert "R2 of unseen documents" in output and "finding" in output
+    for name in ("context", "surprisal_own", "word_place", "domain"):
+        assert f"\n{name} " in output
+    assert "\nsource " not in output and "Together" in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_compare_prints_correlations_and_disagreements(store: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "words.csv"
+    output = invoke(compare, store, store, "--measure", "density@0.2", "--csv", csv)
+    assert "Rank correlation of density@0.2, word by word" in output
+    assert " 1.000 " in output
+    assert "Furthest apart: rank 1 under examples/model, rank 2 under examples/model (2)" in output
+    table = pd.read_csv(csv)
+    assert list(table.columns[:4]) == ["document", "start", "end", "text"]
+    assert (table["examples/model"] == table["examples/model (2)"]).all()
+    output = invoke(compare, store, store, "--level", "document")
+    assert "document by document" in output
+
+
+def test_help_has_an_example() -> None:
+    for name, command in {"explain": explain, "compare": compare}.items():
+        assert f"Example: densitrace {name}" in invoke(command, "--help")
+
+
+def test_what_cannot_be_done_is_told(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist"):
+        invoke(explain, tmp_path / "nothing")
+    with pytest.raises(InputError, match="1 stores"):
+        invoke(compare, store)
+    with pytest.raises(InputError, match="is no measure"):
+        invoke(explain, store, "--target", "loss")

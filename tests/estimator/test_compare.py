@@ -1,0 +1,174 @@
+"""Stores of models with different tokenizers, word by word and document by document."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from byte_model import byte_model, byte_tokenizer
+from scipy import stats
+
+from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
+from densitrace.estimator.compare import compare, spearman, word_values
+from densitrace.estimator.density import token_frame
+from densitrace.estimator.words import word_spans
+
+ROOT = Path(__file__).parents[2]
+RULE = Threshold([0.02, 0.1])
+EXTRA = {
+    "th": "สวัสดีครับ ผมชื่อสมชาย",
+    "xx": "cafe\u0301 a\u0302\u0323b 👨‍👩‍👧!🇫🇮🇸🇪 👍🏽 ok",
+}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    """A passage of every language, read by the bundled model and by a model of bytes."""
+    folder = tmp_path_factory.mktemp("compare")
+    lines = (ROOT / "examples" / "corpus" / "scan.jsonl").read_text(encoding="utf-8").splitlines()
+    texts: dict[str, str] = {}
+    for record in map(json.loads, lines):
+        texts.setdefault(record["lang"], record["text"][:60])
+    rows = [{"id": lang, "lang": lang, "text": text} for lang, text in (texts | EXTRA).items()]
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tracers = (
+        Tracer.from_pretrained(ROOT / "examples" / "model"),
+        Tracer(byte_model(), byte_tokenizer(), model_id="bytes"),
+    )
+    small, byte = (
+        scan(tracer, corpus, folder / f"{number}.zarr", select=RULE, context=64)
+        for number, tracer in enumerate(tracers)
+    )
+    return small, byte
+
+
+def test_every_word_of_every_language_is_aligned(stores: tuple[Store, Store]) -> None:
+    found = compare(stores)
+    assert found.names == ("examples/model", "bytes")
+    assert set(found.lost.values()) == set(found.left_out.values()) == {0}
+    documents = stores[0].documents.set_index("id")
+    assert found.table["document"].unique().tolist() == documents.index.tolist()
+    for name, rows in found.table.groupby("document"):
+        text = str(documents["text"][str(name)])
+        spans = rows[["start", "end"]].to_numpy()
+        np.testing.assert_array_equal(spans, word_spans(text))
+        assert rows["text"].tolist() == [text[a:b] for a, b in spans]
+        assert "".join(text.split()) == "".join("".join(rows["text"]).split())
+        assert (rows["lang"] == name).all()
+
+
+def test_a_words_density_is_that_of_its_last_token(stores: tuple[Store, Store]) -> None:
+    found = compare(stores, measure="density@0.2")
+    for store, name in zip(stores, found.names, strict=True):
+        tokens = token_frame(store, 0.2)
+        ids = store.documents["id"]
+        tokens = tokens[tokens["char_end"] > tokens["char_start"]]
+        for (_, word), number in zip(found.table.iterrows(), range(len(found.table)), strict=True):
+            if number % 11:
+                continue
+            touching = tokens[
+                (tokens["document"].map(ids) == word["document"])
+                & (tokens["char_start"] < word["end"])
+                & (tokens["char_end"] > word["start"])
+            ]
+            assert touching["char_end"].max() >= word["end"]
+            assert touching["density@0.2"].iloc[-1] == word[name]
+
+
+def test_mean_over_a_words_tokens() -> None:
+    words = np.array([[0, 2], [3, 7], [8, 9], [9, 10]])
+    # Tokens: a special one, "ab", " c", "def", two that share one character, none of the last.
+    start, end = np.array([0, 0, 2, 4, 8, 8]), np.array([0, 2, 4, 7, 9, 9])
+    values = [9.0, 1.0, 2.0, 4.0, 5.0, 7.0]
+    last = word_values(words, start, end, values)
+    np.testing.assert_array_equal(last, [1, 4, 7, np.nan])
+    mean = word_values(words, start, end, values, "mean")
+    np.testing.assert_allclose(mean, [1, 3, 6, np.nan])
+    nothing = word_values(words, np.array([0]), np.array([0]), [1.0])
+    assert np.isnan(nothing).all()
+
+
+def test_correlations_equal_scipy_and_the_furthest_ranks_disagree_most(
+    stores: tuple[Store, Store],
+) -> None:
+    found = compare(stores, names=["a", "b"])
+    row = found.correlations.iloc[0]
+    expected = stats.spearmanr(found.table["a"], found.table["b"]).statistic
+    assert row["spearman"] == pytest.approx(expected)
+    assert row["low"] < row["spearman"] < row["high"]
+    assert (row["rows"], row["documents"]) == (len(found.table), 21)
+    ranked = found.scatter("a", "b")
+    furthest = found.disagreements("a", "b", most=5)
+    largest = (ranked["x_rank"] - ranked["y_rank"]).abs().nlargest(5)
+    np.testing.assert_allclose(furthest["apart"].abs(), largest)
+
+
+def test_documents_are_compared_by_their_means(stores: tuple[Store, Store]) -> None:
+    found = compare(stores, "document")
+    tokens = token_frame(stores[1])
+    means = tokens.groupby("document")["auc_tv"].mean()
+    np.testing.assert_allclose(found.table["bytes"], means, rtol=1e-6)
+    assert len(found.table) == 21
+
+
+def test_a_store_against_itself_agrees_fully(stores: tuple[Store, Store]) -> None:
+    found = compare([stores[0], stores[0].path])
+    assert found.names == ("examples/model", "examples/model (2)")
+    assert tuple(found.correlations.loc[0, ["spearman", "low", "high"]]) == pytest.approx((1, 1, 1))
+
+
+def test_only_documents_with_the_same_text_are_compared(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    documents = stores[0].documents.head(3).copy()
+    documents.loc[2, "text"] = "Another text."
+    documents[["id", "text"]].to_json(corpus, orient="records", lines=True)
+    tracer = Tracer(byte_model(seed=1), byte_tokenizer(), model_id="other")
+    other = scan(tracer, corpus, tmp_path / "s", select=RULE, context=64)
+    found = compare([*stores, other])
+    assert found.table["document"].nunique() == 2
+    assert found.left_out == {"examples/model": 19, "bytes": 19, "other": 1}
+    assert len(found.correlations) == 3 and found.correlations["low"].isna().all()
+    corpus.write_text('{"id": "en", "text": "Nothing in common."}\n')
+    alone = scan(tracer, corpus, tmp_path / "t", select=RULE)
+    with pytest.raises(StoreError, match="share no document"):
+        compare([stores[0], alone])
+
+
+def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None:
+    with pytest.raises(InputError, match="1 stores"):
+        compare(stores[:1])
+    with pytest.raises(InputError, match="level='letter'"):
+        compare(stores, "letter")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="different names"):
+        compare(stores, names=["a", "a"])
+    with pytest.raises(InputError, match="is no measure"):
+        compare(stores, measure="loss")
+    with pytest.raises(InputError, match="'c' is none of the models a, b"):
+        compare(stores, "document", names=["a", "b"]).scatter("a", "c")
+
+
+def test_intervals_of_a_correlation_cover_it() -> None:
+    """Rows of a document share what moves x and y together; the interval has to know."""
+    rng = np.random.default_rng(0)
+    documents, rows = 25, 8
+    rho = 0.5  # of the sums of two normals, each half shared within a document
+    truth = 6 / np.pi * np.arcsin(rho / 2)
+    owner = np.repeat(np.arange(documents), rows)
+    hits, trials = 0, 200
+    for trial in range(trials):
+        pair = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=(2, documents * rows))
+        whole = pair[0][::rows][owner] * np.sqrt(0.5) + pair[1] * np.sqrt(0.5)
+        found = spearman(whole[:, 0], whole[:, 1], owner, n_resamples=199, seed=trial)
+        hits += found.low <= truth <= found.high
+    assert 0.90 <= hits / trials <= 0.98
+
+
+def test_the_correlation_of_constant_values_is_unknown() -> None:
+    assert np.isnan(spearman([1, 1, 1], [1, 2, 3], [0, 1, 2]).value)
+    frame = pd.DataFrame({"x": [3, 1, 2, 2], "y": [1, 1, 5, 2]})
+    expected = stats.spearmanr(frame["x"], frame["y"]).statistic
+    assert spearman(frame["x"], frame["y"], [0, 0, 1, 2]).value == pytest.approx(expected)

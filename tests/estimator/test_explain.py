@@ -1,0 +1,176 @@
+"""Explanations by factors: what is known is found, and what is noise is not."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import shap
+
+from densitrace import InputError, open_store
+from densitrace.estimator.explain import (
+    MAX_CATEGORIES,
+    FactorExplanation,
+    encode,
+    explain_factors,
+    explain_frame,
+    label_differences,
+)
+
+DOCUMENTS, TOKENS = 40, 40
+
+
+def made_up(seed: int = 0) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    """Factors, a target 3 up - 2 down + [kind = b] + up x category, and the documents."""
+    rng = np.random.default_rng(seed)
+    n = DOCUMENTS * TOKENS
+    frame = pd.DataFrame(
+        {
+            "none": rng.normal(size=n),
+            "up": rng.uniform(-1, 1, n),
+            "down": rng.uniform(-1, 1, n),
+            "kind": pd.Categorical(rng.choice(["a", "b", "c"], n)),
+        }
+    )
+    frame.loc[rng.random(n) < 0.05, "none"] = np.nan
+    target = 3 * frame["up"] - 2 * frame["down"] + 1.0 * (frame["kind"] == "b")
+    target += rng.normal(scale=0.1, size=n)
+    document = pd.Series(np.repeat(np.arange(DOCUMENTS), TOKENS))
+    return frame, target.rename("made-up"), document
+
+
+@pytest.fixture(scope="module")
+def found() -> FactorExplanation:
+    frame, target, document = made_up()
+    half = pd.Series(np.where(document % 2, "odd", "even"))
+    return explain_frame(frame, target, document, labels={"half": half}, shuffles=2)
+
+
+def test_shap_values_add_up_to_the_prediction(found: FactorExplanation) -> None:
+    explanation = found.explanation
+    assert isinstance(explanation, shap.Explanation)
+    assert explanation.feature_names == ["none", "up", "down", "kind"]
+    total = explanation.base_values + explanation.values.sum(1)
+    np.testing.assert_allclose(total, found.prediction, atol=1e-6)
+    assert explanation.data.shape == explanation.values.shape == (DOCUMENTS * TOKENS, 4)
+    assert set(explanation.display_data[:, 3]) == {"a", "b", "c"}
+
+
+def test_ranking_and_signs_of_a_known_function_are_recovered(found: FactorExplanation) -> None:
+    table = found.factors
+    assert table.index.tolist() == ["up", "down", "kind", "none"]
+    assert table["direction"]["up"] > 0.95 and table["direction"]["down"] < -0.95
+    assert np.isnan(table["direction"]["kind"])
+    assert ((table["low"] < table["mean_abs"]) & (table["mean_abs"] < table["high"])).all()
+    # Uniform on [-1, 1]: mean |3 x| is 1.5, and the model comes close.
+    assert table.loc["up", "mean_abs"] == pytest.approx(1.5, rel=0.1)
+    assert found.finding and found.r2 > 0.9 and (found.r2_shuffled <= 0).all()
+    is_b = found.explanation.display_data[:, 3] == "b"
+    effect = found.explanation.values[:, 3]
+    assert effect[is_b].mean() - effect[~is_b].mean() == pytest.approx(1, rel=0.1)
+
+
+def test_shuffled_targets_are_no_finding() -> None:
+    frame, target, document = made_up()
+    mixed = pd.Series(np.random.default_rng(1).permutation(target), name="mixed")
+    nothing = explain_frame(frame, mixed, document, shuffles=2)
+    assert nothing.r2 <= 0 and not nothing.finding
+
+
+def test_interactions_are_found_where_they_are() -> None:
+    frame, _, document = made_up()
+    frame["none"] = frame["none"].fillna(0.0)
+    target = (3 * frame["up"] * frame["down"] + frame["none"]).rename("product")
+    result = explain_frame(frame, target, document, top=3, shuffles=1)
+    first = result.interactions.iloc[0]
+    assert {first["first"], first["second"]} == {"up", "down"}
+    assert first["mean_abs"] > 5 * result.interactions["mean_abs"].iloc[1]
+    k = len(result.top)
+    assert result.interaction_values.shape[1:] == (k, k) == (3, 3)
+    transposed = result.interaction_values.transpose(0, 2, 1)
+    np.testing.assert_allclose(result.interaction_values, transposed, atol=1e-9)
+
+
+def test_the_sample_is_bounded_and_says_so() -> None:
+    frame, target, document = made_up()
+    result = explain_frame(frame, target, document, max_tokens=300, shuffles=1)
+    assert len(result.document) == 300
+    assert result.sample == "a sample of 300 of 1,600 tokens, 40 documents"
+    again = explain_frame(frame, target, document, max_tokens=300, shuffles=1)
+    np.testing.assert_array_equal(result.explanation.values, again.explanation.values)
+
+
+def test_categories_become_columns_of_their_frequent_values() -> None:
+    many = [str(i) for i in range(MAX_CATEGORIES + 5)] * 2
+    frame = pd.DataFrame({"many": many, "number": range(len(many)), "flag": [True, False] * 25})
+    coded, owner = encode(frame)
+    assert np.bincount(owner).tolist() == [MAX_CATEGORIES + 1, 1, 2]
+    assert (coded[:, owner == 0].sum(1) == 1).all()
+
+
+def test_label_differences_beyond_resampling_noise() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(["a", "b", "c", "few"], [30, 30, 30, 2])
+    documents = pd.DataFrame(rng.normal(size=(92, 3)), columns=["x", "y", "z"])
+    documents.loc[groups == "b", "y"] += 3
+    table = label_differences(documents, groups)
+    assert set(table["value"]) == {"a", "b", "c"}
+    y_of_b = table[(table["value"] == "b") & (table["factor"] == "y")].iloc[0]
+    inside = documents["y"][groups == "b"].mean() - documents["y"][groups != "b"].mean()
+    assert y_of_b["difference"] == pytest.approx(inside)
+    assert y_of_b["exceeds"] and y_of_b["low"] > 2
+    assert not table.loc[table["factor"] != "y", "exceeds"].any()
+
+
+def test_of_labels_without_a_difference_few_corpora_show_one() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat(["a", "b", "c"], 12)
+    false = 0.0
+    for seed in range(120):
+        documents = pd.DataFrame(rng.normal(size=(36, 4)))
+        false += label_differences(documents, groups, n_resamples=199, seed=seed)["exceeds"].any()
+    assert false / 120 <= 0.10
+
+
+def test_labels_of_an_explanation(found: FactorExplanation) -> None:
+    means = found.labels["half"]
+    assert means.index.tolist() == ["even", "odd"] and list(means.columns) == list(
+        found.explanation.feature_names
+    )
+    assert not found.differences["exceeds"].any()
+    assert len(found.differences) == 2 * 4
+
+
+def test_a_store_is_explained(demo_run: Any) -> None:
+    store = open_store(demo_run.folder / "traces.zarr")
+    result = explain_factors(store, "density@0.2", leave_out=["source"], shuffles=1)
+    assert result.target == "density@0.2" and result.unit == "decades of size"
+    assert {"context", "domain", "surprisal_own"} <= set(result.factors.index)
+    assert "source" not in result.factors.index
+    assert set(result.labels) == {"domain", "lang", "source"}
+    total = result.explanation.base_values + result.explanation.values.sum(1)
+    np.testing.assert_allclose(total, result.prediction, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "density"}, "'density' is no measure"),
+        ({"target": "density@x"}, "'density@x' is no measure"),
+        ({"target": "loss"}, "'loss' is no measure"),
+        ({"by": ["author"]}, r"by=\['author'\]: the labels are domain"),
+        ({"leave_out": ["author"]}, r"leave_out=\['author'\]"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    demo_run: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        explain_factors(open_store(demo_run.folder / "traces.zarr"), **arguments)
+
+
+def test_one_document_is_not_enough() -> None:
+    frame, target, document = made_up()
+    with pytest.raises(InputError, match="1 documents"):
+        explain_frame(frame, target, document * 0)

@@ -1,0 +1,109 @@
+"""Thresholds by their error, against dense grids and simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from byte_model import byte_model, byte_tokenizer
+from numpy.typing import NDArray
+
+from densitrace import InputError, Threshold, Trace, Tracer
+from densitrace.estimator.intervals import cluster_interval
+from densitrace.estimator.targets import TargetError, _crossing, stability, target_error
+
+TEXTS = ["The cat sat on the mat.", "In the beginning", "We the people", "字猫 and more", "To be"]
+
+
+@pytest.fixture(scope="module")
+def tracer() -> Tracer:
+    return Tracer(byte_model(), byte_tokenizer())
+
+
+def mean_errors(tracer: Tracer, taus: list[float]) -> NDArray[np.float64]:
+    traces = [tracer.trace(text, select=Threshold(taus)) for text in TEXTS]
+    errors = [trace.errors["tv"].mean(0) for trace in traces if isinstance(trace, Trace)]
+    return np.asarray(np.array(errors, np.float64).mean(0))
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.2])
+def test_the_threshold_is_the_largest_of_a_dense_grid(tracer: Tracer, eps: float) -> None:
+    found = target_error(tracer, TEXTS, eps)
+    grid = np.geomspace(found.threshold / 3, min(0.499, found.threshold * 30), 120)
+    errors = mean_errors(tracer, grid.tolist())[::-1]  # rising thresholds
+    best = grid[np.flatnonzero(errors <= eps)[-1]]
+    step = grid[1] / grid[0]
+    assert best / step / 1.01 <= found.threshold <= best * step * 1.01
+    assert found.error <= eps
+    assert found.error == pytest.approx(mean_errors(tracer, [found.threshold])[0], abs=1e-5)
+    assert found.rule == Threshold([found.threshold])
+
+
+def test_what_is_reported_is_what_was_traced(tracer: Tracer) -> None:
+    found = TargetError(0.1).choose(tracer, TEXTS)
+    assert found.documents == 5 and found.eps == 0.1
+    assert found.interval.low <= found.threshold <= found.interval.high
+    assert found.error_interval.low <= found.error <= found.error_interval.high
+    assert found.tried["threshold"].is_monotonic_increasing
+    row = found.tried[found.tried["threshold"] == found.threshold].iloc[0]
+    assert (row["error"], row["size"]) == pytest.approx((found.error, found.size.value))
+    larger = found.tried[found.tried["threshold"] > found.threshold]
+    assert (larger["error"] > 0.1).all()
+    assert larger["threshold"].min() < 1.01 * found.threshold
+
+
+def test_windows_of_token_ids_are_pilots_too(tracer: Tracer) -> None:
+    by_text = target_error(tracer, TEXTS, 0.1, context=10)
+    windows = [tracer.encode(text)[:10] for text in TEXTS]
+    assert target_error(tracer, windows, 0.1).threshold == by_text.threshold
+
+
+def test_intervals_of_a_crossing_cover_it() -> None:
+    """Curves of documents shift at random; the mean curve's crossing has to be covered."""
+    rng = np.random.default_rng(0)
+    tau = np.geomspace(1e-4, 0.3, 24)
+    n, trials, hits = 20, 200, 0
+
+    def curves(number: int) -> NDArray[np.float64]:
+        middle = np.log(0.01) + rng.normal(scale=0.8, size=(number, 1))
+        return np.asarray(1 / (1 + np.exp(middle - np.log(tau))))
+
+    truth = _crossing(tau, curves(200_000).mean(0), 0.2)
+    for trial in range(trials):
+        error = curves(n)
+
+        def crossing(drawn: NDArray[np.int64], error: NDArray[np.float64] = error) -> float:
+            return _crossing(tau, error[drawn].mean(0), 0.2)
+
+        interval = cluster_interval(crossing, n, n_resamples=299, seed=trial)
+        hits += interval.low <= truth <= interval.high
+    assert 0.90 <= hits / trials <= 0.98
+
+
+def test_a_crossing_is_interpolated_in_log_threshold() -> None:
+    tau, error = np.array([0.0, 0.01, 0.1, 0.2]), np.array([0.0, 0.1, 0.3, 0.8])
+    assert _crossing(tau, error, 0.2) == pytest.approx(np.sqrt(0.01 * 0.1))
+    assert _crossing(tau, error, 0.05) == 0.0
+    assert _crossing(tau, error, 0.9) == 0.2
+    assert np.isnan(_crossing(tau, error + 1, 0.9))
+
+
+def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:
+    documents = pd.DataFrame({"text": TEXTS * 2, "half": ["a"] * 5 + ["b"] * 5})
+    table = stability(tracer, documents, "half", 0.1, most=5)
+    assert table.index.tolist() == ["(all)", "a", "b"]
+    assert table["documents"].tolist() == [10, 5, 5]
+    # The same texts under either label: one threshold serves both.
+    assert table["threshold"].nunique() == 1
+    np.testing.assert_allclose(table["error_of_all"], table["error"], atol=1e-6)
+    assert (table["low"] <= table["threshold"]).all()
+
+
+def test_what_cannot_be_met_is_refused(tracer: Tracer) -> None:
+    for eps in (0.0, 1.0, float("nan")):
+        with pytest.raises(InputError, match="eps"):
+            TargetError(eps)
+    with pytest.raises(InputError, match="give several texts"):
+        target_error(tracer, "one text")
+    with pytest.raises(InputError, match="leave them out"):
+        target_error(tracer, TEXTS, 0.1, select=Threshold([0.1]))
+    with pytest.raises(InputError, match="label='lang'"):
+        stability(tracer, pd.DataFrame({"text": TEXTS}), "lang")
