@@ -26,8 +26,9 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 demo: $(READY)
 	$(BIN)/densitrace demo
 
+# A process a core, of one thread each; the tests of threads ask for theirs.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # mypy has to see the parts under the names they are imported by, which only the installation knows:
 # build/lint is the same tree as links, and mypy runs inside it.

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import random_model
-from ledger import figure, machine
+from ledger import figure, machine, write_record
 from problems import EXAMPLES, thresholds
 
 from densitrace import Tracer, open_store, scan
@@ -268,9 +268,7 @@ def main(out: Path | None, step: str | None, folder: Path | None) -> None:
         raise click.UsageError("--out is needed")
     with TemporaryDirectory() as temporary:
         record = record_of(Path(temporary))
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page(record), encoding="utf-8")
-    click.echo(f"wrote {out.with_suffix('.md')}")
+    write_record(out, record, page(record))
 
 
 if __name__ == "__main__":

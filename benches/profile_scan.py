@@ -8,7 +8,6 @@ operations at the rate of a large matrix product, its bytes at the rate of a lar
 measured in the same run.
 """
 
-import json
 import sys
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import moved_bytes
 from device_timing import Part, parts_of
-from ledger import figure, machine
+from ledger import figure, machine, write_record
 from problems import Work, bundled, bundled_work
 
 ROUNDS = 5
@@ -155,9 +154,7 @@ def main(out: Path) -> None:
             for name, part in profile.items()
         }
         record["scans"].append({"length": length, "attention": attention, "parts": parts})
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    click.echo(f"wrote {out.with_suffix('.md')}")
+    write_record(out, record, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

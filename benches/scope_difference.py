@@ -8,6 +8,7 @@ other. This measures what that does on the bundled model, stratum by stratum.
 """
 
 import json
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import click
 import numpy as np
 from rich.progress import track
 from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from ledger import write_record
 
 from densitrace import AutoStrata, Trace, Tracer
 
@@ -74,8 +78,6 @@ def main(wanted: int, strata: int, seed: int, out: Path) -> None:
         "spearman of auc_tv": rank,
         "strata": columns,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     rows = [
         "| " + " | ".join(f"{value:.3g}" for value in row) + " |"
         for row in zip(*columns.values(), strict=True)
@@ -90,8 +92,7 @@ def main(wanted: int, strata: int, seed: int, out: Path) -> None:
         "|" + " --- |" * len(columns),
         *rows,
     ]
-    out.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
-    click.echo(f"wrote {out.with_suffix('.md')}")
+    write_record(out, record, "\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Workers of one scan as processes that can be killed: what tests and benches of faults run."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -25,6 +26,13 @@ WINDOWS = 2  # of a part
 # Children are forked from a process that has imported everything and started no thread.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["scan_workers", "transformers.models.llama.modeling_llama"])
+
+
+def write_corpus(path: Path) -> None:
+    """Two dozen documents of letters, for the model whose tokens are bytes."""
+    letters = random.Random(0)
+    texts = ("".join(letters.choices("abc xyz", k=letters.randint(1, 50))) for _ in range(24))
+    path.write_text("".join(json.dumps({"text": f"t{text}"}) + "\n" for text in texts))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ day, and are never overwritten.
 """
 
 import ast
+import json
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from itertools import count, groupby
 from pathlib import Path
@@ -147,6 +148,14 @@ def figure(value: float | str | None) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:,.1f} M"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def write_record(out: Path, record: Mapping[str, Any], page: str) -> None:
+    """What a script measured, as OUT.json, and as Markdown in OUT.md."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page, encoding="utf-8")
+    sys.stdout.write(f"wrote {out.with_suffix('.md')}\n")
 
 
 if __name__ == "__main__":

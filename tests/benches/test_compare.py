@@ -160,11 +160,8 @@ def _only_line(result: Result) -> str:
 
 
 def test_the_committed_records_can_be_read(compare: ModuleType) -> None:
-    records = [
-        path
-        for path in compare.RESULTS.glob("*.json")
-        if not path.name.startswith(("scopes", "profile"))
-    ]
+    found = {path: path.read_text(encoding="utf-8") for path in compare.RESULTS.glob("*.json")}
+    records = [path for path, text in found.items() if '"benchmarks"' in text]
     assert records
     for path in records:
         assert compare.read(path).machine[1] > 0

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 from byte_model import byte_model, save
 from click.testing import CliRunner
-from scan_workers import CONTEXT, RULE, Job, assert_same_store, killed_until_complete, shards
+from scan_workers import (
+    CONTEXT,
+    RULE,
+    Job,
+    assert_same_store,
+    killed_until_complete,
+    shards,
+    write_corpus,
+)
 
 from densitrace import ScanError, StoreError, Tracer, open_store, scan
 from densitrace.tracer import parts
@@ -37,9 +45,7 @@ def jobs(
     """Scans of one corpus, each into a store of its own."""
     folder = tmp_path_factory.mktemp("faults")
     corpus = folder / "corpus.jsonl"
-    words = random.Random(0)
-    texts = ("".join(words.choices("abc xyz", k=words.randint(1, 50))) for _ in range(24))
-    corpus.write_text("".join(json.dumps({"text": f"t{text}"}) + "\n" for text in texts))
+    write_corpus(corpus)
     number = iter(range(1000))
     yield lambda: Job(byte_folder, corpus, folder / f"store{next(number)}")
     shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """The face: what `Tracer.trace` accepts, what a trace gives, and how bad input is refused."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
 from tiny_models import VARIANTS, VOCABULARY, tiny_model
 
@@ -412,3 +414,11 @@ def test_bfloat16(family: str) -> None:
     rounded = one(tracer)
     assert np.abs(rounded.size - exact.size).mean() < 0.02
     assert np.abs(rounded.errors["tv"] - exact.errors["tv"]).mean() < 0.05
+
+
+def test_models_that_threads_load_at_once(byte_folder: Path) -> None:
+    """transformers' own functions are what they were: tied weights are still tied."""
+    before = transformers.PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: Tracer.from_pretrained(byte_folder, device="cpu"), range(16)))
+    assert transformers.PreTrainedModel.tie_weights is before

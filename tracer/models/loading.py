@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from .offload import OffloadedBlocks, skeleton
 from .registry import architecture_of
 
 log = logging.getLogger(__name__)
+
+# transformers replaces functions of its own while it loads a model, and puts back what it found:
+# of two threads that do so at once, one would leave the other's in place for good.
+_ONE_AT_A_TIME = Lock()
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,7 +53,7 @@ def load(
     """
     name = str(path)
     place, kind = _device(device), _dtype(dtype)
-    with _one_line(name):
+    with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +76,7 @@ def load_offloaded(
     """
     name = str(path)
     place, kind = _device(device), _dtype(dtype)
-    with _one_line(name):
+    with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")

@@ -1,0 +1,258 @@
+"""What does a long scan cost, and does it survive being killed?
+
+    python benches/scan_million.py --corpus FOLDER --out benches/results/scan-million-DATE
+
+Paragraphs of the folder's .txt files, in documents of many lengths, are scanned with the bundled
+model by the command line until a million tokens are done; on the way the process is killed
+(SIGKILL), and the same command goes on. Memory is that of the process, once a second.
+"""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from ledger import figure, machine, write_record
+from problems import EXAMPLES, bundled
+from scan_workers import shards
+
+from densitrace import open_store
+from densitrace.tracer import layout
+from densitrace.tracer.store import Store, open_place
+
+CONTEXT = 512
+KILLED_AT = (0.17, 0.44, 0.81)  # shares of the tokens
+DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
+CHECKED_PARTS = 3  # done again at the end
+SAMPLE_SECONDS = 1.0
+PLOT_KILLS: dict[str, Any] = {"color": "0.6", "linestyle": "--", "linewidth": 0.8}
+
+
+# ---- the corpus ----------------------------------------------------------------------------------
+
+
+def documents(folder: Path) -> Iterator[dict[str, str]]:
+    """Runs of paragraphs, from all files in turn, as long as drawn from a log-normal."""
+    lengths = random.Random(0)
+    opened = [(path.stem, path.open(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
+    while opened:
+        for source, lines in tuple(opened):
+            text, wanted = "", lengths.lognormvariate(*DOCUMENT_CHARACTERS)
+            for line in lines:
+                text += line
+                if len(text) >= wanted:
+                    break
+            else:
+                lines.close()
+                opened.remove((source, lines))
+            if text.strip():
+                yield {"source": source, "text": text.strip()}
+
+
+def write_corpus(folder: Path, path: Path, tokens: int) -> None:
+    """Documents until there are as many tokens."""
+    tokenizer, count = bundled().tokenizer, 0
+    assert tokenizer is not None
+    with path.open("w", encoding="utf-8") as file:
+        for number, document in enumerate(documents(folder)):
+            count += len(tokenizer(document["text"], verbose=False)["input_ids"])
+            file.write(json.dumps({"id": str(number), **document}) + "\n")
+            if count >= tokens:
+                return
+    raise click.UsageError(f"--corpus {str(folder)!r} holds {count} tokens only")
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+class Watched:
+    """The command in a process of its own, its memory and what it has done over time."""
+
+    def __init__(self, command: list[str], out: Path) -> None:
+        self.command, self.out = command, out
+        self.samples: list[tuple[float, float, int]] = []  # seconds, bytes held, parts done
+        self.began = time.monotonic()
+
+    def run(self, kill_at: int | None) -> None:
+        """To the end, or until so many parts are done: then killed in the middle of the next."""
+        process = subprocess.Popen(self.command)
+        moments = random.Random(kill_at)
+        while process.poll() is None:
+            time.sleep(SAMPLE_SECONDS)
+            done = len(list((self.out / "part_done").glob("c.*")))
+            self.samples.append((time.monotonic() - self.began, held_bytes(process.pid), done))
+            if kill_at is not None and done >= kill_at:
+                time.sleep(moments.uniform(0, 5))
+                process.kill()
+                process.wait()
+                return
+        if process.returncode or kill_at is not None:
+            raise click.ClickException(f"the scan ended with {process.returncode}")
+
+
+def held_bytes(pid: int) -> float:
+    """Memory that a process holds, 0 once it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return 1024 * float(next((line.split()[1] for line in lines if line.startswith("VmRSS")), 0))
+
+
+def parts_logged(log: Path) -> list[dict[str, Any]]:
+    """What the scan says of each part; one killed as it was written is there once."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["message"] == "part done"]
+
+
+# ---- what came of it -----------------------------------------------------------------------------
+
+
+def raw_bytes(store: Store) -> int:
+    """Of all values that the parts hold, without padding and compression."""
+    tokens = int(store.lengths.sum())
+    total = 0
+    for spec in layout.window_arrays(store.controls, most_edges=0):
+        array = store.array(spec.name)
+        values = int(np.prod(array.shape[len(spec.dims[:2]) :])) if "column" in spec.dims else 1
+        total += (
+            (tokens if "column" in spec.dims else store.n_windows) * values * array.dtype.itemsize
+        )
+    return total
+
+
+def files_of(folder: Path) -> tuple[int, int]:
+    """How many, and their bytes."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return len(sizes), sum(sizes)
+
+
+def same_again(store: Store, command: list[str]) -> list[str]:
+    """Shards that differ once some parts are done again; there should be none."""
+    before = shards(Path(store.path))
+    writable = open_place(store.place, to_write=True)
+    for part in np.linspace(0, store.n_parts - 1, CHECKED_PARTS).astype(int).tolist():
+        writable.open_again(part)
+    subprocess.run(command, check=True)
+    after = shards(Path(store.path))
+    return [name for name in before if before[name] != after.get(name)]
+
+
+def plot(samples: list[tuple[float, float, int]], kills: list[float], path: Path) -> None:
+    """Memory over time, as SVG."""
+    matplotlib.rcParams["svg.hashsalt"] = "densitrace"
+    seconds, held, _ = np.array(samples).T
+    chart = Figure(figsize=(7, 2.5), layout="constrained")
+    axes = chart.subplots()
+    axes.plot(seconds / 60, held / 2**20, linewidth=1)
+    for kill in kills:
+        axes.axvline(kill / 60, **PLOT_KILLS)
+    axes.set(xlabel="minutes (dashed: killed, and started again)", ylabel="memory, MiB", ylim=0)
+    chart.savefig(path, metadata={"Date": None})
+
+
+def record_of(corpus: Path, tokens: int, folder: Path, drawing: Path) -> dict[str, Any]:
+    """Scan, kill, go on, and count."""
+    text, out, log = folder / "corpus.jsonl", folder / "traces.zarr", folder / "log.jsonl"
+    write_corpus(corpus, text, tokens)
+    command = [sys.executable, "-m", "densitrace", "scan", str(text), "--out", str(out)]
+    command += ["--model", str(EXAMPLES / "model"), "--context", str(CONTEXT), "--log", str(log)]
+    watched, kills = Watched(command, out), []
+    # The first start plans; how many parts there are is known from then on.
+    watched.run(kill_at=1)
+    kills.append(watched.samples[-1][0])
+    n_parts = open_store(out).n_parts
+    for share in KILLED_AT:
+        watched.run(kill_at=round(share * n_parts))
+        kills.append(watched.samples[-1][0])
+    watched.run(kill_at=None)
+    wall = time.monotonic() - watched.began
+    plot(watched.samples, kills, drawing)
+    parts, store = parts_logged(log), open_store(out)
+    frame = store.tokens([])
+    traced = sum(part["tokens"] for part in parts)
+    seconds = sum(part["seconds"] for part in parts)
+    count, size = files_of(out)
+    shards = sum(part["bytes"] for part in parts) * store.attributes["tokens"] / traced
+    held = np.array([sample[1] for sample in watched.samples])
+    late = np.array_split(held[held > 0], 4)
+    return {
+        "date": str(date.today()),
+        "machine": machine(),
+        "tokens": len(frame),
+        "documents": len(store.documents),
+        "strata": len(store.strata),
+        "parts": store.n_parts,
+        "killed": len(kills),
+        "complete": store.complete,
+        "tokens twice": int(frame.duplicated(["document", "position"]).sum()),
+        "tokens missing": int(store.attributes["tokens"]) - len(frame),
+        "wall, s": wall,
+        "tokens/s while tracing": traced / seconds,
+        "tokens/s over all, kills and starts included": len(frame) / wall,
+        "padding share": sum(p["padding"] * p["tokens"] for p in parts) / traced,
+        "write share": sum(part["write_seconds"] for part in parts) / seconds,
+        "files": count,
+        "bytes a token, all files": size / len(frame),
+        "bytes a token, parts": shards / len(frame),
+        "compression ratio, parts": raw_bytes(store) / shards,
+        "memory by quarters of the time, median MiB": [float(np.median(q)) / 2**20 for q in late],
+        "peak memory, MiB": float(held.max()) / 2**20,
+        "shards that differ when done again": same_again(store, command),
+    }
+
+
+def page(record: dict[str, Any], drawing: Path) -> str:
+    """Markdown."""
+    info = record["machine"]
+    shown = {key: value for key, value in record.items() if key not in ("date", "machine")}
+    lines = [
+        f"# A long scan, {record['date']}",
+        "",
+        f"`python benches/scan_million.py --corpus FOLDER` on {info['processor']}, "
+        f"{info['threads']} threads, torch {info['torch']}. The bundled model, windows of "
+        f"{CONTEXT} tokens, defaults otherwise. Parts are written while the next one is traced: "
+        "the write share is of the seconds of tracing, hidden or not.",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
+    for name, value in shown.items():
+        values = value if isinstance(value, list) else [value]
+        told = ", ".join(figure(v) if not isinstance(v, bool) else str(v) for v in values) or "none"
+        lines.append(f"| {name} | {told} |")
+    return "\n".join([*lines, "", f"![Memory over time]({drawing.name})", ""])
+
+
+@click.command()
+@click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+@click.option("--folder", type=click.Path(path_type=Path), help="where the store is left")
+def main(corpus: Path, tokens: int, out: Path, folder: Path | None) -> None:
+    """Measure, and write OUT.json, OUT.md and OUT.svg."""
+    drawing = out.with_suffix(".svg")
+    with TemporaryDirectory() as temporary:
+        work = folder or Path(temporary)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        record = record_of(corpus, tokens, work, drawing)
+    write_record(out, record, page(record, drawing))
+
+
+if __name__ == "__main__":
+    main()
