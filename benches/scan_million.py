@@ -7,13 +7,11 @@ model by the command line until a million tokens are done; on the way the proces
 (SIGKILL), and the same command goes on. Memory is that of the process, once a second.
 """
 
-import json
 import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,53 +25,17 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from ledger import figure, machine, write_record
-from problems import EXAMPLES, bundled
+from long_scans import CONTEXT, command_of, parts_logged, write_corpus
 from scan_workers import shards
 
 from densitrace import open_store
 from densitrace.tracer import layout
 from densitrace.tracer.store import Store, open_place
 
-CONTEXT = 512
 KILLED_AT = (0.17, 0.44, 0.81)  # shares of the tokens
-DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
 CHECKED_PARTS = 3  # done again at the end
 SAMPLE_SECONDS = 1.0
 PLOT_KILLS: dict[str, Any] = {"color": "0.6", "linestyle": "--", "linewidth": 0.8}
-
-
-# ---- the corpus ----------------------------------------------------------------------------------
-
-
-def documents(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs of paragraphs, from all files in turn, as long as drawn from a log-normal."""
-    lengths = random.Random(0)
-    opened = [(path.stem, path.open(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
-    while opened:
-        for source, lines in tuple(opened):
-            text, wanted = "", lengths.lognormvariate(*DOCUMENT_CHARACTERS)
-            for line in lines:
-                text += line
-                if len(text) >= wanted:
-                    break
-            else:
-                lines.close()
-                opened.remove((source, lines))
-            if text.strip():
-                yield {"source": source, "text": text.strip()}
-
-
-def write_corpus(folder: Path, path: Path, tokens: int) -> None:
-    """Documents until there are as many tokens."""
-    tokenizer, count = bundled().tokenizer, 0
-    assert tokenizer is not None
-    with path.open("w", encoding="utf-8") as file:
-        for number, document in enumerate(documents(folder)):
-            count += len(tokenizer(document["text"], verbose=False)["input_ids"])
-            file.write(json.dumps({"id": str(number), **document}) + "\n")
-            if count >= tokens:
-                return
-    raise click.UsageError(f"--corpus {str(folder)!r} holds {count} tokens only")
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -111,12 +73,6 @@ def held_bytes(pid: int) -> float:
     except OSError:
         return 0
     return 1024 * float(next((line.split()[1] for line in lines if line.startswith("VmRSS")), 0))
-
-
-def parts_logged(log: Path) -> list[dict[str, Any]]:
-    """What the scan says of each part; one killed as it was written is there once."""
-    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line["message"] == "part done"]
 
 
 # ---- what came of it -----------------------------------------------------------------------------
@@ -169,8 +125,7 @@ def record_of(corpus: Path, tokens: int, folder: Path, drawing: Path) -> dict[st
     """Scan, kill, go on, and count."""
     text, out, log = folder / "corpus.jsonl", folder / "traces.zarr", folder / "log.jsonl"
     write_corpus(corpus, text, tokens)
-    command = [sys.executable, "-m", "densitrace", "scan", str(text), "--out", str(out)]
-    command += ["--model", str(EXAMPLES / "model"), "--context", str(CONTEXT), "--log", str(log)]
+    command = command_of(text, out, log)
     watched, kills = Watched(command, out), []
     # The first start plans; how many parts there are is known from then on.
     watched.run(kill_at=1)

@@ -18,10 +18,8 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-sys.path.insert(0, str(Path(__file__).parent))
 from ledger import figure, machine, write_record
-from problems import EXAMPLES
-from scan_million import CONTEXT, parts_logged, write_corpus
+from long_scans import CONTEXT, command_of, parts_logged, write_corpus
 
 from densitrace import open_store
 
@@ -32,11 +30,9 @@ def scanned(corpus: Path, folder: Path, workers: int, threads: int) -> dict[str,
     """One scan."""
     out = folder / f"{workers}-{threads}"
     logs = [folder / f"{out.name}-{index}.jsonl" for index in range(workers)]
-    command = [sys.executable, "-m", "densitrace", "scan", str(corpus), "--out", str(out)]
-    command += ["--model", str(EXAMPLES / "model"), "--context", str(CONTEXT)]
     processes = [
         subprocess.Popen(
-            [*command, "--worker", f"{index}/{workers}", "--log", str(log)],
+            [*command_of(corpus, out, log), "--worker", f"{index}/{workers}"],
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdout=subprocess.DEVNULL,
         )

@@ -16,7 +16,7 @@ from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
 from .engine import Attention
 from .evaluate import logits
 from .graph import Count
-from .models import Decoder, OffloadedBlocks, architecture_of, load, load_offloaded
+from .models import Decoder, OffloadedBlocks, architecture_of, load, load_offloaded, stored
 from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
@@ -81,8 +81,7 @@ class Tracer:
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         for name, parameter in model.named_parameters():
-            ends = self._decoder.value(name, parameter).aminmax()  # without memory of its size
-            if not torch.stack(ends).isfinite().all():
+            if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
         self.tokenizer = tokenizer
         self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
@@ -152,9 +151,9 @@ class Tracer:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._decoder.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            held = self._decoder.value(name, tensor).detach()
-            data = held.cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(data.numpy().data)
+            for held in stored(self._decoder.value(name, tensor)):
+                data = held.cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(data.numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -467,3 +466,12 @@ def _spread(windows: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]
     wanted = min(len(windows), max(1, round(tokens / mean)))
     places = np.linspace(0, len(windows) - 1, wanted).round().astype(int)
     return [windows[place] for place in np.unique(places)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite, without memory of the tensor's size."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype.itemsize == 1:  # few operations know these
+        return bool(tensor.float().isfinite().all())
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())

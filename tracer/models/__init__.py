@@ -5,6 +5,7 @@ from .decoder import Block, Decoder, call_on, rows_of_call
 from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
+from .linear import stored
 from .llama import LLAMA
 from .loading import load, load_offloaded
 from .mistral import MISTRAL
@@ -30,4 +31,5 @@ __all__ = [
     "load",
     "load_offloaded",
     "rows_of_call",
+    "stored",
 ]

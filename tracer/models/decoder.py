@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from ...errors import ModelError
 from ...kernels import Pattern
 from .architecture import Architecture, LinearNorm
+from .linear import is_plain, matrix
 from .offload import OffloadedBlocks
 
 Attend = Callable[[Pattern, Tensor], Tensor]
@@ -80,7 +81,18 @@ class Block:
     @property
     def device(self) -> torch.device:
         """Where the block's weights are: models spread over devices have several."""
-        return self.projection.get_parameter("weight").device
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the block computes in."""
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> Tensor:
+        """One that no quantisation touches."""
+        norm = self._before_attention or self._after_attention or self.projection
+        return norm.get_parameter("weight")
 
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
         """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
@@ -116,7 +128,7 @@ class Block:
 
     def project(self, output: Tensor) -> Tensor:
         """The attention output projection, bias included: [B, H, T, d_v] -> [B, T, D]."""
-        merged = output.transpose(1, 2).flatten(2).to(self.projection.get_parameter("weight").dtype)
+        merged = output.transpose(1, 2).flatten(2).to(self.dtype)
         projected: Tensor = self.projection(merged)
         return projected
 
@@ -129,9 +141,7 @@ class Block:
     @cached_property
     def w_o(self) -> Tensor:
         """float32 [H, D, d_v]: the output projection by head."""
-        weight: Tensor = self.projection.get_parameter("weight").detach().float()
-        if not isinstance(self.projection, nn.Linear):  # transformers' Conv1D: input first
-            weight = weight.T
+        weight = matrix(self.projection, self.dtype)
         return weight.view(len(weight), self.heads, -1).transpose(0, 1).contiguous()
 
     def folded_w_o(self, norms: tuple[LinearNorm, ...]) -> Tensor:
@@ -176,6 +186,7 @@ class Decoder:
             Block(module, architecture, self.heads)
             for module in model.get_submodule(architecture.blocks).children()
         ]
+        self._dequantised: Tensor | None = None  # a quantised unembedding
         self.offloaded = offloaded
         if offloaded is not None:
             for block in self.blocks:
@@ -205,7 +216,14 @@ class Decoder:
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
         """(weight [V, D], bias [V] or None)."""
         head = self.model.get_output_embeddings()
-        return head.get_parameter("weight").detach(), getattr(head, "bias", None)
+        return self._table(head), getattr(head, "bias", None)
+
+    def _table(self, head: nn.Module) -> Tensor:
+        if is_plain(head):
+            return head.get_parameter("weight").detach()
+        if self._dequantised is None:
+            self._dequantised = matrix(head, self.blocks[0].dtype)
+        return self._dequantised
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
         """What a parameter or an entry of the model's state dict holds, wherever it is."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .architecture import Architecture, BlockNorms
+from .linear import is_plain
 
 
 def _unsupported(config: Any) -> str | None:
@@ -17,6 +18,9 @@ def _unsupported(config: Any) -> str | None:
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last third of the fused projection, which is stored input first."""
     fused, first = attention.c_attn, 2 * states.shape[-1]
+    if not is_plain(fused):
+        whole: Tensor = fused(states)
+        return whole[..., first:]
     return linear(states, fused.weight[:, first:].T, fused.bias[first:])
 
 

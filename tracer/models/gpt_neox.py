@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .architecture import Architecture, BlockNorms
+from .linear import is_plain
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
@@ -15,6 +16,10 @@ def _values(attention: Any, states: Tensor) -> Tensor:
     def values(whole: Tensor) -> Tensor:
         return whole.view(-1, 3, size, *whole.shape[1:])[:, 2].flatten(0, 1)
 
+    if not is_plain(fused):
+        whole: Tensor = fused(states)
+        own: Tensor = whole.unflatten(-1, (-1, 3, size))[..., 2, :]
+        return own.flatten(-2)
     return linear(states, values(fused.weight), None if fused.bias is None else values(fused.bias))
 
 

@@ -62,7 +62,13 @@ def load(
     model, info = loaded
     if info["missing_keys"]:
         raise incomplete(name, info["missing_keys"])
-    return model.to(place).eval(), _tokenizer(name)
+    stays = _quantised(config) and model.device.type == place.type  # some cannot be moved
+    return (model if stays else model.to(place)).eval(), _tokenizer(name)
+
+
+def _quantised(config: Any) -> bool:
+    """Whether a checkpoint holds other numbers than the model computes with."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def load_offloaded(
@@ -78,7 +84,7 @@ def load_offloaded(
     place, kind = _device(device), _dtype(dtype)
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
-        if getattr(config, "quantization_config", None) is not None:
+        if _quantised(config):
             raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")
         architecture = architecture_of(config)
         checkpoint = Checkpoint.of(name)

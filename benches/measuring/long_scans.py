@@ -1,0 +1,65 @@
+"""Long scans with the bundled model: their corpus, their command, what they log."""
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from problems import EXAMPLES, bundled
+
+CONTEXT = 512
+DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
+
+
+def documents(folder: Path) -> Iterator[dict[str, str]]:
+    """Runs of paragraphs, from all files in turn, as long as drawn from a log-normal."""
+    lengths = random.Random(0)
+    opened = [(path.stem, path.open(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
+    while opened:
+        for source, lines in tuple(opened):
+            text, wanted = "", lengths.lognormvariate(*DOCUMENT_CHARACTERS)
+            for line in lines:
+                text += line
+                if len(text) >= wanted:
+                    break
+            else:
+                lines.close()
+                opened.remove((source, lines))
+            if text.strip():
+                yield {"source": source, "text": text.strip()}
+
+
+def write_corpus(folder: Path, path: Path, tokens: int) -> None:
+    """Documents until there are as many tokens."""
+    tokenizer, count = bundled().tokenizer, 0
+    assert tokenizer is not None
+    with path.open("w", encoding="utf-8") as file:
+        for number, document in enumerate(documents(folder)):
+            count += len(tokenizer(document["text"], verbose=False)["input_ids"])
+            file.write(json.dumps({"id": str(number), **document}) + "\n")
+            if count >= tokens:
+                return
+    raise click.UsageError(f"--corpus {str(folder)!r} holds {count} tokens only")
+
+
+def command_of(corpus: Path, out: Path, log: Path) -> list[str]:
+    """The command line of a scan, in windows of `CONTEXT` tokens and defaults otherwise."""
+    command = [sys.executable, "-m", "densitrace", "scan", str(corpus), "--out", str(out)]
+    return [
+        *command,
+        "--model",
+        str(EXAMPLES / "model"),
+        "--context",
+        str(CONTEXT),
+        "--log",
+        str(log),
+    ]
+
+
+def parts_logged(log: Path) -> list[dict[str, Any]]:
+    """What the scan says of each part; one killed as it was written is there once."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["message"] == "part done"]

@@ -1,0 +1,48 @@
+"""Projections whose weights may be quantised: what they multiply by, and what memory holds."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers.pytorch_utils import Conv1D
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a projection holds its matrix as numbers to multiply by."""
+    if type(module) not in (nn.Linear, Conv1D):
+        return False
+    weight = module.get_parameter("weight")
+    return not is_traceable_wrapper_subclass(weight) and weight.dtype.itemsize > 1
+
+
+def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """float32 [outputs, inputs]: what a projection multiplies by.
+
+    A quantised one is asked: it is given the unit vectors.
+
+    Args:
+        module: the projection.
+        dtype: of the states that a quantised one takes.
+    """
+    if is_plain(module):
+        weight = module.get_parameter("weight").detach().float()
+        return weight.T if isinstance(module, Conv1D) else weight
+    inputs: Any = module.nx if isinstance(module, Conv1D) else module.in_features
+    device = next(chain(module.parameters(), module.buffers())).device
+    units = torch.eye(inputs, dtype=dtype, device=device)
+    rows: Tensor = module(units) - module(torch.zeros_like(units[:1]))
+    return rows.float().T.contiguous()
+
+
+def stored(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that are in memory: of a quantised one, its numbers and their scales."""
+    tensor = tensor.detach()
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from stored(getattr(tensor, name))
