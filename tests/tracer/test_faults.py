@@ -163,8 +163,9 @@ def test_sigterm_ends_a_command_cleanly(
     if process.returncode == 0:  # it had just become complete
         assert store.complete
     else:
-        assert error == (
-            "densitrace: stopped by a signal; what is done stays, the same command goes on\n"
+        # Before it, torchao and others may have told what they miss on this machine.
+        assert error.splitlines()[-1] == (
+            "densitrace: stopped by a signal; what is done stays, the same command goes on"
         )
         assert process.returncode == 1
     assert claims_of(store.place) == {}
