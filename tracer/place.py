@@ -9,8 +9,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,8 +65,12 @@ class Place(Protocol):
         """Make durable what somebody else wrote."""
         ...
 
-    def publish(self, files: Mapping[str, bytes], first: str) -> None:
-        """Replace everything; whoever finds the file `first` finds all of them."""
+    def staging(self) -> AbstractContextManager[Path]:
+        """A folder on a disk to make ready in what will be published; it is removed afterwards."""
+        ...
+
+    def publish(self, folder: Path, first: str) -> None:
+        """Replace everything by what a folder holds; whoever finds the file `first` finds all."""
         ...
 
 
@@ -179,25 +183,37 @@ class Folder:
         for path in (*paths, *{path.parent for path in paths}):
             _flush(path)
 
-    def publish(self, files: Mapping[str, bytes], first: str) -> None:
-        """See `Place`: all files are written to a folder beside, which is renamed."""
-        parent = self.path.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Folder(parent / f".{self.path.name}.{uuid.uuid4().hex}.planning")
-        replaced = staging.path.with_suffix(".replaced")
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """See `Place`: a folder beside, which can be renamed."""
+        folder = self._beside("planning")
+        folder.mkdir(parents=True)
         try:
-            for key, data in files.items():
-                path = staging.path / key
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            staging.settle(files)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _beside(self, purpose: str) -> Path:
+        path = self.path.absolute()
+        return path.parent / f".{path.name}.{uuid.uuid4().hex}.{purpose}"
+
+    def publish(self, folder: Path, first: str) -> None:
+        """See `Place`: the folder is renamed."""
+        Folder(folder).settle(_files(folder))
+        replaced = self._beside("replaced")
+        try:
             if self.path.exists():
                 self.path.rename(replaced)
-            staging.path.rename(self.path)
-            _flush(parent)
+            folder.rename(self.path)
+            _flush(self.path.absolute().parent)
         finally:
-            shutil.rmtree(staging.path, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """The keys of all files of a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _flush(path: Path) -> None:
@@ -288,14 +304,20 @@ class Bucket:
     def settle(self, keys: Iterable[str]) -> None:
         """Nothing to do: what a bucket has taken is durable."""
 
-    def publish(self, files: Mapping[str, bytes], first: str) -> None:
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """See `Place`: a folder for temporary files."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+    def publish(self, folder: Path, first: str) -> None:
         """See `Place`: `first` goes first of the old files and comes last of the new."""
         self.delete(first)
         for chunk in list(self._listed("")):
             for item in chunk:
                 self.delete(item["path"])
-        for key in sorted(files, key=lambda key: key == first):
-            self.put(key, files[key])
+        for key in sorted(_files(folder), key=lambda key: key == first):
+            self.put(key, (folder / key).read_bytes())
 
     def _listed(self, prefix: str, chunk_size: int = 1000) -> Iterator[list[dict[str, Any]]]:
         with _as_os_error():

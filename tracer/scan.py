@@ -29,16 +29,17 @@ from .parts import (
     note_failure,
     parts_for,
 )
-from .place import Place, place_of
+from .place import Place, place_of, writing
 from .progress import Reporter, default_reporter
 from .recipe import Recipe
 from .select import DEFAULT_STRATA, AutoStrata, Rule
+from .spool import Spool
 from .store import Store, existing_store, open_place
 from .stored_plan import create_store
 from .trace import Trace
-from .tracer import Tracer
+from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
-from .windows import Encode, Encoded, Plan, plan_windows
+from .windows import Encode, Encoded, Plan, plan_windows, spread
 
 BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
 RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
@@ -145,8 +146,11 @@ def scan(
 
     found = _found(place, overwrite, worker, limits, reporter)
     if found is None:
-        plan = _plan(tracer, read, context, report, reporter)
-        store = _planned_store(tracer, place, plan, recipe(), select, report, str(corpus))
+        with writing(place.path), place.staging() as folder:
+            plan = _plan(tracer, read, context, folder, report, reporter)
+            store = _planned_store(
+                tracer, place, folder, plan, recipe(), select, report, str(corpus)
+            )
     else:
         store = _same(found, recipe())
     _Run(tracer, store, settings, batch_tokens, worker, lease_seconds, limits, reporter).work()
@@ -181,11 +185,16 @@ def encoder(tracer: Tracer) -> Encode:
     """The tracer's tokenizer, with character spans where it knows them."""
     tokenizer = tracer.tokenizer
 
-    def encode(text: str) -> Encoded:
+    def encode(texts: Sequence[str]) -> list[Encoded]:
         if tokenizer is None or not tokenizer.is_fast:
-            return Encoded(tracer.encode(text))
-        found = tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return Encoded(list(found["input_ids"]), list(found["offset_mapping"]))
+            return [Encoded(tracer.encode(text)) for text in texts]
+        found = tokenizer(
+            list(texts), return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        return [
+            Encoded(ids, spans)
+            for ids, spans in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        ]
 
     return encode
 
@@ -194,20 +203,26 @@ def _plan(
     tracer: Tracer,
     documents: Iterable[Document],
     context: int,
+    folder: Path,
     report: CorpusReport,
     reporter: Reporter,
 ) -> Plan:
     encode = encoder(tracer)
 
-    def counted(text: str) -> Encoded:
-        encoded = encode(text)
-        reporter.advance(len(encoded.ids))
+    def counted(texts: Sequence[str]) -> Sequence[Encoded]:
+        encoded = encode(texts)
+        reporter.advance(sum(len(each.ids) for each in encoded))
         return encoded
 
     reporter.begin("reading", None)
     try:
         return plan_windows(
-            documents, counted, context, vocab_size=tracer.vocab_size, report=report
+            documents,
+            counted,
+            context,
+            Spool(folder / "spool"),
+            vocab_size=tracer.vocab_size,
+            report=report,
         )
     finally:
         reporter.end()
@@ -216,15 +231,23 @@ def _plan(
 def _planned_store(
     tracer: Tracer,
     place: Place,
+    folder: Path,
     plan: Plan,
     recipe: Recipe,
     select: Rule | AutoStrata,
     report: CorpusReport,
     corpus: str,
 ) -> Store:
-    windows = [plan.ids(window) for window in range(plan.n_windows)]
-    rule = tracer.choose_strata(
-        select, windows, importance=recipe.importance, count=recipe.count, seed=recipe.seed
+    rule = (
+        select
+        if isinstance(select, Rule)
+        else tracer.strata_on(
+            select,
+            [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
+            importance=recipe.importance,
+            count=recipe.count,
+            seed=recipe.seed,
+        )
     )
     length = plan.longest
     per_block = 3 * length + tracer.n_heads * length * (length + 1) // 2
@@ -236,7 +259,7 @@ def _planned_store(
         "corpus_source": corpus,
     }
     most_edges = tracer.n_layers * per_block
-    return create_store(place, plan, recipe, rule, report, facts, most_edges)
+    return create_store(place, folder, plan, recipe, rule, report, facts, most_edges)
 
 
 def _same(store: Store, recipe: Recipe) -> Store:

@@ -247,7 +247,7 @@ class Store:
         end = min(int(begin[-1] + length[-1]) + 1, int(self._first[-1]))
         here = slice(int(begin[0]), end)
         return Plan(
-            documents=[],
+            documents=None,
             tokens=self.array(f"{PLAN}/token")[here],
             spans=self.array(f"{PLAN}/span")[here],
             first=self._first - here.start,
@@ -331,18 +331,30 @@ def create_filled(
     group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
 ) -> "zarr.Array[Any]":
     """An array that holds values, strings among them, `per_chunk` of its first dimension a file."""
-    array = group.create_array(
+    array = create_empty(group, name, dims, values.shape, values.dtype, per_chunk)
+    if values.size:
+        array[:] = values
+    return array
+
+
+def create_empty(
+    group: zarr.Group,
+    name: str,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: Any,
+    per_chunk: int,
+) -> "zarr.Array[Any]":
+    """An array for values to come; a dtype of object is one of strings."""
+    return group.create_array(
         name,
-        shape=values.shape,
-        chunks=(per_chunk, *(max(1, size) for size in values.shape[1:])),
-        dtype="string" if values.dtype == object else values.dtype,
+        shape=shape,
+        chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
+        dtype="string" if np.dtype(dtype).hasobject else dtype,
         dimension_names=dims,
         chunk_key_encoding=KEYS,
         config={"write_empty_chunks": True},
     )
-    if values.size:
-        array[:] = values
-    return array
 
 
 def _done(part: int) -> str:

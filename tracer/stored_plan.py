@@ -1,27 +1,30 @@
 """A store as it is planned: all arrays in their final shape, what is to be scanned, no part done.
 
-The plan is made in memory and put in place at once, so that whoever finds a store finds a whole
+The plan is made ready aside and put in place at once, so that whoever finds a store finds a whole
 plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore
 
 from . import layout
-from .corpus import CorpusReport, Document
+from .corpus import CorpusReport
 from .graph import KIND_NAMES
 from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
-from .store import DONE, KEYS, PLAN, Store, create_filled, open_place
+from .spool import Spool
+from .store import DONE, KEYS, PLAN, Store, create_empty, create_filled, open_place
 from .windows import Plan
 
 _DOCUMENTS_PER_CHUNK = 256
@@ -33,6 +36,7 @@ COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCode
 
 def create_store(
     place: Place,
+    folder: Path,
     plan: Plan,
     recipe: Recipe,
     rule: Rule,
@@ -44,7 +48,8 @@ def create_store(
 
     Args:
         place: where.
-        plan: the windows.
+        folder: of `place.staging`.
+        plan: the windows, with their documents.
         recipe: what it is made from.
         rule: the chosen rule.
         report: of the corpus.
@@ -52,15 +57,14 @@ def create_store(
         most_edges: an upper bound of any window's full graph.
     """
     with writing(place.path):
-        memory = MemoryStore()
-        group = zarr.create_group(memory, zarr_format=3)
+        ready = folder / "store"
+        group = zarr.create_group(LocalStore(ready), zarr_format=3)
         parts = layout.parts(plan.longest, len(rule), plan.n_windows)
         _create_arrays(group, plan, recipe, rule, most_edges, parts)
         _create_plan(group.create_group(PLAN), plan)
-        _create_documents(group, plan.documents)
+        _create_documents(group, plan)
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
-        files = {key: data.to_bytes() for key, data in memory._store_dict.items()}
-        place.publish(files, first="zarr.json")
+        place.publish(ready, first="zarr.json")
     return open_place(place, to_write=True)
 
 
@@ -80,7 +84,7 @@ def _attributes(
         "rule": rule.to_json(),
         "windows_per_part": parts.windows,
         "tokens": int(plan.length.sum()),
-        "label_fields": _label_fields(plan.documents),
+        "label_fields": _spool(plan).label_fields,
         "corpus": report.to_json(),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,24 +156,29 @@ def _create_plan(group: zarr.Group, plan: Plan) -> None:
     create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
 
 
-def _create_documents(group: zarr.Group, documents: Sequence[Document]) -> None:
+def _create_documents(group: zarr.Group, plan: Plan) -> None:
     """The document table: `document_id` and `text` [M], `label` [M, label_field]."""
-    fields = _label_fields(documents)
-    columns: dict[str, list[str]] = {
-        "document_id": [document.id for document in documents],
-        "text": [document.text for document in documents],
-    }
-    for name, values in columns.items():
-        array = np.array(values, dtype=object)
-        create_filled(group, name, ("doc",), array, _DOCUMENTS_PER_CHUNK)
-    labels = np.empty((len(documents), len(fields)), dtype=object)
-    for row, document in enumerate(documents):
-        labels[row] = [document.labels.get(name, "") for name in fields]
-    create_filled(group, "label", ("doc", "label_field"), labels, _DOCUMENTS_PER_CHUNK)
+    documents = _spool(plan)
+    fields = documents.label_fields
     names = np.array(fields, dtype=object)
     create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
+    count, chunk = len(documents), _DOCUMENTS_PER_CHUNK
+    ids = create_empty(group, "document_id", ("doc",), (count,), object, chunk)
+    text = create_empty(group, "text", ("doc",), (count,), object, chunk)
+    label = create_empty(
+        group, "label", ("doc", "label_field"), (count, len(fields)), object, chunk
+    )
+    waiting = iter(documents)
+    for start in range(0, count, chunk):
+        run = list(islice(waiting, chunk))
+        here = slice(start, start + len(run))
+        ids[here] = np.array([document.id for document in run], dtype=object)
+        text[here] = np.array([document.text for document in run], dtype=object)
+        if fields:
+            rows = [[document.labels.get(name, "") for name in fields] for document in run]
+            label[here] = np.array(rows, dtype=object)
 
 
-def _label_fields(documents: Sequence[Document]) -> list[str]:
-    """Every label that a document has, in the order of first appearance."""
-    return list(dict.fromkeys(name for document in documents for name in document.labels))
+def _spool(plan: Plan) -> Spool:
+    assert plan.documents is not None  # a part's plan creates no store
+    return plan.documents

@@ -21,6 +21,7 @@ from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
+from .windows import spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -296,8 +297,22 @@ class Tracer:
             return select
         if not windows:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
+        pilot = spread(np.array([len(window) for window in windows]), PILOT_TOKENS)
+        about: dict[str, Any] = {"importance": importance, "count": count, "seed": seed}
+        return self.strata_on(select, [windows[place] for place in pilot], **about)
+
+    def strata_on(
+        self,
+        select: AutoStrata,
+        windows: Sequence[Sequence[int]],
+        *,
+        importance: str,
+        count: Count,
+        seed: int,
+    ) -> Rule:
+        """As `choose_strata`, on all of these windows."""
         settings = Settings(importance, count=count, seed=seed)
-        batches = [batch_of_lists([window]) for window in _spread(windows, PILOT_TOKENS)]
+        batches = [batch_of_lists([window]) for window in windows]
         return self._pilot(select, self._tracing(settings), batches)
 
     def _chosen(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
@@ -458,14 +473,6 @@ class Tracer:
         # In half precision the model's own roundings differ from ours by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
-
-
-def _spread(windows: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
-    """Windows taken evenly over the whole list until they hold about `tokens` tokens."""
-    mean = max(1.0, sum(len(window) for window in windows) / len(windows))
-    wanted = min(len(windows), max(1, round(tokens / mean)))
-    places = np.linspace(0, len(windows) - 1, wanted).round().astype(int)
-    return [windows[place] for place in np.unique(places)]
 
 
 def _finite(tensor: Tensor) -> bool:

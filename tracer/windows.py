@@ -1,6 +1,6 @@
 """A corpus as windows: what is scanned, planned before anything is traced."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 from ..errors import CorpusError, InputError
 from .corpus import CorpusReport, Document
+from .spool import Spool
 
 NO_TOKENS = "the tokenizer makes no token of it"
+TOGETHER = 256  # documents that the tokenizer is given at once, to divide among its threads
+TOGETHER_CHARACTERS = 1 << 18  # of them, at most
 NONE = -1  # where there is no next token, no character span, no token
 
 
@@ -21,14 +24,14 @@ class Encoded:
     spans: list[tuple[int, int]] | None = None  # characters [start, end) of each, where known
 
 
-Encode = Callable[[str], Encoded]
+Encode = Callable[[Sequence[str]], Sequence[Encoded]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """M documents cut into N windows; tokens lie one after the other, documents in order."""
+    """M documents cut into N windows; tokens lie one after the other, in the documents' order."""
 
-    documents: list[Document]  # M, in the order scanned
+    documents: Spool | None  # M, in the order scanned; None in the plan of a part
     tokens: NDArray[np.int32]  # [all tokens]
     spans: NDArray[np.int32]  # [all tokens, 2] characters [start, end), -1 where unknown
     first: NDArray[np.int64]  # [M + 1] where each document's tokens begin, and the end
@@ -66,18 +69,21 @@ def plan_windows(
     documents: Iterable[Document],
     encode: Encode,
     context: int,
+    spool: Spool,
     *,
     vocab_size: int | None = None,
     report: CorpusReport | None = None,
 ) -> Plan:
     """Tokenise documents and cut them into windows of at most `context` tokens.
 
-    A beginning-of-text token stands only where the tokenizer puts it, at a document's start.
+    A beginning-of-text token stands only where the tokenizer puts it, at a document's start. What
+    is held in memory is a few documents, and some bytes of each document and window.
 
     Args:
         documents: see `read_corpus`.
-        encode: the tokenizer.
+        encode: the tokenizer, of several texts.
         context: tokens a window, at most.
+        spool: takes the documents that have a token, and these.
         vocab_size: of the model; ids beyond it are refused.
         report: receives the documents of which the tokenizer makes no token.
 
@@ -87,31 +93,52 @@ def plan_windows(
     """
     if context < 1:
         raise InputError(f"context={context} is too small: a window holds at least 1 token")
-    kept, tokens, spans = [], [], []
-    for document in documents:
-        encoded = encode(document.text)
-        if encoded.ids:
-            kept.append(document)
-            tokens.append(_ids(encoded, document, vocab_size))
-            spans.append(_spans(encoded))
-        elif report is not None:
-            report.documents -= 1
-            report.skip(NO_TOKENS, document.source)
-    if not kept:
+    with spool:
+        for together in _together(documents):
+            found = encode([document.text for document in together])
+            for document, encoded in zip(together, found, strict=True):
+                if encoded.ids:
+                    spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
+                elif report is not None:
+                    report.documents -= 1
+                    report.skip(NO_TOKENS, document.source)
+    if not len(spool):
         raise CorpusError("the corpus holds no token: " + NO_TOKENS + ", of any text")
-    sizes = np.array([len(ids) for ids in tokens])
-    starts = [np.arange(0, size, context) for size in sizes]
-    owner = np.repeat(np.arange(len(kept)), [len(start) for start in starts])
-    window_start = np.concatenate(starts)
+    sizes = spool.sizes
+    windows = -(-sizes // context)
+    owner = np.repeat(np.arange(len(sizes)), windows)
+    before = np.concatenate([[0], np.cumsum(windows)[:-1]])
+    window_start = (np.arange(len(owner)) - before[owner]) * context
     return Plan(
-        documents=kept,
-        tokens=np.concatenate(tokens),
-        spans=np.concatenate(spans),
+        documents=spool,
+        tokens=spool.tokens,
+        spans=spool.spans,
         first=np.concatenate([[0], np.cumsum(sizes)]),
         document=owner.astype(np.int32),
         window_start=window_start.astype(np.int32),
         length=np.minimum(sizes[owner] - window_start, context).astype(np.int32),
     )
+
+
+def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Runs of documents, few enough to be tokenised at once."""
+    run: list[Document] = []
+    characters = 0
+    for document in documents:
+        if run and (len(run) == TOGETHER or characters + len(document.text) > TOGETHER_CHARACTERS):
+            yield run
+            run, characters = [], 0
+        run.append(document)
+        characters += len(document.text)
+    if run:
+        yield run
+
+
+def spread(lengths: NDArray[np.integer], tokens: int) -> NDArray[np.int64]:
+    """Windows taken evenly over all until they hold about `tokens` tokens."""
+    wanted = min(len(lengths), max(1, round(tokens / max(1.0, lengths.mean()))))
+    places: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
+    return np.unique(places)
 
 
 def _ids(encoded: Encoded, document: Document, vocab_size: int | None) -> NDArray[np.int32]:

@@ -2,7 +2,10 @@
 
 import io
 import json
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 
 from densitrace import CorpusError, InputError
 from densitrace.tracer.corpus import CorpusReport, Document, Fingerprint, read_corpus
-from densitrace.tracer.windows import Encoded, Plan, plan_windows
+from densitrace.tracer.spool import Spool
+from densitrace.tracer.windows import TOGETHER, TOGETHER_CHARACTERS, Encoded, Plan, plan_windows
 
 
 def read(source: Path | str, **options: Any) -> tuple[list[Document], CorpusReport]:
@@ -221,10 +225,16 @@ def encode(text: str) -> Encoded:
     return Encoded(ids, [(0, 0), *((i, i + 1) for i in range(len(text)))])
 
 
+def encode_all(texts: Sequence[str]) -> list[Encoded]:
+    return [encode(text) for text in texts]
+
+
 def planned(*texts: str, context: int = 3) -> tuple[Plan, CorpusReport]:
     report = CorpusReport(documents=len(texts))
-    documents = [Document(str(i), text, {}, f"f:{i}") for i, text in enumerate(texts)]
-    plan = plan_windows(documents, encode, context, vocab_size=27, report=report)
+    documents = [Document(str(i), text, {"n": str(i)}, f"f:{i}") for i, text in enumerate(texts)]
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder) / "spool")
+        plan = plan_windows(documents, encode_all, context, spool, vocab_size=27, report=report)
     return plan, report
 
 
@@ -266,3 +276,47 @@ def test_windows_that_cannot_be() -> None:
         planned("ab", context=0)
     with pytest.raises(InputError, match=r"token id 27 \(in f:1\) .* 0\.\.26"):
         planned("ab", "a{")  # "{" comes after "z"
+
+
+def test_documents_come_back_from_the_spool(tmp_path: Path) -> None:
+    texts = ["a\nb\r\n", "\u2028\x85 \x1e", "é\x00 😀", "{}"]
+    documents = [Document(str(i), text, {f"l{i}": text}, "f") for i, text in enumerate(texts)]
+    with Spool(tmp_path / "spool") as spool:
+        for size, document in enumerate(documents, 1):
+            spool.add(document, np.full(size, size, np.int32), np.full((size, 2), -1, np.int32))
+    assert list(spool) == list(spool) == documents
+    assert len(spool) == 4
+    assert spool.label_fields == ["l0", "l1", "l2", "l3"]
+    np.testing.assert_array_equal(spool.sizes, [1, 2, 3, 4])
+    np.testing.assert_array_equal(spool.tokens, [1, 2, 2, 3, 3, 3, 4, 4, 4, 4])
+    assert spool.spans.shape == (10, 2)
+
+
+def test_the_tokenizer_is_given_few_documents_at_once(tmp_path: Path) -> None:
+    seen: list[Sequence[str]] = []
+
+    def watched(texts: Sequence[str]) -> list[Encoded]:
+        seen.append(texts)
+        return encode_all(texts)
+
+    texts = ["a"] * (TOGETHER + 1) + ["b" * TOGETHER_CHARACTERS, "c"]
+    documents = [Document(str(i), text, {}, "f") for i, text in enumerate(texts)]
+    plan = plan_windows(documents, watched, 9, Spool(tmp_path / "spool"))
+    assert [len(together) for together in seen] == [TOGETHER, 1, 1, 1]
+    assert [text for together in seen for text in together] == texts
+    assert plan.length.sum() == sum(len(text) + 1 for text in texts)
+
+
+def test_planning_holds_a_few_bytes_a_token(tmp_path: Path) -> None:
+    """However many tokens there are: neither they nor the texts stay in memory."""
+
+    def peak(documents: int) -> int:
+        source = (Document(str(i), "abcde" * 40, {"l": "x"}, "f") for i in range(documents))
+        tracemalloc.start()
+        plan_windows(source, encode_all, 128, Spool(tmp_path / str(documents)))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = 1024, 4096
+    assert (peak(many) - peak(few)) / (201 * (many - few)) < 1
