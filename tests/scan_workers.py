@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +85,7 @@ def killed_until_complete(job: Job, workers: int, seconds: float, moments: rando
             time.sleep(0.001)
         alive = [process for process in processes if process.is_alive()]
         for process in alive:
-            os.kill(process.pid or 0, signal.SIGKILL)
+            process.kill()
         for process in processes:
             process.join()
         if not alive:
