@@ -107,7 +107,8 @@ class Tracer:
 
         Args:
             path: folder or hub id. No code from it is run.
-            device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
+            device: a torch device, or `auto`: a GPU if there is one (the first, or torchrun's
+                `LOCAL_RANK`), else the CPU.
             dtype: a torch dtype or its name, or `auto`: as stored.
             backend, cuda_graphs: see `Tracer`.
             offload: "layers" for a model larger than memory: each block is read from safetensors

@@ -30,6 +30,7 @@ from densitrace import (
 )
 from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.graph import KINDS
+from densitrace.tracer.models import loading
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41]
 RULE = Threshold([0.1, 0.01])
@@ -422,3 +423,16 @@ def test_models_that_threads_load_at_once(byte_folder: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: Tracer.from_pretrained(byte_folder, device="cpu"), range(16)))
     assert transformers.PreTrainedModel.tie_weights is before
+
+
+@pytest.mark.parametrize(("rank", "index"), [(None, 0), ("0", 0), ("3", 3), ("5", 1)])
+def test_each_rank_of_torchrun_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, index: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert loading._device("auto") == torch.device("cuda", index)

@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer from a folder or a hub id; what fails is one clear line."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,8 @@ def load(
 
     Args:
         path: a local folder or a hub id.
-        device: a torch device, or `auto`: the first GPU if there is one, else the CPU.
+        device: a torch device, or `auto`: a GPU if there is one (the first, or torchrun's
+            `LOCAL_RANK`), else the CPU.
         dtype: a torch dtype or its name, or `auto`: as stored.
 
     Raises:
@@ -141,7 +143,11 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # torchrun starts several processes a machine, which see all its devices.
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
