@@ -120,7 +120,7 @@ def compare(
     opened = [open_store(s) if isinstance(s, (str, Path)) else s for s in stores]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} stores: a comparison needs two or more")
-    called = _names([store.model_id for store in opened], names)
+    called = model_names([store.model_id for store in opened], names)
     scans = [_Scan.of(store, measure) for store in opened]
     keys = [key for key in scans[0].rows if all(key in scan.rows for scan in scans)]
     if not keys:
@@ -164,7 +164,8 @@ class _Scan:
         return cls(tokens, rows)
 
 
-def _names(models: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
+def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tuple[str, ...]:
+    """What models are called beside one another: as given, or by their ids, numbered if equal."""
     if given is None:
         seen = [list(models[: i + 1]).count(name) for i, name in enumerate(models)]
         given = [name if n == 1 else f"{name} ({n})" for name, n in zip(models, seen, strict=True)]
