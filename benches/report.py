@@ -2,9 +2,9 @@
 
     python benches/report.py --out benches/results/report-DATE
 
-A made-up store of a million tokens is written, and `densitrace report` run on it in a process of its
-own: as it is, without the factors, and on two stores. Seconds are those of the whole command, its
-imports included; the peak is the most memory that its process has held.
+A made-up store of a million tokens is written, and `densitrace report` run on it in a process of
+its own: as it is, without the factors, and on two stores. Seconds are those of the whole command,
+its imports included; the peak is the most memory that its process has held.
 """
 
 import json

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 AUC = "auc_tv"
 QUARTILES = (0.25, 0.5, 0.75)
+RESAMPLES = 9999
+# Of many documents the interval is narrow, and a rougher estimate of its ends tells them as well.
+MANY_DOCUMENTS, FEWER_RESAMPLES = 500, 1999
 
 
 def density_name(eps: float) -> str:
@@ -126,10 +129,12 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    sizes = _curve_quartiles(store, "size")
+    runs = [store.windows(part) for part in store.done_parts()]
+    scored = [(run, store.token[run] >= 0) for run in runs]
+    sizes = _curve_quartiles(store, "size", scored)
     parts = []
     for lane in ("trace", *store.controls):
-        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}")
+        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}", scored)
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -138,10 +143,11 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _curve_quartiles(store: Store, name: str) -> NDArray[np.float64]:
-    """Quartiles of a curve over all scored tokens, float64 [3, K]."""
-    runs = [store.windows(part) for part in store.done_parts()]
-    values = np.concatenate([store.array(name)[run][store.token[run] >= 0] for run in runs])
+def _curve_quartiles(
+    store: Store, name: str, scored: Sequence[tuple[slice, NDArray[np.bool_]]]
+) -> NDArray[np.float64]:
+    """Quartiles of a curve over all scored tokens (of runs of windows), float64 [3, K]."""
+    values = np.concatenate([store.array(name)[run][inside] for run, inside in scored])
     columns = (column.astype(np.float64) for column in values.T)  # one at a time in float64
     return np.stack([np.quantile(column, QUARTILES) for column in columns], axis=1)
 
@@ -188,7 +194,9 @@ def unit_means(
     rows: dict[Any, dict[str, float]] = {}
     for group, means in units.groupby(level=0, observed=True):
         row: dict[str, float] = {"documents": len(means), "tokens": tokens[group]}
-        found = mean_intervals(means.to_numpy(), level, seed=seed)
+        many = len(means) > MANY_DOCUMENTS
+        resamples = FEWER_RESAMPLES if many else RESAMPLES
+        found = mean_intervals(means.to_numpy(), level, resamples, seed)
         for measure, interval in zip(units.columns, found, strict=True):
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
         rows[group] = row

@@ -275,7 +275,8 @@ def extremes(
     fit = tokens["context"] >= enough_context(result)
     fit &= tokens["char_end"] > tokens["char_start"]
     order = [measure, *(m for m in result.measures if m != measure)]
-    ranked = tokens[fit].sort_values(order, ascending=not densest, kind="stable")
+    candidates = tokens[fit & _among_best(tokens, fit, measure, densest, most)]
+    ranked = candidates.sort_values(order, ascending=not densest, kind="stable")
     chosen = ranked.drop_duplicates("document").head(most)
     d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
     found = []
@@ -297,6 +298,16 @@ def extremes(
             )
         )
     return found
+
+
+def _among_best(
+    tokens: pd.DataFrame, fit: pd.Series, measure: str, densest: bool, most: int
+) -> pd.Series:
+    """Tokens as extreme as the best one of the `most`-th best document: only these need sorting."""
+    sign = 1 if densest else -1
+    value = sign * tokens[measure]
+    best = value[fit].groupby(tokens["document"][fit]).max().nlargest(most)
+    return value >= best.min()
 
 
 def _one_line(text: str) -> str:

@@ -84,10 +84,11 @@ def section(subject: Subject, factors: bool) -> Section:
     """
     result, labels = subject.result, subject.labels
     both = texts.scales(result)
+    summaries = {label: result.summary(label) for label in labels}
     exhibits: dict[str, Exhibit] = {}
     parts: dict[str, Any] = {
         "lead": lead(result),
-        "headline": headline(result, labels),
+        "headline": headline(result, summaries),
         "unreached": percent((result.tokens[result.density] >= 1).mean()),
         "scales": tuple(zip(("density", "auc"), both, strict=True)),
         "curve_note": _curve_note(result),
@@ -100,7 +101,7 @@ def section(subject: Subject, factors: bool) -> Section:
         "strata": [] if subject.store is None else texts.shown_strata(subject.store),
         "passages_note": _passages_note(labels),
         "facts": facts(result),
-        "groups": [_group(subject, label, exhibits) for label in labels],
+        "groups": [_group(subject, *summary, exhibits) for summary in summaries.items()],
         "position_rows": _positions(subject, exhibits),
         "relations": _relations(subject, exhibits),
         "topology": _topology(subject, exhibits),
@@ -129,8 +130,8 @@ def number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def headline(result: DensityResult, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The numbers to remember, each with what it is."""
+def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
+    """The numbers to remember, each with what it is; the summaries are those by label."""
     whole = result.summary().iloc[0]
     low, median, high = result.tokens[result.density].quantile([0.25, 0.5, 0.75])
     lines = [
@@ -141,8 +142,7 @@ def headline(result: DensityResult, labels: Sequence[str]) -> list[tuple[str, st
         ),
         (number(whole[AUC]), f"mean auc_tv over documents, {_span(whole, AUC)}"),
     ]
-    if labels:
-        table = result.summary(labels[0])
+    for table in list(summaries.values())[:1]:
         table = table[table["documents"] >= MIN_DOCUMENTS]
         if len(table) > 1:
             top, bottom = table.iloc[0], table.iloc[-1]
@@ -176,9 +176,10 @@ def _curve_note(result: DensityResult) -> str:
     return "; ".join(notes.get(lane, lane) for lane in controls)
 
 
-def _group(subject: Subject, label: str, exhibits: dict[str, Exhibit]) -> dict[str, Any]:
+def _group(
+    subject: Subject, label: str, summary: pd.DataFrame, exhibits: dict[str, Exhibit]
+) -> dict[str, Any]:
     result = subject.result
-    summary = result.summary(label)
     density, area = result.measures
     by_area = summary.sort_values(area, ascending=False)
     keys = []
