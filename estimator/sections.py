@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
 # What only the store needs, and what repeats other attributes.
 INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
+TOPOLOGY_TOKENS = 250_000  # whose traces are taken apart; the largest array of a store
 FACTOR_TOKENS = 4000  # explained; SHAP of as many takes seconds
 FACTOR_POOL = 40_000  # tokens of whole documents, among which these are drawn
 FACTOR_SHUFFLES = 3
@@ -255,7 +256,7 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
     result = subject.result
     if not (result.tokens[result.density] < 1).any():
         return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
-    table = trace_parts(subject.store, eps=result.eps)
+    table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
     exhibits["topology"] = Exhibit(
         file_name(subject.key, "topology"),
         f"Share of the trace's edges by kind and depth, {subject.name}",
@@ -264,7 +265,8 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
     )
     kinds = dict.fromkeys(table.index.get_level_values("kind"))
     rows = [(kind, [row for _, row in table.loc[kind].iterrows()]) for kind in kinds]
-    return {"rows": rows, "tokens": int(table["tokens"].max())}
+    of = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
+    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{of}"}
 
 
 def _thresholds(subject: Subject, labels: Sequence[str]) -> list[dict[str, Any]]:

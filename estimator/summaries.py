@@ -1,5 +1,6 @@
 """Summaries with intervals over documents: densities by frequency, traces by their parts."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -45,6 +46,7 @@ def trace_parts(
     eps: float = 0.1,
     by: str | None = None,
     level: float = 0.95,
+    max_tokens: int | None = None,
 ) -> pd.DataFrame:
     """What traces consist of: edges by kind and depth, relative and absolute.
 
@@ -55,6 +57,8 @@ def trace_parts(
         eps: the tolerated total variation.
         by: a label whose values are told apart.
         level: the nominal coverage of the intervals.
+        max_tokens: of a larger store, parts spread evenly over it with about as many are read;
+            None for all.
 
     Returns:
         One row for each label value (with `by`), `kind` of edge and depth `quartile` of blocks,
@@ -74,7 +78,7 @@ def trace_parts(
         raise InputError(f"stratum={stratum}: the store has {strata}")
     if by is not None and by not in store.labels:
         raise InputError(f"by={by!r}: the labels are {', '.join(store.labels) or 'none'}")
-    sums, counts = _part_sums(store, stratum, eps)
+    sums, counts = _part_sums(store, _spread_parts(store, max_tokens), stratum, eps)
     found = counts > 0
     if not found.any():
         raise StoreError(f"no token has a stratum with a total variation of {eps:g} or less")
@@ -103,8 +107,18 @@ def trace_parts(
     return joined.set_index([*([by] if by else []), "kind", "quartile"])
 
 
+def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
+    """Parts that are done: all, or so many, evenly, as hold about `max_tokens` tokens."""
+    done = store.done_parts()
+    tokens = sum(store.part_tokens(part) for part in done)
+    if max_tokens is None or tokens <= max_tokens:
+        return done
+    wanted = max(1, round(len(done) * max_tokens / tokens))
+    return [done[i] for i in np.unique(np.linspace(0, len(done) - 1, wanted).astype(int))]
+
+
 def _part_sums(
-    store: Store, stratum: int | None, eps: float
+    store: Store, parts: Sequence[int], stratum: int | None, eps: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """By document, sums over its tokens with a trace to take apart, and how many there are.
 
@@ -117,7 +131,7 @@ def _part_sums(
     documents = len(store.documents)
     sums = np.zeros((documents, len(PART_MEASURES), len(KIND_NAMES), QUARTILES))
     counts = np.zeros(documents, np.int64)
-    for part in store.done_parts():
+    for part in parts:
         windows = store.windows(part)
         window, column = np.nonzero(store.token[windows] >= 0)
         tv = store.tv[windows][window, column]
@@ -132,7 +146,7 @@ def _part_sums(
         if not len(owner):
             continue
         for measure, divisor in enumerate((total, full, np.ones_like(total), column + 1)):
-            parts = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
-            sums[owner[starts], measure] += parts
+            found = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
+            sums[owner[starts], measure] += found
         counts += np.bincount(owner, minlength=documents)
     return sums, counts
