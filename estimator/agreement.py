@@ -28,7 +28,7 @@ class Pair:
     names: tuple[str, str]
     figure: Exhibit
     correlations: Sequence[tuple[str, Any]]
-    furthest: Sequence[dict[str, Any]]
+    furthest: Sequence[dict[Any, Any]]
 
 
 @dataclass(frozen=True)

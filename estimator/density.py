@@ -200,7 +200,7 @@ def unit_means(
         for measure, interval in zip(units.columns, found, strict=True):
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
         rows[group] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(units.index.names[0])
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(str(units.index.names[0]))
 
 
 @dataclass(frozen=True)

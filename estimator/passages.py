@@ -305,9 +305,10 @@ def _among_best(
 ) -> pd.Series:
     """Tokens as extreme as the best one of the `most`-th best document: only these need sorting."""
     sign = 1 if densest else -1
-    value = sign * tokens[measure]
+    value: pd.Series = sign * tokens[measure]
     best = value[fit].groupby(tokens["document"][fit]).max().nlargest(most)
-    return value >= best.min()
+    found: pd.Series = value >= best.min()
+    return found
 
 
 def _one_line(text: str) -> str:

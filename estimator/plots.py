@@ -63,7 +63,8 @@ Draw = Callable[[Palette], Figure]
 @contextmanager
 def drawn_in(paint: Palette, **settings: Any) -> Iterator[None]:
     """Draw or save a figure in these colours."""
-    with warnings.catch_warnings(), matplotlib.rc_context({**paint.style(), **settings}):
+    style: dict[Any, Any] = paint.style() | settings
+    with warnings.catch_warnings(), matplotlib.rc_context(style):
         # Glyphs are only measured here; the reader's own fonts draw them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

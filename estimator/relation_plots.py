@@ -79,7 +79,7 @@ def draw_counts(axes: Axes, cells: pd.DataFrame, paint: Palette) -> None:
     share = np.log1p(cells["points"]) / np.log1p(cells["points"].max() if len(cells) else 1)
     opacity = np.ceil(share * LEVELS) / LEVELS
     colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * float(level)) for level in opacity]
-    axes.add_collection(PolyCollection(vertices, facecolors=colours, linewidths=0))
+    axes.add_collection(PolyCollection(list(vertices), facecolors=colours, linewidths=0))
     if len(cells):
         axes.set_xlim(cells["x_low"].min(), cells["x_high"].max())
         axes.set_ylim(cells["y_low"].min(), cells["y_high"].max())

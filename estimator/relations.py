@@ -110,7 +110,7 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
     for values, bins in zip(points, BINS, strict=True):
         low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
         edges.append(np.linspace(low, high if high > low else low + 1, bins + 1))
-    number, *_ = np.histogram2d(*points, bins=edges)
+    number, *_ = np.histogram2d(points[0], points[1], bins=[edges[0], edges[1]])
     column, row = np.nonzero(number)
     ends = [10**e if logarithmic else e for e, logarithmic in zip(edges, log, strict=True)]
     return pd.DataFrame(

@@ -22,6 +22,7 @@ from densitrace.tracer.windows import Encoded, Plan, plan_windows
 
 BLOCKS, HEADS = 8, 8  # of the model that is not there
 WORDS = 20_000
+STRATA = tuple(np.geomspace(1e-1, 1e-4, 12).tolist())
 DOMAINS = ("law", "fiction", "speech", "drama", "letters")
 LANGUAGES = ("en", "de", "fr")
 PIECE = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
@@ -63,7 +64,7 @@ def make_store(
     *,
     context: int = 512,
     controls: tuple[str, ...] = (),
-    strata: Sequence[float] = tuple(np.geomspace(1e-1, 1e-4, 12)),
+    strata: Sequence[float] | Floats = STRATA,
     model: str = "made-up/model",
     seed: int = 0,
 ) -> Store:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from browser import Page, Pipe, browser, chromium
-from made_up_store import Document, made_up_documents, make_store
+from made_up_store import made_up_documents, make_store
 
 from densitrace.estimator.report import write_report
+from densitrace.tracer.corpus import Document
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no Chromium to drive")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from made_up_store import Document, made_up_documents, make_store
+from made_up_store import made_up_documents, make_store
 from scipy import stats
 
 from densitrace import DensityEstimator, InputError, Store, StoreError
@@ -19,16 +19,17 @@ from densitrace.estimator import passages as texts
 from densitrace.estimator import sections
 from densitrace.estimator.agreement import agreement
 from densitrace.estimator.cli import report
-from densitrace.estimator.compare import compare
+from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import save_exhibits
 from densitrace.estimator.plots import LIGHT
-from densitrace.estimator.relations import counts, medians, relations
+from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
 from densitrace.estimator.sections import Subject, section
 from densitrace.estimator.summaries import trace_parts
 from densitrace.estimator.thresholds import document_errors, threshold_at, threshold_table
 from densitrace.tracer import layout
+from densitrace.tracer.corpus import Document
 
 STYLE = Path(sections.__file__).parent / "templates" / "report.css"
 STRATA = [0.1, 0.03, 0.01, 0.003, 0.001]
@@ -91,7 +92,8 @@ def test_correlations_equal_scipys(result: DensityResult) -> None:
             assert interval.value == pytest.approx(expected, abs=1e-9)
             assert interval.low <= interval.value <= interval.high
     # As the store was made: rarer and less predictable tokens are denser, later ones sparser.
-    signs = {name: found.correlations[name, "density@0.1"].value for name in found.values}
+    signs = {relation.name: found.correlations[relation.name, "density@0.1"].value
+             for relation in RELATIONS}  # fmt: skip
     assert signs["model_entropy"] > 0 > max(signs["frequency"], signs["context"])
 
 
@@ -100,7 +102,7 @@ def test_counts_and_medians_lose_no_point() -> None:
     x, y = rng.lognormal(size=5000), rng.normal(size=5000)
     cells = counts(x, y, (True, False))
     assert cells["points"].sum() == 5000
-    row = cells.loc[cells["points"].idxmax()]
+    row = cells.sort_values("points").iloc[-1]
     inside = (x >= row["x_low"]) & (x < row["x_high"]) & (y >= row["y_low"]) & (y < row["y_high"])
     assert row["points"] == inside.sum()
     assert counts(np.array([1.0, np.nan, 0.0]), np.ones(3), (True, False))["points"].sum() == 1
@@ -196,9 +198,10 @@ def test_models_are_compared_by_words_and_documents(stores: tuple[Store, Store])
     assert found is not None and not found.missing
     (pair,) = found.pairs
     assert pair.names == ("0", "1")
-    for level, row in pair.correlations:
+    levels: tuple[Level, ...] = ("word", "document")
+    for level, (name, row) in zip(levels, pair.correlations, strict=True):
         expected = compare(stores, level, names=pair.names).correlations.iloc[0]
-        assert row["spearman"] == pytest.approx(expected["spearman"])
+        assert name == f"{level}s" and row["spearman"] == pytest.approx(expected["spearman"])
     assert 0 < len(pair.furthest) <= 12
     cells = pair.figure.data.loc["words"]
     assert cells["points"].sum() == pair.correlations[0][1]["rows"]
