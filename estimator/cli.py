@@ -14,8 +14,8 @@ from ..tracer.cli import debug_option, example, load_tracer
 MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 
 
-@click.command(epilog=example("report traces.zarr --out density.html --by domain"))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.command(epilog=example("report small.zarr large.zarr --out density.html --figures figures"))
+@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -23,20 +23,50 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
     show_default=True,
     help="The page to write.",
 )
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    help="A folder for every figure as SVG and PNG and its data as CSV.",
+)
 @click.option("--by", "labels", multiple=True, help="A label to show densities by; repeatable.")
 @click.option(
     "--eps", default=0.1, show_default=True, help="The total variation that density@EPS tolerates."
 )
+@click.option(
+    "--factors/--no-factors",
+    default=True,
+    show_default=True,
+    help="Explain densities by factors (SHAP): some seconds a store.",
+)
+@click.option("--name", "names", multiple=True, help="Of a store's model; once for each store.")
 @click.option("--title", help="The page's heading.")
 @debug_option
-def report(store: Path, out: Path, labels: tuple[str, ...], eps: float, title: str | None) -> None:
-    """Write one self-contained HTML page about STORE."""
-    from .density import DensityEstimator  # after --help, which should not wait for pandas
-    from .report import write_report
+def report(
+    stores: tuple[Path, ...],
+    out: Path,
+    figures: Path | None,
+    labels: tuple[str, ...],
+    eps: float,
+    factors: bool,
+    names: tuple[str, ...],
+    title: str | None,
+) -> None:
+    """Write one self-contained HTML page about STORES, and how far their models agree."""
+    from .report import write_report  # after --help, which should not wait for pandas
 
-    result = DensityEstimator.from_store(store, eps)
-    page = write_report(result, out, by=labels or None, title=title)
+    page = write_report(
+        stores,
+        out,
+        figures=figures,
+        by=labels or None,
+        title=title,
+        names=names or None,
+        eps=eps,
+        factors=factors,
+    )
     Console().print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+    if figures is not None:
+        Console().print(f"figures: {figures}", highlight=False, soft_wrap=True, markup=False)
 
 
 @click.command(epilog=example("demo --out demo"))
@@ -72,7 +102,7 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
         console.print(label_table(result, label), "")
     for densest in (True, False):
         console.print(token_table(result, densest), "")
-    page = write_report(result, out / "report.html")
+    page = write_report(store, out / "report.html")
     for name, path in (("store", out / "traces.zarr"), ("report", page)):
         console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
 

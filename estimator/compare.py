@@ -7,19 +7,18 @@ at which a model has read all of it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
 from .density import AUC, document_rows, token_frame, tolerance
-from .intervals import Interval, cluster_interval
+from .intervals import Interval, cluster_intervals
 from .words import word_spans
 
 Level = Literal["word", "document"]
@@ -93,6 +92,7 @@ def compare(
     within: Within = "last",
     coverage: float = 0.95,
     seed: int = 0,
+    max_documents: int | None = None,
 ) -> Comparison:
     """Compare what several models find dense in the same documents.
 
@@ -104,7 +104,8 @@ def compare(
         within: a word's density is that of its last token, or the mean over its tokens. A token
             that several words share (as in scripts without spaces) counts for each of them.
         coverage: of the intervals, whose unit is the document.
-        seed: of the resampling.
+        seed: of the resampling, and of the sample.
+        max_documents: of more shared documents a sample is compared; None for all.
 
     Raises:
         InputError: fewer than two stores, wrong or repeated names, an unknown level or measure.
@@ -119,11 +120,15 @@ def compare(
     opened = [open_store(s) if isinstance(s, (str, Path)) else s for s in stores]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} stores: a comparison needs two or more")
-    called = _names([store.model_id for store in opened], names)
+    called = model_names([store.model_id for store in opened], names)
     scans = [_Scan.of(store, measure) for store in opened]
     keys = [key for key in scans[0].rows if all(key in scan.rows for scan in scans)]
     if not keys:
         raise StoreError("the stores share no document: ids and texts must be the same")
+    shared = len(keys)
+    if max_documents is not None and shared > max_documents:
+        chosen = np.random.default_rng(seed).choice(shared, max_documents, replace=False)
+        keys = [keys[number] for number in np.sort(chosen)]
     read = _documents if level == "document" else _words
     columns = [read(scan, keys, measure, within) for scan in scans]
     table = _rows(keys, level).join(_labels(opened[0], called), on="document")
@@ -136,7 +141,7 @@ def compare(
         measure=measure,
         table=table,
         correlations=_correlations(table, called, coverage, seed),
-        left_out={n: len(scan.rows) - len(keys) for n, scan in zip(called, scans, strict=True)},
+        left_out={n: len(scan.rows) - shared for n, scan in zip(called, scans, strict=True)},
         lost={name: int(unknown[name].sum()) for name in called},
     )
 
@@ -159,7 +164,8 @@ class _Scan:
         return cls(tokens, rows)
 
 
-def _names(models: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
+def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tuple[str, ...]:
+    """What models are called beside one another: as given, or by their ids, numbered if equal."""
     if given is None:
         seen = [list(models[: i + 1]).count(name) for i, name in enumerate(models)]
         given = [name if n == 1 else f"{name} ({n})" for name, n in zip(models, seen, strict=True)]
@@ -276,16 +282,56 @@ def spearman(
         >>> spearman([1, 2, 3], [1, 4, 9], [0, 1, 2]).value
         1.0
     """
-    values = np.column_stack([np.asarray(x, np.float64), np.asarray(y, np.float64)])
-    clusters = list(pd.Series(np.asarray(document)).groupby(np.asarray(document)).indices.values())
+    columns = pd.DataFrame({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
+    found = rank_correlations(columns, document, [("x", "y")], level, n_resamples, seed)
+    return found["x", "y"]
 
-    def correlation(drawn: NDArray[np.int64]) -> float:
-        rows = values[np.concatenate([clusters[number] for number in drawn])]
-        ranks = stats.rankdata(rows, axis=0)
-        ranks -= ranks.mean(0)
-        spread = np.sqrt((ranks**2).sum(0).prod())
-        return float(ranks.prod(1).sum() / spread) if spread > 0 else np.nan
 
-    if not clusters:
-        return Interval(np.nan, np.nan, np.nan)
-    return cluster_interval(correlation, len(clusters), level, n_resamples, seed)
+def rank_correlations(
+    columns: pd.DataFrame,
+    document: ArrayLike,
+    pairs: Sequence[tuple[str, str]],
+    level: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> dict[tuple[str, str], Interval]:
+    """`spearman` of several pairs of columns, all with the same resampled documents.
+
+    A sample of documents weighs each row by how often its document was drawn. Rows are sorted
+    once: the ranks of a sample follow from sums of weights in that order, ties halved.
+
+    Args:
+        columns: float [N, C], without NaN.
+        document: [N], what each row belongs to.
+        pairs: names of columns.
+        level, n_resamples, seed: see `intervals.cluster_interval`.
+
+    Example:
+        >>> frame = pd.DataFrame({"a": [1, 2, 3], "b": [3, 2, 1]})
+        >>> rank_correlations(frame, [0, 1, 2], [("a", "b")])["a", "b"].value
+        -1.0
+    """
+    owner, names = pd.factorize(np.asarray(document))
+    n = len(names)
+    levels = {name: np.unique(columns[name], return_inverse=True)[1] for name in columns}
+
+    def ranks(name: str, weight: Floats) -> Floats:
+        tied = np.bincount(levels[name], weights=weight)
+        found = (np.cumsum(tied) - tied / 2)[levels[name]]
+        return np.asarray(found - np.average(found, weights=weight))
+
+    def correlations(drawn: NDArray[np.int64]) -> list[float]:
+        weight = np.bincount(drawn, minlength=n)[owner].astype(np.float64)
+        centred = {name: ranks(name, weight) for name in {*chain(*pairs)}}
+        squares = {name: float(weight @ values**2) for name, values in centred.items()}
+        return [
+            float(weight @ (centred[a] * centred[b])) / spread**0.5 if spread > 0 else np.nan
+            for a, b in pairs
+            for spread in [squares[a] * squares[b]]
+        ]
+
+    if not n:
+        return {pair: Interval(np.nan, np.nan, np.nan) for pair in pairs}
+    return dict(
+        zip(pairs, cluster_intervals(correlations, n, level, n_resamples, seed), strict=True)
+    )

@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import auc_tv, density_at
-from ..tracer.scan import scan
 from ..tracer.select import AutoStrata, Rule
 from ..tracer.store import Store, open_store
-from ..tracer.tracer import Tracer
-from .intervals import mean_interval
+from .intervals import mean_intervals
 
 if TYPE_CHECKING:
     import shap
     import xarray as xr
 
+    from ..tracer.tracer import Tracer
     from .explain import FactorExplanation
 
 AUC = "auc_tv"
 QUARTILES = (0.25, 0.5, 0.75)
+RESAMPLES = 9999
+# Of many documents the interval is narrow, and a rougher estimate of its ends tells them as well.
+MANY_DOCUMENTS, FEWER_RESAMPLES = 500, 1999
 
 
 def density_name(eps: float) -> str:
@@ -76,47 +78,48 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     Raises:
         InputError: a negative or non-finite `eps`.
     """
-    token = np.asarray(store.token[:])
-    window, column = np.nonzero(scored(store))
-    full = np.asarray(store.full_edge_count[:])[window, column]
-    size, tv = (np.asarray(a[:])[window, column] for a in (store.size, store.tv))
-    density = density_at(size.astype(np.float64), tv, eps, full)
-    edges = density * full
-    frame = pd.DataFrame(
-        {
-            "document": np.asarray(store.document[:])[window],
-            "window": window,
-            "position": np.asarray(store.position[:])[window, column],
-            "context": column + 1,
-            "token": token[window, column],
-            "char_start": np.asarray(store.char_start[:])[window, column],
-            "char_end": np.asarray(store.char_end[:])[window, column],
-            "full_edges": full,
-            density_name(eps): density,
-            AUC: auc_tv(size.astype(np.float64), tv, full),
-            "edges": edges,
-            "edges_per_token": edges / (column + 1),
-            "surprisal": np.asarray(store.surprisal[:])[window, column],
-            "model_entropy": np.asarray(store.model_entropy[:])[window, column],
-        }
-    )
+    parts = [_part_frame(store, store.windows(part), eps) for part in store.done_parts()]
+    frame = pd.concat(parts or [_part_frame(store, slice(0, 0), eps)], ignore_index=True)
     dense = frame[density_name(eps)] > frame[density_name(eps)].median()
     frame["regime"] = pd.Categorical(np.where(dense, "dense", "sparse"), ["sparse", "dense"])
     return frame
+
+
+def _part_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
+    """`token_frame` of some windows: curves are held of one part at a time."""
+    token = store.token[windows]
+    window, column = np.nonzero(token >= 0)
+
+    def of(name: str) -> NDArray[Any]:
+        return store.array(name)[windows][window, column]
+
+    full, size, tv = of("full_edge_count"), of("size").astype(np.float64), of("tv")
+    density = density_at(size, tv, eps, full)
+    edges = density * full
+    return pd.DataFrame(
+        {
+            "document": store.document[windows][window],
+            "window": window + windows.start,
+            "position": of("position"),
+            "context": column + 1,
+            "token": token[window, column],
+            "char_start": of("char_start"),
+            "char_end": of("char_end"),
+            "full_edges": full,
+            density_name(eps): density,
+            AUC: auc_tv(size, tv, full),
+            "edges": edges,
+            "edges_per_token": edges / (column + 1),
+            "surprisal": of("surprisal"),
+            "model_entropy": of("model_entropy"),
+        }
+    )
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
     """The places of each document's rows in a token frame, in order."""
     places: Any = tokens.groupby("document").indices
     return {int(document): np.asarray(rows) for document, rows in places.items()}
-
-
-def scored(store: Store) -> NDArray[np.bool_]:
-    """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
-    done = np.zeros(store.n_windows, np.bool_)
-    for part in store.done_parts():
-        done[store.windows(part)] = True
-    return done[:, None] & (np.asarray(store.token[:]) >= 0)
 
 
 def stratum_frame(store: Store) -> pd.DataFrame:
@@ -126,18 +129,27 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    of_tokens = scored(store)
-    sizes = np.quantile(np.asarray(store.size[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
+    runs = [store.windows(part) for part in store.done_parts()]
+    scored = [(run, store.token[run] >= 0) for run in runs]
+    sizes = _curve_quartiles(store, "size", scored)
     parts = []
     for lane in ("trace", *store.controls):
-        array = store.tv if lane == "trace" else store.array(f"tv_{lane}")
-        tv = np.quantile(np.asarray(array[:])[of_tokens].astype(np.float64), QUARTILES, axis=0)
+        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}", scored)
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
                 columns[f"{name}_q{100 * q:.0f}"] = row
         parts.append(pd.DataFrame(columns).assign(lane=lane))
     return pd.concat(parts, ignore_index=True)
+
+
+def _curve_quartiles(
+    store: Store, name: str, scored: Sequence[tuple[slice, NDArray[np.bool_]]]
+) -> NDArray[np.float64]:
+    """Quartiles of a curve over all scored tokens (of runs of windows), float64 [3, K]."""
+    values = np.concatenate([store.array(name)[run][inside] for run, inside in scored])
+    columns = (column.astype(np.float64) for column in values.T)  # one at a time in float64
+    return np.stack([np.quantile(column, QUARTILES) for column in columns], axis=1)
 
 
 def group_means(
@@ -162,15 +174,33 @@ def group_means(
         raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
     units = tokens.groupby([by, "document"], observed=True)[list(measures)].mean()
     counts: dict[Any, int] = tokens.groupby(by, observed=True).size().to_dict()
+    frame = unit_means(units, counts, level, seed)
+    return frame.sort_values(measures[0], ascending=False, kind="stable")
+
+
+def unit_means(
+    units: pd.DataFrame, tokens: Mapping[Any, int], level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Means of document means by group, with bootstrap intervals.
+
+    Args:
+        units: one row a document, the first level of its index the group; columns are measures.
+        tokens: of each group.
+        level, seed: of the intervals.
+
+    Returns:
+        See `group_means`; in the order of `units`.
+    """
     rows: dict[Any, dict[str, float]] = {}
     for group, means in units.groupby(level=0, observed=True):
-        row: dict[str, float] = {"documents": len(means), "tokens": counts[group]}
-        for measure in measures:
-            interval = mean_interval(means[measure], level, seed=seed)
+        row: dict[str, float] = {"documents": len(means), "tokens": tokens[group]}
+        many = len(means) > MANY_DOCUMENTS
+        resamples = FEWER_RESAMPLES if many else RESAMPLES
+        found = mean_intervals(means.to_numpy(), level, resamples, seed)
+        for measure, interval in zip(units.columns, found, strict=True):
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
         rows[group] = row
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
-    return frame.sort_values(measures[0], ascending=False, kind="stable")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(str(units.index.names[0]))
 
 
 @dataclass(frozen=True)
@@ -312,7 +342,7 @@ class DensityEstimator:
 
     def __init__(
         self,
-        tracer: Tracer,
+        tracer: "Tracer",
         *,
         select: Rule | AutoStrata | None = None,
         context: int = 512,
@@ -330,6 +360,8 @@ class DensityEstimator:
         cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any
     ) -> Self:
         """An estimator for a local model folder or a hub id; `options` as for the class."""
+        from ..tracer.tracer import Tracer
+
         return cls(Tracer.from_pretrained(path, device=device, dtype=dtype), **options)
 
     def estimate(self, texts: Iterable[str]) -> DensityResult:
@@ -339,6 +371,8 @@ class DensityEstimator:
             InputError: a single string instead of several, or no text.
             CorpusError: nothing but empty texts.
         """
+        from ..tracer.scan import scan  # who reads a store needs no model, and no transformers
+
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
         rows = pd.DataFrame({"text": list(texts)})

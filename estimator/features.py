@@ -177,7 +177,7 @@ def factor_frame(
         tokens = token_frame(store)
     texts = _token_texts(tokens, store.documents["text"])
     frame = pd.DataFrame(index=tokens.index)
-    frame["log_frequency"] = _own_frequency(tokens["token"].to_numpy())
+    frame["log_frequency"] = own_frequency(tokens["token"].to_numpy())
     if reference_counts is not None:
         frame["log_reference_frequency"] = _reference_frequency(
             tokens["token"].to_numpy(), reference_counts
@@ -254,7 +254,13 @@ def _per_million(counts: NDArray[np.floating], total: float) -> NDArray[np.float
     return np.asarray(np.log10(1e6 * seen / max(total, 1.0)))
 
 
-def _own_frequency(ids: NDArray[np.int64]) -> NDArray[np.float64]:
+def own_frequency(ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The factor `log_frequency`, float64 [N], of token ids [N].
+
+    Example:
+        >>> own_frequency(np.array([7, 7, 8])).round(2).tolist()
+        [5.7, 5.7, 5.4]
+    """
     _, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
     return _per_million(counts[place] - 1.0, len(ids) - 1.0)
 

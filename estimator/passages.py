@@ -1,5 +1,6 @@
 """Tokens laid over their text: coloured passages, and single tokens in their context."""
 
+import base64
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,11 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from ..tracer.store import Store
 from .density import AUC, DensityResult
 from .plots import percent
 
 FULL_CONTEXT = 32  # below it a relative size says more of the small graph than of the token
 MOST_TOKENS = 600  # of one passage on the page
+MOST_STRATA = 16  # whose sizes and errors a passage holds
+DECADES = 8000  # steps of a decade of size, as a passage holds it; 16 bits reach 1e-8
 FIELDS = (
     "share of the full graph",
     "edges",
@@ -75,7 +79,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Passage:
-    """A document, or the beginning of a long one, cut into cells."""
+    """A document, or the beginning of a long one, cut into cells.
+
+    `curves`: see `cell_curves`; empty without a store.
+    """
 
     name: str
     lang: str
@@ -83,6 +90,7 @@ class Passage:
     density: str
     auc: str
     cut: bool
+    curves: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,44 @@ def _numbers(row: pd.Series, tokens: int) -> str:
     )
 
 
-def passage(result: DensityResult, document: int, both: tuple[Scale, Scale]) -> Passage:
+def shown_strata(store: Store) -> list[tuple[int, str]]:
+    """Strata whose sizes and errors the page holds: all, or some evenly; each with its value."""
+    values = store.strata
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(MOST_STRATA, len(values))).astype(int))
+    return [(int(k), f"{values[k]:.3g}") for k in chosen]
+
+
+def cell_curves(store: Store, rows: pd.DataFrame) -> str:
+    """Size and total variation of each cell at each of `shown_strata`, for the page's script.
+
+    Args:
+        store: where the rows come from.
+        rows: token rows of one document in order, as `cut_into_cells` takes them.
+
+    Returns:
+        Base64 of uint16 [cells, strata, 2], the least byte first: -log10 of the size in steps of
+        1 / DECADES, and the total variation in steps of 1 / 65535. Means over a cell's tokens.
+    """
+    rows = rows[rows["char_end"] > rows["char_start"]]
+    if rows.empty:
+        return ""
+    first, last = int(rows["window"].min()), int(rows["window"].max()) + 1
+    place = (rows["window"].to_numpy() - first, rows["context"].to_numpy() - 1)
+    strata = [k for k, _ in shown_strata(store)]
+    group = token_groups(rows)
+    members = np.bincount(group)[:, None]
+    means = []
+    for array in (store.size, store.tv):
+        values = array[first:last][place][:, strata].astype(np.float64)
+        means.append(np.add.reduceat(values, np.searchsorted(group, range(len(members)))) / members)
+    size = np.clip(-np.log10(np.maximum(means[0], 1e-8)) * DECADES, 0, 65535)
+    coded = np.rint(np.stack([size, np.clip(means[1], 0, 1) * 65535], axis=-1))
+    return base64.b64encode(np.nan_to_num(coded).astype("<u2").tobytes()).decode()
+
+
+def passage(
+    result: DensityResult, document: int, both: tuple[Scale, Scale], store: Store | None = None
+) -> Passage:
     """One document as a passage, from its first tokens if it is long."""
     about: dict[Any, Any] = result.documents.loc[document].to_dict()
     rows = result.tokens[result.tokens["document"] == document].sort_values("position")
@@ -181,6 +226,7 @@ def passage(result: DensityResult, document: int, both: tuple[Scale, Scale]) -> 
         density=percent(about[result.density]),
         auc=f"{about[AUC]:.3f}",
         cut=cut,
+        curves="" if store is None else cell_curves(store, shown),
     )
 
 
@@ -229,7 +275,8 @@ def extremes(
     fit = tokens["context"] >= enough_context(result)
     fit &= tokens["char_end"] > tokens["char_start"]
     order = [measure, *(m for m in result.measures if m != measure)]
-    ranked = tokens[fit].sort_values(order, ascending=not densest, kind="stable")
+    candidates = tokens[fit & _among_best(tokens, fit, measure, densest, most)]
+    ranked = candidates.sort_values(order, ascending=not densest, kind="stable")
     chosen = ranked.drop_duplicates("document").head(most)
     d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
     found = []
@@ -250,6 +297,17 @@ def extremes(
                 a=int(a[i]),
             )
         )
+    return found
+
+
+def _among_best(
+    tokens: pd.DataFrame, fit: pd.Series, measure: str, densest: bool, most: int
+) -> pd.Series:
+    """Tokens as extreme as the best one of the `most`-th best document: only these need sorting."""
+    sign = 1 if densest else -1
+    value: pd.Series = sign * tokens[measure]
+    best = value[fit].groupby(tokens["document"][fit]).max().nlargest(most)
+    found: pd.Series = value >= best.min()
     return found
 
 

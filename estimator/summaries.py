@@ -1,5 +1,6 @@
 """Summaries with intervals over documents: densities by frequency, traces by their parts."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -10,10 +11,11 @@ from ..errors import InputError, StoreError
 from ..tracer.graph import KIND_NAMES
 from ..tracer.layout import QUARTILES
 from ..tracer.store import Store
-from .density import AUC, density_name, group_means, scored, token_frame
+from .density import AUC, density_name, group_means, token_frame, unit_means
 from .features import factor_frame, frequency_bands
 
 MEASURES = ("edges", "edges_per_token")  # beside relative sizes: see METHOD §6
+PART_MEASURES = ("share", "size", *MEASURES)
 
 
 def by_frequency(store: Store, eps: float = 0.1, level: float = 0.95) -> pd.DataFrame:
@@ -44,6 +46,7 @@ def trace_parts(
     eps: float = 0.1,
     by: str | None = None,
     level: float = 0.95,
+    max_tokens: int | None = None,
 ) -> pd.DataFrame:
     """What traces consist of: edges by kind and depth, relative and absolute.
 
@@ -54,6 +57,8 @@ def trace_parts(
         eps: the tolerated total variation.
         by: a label whose values are told apart.
         level: the nominal coverage of the intervals.
+        max_tokens: of a larger store, parts spread evenly over it with about as many are read;
+            None for all.
 
     Returns:
         One row for each label value (with `by`), `kind` of edge and depth `quartile` of blocks,
@@ -73,50 +78,75 @@ def trace_parts(
         raise InputError(f"stratum={stratum}: the store has {strata}")
     if by is not None and by not in store.labels:
         raise InputError(f"by={by!r}: the labels are {', '.join(store.labels) or 'none'}")
-    tokens, parts = _parts(store, stratum, eps)
-    if tokens.empty:
+    sums, counts = _part_sums(store, _spread_parts(store, max_tokens), stratum, eps)
+    found = counts > 0
+    if not found.any():
         raise StoreError(f"no token has a stratum with a total variation of {eps:g} or less")
-    keys = [] if by is None else [by]
-    tokens[by or "all"] = "all" if by is None else tokens["document"].map(store.documents[by])
-    measures = ("share", "size", *MEASURES)
-    tables = []
-    for (number, kind), quartile in product(enumerate(KIND_NAMES), range(QUARTILES)):
-        edges = parts[:, number, quartile]
-        rows = tokens.assign(
-            share=edges / np.maximum(parts.sum((1, 2)), 1),
-            size=edges / tokens["full_edges"],
-            edges=edges,
-            edges_per_token=edges / tokens["context"],
-        )
-        table = group_means(rows, by or "all", measures, level).reset_index()
-        tables.append(table.assign(kind=kind, quartile=quartile + 1))
+    documents = store.documents[found]
+    group = documents[by].to_numpy() if by else np.full(len(documents), "all")
+    means = sums[found] / counts[found][:, None, None, None]
+    name = by or "all"
+    tokens = pd.Series(counts[found]).groupby(group).sum().to_dict()
+    index = pd.MultiIndex.from_arrays([group, documents.index], names=[name, "document"])
+    places = list(product(KIND_NAMES, range(1, QUARTILES + 1)))
+    flat = means.reshape(len(means), -1)
+    names = [f"{place}{measure}" for measure in PART_MEASURES for place in range(len(places))]
+    table = unit_means(pd.DataFrame(flat, index, names), tokens, level)
+    parts = []
+    for place, (kind, quartile) in enumerate(places):
+        columns = {
+            f"{place}{measure}{end}": f"{measure}{end}"
+            for measure in PART_MEASURES
+            for end in ("", "_low", "_high")
+        }
+        part = table[["documents", "tokens", *columns]].rename(columns=columns)
+        parts.append(part.assign(kind=kind, quartile=quartile).reset_index())
     # Stable, so kinds and quartiles stay in the order of the graph within each label value.
-    found = pd.concat(tables).sort_values(keys, kind="stable") if keys else pd.concat(tables)
-    return found.set_index([*keys, "kind", "quartile"]).drop(columns="all", errors="ignore")
+    joined = pd.concat(parts)
+    joined = joined.sort_values(by, kind="stable") if by else joined.drop(columns=name)
+    return joined.set_index([*([by] if by else []), "kind", "quartile"])
 
 
-def _parts(store: Store, stratum: int | None, eps: float) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    """Token rows with a trace to take apart, and its edges [n, 4 kinds, 4 quartiles].
+def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
+    """Parts that are done: all, or so many, evenly, as hold about `max_tokens` tokens."""
+    done = store.done_parts()
+    tokens = sum(store.part_tokens(part) for part in done)
+    if max_tokens is None or tokens <= max_tokens:
+        return done
+    wanted = max(1, round(len(done) * max_tokens / tokens))
+    return [done[i] for i in np.unique(np.linspace(0, len(done) - 1, wanted).astype(int))]
+
+
+def _part_sums(
+    store: Store, parts: Sequence[int], stratum: int | None, eps: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """By document, sums over its tokens with a trace to take apart, and how many there are.
 
     Part by part: of all arrays of a store the topology is the largest.
+
+    Returns:
+        float64 [M, 4 measures, 4 kinds, 4 quartiles]: share, size, edges, edges per token of
+        context; int64 [M].
     """
-    frames, found = [], []
-    done = scored(store)
-    for part in store.done_parts():
+    documents = len(store.documents)
+    sums = np.zeros((documents, len(PART_MEASURES), len(KIND_NAMES), QUARTILES))
+    counts = np.zeros(documents, np.int64)
+    for part in parts:
         windows = store.windows(part)
-        window, column = np.nonzero(done[windows])
+        window, column = np.nonzero(store.token[windows] >= 0)
         tv = store.tv[windows][window, column]
         met = np.argmax(tv <= eps, axis=1) if stratum is None else np.full(len(tv), stratum)
         keep = np.isfinite(tv).all(1) & ((tv <= eps).any(1) | (stratum is not None))
         window, column, met = window[keep], column[keep], met[keep]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "document": store.document[windows][window],
-                    "context": column + 1,
-                    "full_edges": store.full_edge_count[windows][window, column],
-                }
-            )
-        )
-        found.append(store.topology[windows][window, column, met].astype(np.int64))
-    return pd.concat(frames, ignore_index=True), np.concatenate(found)
+        edges = store.topology[windows][window, column, met].astype(np.float64)
+        full = store.full_edge_count[windows][window, column]
+        total = np.maximum(edges.sum((1, 2)), 1)
+        owner = store.document[windows][window]  # windows lie document by document
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        if not len(owner):
+            continue
+        for measure, divisor in enumerate((total, full, np.ones_like(total), column + 1)):
+            found = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
+            sums[owner[starts], measure] += found
+        counts += np.bincount(owner, minlength=documents)
+    return sums, counts

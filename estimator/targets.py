@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
 from .intervals import Interval, cluster_interval, mean_interval
+from .thresholds import threshold_at
 
 LANES = 6  # thresholds of one pass
 ROUNDS = 3  # passes after the first; each shrinks the bracket LANES + 1 times
@@ -189,7 +190,10 @@ class _Pilot:
         """The threshold found, with its intervals."""
         place, n = self._place(eps), len(self.windows)
         crossing = cluster_interval(
-            lambda drawn: _crossing(self.tau, self.error[drawn].mean(0), eps), n, level, seed=seed
+            lambda drawn: threshold_at(self.tau, self.error[drawn].mean(0), eps),
+            n,
+            level,
+            seed=seed,
         )
         error = mean_interval(self.error[:, place], level, seed=seed)
         means = {"error": self.error.mean(0), "size": self.size.mean(0)}
@@ -203,18 +207,6 @@ class _Pilot:
             eps=eps,
             documents=n,
         )
-
-
-def _crossing(tau: Floats, error: Floats, eps: float) -> float:
-    """Where a curve leaves `eps` for good, linear in log threshold; NaN where it never meets it."""
-    met = np.flatnonzero(error <= eps)
-    if not len(met):
-        return np.nan
-    last = int(met[-1])
-    if last + 1 == len(tau) or tau[last] == 0:
-        return float(tau[last])
-    part = (eps - error[last]) / (error[last + 1] - error[last])
-    return float(tau[last] * (tau[last + 1] / tau[last]) ** part)
 
 
 def stability(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from ..kernels import (
     RandomWeight,
 )
 from .graph import KINDS
-from .models import Block, LinearNorm
+
+if TYPE_CHECKING:  # who reads a store waits for no transformers
+    from .models import Block, LinearNorm
 
 ImportanceName = Literal["norm_l1", "norm_l2", "proximity", "cosine", "random"]
 IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
@@ -40,10 +42,10 @@ class Node:
 class AttentionBranch:
     """The clean attention branch of a block."""
 
-    block: Block
+    block: "Block"
     pattern: Pattern
     v: Tensor  # [B, G, T, d_v]
-    norms: tuple[LinearNorm, ...]  # linearised norms that every attention edge passes through
+    norms: "tuple[LinearNorm, ...]"  # linearised norms that every attention edge passes through
 
 
 class Importance(Protocol):

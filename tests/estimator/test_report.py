@@ -95,9 +95,8 @@ def test_only_the_pages_own_script_may_run(make_result: MakeResult) -> None:
     assert len(parsed.scripts) == 1
     digest = base64.b64encode(hashlib.sha256(parsed.scripts[0].encode()).digest()).decode()
     policies = [a["content"] for _, a in parsed.elements if "http-equiv" in a]
-    assert policies == [
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    ]
+    styles, scripts = "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'"
+    assert policies == [f"default-src 'none'; img-src blob:; {styles}; {scripts}"]
     assert not any(n.startswith("on") for _, attributes in parsed.elements for n in attributes)
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.estimator.intervals import cluster_interval
-from densitrace.estimator.targets import TargetError, _crossing, stability, target_error
+from densitrace.estimator.targets import TargetError, stability, target_error
+from densitrace.estimator.thresholds import threshold_at
 
 TEXTS = ["The cat sat on the mat.", "In the beginning", "We the people", "字猫 and more", "To be"]
 
@@ -66,24 +67,24 @@ def test_intervals_of_a_crossing_cover_it() -> None:
         middle = np.log(0.01) + rng.normal(scale=0.8, size=(number, 1))
         return np.asarray(1 / (1 + np.exp(middle - np.log(tau))))
 
-    truth = _crossing(tau, curves(200_000).mean(0), 0.2)
+    truth = threshold_at(tau, curves(200_000).mean(0), 0.2)
     for trial in range(trials):
         error = curves(n)
 
-        def crossing(drawn: NDArray[np.int64], error: NDArray[np.float64] = error) -> float:
-            return _crossing(tau, error[drawn].mean(0), 0.2)
+        def statistic(drawn: NDArray[np.int64], error: NDArray[np.float64] = error) -> float:
+            return threshold_at(tau, error[drawn].mean(0), 0.2)
 
-        interval = cluster_interval(crossing, n, n_resamples=299, seed=trial)
+        interval = cluster_interval(statistic, n, n_resamples=299, seed=trial)
         hits += interval.low <= truth <= interval.high
     assert 0.90 <= hits / trials <= 0.98
 
 
 def test_a_crossing_is_interpolated_in_log_threshold() -> None:
     tau, error = np.array([0.0, 0.01, 0.1, 0.2]), np.array([0.0, 0.1, 0.3, 0.8])
-    assert _crossing(tau, error, 0.2) == pytest.approx(np.sqrt(0.01 * 0.1))
-    assert _crossing(tau, error, 0.05) == 0.0
-    assert _crossing(tau, error, 0.9) == 0.2
-    assert np.isnan(_crossing(tau, error + 1, 0.9))
+    assert threshold_at(tau, error, 0.2) == pytest.approx(np.sqrt(0.01 * 0.1))
+    assert threshold_at(tau, error, 0.05) == 0.0
+    assert threshold_at(tau, error, 0.9) == 0.2
+    assert np.isnan(threshold_at(tau, error + 1, 0.9))
 
 
 def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:

@@ -1,0 +1,83 @@
+"""What the report says of several stores together: how far their models agree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from ..errors import StoreError
+from .compare import Comparison, compare
+from .density import AUC
+from .exhibits import Exhibit, file_name
+from .relation_plots import agreement_figure
+from .relations import counts
+from .sections import Subject
+
+MEASURE = AUC  # needs no tolerance, and has no ceiling at which tokens tie
+MOST_DOCUMENTS = 150  # whose words are compared
+MOST_DOTS = 1000  # documents drawn
+MOST_ROWS = 12  # of a list of disagreements
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models: their figure, correlations (words, documents), and words furthest apart."""
+
+    names: tuple[str, str]
+    figure: Exhibit
+    correlations: Sequence[tuple[str, Any]]
+    furthest: Sequence[dict[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All pairs of models, or why they cannot be compared."""
+
+    pairs: Sequence[Pair] = ()
+    left_out: Sequence[tuple[str, int]] = ()
+    missing: str = ""
+
+    @property
+    def exhibits(self) -> list[Exhibit]:
+        """The figures of all pairs."""
+        return [pair.figure for pair in self.pairs]
+
+
+def agreement(subjects: Sequence[Subject]) -> Agreement | None:
+    """How far the models of several stores agree; None for fewer than two."""
+    stores = [subject.store for subject in subjects if subject.store is not None]
+    names = [subject.name for subject in subjects if subject.store is not None]
+    if len(stores) < 2:
+        return None
+    try:
+        documents = compare(stores, "document", MEASURE, names=names)
+        words = compare(stores, "word", MEASURE, names=names, max_documents=MOST_DOCUMENTS)
+    except StoreError as error:  # no document in common, or no spans
+        return Agreement(missing=f"{error}.")
+    rows = zip(words.correlations.iterrows(), documents.correlations.iterrows(), strict=True)
+    return Agreement(
+        pairs=[
+            _pair(words, documents, of_words, of_documents)
+            for (_, of_words), (_, of_documents) in rows
+        ],
+        left_out=[(name, n) for name, n in documents.left_out.items() if n],
+    )
+
+
+def _pair(words: Comparison, documents: Comparison, of_words: Any, of_documents: Any) -> Pair:
+    names = (str(of_words["first"]), str(of_words["second"]))
+    scattered = words.scatter(*names)
+    cells = counts(scattered["x"].to_numpy(), scattered["y"].to_numpy(), (False, False))
+    whole = documents.scatter(*names)[["document", "x", "y"]]
+    dots = whole.iloc[:: -(-len(whole) // MOST_DOTS)]
+    data = pd.concat({"words": cells, "documents": dots}, names=["level"]).droplevel(1)
+    figure = Exhibit(
+        file_name("across", *names),
+        f"{MEASURE} of words and documents, {names[1]} over {names[0]}",
+        data,
+        partial(agreement_figure, cells, dots, names, MEASURE),
+    )
+    furthest = words.disagreements(*names, most=MOST_ROWS).to_dict("records")
+    return Pair(names, figure, [("words", of_words), ("documents", of_documents)], furthest)

@@ -1,0 +1,79 @@
+"""An exhibit: a figure with its data, for the page and for a folder of its own."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from ..errors import StoreError
+from .plots import LIGHT, PAGE, Draw, drawn_in, to_svg
+
+DOTS_PER_INCH = 200
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One figure.
+
+    Attributes:
+        name: of its files, unique on a page.
+        about: what it shows, for who does not see it.
+        data: what is drawn.
+        draw: draws it in given colours.
+        only: the measure that it shows, `density` or `auc`; empty if it shows both or neither.
+    """
+
+    name: str
+    about: str
+    data: pd.DataFrame
+    draw: Draw
+    only: str = ""
+
+    @property
+    def svg(self) -> Markup:
+        """The figure for the page."""
+        # matplotlib escapes the text that it writes.
+        return Markup(to_svg(self.draw(PAGE), self.name, self.about))
+
+    @property
+    def csv(self) -> str:
+        """The data, with the index where it has a name."""
+        named = any(name is not None for name in self.data.index.names)
+        return str(self.data.to_csv(index=named, float_format="%.6g", lineterminator="\n"))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write NAME.svg, NAME.png and NAME.csv, in the colours of the light page."""
+        figure = self.draw(LIGHT)
+        paths = [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png", ".csv")]
+        with drawn_in(LIGHT, **{"svg.hashsalt": self.name}):
+            figure.savefig(paths[0], metadata={"Date": None}, facecolor=LIGHT.paper)
+            figure.savefig(paths[1], dpi=DOTS_PER_INCH, facecolor=LIGHT.paper)
+        paths[2].write_text(self.csv, encoding="utf-8")
+        return paths
+
+
+def file_name(*parts: object) -> str:
+    """Parts as a file's name: letters, digits, dots and hyphens.
+
+    Example:
+        >>> file_name("s1", "label", "a/b <c>")
+        's1-label-a-b-c'
+    """
+    return re.sub(r"[^\w.]+", "-", "-".join(map(str, parts)).lower()).strip("-.")
+
+
+def save_exhibits(exhibits: Iterable[Exhibit], folder: str | Path) -> list[Path]:
+    """Write all exhibits into a folder, which is made; see `Exhibit.save`.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return [path for exhibit in exhibits for path in exhibit.save(target)]
+    except OSError as error:
+        raise StoreError(f"cannot write figures into {target}: {error.strerror}") from error

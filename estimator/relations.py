@@ -1,0 +1,141 @@
+"""What goes with density, one thing at a time: rank correlations and counts of tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from .compare import rank_correlations
+from .density import DensityResult
+from .features import own_frequency
+from .intervals import Interval
+
+MOST_TOKENS = 10_000  # of the correlations; the counts are of all tokens
+RESAMPLES = 499
+BINS = (30, 24)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something about a token that may go with its density."""
+
+    name: str
+    title: str
+    unit: str
+    log: bool
+
+
+RELATIONS = (
+    Relation("model_entropy", "entropy of the prediction", "nats", False),
+    Relation("frequency", "frequency of the token read", "per million tokens", True),
+    Relation("context", "length of context", "tokens", True),
+)
+MEASURES = ("edges", "edges_per_token")  # beside the relative ones: METHOD §6
+
+
+@dataclass(frozen=True)
+class Relations:
+    """How densities go with entropy, frequency and context.
+
+    Attributes:
+        correlations: by relation and measure: Spearman's, with its interval over documents.
+        sample: of which tokens, in words.
+        values: float [N] of each relation, of all tokens.
+    """
+
+    correlations: Mapping[tuple[str, str], Interval]
+    sample: str
+    values: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """The correlations, one row each: `factor`, `measure`, `spearman`, `low`, `high`."""
+        rows = [(*pair, *found) for pair, found in self.correlations.items()]
+        return pd.DataFrame(rows, columns=["factor", "measure", "spearman", "low", "high"])
+
+
+def relations(result: DensityResult, seed: int = 0) -> Relations:
+    """How the densities of a result go with entropy, frequency and context.
+
+    Args:
+        result: what was scanned.
+        seed: of the sample and of the resampling.
+
+    Example:
+        >>> relations(result).table()  # doctest: +SKIP
+    """
+    tokens = result.tokens
+    values = pd.DataFrame(
+        {
+            "model_entropy": tokens["model_entropy"].astype(np.float64),
+            "frequency": 10 ** own_frequency(tokens["token"].to_numpy()),
+            "context": tokens["context"].astype(np.float64),
+        }
+    )
+    measures = (*result.measures, *MEASURES)
+    columns = values.join(tokens[[m for m in measures if m not in values]])
+    known = np.flatnonzero(columns.notna().all(axis=1))
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(known, min(MOST_TOKENS, len(known)), replace=False))
+    pairs = [(relation.name, measure) for relation in RELATIONS for measure in measures]
+    found = rank_correlations(
+        columns.iloc[chosen],
+        tokens["document"].to_numpy()[chosen],
+        pairs,
+        n_resamples=RESAMPLES,
+        seed=seed,
+    )
+    which = "all" if len(chosen) == len(tokens) else f"a sample of {len(chosen):,} of"
+    return Relations(found, f"{which} {len(tokens):,} tokens", values)
+
+
+def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
+    """How many points lie where, for a figure of any number of them.
+
+    Args:
+        x, y: float [N]; NaN are left out, and what is not positive on a logarithmic axis.
+        log: whether each axis is logarithmic.
+
+    Returns:
+        A row a cell that holds any: `x_low`, `x_high`, `y_low`, `y_high`, `points`.
+    """
+    points, edges = [], []
+    for values, logarithmic in zip((x, y), log, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            points.append(np.log10(values) if logarithmic else np.asarray(values, np.float64))
+    known = np.isfinite(points).all(axis=0)
+    points = [values[known] for values in points]
+    for values, bins in zip(points, BINS, strict=True):
+        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+        edges.append(np.linspace(low, high if high > low else low + 1, bins + 1))
+    number, *_ = np.histogram2d(points[0], points[1], bins=[edges[0], edges[1]])
+    column, row = np.nonzero(number)
+    ends = [10**e if logarithmic else e for e, logarithmic in zip(edges, log, strict=True)]
+    return pd.DataFrame(
+        {
+            "x_low": ends[0][column],
+            "x_high": ends[0][column + 1],
+            "y_low": ends[1][row],
+            "y_high": ends[1][row + 1],
+            "points": number[column, row].astype(np.int64),
+        }
+    )
+
+
+def medians(x: Floats, y: Floats, log: bool, most: int = 12, fewest: int = 20) -> pd.DataFrame:
+    """The median of y in `most` runs of x, even in x (or its logarithm), of `fewest` points each.
+
+    Returns:
+        `x`, `y`.
+    """
+    known = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log))
+    x, y = x[known], y[known]
+    place = np.log10(x) if log else x
+    if not len(x) or np.ptp(place) == 0:
+        return pd.DataFrame({"x": [], "y": []})
+    run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(int), most - 1)
+    found = pd.DataFrame({"run": run, "x": place, "y": y}).groupby("run")
+    table = found.median()[found.size() >= fewest]
+    return table.assign(x=10 ** table["x"] if log else table["x"]).reset_index(drop=True)

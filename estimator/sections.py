@@ -1,0 +1,358 @@
+"""What the report says of one store: numbers, tables and exhibits, before they are a page."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..tracer.store import Store
+from . import passages as texts
+from .density import AUC, DensityResult
+from .exhibits import Exhibit, file_name
+from .factor_plots import beeswarm_figure, importance_figure, swarm_points, topology_figure
+from .features import factor_frame, own_frequency
+from .intervals import MIN_DOCUMENTS
+from .plots import curve_figure, label_figure, percent, position_figure
+from .relation_plots import relation_figure, relation_panels
+from .relations import RELATIONS, Relations, relations
+from .summaries import trace_parts
+from .thresholds import document_errors, threshold_table
+
+if TYPE_CHECKING:
+    from .explain import FactorExplanation
+
+MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
+# What only the store needs, and what repeats other attributes.
+INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
+TOPOLOGY_TOKENS = 250_000  # whose traces are taken apart; the largest array of a store
+FACTOR_TOKENS = 4000  # explained; SHAP of as many takes seconds
+FACTOR_POOL = 40_000  # tokens of whole documents, among which these are drawn
+FACTOR_SHUFFLES = 3
+FEWEST_TOKENS = 200  # an explanation by factors of fewer says nothing
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a section is about.
+
+    Attributes:
+        key: an identifier on the page, and the beginning of its files' names.
+        name: what it is called.
+        result: its densities.
+        store: where these were read; None where they were not, which leaves some figures out.
+        by: labels to show densities by; None for those worth a figure.
+    """
+
+    key: str
+    name: str
+    result: DensityResult
+    store: Store | None = None
+    by: tuple[str, ...] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels to show."""
+        if self.by is None:
+            return default_labels(self.result)
+        return [label for label in self.by if label in self.result.labels]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One store's part of the page: exhibits, and `parts`, what the template calls by name."""
+
+    subject: Subject
+    exhibits: Mapping[str, Exhibit]
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def default_labels(result: DensityResult) -> list[str]:
+    """The labels worth a figure: more than one value, and few enough to read."""
+    distinct = {label: result.documents[label].nunique() for label in result.labels}
+    return [label for label, n in distinct.items() if 1 < n <= MOST_VALUES]
+
+
+def section(subject: Subject, factors: bool) -> Section:
+    """All that the page says of a store.
+
+    Args:
+        subject: the store.
+        factors: whether to explain its densities by factors, which takes a while.
+    """
+    result, labels = subject.result, subject.labels
+    both = texts.scales(result)
+    summaries = {label: result.summary(label) for label in labels}
+    exhibits: dict[str, Exhibit] = {}
+    parts: dict[str, Any] = {
+        "lead": lead(result),
+        "headline": headline(result, summaries),
+        "unreached": percent((result.tokens[result.density] >= 1).mean()),
+        "scales": tuple(zip(("density", "auc"), both, strict=True)),
+        "curve_note": _curve_note(result),
+        "extremes": _extremes(result, both),
+        "min_context": texts.enough_context(result),
+        "passages": [
+            texts.passage(result, i, both, subject.store)
+            for i in texts.choose_documents(result, labels)
+        ],
+        "strata": [] if subject.store is None else texts.shown_strata(subject.store),
+        "passages_note": _passages_note(labels),
+        "facts": facts(result),
+        "groups": [_group(subject, *summary, exhibits) for summary in summaries.items()],
+        "position_rows": _positions(subject, exhibits),
+        "relations": _relations(subject, exhibits),
+        "topology": _topology(subject, exhibits),
+        "thresholds": _thresholds(subject, labels),
+        "factors": _factors(subject, exhibits) if factors else None,
+    }
+    exhibits["curve"] = Exhibit(
+        file_name(subject.key, "curve"),
+        f"Error against trace size, {subject.name}",
+        result.strata,
+        partial(curve_figure, result.strata, result.eps),
+    )
+    return Section(subject, exhibits, parts)
+
+
+def lead(result: DensityResult) -> str:
+    """What was scanned, in a sentence."""
+    scanned = f"{len(result.tokens):,} tokens in {len(result.documents):,} documents"
+    if "incomplete" in result.settings:
+        scanned += f" ({result.settings['incomplete']})"
+    return f"Model: {result.settings['model']} ({result.settings['architecture']}). {scanned}."
+
+
+def number(value: float) -> str:
+    """A number without a unit, to three places."""
+    return f"{value:.3f}"
+
+
+def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
+    """The numbers to remember, each with what it is; the summaries are those by label."""
+    whole = result.summary().iloc[0]
+    low, median, high = result.tokens[result.density].quantile([0.25, 0.5, 0.75])
+    lines = [
+        (
+            percent(median),
+            f"of the edges suffice for the median token ({result.density}); "
+            f"the middle half of the tokens: {percent(low)} to {percent(high)}",
+        ),
+        (number(whole[AUC]), f"mean auc_tv over documents, {_span(whole, AUC)}"),
+    ]
+    for table in list(summaries.values())[:1]:
+        table = table[table["documents"] >= MIN_DOCUMENTS]
+        if len(table) > 1:
+            top, bottom = table.iloc[0], table.iloc[-1]
+            ratio = top[result.density] / bottom[result.density]
+            lines.append(
+                (
+                    f"{ratio:.1f}×",
+                    f"the mean density of {table.index[0]} over that of {table.index[-1]}: "
+                    f"{percent(top[result.density])} and {percent(bottom[result.density])}",
+                )
+            )
+    lines.append(
+        (f"{len(result.tokens):,}", f"tokens scored in {len(result.documents):,} documents")
+    )
+    return lines
+
+
+def _span(row: Any, measure: str) -> str:
+    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+    return (
+        f"95% interval {number(low)} to {number(high)}" if low == low else "too few for an interval"
+    )
+
+
+def _curve_note(result: DensityResult) -> str:
+    controls = [lane for lane in result.strata["lane"].unique() if lane != "trace"]
+    notes = {
+        "random": "random: as many edges as the trace, drawn at random",
+        "inverse": "inverse: the edges that the trace leaves out",
+    }
+    return "; ".join(notes.get(lane, lane) for lane in controls)
+
+
+def _group(
+    subject: Subject, label: str, summary: pd.DataFrame, exhibits: dict[str, Exhibit]
+) -> dict[str, Any]:
+    result = subject.result
+    density, area = result.measures
+    by_area = summary.sort_values(area, ascending=False)
+    keys = []
+    for only, measure, table in (("density", density, summary), ("auc", area, by_area)):
+        keys.append(f"{label}/{only}")
+        exhibits[keys[-1]] = Exhibit(
+            file_name(subject.key, "by", label, only),
+            f"{measure} by {label}, {subject.name}; the numbers are in the table below",
+            summary,
+            partial(label_figure, result.documents, table, measure, only == "density"),
+            only,
+        )
+    return {"label": label, "keys": keys, "rows": list(summary.iterrows())}
+
+
+def _extremes(
+    result: DensityResult, both: tuple[texts.Scale, texts.Scale]
+) -> list[tuple[str, str, list[texts.TokenInContext]]]:
+    return [
+        (name, end, texts.extremes(result, measure, end == "Densest", both))
+        for name, measure in zip(("density", "auc"), result.measures, strict=True)
+        for end in ("Densest", "Sparsest")
+    ]
+
+
+def _passages_note(labels: Sequence[str]) -> str:
+    if not labels:
+        return "Documents of the corpus, then the densest and the sparsest of all."
+    which = f"{', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else labels[0]
+    return f"The middle document of each {which}, then the densest and the sparsest of all."
+
+
+def _positions(subject: Subject, exhibits: dict[str, Exhibit]) -> list[tuple[Any, Any]]:
+    result = subject.result
+    table = result.by_position()
+    enough = table[table["documents"] >= MIN_DOCUMENTS]
+    exhibits["positions"] = Exhibit(
+        file_name(subject.key, "positions"),
+        "Density, edges and edges per context token by length of context; numbers below",
+        table,
+        partial(position_figure, enough if len(enough) else table, result.density),
+    )
+    return list(table.iterrows())
+
+
+def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]:
+    """Exhibits of two measures, and a row of correlations for each relation."""
+    result = subject.result
+    found = relations(result)
+    for only, measure in zip(("density", "auc"), result.measures, strict=True):
+        log = only == "density"
+        panels = relation_panels(found, result.tokens[measure], log)
+        cells = {name: counted for name, (counted, _) in panels.items()}
+        exhibits[f"relations/{only}"] = Exhibit(
+            file_name(subject.key, "relations", only),
+            f"{measure} over entropy, frequency and context, {subject.name}",
+            pd.concat(cells, names=["factor"]).droplevel(1),
+            partial(relation_figure, panels, found, measure, log),
+            only,
+        )
+    return {"rows": _relation_rows(found, result), "sample": found.sample}
+
+
+def _relation_rows(found: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
+    measures = (*result.measures, "edges", "edges_per_token")
+    return [(r.title, [found.correlations[r.name, m] for m in measures]) for r in RELATIONS]
+
+
+def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
+    """What traces consist of; None without a store."""
+    if subject.store is None:
+        return None
+    result = subject.result
+    if not (result.tokens[result.density] < 1).any():
+        return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
+    table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
+    exhibits["topology"] = Exhibit(
+        file_name(subject.key, "topology"),
+        f"Share of the trace's edges by kind and depth, {subject.name}",
+        table,
+        partial(topology_figure, table),
+    )
+    kinds = dict.fromkeys(table.index.get_level_values("kind"))
+    rows = [(kind, [row for _, row in table.loc[kind].iterrows()]) for kind in kinds]
+    of = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
+    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{of}"}
+
+
+def _thresholds(subject: Subject, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A table a label; none where the rule is no threshold, or there is no store."""
+    if subject.store is None or not labels:
+        return []
+    errors = document_errors(subject.store)
+    tables = (
+        (label, threshold_table(subject.store, label, subject.result.eps, errors))
+        for label in labels
+    )
+    return [
+        {"label": label, "rows": list(table.iterrows())}
+        for label, table in tables
+        if table is not None and np.isfinite(table["threshold"].iloc[0])
+    ]
+
+
+def _factors(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
+    """What explains density, or why nothing is said; None without a store."""
+    result = subject.result
+    if subject.store is None:
+        return None
+    documents, tokens = len(result.documents), len(result.tokens)
+    if documents < MIN_DOCUMENTS or tokens < FEWEST_TOKENS:
+        return {
+            "missing": f"Too little to explain: {tokens:,} tokens in {documents:,} documents, "
+            f"{FEWEST_TOKENS} in {MIN_DOCUMENTS} would be needed."
+        }
+    found = explained(subject.store, result)
+    points = swarm_points(found)
+    exhibits["swarm"] = Exhibit(
+        file_name(subject.key, "shap-beeswarm"),
+        f"SHAP values of single tokens by factor, {subject.name}",
+        points,
+        partial(beeswarm_figure, points, found.unit),
+    )
+    exhibits["importance"] = Exhibit(
+        file_name(subject.key, "shap-bars"),
+        f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
+        found.factors,
+        partial(importance_figure, found),
+    )
+    sample = f"{len(found.document):,} of {tokens:,} tokens"
+    return {"found": found, "sample": sample, "rows": list(found.factors.iterrows())}
+
+
+def explained(store: Store, result: DensityResult, seed: int = 0) -> "FactorExplanation":
+    """Factors of `auc_tv` in a store of any size: of tokens in a sample of whole documents.
+
+    Frequencies are those in the whole store.
+    """
+    from .explain import explain_frame  # shap takes seconds to import
+
+    tokens = result.tokens
+    sizes = tokens.groupby("document").size()
+    drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())
+    # So many that the pool is full, and two documents at least.
+    enough = int(np.searchsorted(np.cumsum(sizes[drawn]), FACTOR_POOL)) + 1
+    inside = tokens["document"].isin(drawn[: max(enough, MIN_DOCUMENTS)])
+    pool = tokens[inside].reset_index(drop=True)
+    frame = factor_frame(store, tokens=pool)
+    frame["log_frequency"] = own_frequency(tokens["token"].to_numpy())[inside.to_numpy()]
+    return explain_frame(
+        frame,
+        pool[AUC],
+        pool["document"],
+        unit="total variation x decades",
+        max_tokens=FACTOR_TOKENS,
+        shuffles=FACTOR_SHUFFLES,
+        seed=seed,
+    )
+
+
+def facts(result: DensityResult) -> list[tuple[str, str]]:
+    """The store's settings as lines, nested names joined by a blank."""
+    settings = {k: v for k, v in result.settings.items() if k not in INTERNAL}
+    return list(_flat(settings))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name} ")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in value)
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,234 @@
+"""What the page says that only stores know: parts of traces, factors, strata, other models."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from made_up_store import made_up_documents, make_store
+from scipy import stats
+
+from densitrace import DensityEstimator, InputError, Store, StoreError
+from densitrace.estimator import passages as texts
+from densitrace.estimator import sections
+from densitrace.estimator.agreement import agreement
+from densitrace.estimator.cli import report
+from densitrace.estimator.compare import Level, compare
+from densitrace.estimator.density import DensityResult
+from densitrace.estimator.exhibits import save_exhibits
+from densitrace.estimator.plots import LIGHT
+from densitrace.estimator.relations import RELATIONS, counts, medians, relations
+from densitrace.estimator.report import render_report
+from densitrace.estimator.sections import Subject, section
+from densitrace.estimator.summaries import trace_parts
+from densitrace.estimator.thresholds import document_errors, threshold_at, threshold_table
+from densitrace.tracer import layout
+from densitrace.tracer.corpus import Document
+
+STYLE = Path(sections.__file__).parent / "templates" / "report.css"
+STRATA = [0.1, 0.03, 0.01, 0.003, 0.001]
+
+
+def make(path: Path, seed: int = 0, tokens: int = 1500, **options: Any) -> Store:
+    documents = made_up_documents(tokens, mean_length=70)
+    return make_store(path, documents, context=64, strata=STRATA, seed=seed, **options)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    folder = tmp_path_factory.mktemp("stores")
+    return make(folder / "a.zarr", controls=("random",)), make(folder / "b.zarr", seed=1)
+
+
+@pytest.fixture(scope="module")
+def result(stores: tuple[Store, Store]) -> DensityResult:
+    return DensityEstimator.from_store(stores[0])
+
+
+def test_every_figure_of_the_page_is_written_with_its_data(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    folder = tmp_path / "figures"
+    page = tmp_path / "page.html"
+    options = ["--figures", str(folder), "--no-factors", "--by", "lang"]
+    arguments = [str(stores[0].path), "--out", str(page), *options]
+    done = CliRunner().invoke(report, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and str(folder) in done.stdout
+    html = page.read_text(encoding="utf-8")
+    names = set(re.findall(r'data-name="([^"]+)"', html))
+    assert {"s1-curve", "s1-topology", "s1-relations-auc", "s1-by-lang-density"} <= names
+    files = {path.name for path in folder.iterdir()}
+    assert files == {f"{name}{end}" for name in names for end in (".svg", ".png", ".csv")}
+    for name in names:
+        drawing = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        ElementTree.fromstring(drawing)
+        assert LIGHT.paper in drawing and "var(" not in drawing and "#040404" not in drawing
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len(pd.read_csv(folder / f"{name}.csv"))
+
+
+def test_figures_that_stand_alone_have_the_light_pages_colours() -> None:
+    found = dict(re.findall(r"--(\w+): light-dark\((#\w+),", STYLE.read_text(encoding="utf-8")))
+    for name in ("ink", "muted", "grid", "accent", "second", "paper"):
+        assert getattr(LIGHT, name) == found[name]
+
+
+def test_correlations_equal_scipys(result: DensityResult) -> None:
+    found = relations(result)
+    tokens = result.tokens
+    assert found.sample == f"all {len(tokens):,} tokens"
+    frequency = tokens["token"].map(tokens["token"].value_counts())
+    for name, x in (("model_entropy", tokens["model_entropy"]), ("context", tokens["context"]),
+                    ("frequency", frequency)):  # fmt: skip
+        for measure in (*result.measures, "edges", "edges_per_token"):
+            expected = stats.spearmanr(x, tokens[measure]).statistic
+            interval = found.correlations[name, measure]
+            assert interval.value == pytest.approx(expected, abs=1e-9)
+            assert interval.low <= interval.value <= interval.high
+    # As the store was made: rarer and less predictable tokens are denser, later ones sparser.
+    signs = {relation.name: found.correlations[relation.name, "density@0.1"].value
+             for relation in RELATIONS}  # fmt: skip
+    assert signs["model_entropy"] > 0 > max(signs["frequency"], signs["context"])
+
+
+def test_counts_and_medians_lose_no_point() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.lognormal(size=5000), rng.normal(size=5000)
+    cells = counts(x, y, (True, False))
+    assert cells["points"].sum() == 5000
+    row = cells.sort_values("points").iloc[-1]
+    inside = (x >= row["x_low"]) & (x < row["x_high"]) & (y >= row["y_low"]) & (y < row["y_high"])
+    assert row["points"] == inside.sum()
+    assert counts(np.array([1.0, np.nan, 0.0]), np.ones(3), (True, False))["points"].sum() == 1
+    line = medians(x, 3 * x, log=True)
+    # Of an even number of points a median lies between two, here in the logarithm.
+    np.testing.assert_allclose(line["y"], 3 * line["x"], rtol=1e-4)
+    assert medians(np.ones(5), np.ones(5), log=False).empty
+
+
+def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, Store]) -> None:
+    store = stores[0]
+    table = threshold_table(store, "domain", 0.2)
+    assert table is not None
+    errors = document_errors(store)
+    inside = store.token[:] >= 0
+    first = store.tv[:][inside & (store.document[:] == 0)[:, None]].mean(0)
+    np.testing.assert_allclose(errors[0], first, rtol=1e-5)
+    tau = store.strata[::-1]
+    law = (store.documents["domain"] == "law").to_numpy()
+    assert table.index[0] == "(all)" and table["documents"]["law"] == law.sum()
+    expected = threshold_at(tau, errors[law].mean(0)[::-1], 0.2)
+    assert table["threshold"]["law"] == pytest.approx(expected)
+    assert table["error_of_all"]["(all)"] == pytest.approx(0.2)
+
+
+def test_passages_hold_sizes_and_errors_of_their_tokens(
+    stores: tuple[Store, Store], result: DensityResult
+) -> None:
+    store, document = stores[0], 3
+    rows = result.tokens[result.tokens["document"] == document]
+    packed = np.frombuffer(base64.b64decode(texts.cell_curves(store, rows)), "<u2")
+    values = packed.reshape(len(rows), len(STRATA), 2).astype(np.float64)
+    place = rows["window"].to_numpy(), rows["context"].to_numpy() - 1
+    np.testing.assert_allclose(
+        10 ** (-values[..., 0] / texts.DECADES), store.size[:][place], rtol=2e-4
+    )
+    np.testing.assert_allclose(values[..., 1] / 65535, store.tv[:][place], atol=1e-5)
+
+
+def test_a_rule_of_many_strata_shows_some(tmp_path: Path) -> None:
+    strata = np.geomspace(0.1, 1e-4, 40)
+    store = make_store(tmp_path / "s.zarr", made_up_documents(100), context=64, strata=strata)
+    shown = texts.shown_strata(store)
+    assert len(shown) == texts.MOST_STRATA and (shown[0][0], shown[-1][0]) == (0, 39)
+
+
+def test_topology_of_a_sample_is_close_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "PART_VALUES", 8 * 64 * len(STRATA))  # 8 windows a part
+    store = make(tmp_path / "s.zarr")
+    assert store.n_parts > 3
+    whole, some = trace_parts(store), trace_parts(store, max_tokens=750)
+    assert 0 < some["tokens"].max() < whole["tokens"].max()
+    np.testing.assert_allclose(some["share"], whole["share"], atol=0.02)
+
+
+def test_factors_and_whether_they_are_a_finding_are_told(
+    stores: tuple[Store, Store], result: DensityResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "FACTOR_SHUFFLES", 1)
+    found = section(Subject("s1", "a", result, stores[0]), factors=True)
+    explained = found.parts["factors"]["found"]
+    assert explained.finding and explained.r2 > 0.1
+    assert {"context", "domain", "log_frequency"} <= set(explained.factors.index[:5])
+    points = found.exhibits["swarm"].data
+    assert list(points) == ["factor", "value", "shap", "rank"]
+    np.testing.assert_array_equal(
+        found.exhibits["importance"].data["mean_abs"], explained.factors["mean_abs"]
+    )
+    assert section(Subject("s1", "a", result, stores[0]), factors=False).parts["factors"] is None
+
+
+def test_the_page_of_the_demo_tells_r2_and_whether_it_is_a_finding(demo_run: Any) -> None:
+    page = (demo_run.folder / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<b>R² = [+−]\d\.\d\d</b>.* <b>(A|No) finding</b>", page)
+    assert 'data-name="s1-shap-beeswarm"' in page and 'data-name="s1-topology"' in page
+
+
+def test_too_little_to_explain_is_said(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", tokens=150)
+    found = section(Subject("s1", "a", DensityEstimator.from_store(store), store), factors=True)
+    assert found.parts["factors"]["missing"].startswith("Too little to explain: 150 tokens")
+    assert "swarm" not in found.exhibits
+
+
+def test_models_are_compared_by_words_and_documents(stores: tuple[Store, Store]) -> None:
+    subjects = [
+        Subject(f"s{i}", f"{i}", DensityEstimator.from_store(store), store)
+        for i, store in enumerate(stores)
+    ]
+    found = agreement(subjects)
+    assert found is not None and not found.missing
+    (pair,) = found.pairs
+    assert pair.names == ("0", "1")
+    levels: tuple[Level, ...] = ("word", "document")
+    for level, (name, row) in zip(levels, pair.correlations, strict=True):
+        expected = compare(stores, level, names=pair.names).correlations.iloc[0]
+        assert name == f"{level}s" and row["spearman"] == pytest.approx(expected["spearman"])
+    assert 0 < len(pair.furthest) <= 12
+    cells = pair.figure.data.loc["words"]
+    assert cells["points"].sum() == pair.correlations[0][1]["rows"]
+
+
+def test_models_without_a_common_document_are_said_to_have_none(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    def others() -> Iterator[Document]:
+        for document in made_up_documents(300, mean_length=60, seed=9):
+            yield Document(f"other {document.id}", document.text, document.labels, "")
+
+    other = make_store(tmp_path / "o.zarr", others(), context=64, strata=STRATA)
+    subjects = [
+        Subject(f"s{i}", f"{i}", DensityEstimator.from_store(store), store)
+        for i, store in enumerate([stores[0], other])
+    ]
+    found = agreement(subjects)
+    assert found is not None and found.missing.startswith("the stores share no document")
+    assert agreement(subjects[:1]) is None
+
+
+def test_what_cannot_be_done_is_refused(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no store"):
+        render_report([])
+    with pytest.raises(InputError, match="2 different names"):
+        render_report(stores, names=["one", "one"])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot write figures"):
+        save_exhibits([], tmp_path / "file")
