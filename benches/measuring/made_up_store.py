@@ -17,6 +17,7 @@ from densitrace.tracer import layout
 from densitrace.tracer.corpus import CorpusReport, Document
 from densitrace.tracer.place import place_of
 from densitrace.tracer.recipe import Recipe
+from densitrace.tracer.spool import Spool
 from densitrace.tracer.stored_plan import create_store
 from densitrace.tracer.windows import Encoded, Plan, plan_windows
 
@@ -52,7 +53,10 @@ class Splitter:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
-    def __call__(self, text: str) -> Encoded:
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        return [self._split(text) for text in texts]
+
+    def _split(self, text: str) -> Encoded:
         found = list(PIECE.finditer(text))
         ids = [self.ids.setdefault(piece[0], len(self.ids)) for piece in found]
         return Encoded(ids, [piece.span() for piece in found])
@@ -79,20 +83,23 @@ def make_store(
         model: what the model is called.
         seed: of its densities; those of all seeds have the factors above in common.
     """
-    plan = plan_windows(documents, Splitter(), context)
-    rule = Threshold(strata)
+    rule, place = Threshold(strata), place_of(path)
     recipe = Recipe(
         weight_hash=f"{seed:064x}", tokenizer_hash="0" * 64, select=rule.to_json(),
         importance="norm_l1", attention="live", scope="all", count="window", seed=0,
         controls=controls, context=context, corpus_fingerprint="0" * 64,
     )  # fmt: skip
-    report = CorpusReport(documents=len(plan.documents))
     facts = {"model": model, "architecture": "llama", "n_layers": BLOCKS}
     most = int(full_edges(np.array([context]))[0])
-    store = create_store(place_of(path), plan, recipe, rule, report, facts, most)
-    shares = np.bincount(plan.tokens) / len(plan.tokens)
-    for part in range(store.n_parts):
-        store.write_part(part, _arrays(store, plan, part, shares, seed))
+    with place.staging() as folder:
+        spool = Spool(folder / "spool")
+        plan = plan_windows(documents, Splitter(), context, spool)
+        report = CorpusReport(documents=len(spool))
+        store = create_store(place, folder, plan, recipe, rule, report, facts, most)
+        domains = np.array([sum(map(ord, each.labels.get("domain", ""))) % 5 for each in spool])
+        shares = np.bincount(plan.tokens) / len(plan.tokens)
+        for part in range(store.n_parts):
+            store.write_part(part, _arrays(store, plan, part, domains, shares, seed))
     return store
 
 
@@ -103,7 +110,7 @@ def full_edges(context: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _arrays(
-    store: Store, plan: Plan, part: int, shares: Floats, seed: int
+    store: Store, plan: Plan, part: int, domains: NDArray[Any], shares: Floats, seed: int
 ) -> dict[str, NDArray[Any]]:
     run = store.windows(part)
     windows = range(run.start, run.stop)
@@ -117,8 +124,7 @@ def _arrays(
         found["char_start"][row, :length], found["char_end"][row, :length] = plan.spans[place].T
     real = found["token"] >= 0
     rng = np.random.default_rng([seed, part])
-    domain = np.array([sum(map(ord, plan.documents[d].labels.get("domain", ""))) % 5
-                       for d in plan.document[run]])  # fmt: skip
+    domain = domains[plan.document[run]]
     rarity = -np.log10(shares[np.maximum(found["token"], 0)])
     entropy = rng.gamma(3.0, 1.0, shape)
     full = np.broadcast_to(full_edges(column + 1), shape)
