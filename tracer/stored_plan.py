@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from . import layout
@@ -21,14 +20,12 @@ from .graph import KIND_NAMES
 from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
-from .store import DONE, KEYS, PLAN, Store, create_filled, open_place
+from .store import DONE, EDGES, PLAN, Store, create_filled, open_place
 from .windows import Plan
 
 _DOCUMENTS_PER_CHUNK = 256
 _TOKENS_PER_CHUNK = 1 << 18
 _PACKAGES = ("densitrace", "torch", "transformers", "zarr", "numpy")
-# Fast, and small once bytes of equal weight lie side by side; a checksum on every chunk.
-COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 
 
 def create_store(
@@ -58,6 +55,8 @@ def create_store(
         _create_arrays(group, plan, recipe, rule, most_edges, parts)
         _create_plan(group.create_group(PLAN), plan)
         _create_documents(group, plan.documents)
+        if recipe.edges is not None:
+            group.create_group(EDGES)
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         files = {key: data.to_bytes() for key, data in memory._store_dict.items()}
         place.publish(files, first="zarr.json")
@@ -124,8 +123,8 @@ def _create_arrays(
             dtype=spec.dtype,
             fill_value=spec.fill,
             dimension_names=spec.dims,
-            chunk_key_encoding=KEYS,
-            compressors=COMPRESSORS,
+            chunk_key_encoding=layout.KEYS,
+            compressors=layout.COMPRESSORS,
             attributes={"description": spec.about, **({"units": spec.units} if spec.units else {})},
         )
     group.create_array(
@@ -135,7 +134,7 @@ def _create_arrays(
         dtype="uint8",
         fill_value=0,
         dimension_names=("part",),
-        chunk_key_encoding=KEYS,
+        chunk_key_encoding=layout.KEYS,
         compressors=None,
         attributes={"description": f"1 once a run of {parts.windows} windows is written whole"},
     )
