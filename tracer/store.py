@@ -285,6 +285,7 @@ class Store:
                 array[self.windows(part)] = values
                 keys.append(self._shard(array, part))
             if edges is not None:
+                keys.append(f"{EDGES}/zarr.json")  # and with it the folder that all tables are in
                 keys += write_edges(self._group, self.place, _edges(part), edges)
             self.place.settle(keys)
             self.place.put(_done(part), b"\x01")
