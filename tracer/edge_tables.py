@@ -1,6 +1,7 @@
 """The edges that a stratum keeps in a window: laid aside, as a table, and the traces in it."""
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,8 @@ class EdgeSpool:
 
     def __init__(self, windows: int) -> None:
         self.counts = np.zeros(windows, dtype=np.int64)
-        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  closed by `close`
+        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
+        self.close = weakref.finalize(self, self._file.close)  # by whom it is forgotten, at last
         self._runs: list[list[tuple[int, int]]] = [[] for _ in range(windows)]  # (offset, bytes)
         self._end = 0
 
@@ -67,10 +69,6 @@ class EdgeSpool:
     def _read(self, offset: int, size: int) -> NDArray[Any]:
         self._file.seek(offset)
         return np.frombuffer(self._file.read(size), dtype=layout.EDGE)
-
-    def close(self) -> None:
-        """Forget the edges."""
-        self._file.close()
 
 
 def edge_table(edges: NDArray[Any]) -> pd.DataFrame:

@@ -393,8 +393,6 @@ class _Run:
                     raise _Stopped
         except BaseException:
             self.reporter.advance(-counted)
-            if spool is not None:
-                spool.close()
             raise
         about = {
             "part": part,

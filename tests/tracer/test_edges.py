@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,13 +286,21 @@ def test_a_scan_goes_on_to_the_same_bytes(
 @pytest.mark.usefixtures("one_thread")
 def test_killed_workers_leave_the_same_edges(byte_folder: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
-    whole, killed = (
-        Job(byte_folder, tmp_path / "corpus.jsonl", tmp_path / name, edges=1) for name in "ab"
-    )
-    whole.finished(2)
-    assert killed_until_complete(killed, 2, 2.0, random.Random(1)) < 1000
-    assert len([name for name in shards(killed.out) if name.startswith("edges")]) > 8 * 12
-    assert_same_store(killed.out, whole.out)
+
+    def job(name: str) -> Job:
+        return Job(byte_folder, tmp_path / "corpus.jsonl", tmp_path / name, edges=1)
+
+    whole, kills = job("whole"), 0
+    whole.finished()  # the first is slow: what forks the others is made
+    started = time.monotonic()
+    job("two").finished(2)
+    seconds, moments = time.monotonic() - started, random.Random(1)
+    assert_same_store(tmp_path / "two", whole.out)
+    while kills < 2:
+        killed = job(f"killed{kills}")
+        kills += killed_until_complete(killed, 2, seconds, moments)
+        assert_same_store(killed.out, whole.out)
+    assert len([name for name in shards(whole.out) if name.startswith("edges")]) > 8 * 10
 
 
 def _flip(path: Path) -> None:
