@@ -31,7 +31,7 @@ from .windows import Plan
 
 PLAN = "plan"  # the group of what is to be scanned
 DONE = "part_done"
-EDGES = "edges"  # the group of the tables of kept edges, one a part
+EDGES = "edges"  # the group of the tables of kept edges
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
 
@@ -285,8 +285,7 @@ class Store:
                 array[self.windows(part)] = values
                 keys.append(self._shard(array, part))
             if edges is not None:
-                keys.append(f"{EDGES}/zarr.json")  # and with it the folder that all tables are in
-                keys += write_edges(self._group, self.place, _edges(part), edges)
+                keys += write_edges(self._edges, part, edges)
             self.place.settle(keys)
             self.place.put(_done(part), b"\x01")
             return sum(map(self.place.size, keys))
@@ -302,10 +301,10 @@ class Store:
             self.place.delete(_done(part))
             for spec in layout.window_arrays(self.controls, most_edges=0):
                 self.place.delete(self._shard(self._zarr(spec.name), part))
-            for name in COLUMNS if self.recipe.edges is not None else ():
-                folder = f"{_edges(part)}/{name}"
-                for file in self.place.names(folder):
-                    self.place.delete(f"{folder}/{file}")
+            for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
+                for file in self.place.names(f"{EDGES}/{name}"):
+                    if file.startswith(f"c.{part}."):
+                        self.place.delete(f"{EDGES}/{name}/{file}")
 
     def damage(self, part: int) -> str | None:
         """What is wrong with a part that is done, found by reading all of it; None: nothing."""
@@ -364,32 +363,36 @@ class Store:
         part, row = divmod(window, int(self.attributes["windows_per_part"]))
         if not self.is_done(part):
             raise StoreError(f"window {window} of store {str(self.path)!r} is not scanned yet")
-        table = _edges(part)
-        first, end = self.array(f"{table}/{FIRST}")[row : row + 2]
-        found = np.empty(end - first, dtype=layout.EDGE)
-        for name in layout.EDGE.names or ():
-            found[name] = self.array(f"{table}/{name}")[first:end]
+        first, end = self.array(f"{EDGES}/{FIRST}")[part, row : row + 2]
+        return self._edges_of_part(part, slice(int(first), int(end)))
+
+    def _edges_of_part(self, part: int, run: slice) -> NDArray[Any]:
+        """Some of the edges of a part, `layout.EDGE` [n]."""
+        found = np.empty(run.stop - run.start, dtype=layout.EDGE)
+        for name in COLUMNS:
+            found[name] = self.array(f"{EDGES}/{name}")[part, run]
         return found
 
     def _edges_damage(self, part: int) -> str | None:
         """What is wrong with a part's table of edges, found by reading all of it."""
-        windows, table = self.windows(part), _edges(part)
         try:
-            first = self.array(f"{table}/{FIRST}")[:]
-            for name in COLUMNS:
-                array, column = self._zarr(f"{table}/{name}"), self.array(f"{table}/{name}")
-                rows = len(first) if name == FIRST else first[-1]
-                if column.shape != (rows,) or len(first) != windows.stop - windows.start + 1:
-                    return f"array {array.path!r} does not fit the others"
-                if not all(map(self.place.size, shard_keys(array))):
-                    return f"array {array.path!r} is missing"
-                for start in range(0, column.shape[0], layout.EDGES_PER_SHARD):
-                    column[start : start + layout.EDGES_PER_SHARD]
+            first = self.array(f"{EDGES}/{FIRST}")[part]
+            if first[0] == 0:  # as it is wherever one was written
+                for key in shard_keys(self._edges, part, int(first[-1])):
+                    if self.place.size(key) == 0:
+                        return f"file {key!r} is missing"
+                for start in range(0, int(first[-1]), layout.EDGES_PER_SHARD):
+                    end = min(int(first[-1]), start + layout.EDGES_PER_SHARD)
+                    self._edges_of_part(part, slice(start, end))
         except StoreError as error:
             return str(error)
-        except _NOT_A_STORE:
-            return f"group {table!r} cannot be read"
-        return None
+        return None if first[0] == 0 else f"array {FIRST!r} of its edges is missing"
+
+    @property
+    def _edges(self) -> zarr.Group:
+        group = self._group[EDGES]
+        assert isinstance(group, zarr.Group)  # planned where edges are kept
+        return group
 
 
 def create_filled(
@@ -412,10 +415,6 @@ def create_filled(
 
 def _done(part: int) -> str:
     return f"{DONE}/c.{part}"
-
-
-def _edges(part: int) -> str:
-    return f"{EDGES}/{part}"
 
 
 def open_store(path: str | Path) -> Store:

@@ -21,6 +21,7 @@ from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
 from .store import DONE, EDGES, PLAN, Store, create_filled, open_place
+from .stored_edges import create_edges
 from .windows import Plan
 
 _DOCUMENTS_PER_CHUNK = 256
@@ -56,7 +57,8 @@ def create_store(
         _create_plan(group.create_group(PLAN), plan)
         _create_documents(group, plan.documents)
         if recipe.edges is not None:
-            group.create_group(EDGES)
+            n_parts = -(-plan.n_windows // parts.windows)
+            create_edges(group.create_group(EDGES), n_parts, parts.windows, most_edges)
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         files = {key: data.to_bytes() for key, data in memory._store_dict.items()}
         place.publish(files, first="zarr.json")

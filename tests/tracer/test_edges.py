@@ -317,12 +317,11 @@ def _truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "harm"),
     [
-        ("weight/c.0", _flip),
-        ("source/c.0", _truncate),
-        ("head/c.0", Path.unlink),
-        ("first/c.0", _flip),
-        ("kind/zarr.json", Path.unlink),
-        ("layer/zarr.json", _truncate),
+        ("weight/c.2.0", _flip),
+        ("source/c.2.0", _truncate),
+        ("head/c.2.0", Path.unlink),
+        ("first/c.2.0", _flip),
+        ("first/c.2.0", Path.unlink),
     ],
 )
 def test_damage_is_found_and_repaired(
@@ -334,7 +333,7 @@ def test_damage_is_found_and_repaired(
 ) -> None:
     store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     before = files(tmp_path / "s")
-    harm(tmp_path / "s" / "edges" / "2" / file)
+    harm(tmp_path / "s" / "edges" / file)
     told = CliRunner().invoke(cli, ["status", str(tmp_path / "s"), "--repair"])
     assert told.exit_code == 0, told.output
     assert "damaged, not done any more" in told.output
@@ -345,7 +344,7 @@ def test_damage_is_found_and_repaired(
 
 def test_damage_is_told_to_who_reads(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
     store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
-    _flip(tmp_path / "s" / "edges" / "0" / "weight" / "c.0")
+    _flip(tmp_path / "s" / "edges" / "weight" / "c.0.0")
     with pytest.raises(StoreError, match="array 'weight', is damaged"):
         store.edges(0)
 
@@ -356,9 +355,9 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     there = scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     for window in range(store.n_windows):
         pd.testing.assert_frame_equal(store.edges(window), there.edges(window))
-    there.place.delete("edges/1/weight/c.0")
-    assert there.damage(1) == "array 'edges/1/weight' is missing"
+    there.place.delete("edges/weight/c.1.0")
+    assert there.damage(1) == "file 'edges/weight/c.1.0' is missing"
     there.open_again(1)
-    assert there.place.names("edges/1/source") == []
+    assert "c.1.0" not in there.place.names("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     assert [there.damage(part) for part in there.done_parts()] == [None] * there.n_parts
