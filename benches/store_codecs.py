@@ -27,8 +27,7 @@ from ledger import figure, machine, write_record
 
 from densitrace import open_store
 from densitrace.tracer import layout
-from densitrace.tracer.store import KEYS, Store
-from densitrace.tracer.stored_plan import COMPRESSORS
+from densitrace.tracer.store import Store
 
 ROUNDS = 3
 CHUNK_VALUES = (1 << 14, 1 << 17, 1 << 20)  # (token, stratum) pairs; the last is a whole part
@@ -62,7 +61,7 @@ def write(folder: Path, arrays: Arrays, windows: int, codecs: Any) -> None:
             shards=(whole, *values.shape[1:]),
             chunks=(windows, *values.shape[1:]),
             dtype=values.dtype,
-            chunk_key_encoding=KEYS,
+            chunk_key_encoding=layout.KEYS,
             compressors=(*codecs, Crc32cCodec()),
             config={"write_empty_chunks": True},
         )
@@ -110,7 +109,7 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
     for values in CHUNK_VALUES:
         windows = min(count, max(1, values // (columns * strata)))
         for name, codecs in CODECS.items():
-            chosen = codecs == COMPRESSORS[:-1] and values == layout.CHUNK_VALUES
+            chosen = codecs == layout.COMPRESSORS[:-1] and values == layout.CHUNK_VALUES
             found = measured(folder / "part", arrays, windows, codecs)
             rows.append({"codec": name + (" (chosen)" if chosen else ""), **found})
     return {

@@ -41,6 +41,7 @@ class Job:
     corpus: Path
     out: Path
     lease: float = 600.0
+    edges: int | None = None
 
     def run(self, worker: Worker | None = None) -> None:
         """One worker's share, in this process."""
@@ -52,7 +53,7 @@ class Job:
         tracer = Tracer.from_pretrained(self.model, device="cpu")
         scan(
             tracer, self.corpus, self.out, select=RULE, context=CONTEXT, batch_tokens=CONTEXT,
-            worker=worker, lease_seconds=self.lease, progress=Meter(),
+            edges=self.edges, worker=worker, lease_seconds=self.lease, progress=Meter(),
         )  # fmt: skip
 
     def started(self, count: int = 1) -> list[BaseProcess]:

@@ -1,8 +1,9 @@
 """Observers of the lane loop that write out what it normally does not keep: for small T."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import EdgeTable
+from . import layout
+from .edge_tables import EdgeSpool
 from .graph import KINDS
 from .nodes import Node
 
@@ -64,6 +67,23 @@ class DenseWeights:
         }
 
 
+def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[str, EdgeTable]]:
+    """The edges of the last stratum by kind, in the order of `KINDS`, with normalised weights."""
+    for kind in KINDS:
+        if kind == "attn" and node.edges is not None:
+            found = kernels.collect_edges(node.edges, cuts, backend=backend)
+        elif kind in node.kinds:
+            weight = node.side[node.kinds.index(kind)]
+            row, token = (weight > cuts[-1]).nonzero(as_tuple=True)
+            stratum = (weight <= cuts)[:, row, token].sum(0)
+            head = torch.full_like(token, -1)
+            found = EdgeTable(row, head, token, token, weight[row, token], stratum)
+        else:
+            continue
+        total = node.total[found.sequence, found.target]
+        yield kind, replace(found, weight=_normalised(found.weight, total))
+
+
 @dataclass
 class EdgeCollector:
     """The edges of the traces of one output at one stratum, of a batch of one row."""
@@ -79,14 +99,8 @@ class EdgeCollector:
         outside = ~self.gates[self._seen].to(cuts.device)
         gated = cuts.masked_fill(outside, torch.inf)[: self.stratum + 1]
         self._seen += 1
-        for kind, weight in zip(node.kinds, node.side, strict=True):
-            token = (weight > gated[-1])[0].nonzero().squeeze(-1)
-            head = torch.full_like(token, -1)
-            stratum = (weight <= gated)[:, 0, token].sum(0)
-            self._add(node, kind, EdgeTable(token, head, token, token, weight[0, token], stratum))
-        if node.edges is not None:
-            found = kernels.collect_edges(node.edges, gated, backend=self.backend)
-            self._add(node, "attn", found)
+        for kind, found in _kept_edges(node, gated, self.backend):
+            self._add(node, kind, found)
 
     def _add(self, node: Node, kind: str, found: EdgeTable) -> None:
         columns = {
@@ -95,7 +109,7 @@ class EdgeCollector:
             "head": found.head.cpu().numpy(),
             "source": found.source.cpu().numpy(),
             "target": found.target.cpu().numpy(),
-            "weight": _normalised(found.weight, node.total[0, found.target]).cpu().numpy(),
+            "weight": found.weight.cpu().numpy(),
             "stratum": found.stratum.cpu().numpy(),
         }
         self._tables.append(pd.DataFrame(columns))
@@ -104,3 +118,41 @@ class EdgeCollector:
         """One row an edge, ordered by layer, kind, head, target and source."""
         table = pd.concat(self._tables, ignore_index=True)
         return table.sort_values(["layer", "kind", "head", "target", "source"], ignore_index=True)
+
+
+@dataclass
+class EdgeRecorder:
+    """Lays aside the edges of a batch that a stratum keeps, block by block; of windows of a part.
+
+    It takes the rows of the batch together, or some after others as `LaneLoop.rows_at_once` has it.
+    """
+
+    windows: Sequence[int]  # of each row of the batch: its place in the part
+    lengths: NDArray[np.int32]  # tokens of each row, padded on the right
+    stratum: int
+    spool: EdgeSpool
+    backend: str = "auto"
+    _rows: Counter[tuple[int, bool]] = field(default_factory=Counter)  # seen of each node layer
+
+    def __call__(self, node: Node, cuts: Tensor) -> None:
+        rows, length = node.total.shape
+        seen = self._rows[node.layer, node.edges is None]
+        self._rows[node.layer, node.edges is None] += rows
+        lengths = torch.as_tensor(self.lengths[seen : seen + rows], device=cuts.device)
+        padding = torch.arange(length, device=cuts.device) >= lengths[:, None]
+        kept = cuts[: self.stratum + 1].masked_fill(padding, torch.inf)
+        tables = [_records(node.layer, *some) for some in _kept_edges(node, kept, self.backend)]
+        row, edges = (np.concatenate(column) for column in zip(*tables, strict=True))
+        order = np.lexsort((edges["source"], edges["target"], edges["head"], edges["kind"], row))
+        ends = np.searchsorted(row[order], np.arange(rows + 1))
+        for index, window in enumerate(self.windows[seen : seen + rows]):
+            self.spool.add(window, edges[order[ends[index] : ends[index + 1]]])
+
+
+def _records(layer: int, kind: str, found: EdgeTable) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The rows of the batch [n] that edges are of, and the edges, `layout.EDGE` [n]."""
+    edges = np.empty(len(found.head), dtype=layout.EDGE)
+    edges["layer"], edges["kind"] = layer, KINDS.index(kind)
+    for name in ("head", "target", "source", "weight", "stratum"):
+        edges[name] = getattr(found, name).cpu().numpy()
+    return found.sequence.cpu().numpy(), edges

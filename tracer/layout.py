@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .graph import KIND_NAMES
 
@@ -20,8 +21,26 @@ PART_VALUES = 1 << 20  # a part holds as many (token, stratum) pairs at most, bu
 FEWEST_VALUES = 1 << 16  # and no fewer where there are, as each part has a file of every array
 PARTS = 64  # of a corpus that makes parts between the two: enough to share among workers
 CHUNK_VALUES = 1 << 17  # what is read at once of a part
-EDGES_PER_CHUNK = 1 << 18
+EDGES_PER_CHUNK = 1 << 17
+EDGES_PER_SHARD = 1 << 22  # as many are held to be written
 LAST = "token"  # written last of a part's arrays, and set in every window
+
+# Fast, and small once bytes of equal weight lie side by side; a checksum on every chunk.
+COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
+KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder
+
+# One kept edge: the columns of a part's table, in the order in which its rows are sorted first.
+EDGE = np.dtype(
+    [
+        ("layer", np.uint16),  # block
+        ("kind", np.uint8),  # place in `edge_kind`
+        ("head", np.int16),  # -1: no attention edge
+        ("target", np.int32),  # column in the window
+        ("source", np.int32),
+        ("weight", np.float32),  # normalised
+        ("stratum", np.uint8),  # the sparsest that holds the edge
+    ]
+)
 
 _WINDOW = ("window",)
 _TOKEN = ("window", "column")

@@ -1,7 +1,7 @@
 """What a store is made from, and how two of them differ."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from .graph import Count
@@ -29,11 +29,16 @@ class Recipe:
     controls: tuple[str, ...]
     context: int
     corpus_fingerprint: str
+    edges: int | None = None  # the stratum whose edges are kept; stores of before have none
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
         """The recipe among a store's attributes."""
-        values = {field.name: attributes[field.name] for field in fields(cls)}
+        values = {
+            field.name: attributes[field.name]
+            for field in fields(cls)
+            if field.name in attributes or field.default is MISSING
+        }
         return cls(**{**values, "controls": tuple(values["controls"])})
 
     def difference(self, asked: "Recipe") -> str | None:
@@ -49,5 +54,7 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         values = value.get("values", [value.get("n")])
         return f"{value['name']}({', '.join(f'{number:g}' for number in values)})"
+    if value is None:
+        return "none"
     text = ", ".join(value) if isinstance(value, list | tuple) else str(value)
     return f"{text[:12]}..." if len(text) == 64 else text or "none"

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError, ScanError, StoreError
 from . import layout
+from .collect import EdgeRecorder
 from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus
-from .engine import Attention
+from .edge_tables import EdgeSpool
+from .engine import Attention, Observer
 from .graph import Count
 from .parts import (
     LEASE_SECONDS,
@@ -32,7 +34,7 @@ from .parts import (
 from .place import Place, place_of, writing
 from .progress import Reporter, default_reporter
 from .recipe import Recipe
-from .select import DEFAULT_STRATA, AutoStrata, Rule
+from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from .spool import Spool
 from .store import Store, existing_store, open_place
 from .stored_plan import create_store
@@ -68,6 +70,7 @@ def scan(
     scope: Scope = "all",
     count: Count = "window",
     controls: Sequence[str] = (),
+    edges: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     text_field: str = "text",
     label_fields: Sequence[str] | None = None,
@@ -92,6 +95,9 @@ def scan(
         context: tokens of a window, at most.
         importance, attention, scope, count, controls, seed: see `Tracer.trace`. With
             scope="output" every position is traced on its own: two passes a token.
+        edges: a stratum, 0 the sparsest, or from the densest, -1: what it keeps of every window's
+            graph is stored too, edge by edge, for `Store.edges`. Not of `Size`, nor with
+            `cuda_graphs`.
         batch_tokens: tokens that run through the model together, times lanes; bounds memory.
         overwrite: replace a store that is there instead of continuing it.
         worker: which of several processes this is; by default as torchrun or a Slurm array says.
@@ -114,6 +120,9 @@ def scan(
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
     """
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
+    kept = kept_stratum(edges, select)
+    if kept is not None and tracer.cuda_graphs:
+        raise InputError(f"edges={edges} and cuda_graphs exclude one another: leave one out")
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
     if tracer.max_length is not None and context > tracer.max_length:
@@ -142,6 +151,7 @@ def scan(
             settings.controls,
             context,
             read.hex(),
+            kept,
         )
 
     found = _found(place, overwrite, worker, limits, reporter)
@@ -155,6 +165,29 @@ def scan(
         store = _same(found, recipe())
     _Run(tracer, store, settings, batch_tokens, worker, lease_seconds, limits, reporter).work()
     return store
+
+
+def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
+    """`edges=` of a scan as the place of a stratum among all of a rule; None: none.
+
+    Raises:
+        InputError: no place of a stratum, or a rule that keeps other edges for every output.
+
+    Example:
+        >>> kept_stratum(-1, AutoStrata(12))
+        11
+    """
+    if edges is None:
+        return None
+    if isinstance(select, Size):
+        raise InputError("edges=... goes with rules of one graph for all outputs: not with Size")
+    strata = select.n if isinstance(select, AutoStrata) else len(select)
+    if not isinstance(edges, int) or not -strata <= edges < strata:
+        raise InputError(
+            f"edges={edges!r} is no stratum: of {strata}, 0 is the sparsest and {strata - 1} "
+            "the densest"
+        )
+    return edges % strata
 
 
 def _found(
@@ -256,6 +289,8 @@ def _planned_store(
         "architecture": tracer.architecture,
         "device": str(tracer.device),
         "backend": tracer.backend,
+        "blocks": tracer.n_layers,
+        "parallel": tracer.parallel,
         "corpus_source": corpus,
     }
     most_edges = tracer.n_layers * per_block
@@ -364,9 +399,10 @@ class _Run:
         groups = batches(plan.length, self._tokens_together)
         tokens, padded = int(plan.length.sum()), 0
         counted = 0
+        spool, recorders = self._recorders(plan, groups)
         try:
             traces = _traces(
-                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens
+                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens, recorders
             )
             for windows, found in zip(groups, traces, strict=True):
                 for window, trace in zip(windows, found, strict=True):
@@ -387,13 +423,28 @@ class _Run:
             "padding": padded / tokens - 1,
             "seconds": time.monotonic() - started,
         }
-        return _TracedPart(part, arrays, about)
+        return _TracedPart(part, arrays, spool, about)
+
+    def _recorders(
+        self, plan: Plan, groups: Sequence[Sequence[int]]
+    ) -> tuple[EdgeSpool | None, list[EdgeRecorder]]:
+        """Where a part's kept edges go, and who brings them there from each group of windows."""
+        stratum = self.store.recipe.edges
+        if stratum is None:
+            return None, []
+        spool = EdgeSpool(plan.n_windows)
+        backend = self.tracer.backend
+        return spool, [
+            EdgeRecorder(group, plan.length[group], stratum, spool, backend) for group in groups
+        ]
 
     def _write(self, traced: "_TracedPart") -> None:
         started = time.monotonic()
         try:
-            size = self.store.write_part(traced.part, traced.arrays)
+            size = self.store.write_part(traced.part, traced.arrays, traced.edges)
         finally:
+            if traced.edges is not None:
+                traced.edges.close()
             self._claims.release(traced.part)
         forget_failure(self.store.place, traced.part)
         about = {"write_seconds": time.monotonic() - started, "bytes": size}
@@ -406,6 +457,7 @@ class _Run:
 class _TracedPart:
     part: int
     arrays: dict[str, NDArray[Any]]
+    edges: EdgeSpool | None
     about: dict[str, Any]  # for the log
 
 
@@ -432,16 +484,31 @@ def _traces(
     rule: Rule,
     settings: Settings,
     batch_tokens: int,
+    observers: Sequence[Observer] = (),
 ) -> Iterator[list[Trace]]:
-    """The traces of each group of windows."""
+    """The traces of each group of windows; observers, one a group, see its graph."""
     if settings.scope == "all":
         batches = (
             ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
             for group in groups
         )
-        return tracer.trace_batches(batches, rule, settings, batch_tokens)
+        return tracer.trace_batches(batches, rule, settings, batch_tokens, observers)
+    return _groups_one_by_one(tracer, plan, groups, rule, settings, observers)
+
+
+def _groups_one_by_one(
+    tracer: Tracer,
+    plan: Plan,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> Iterator[list[Trace]]:
     options: dict[str, Any] = {**vars(settings), "select": rule}
-    return ([_one_by_one(tracer, plan, window, options) for window in group] for group in groups)
+    for number, group in enumerate(groups):
+        for observer in observers[number : number + 1]:  # of all outputs: in a pass of its own
+            tracer.observe([plan.ids(window) for window in group], rule, settings, observer)
+        yield [_one_by_one(tracer, plan, window, options) for window in group]
 
 
 def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]) -> Trace:

@@ -140,6 +140,12 @@ class WorkerOf(click.ParamType["Worker"]):
     multiple=True,
     help="Trace this control too; may be repeated.",
 )
+@click.option(
+    "--edges",
+    type=int,
+    metavar="STRATUM",
+    help="Store the edges that this stratum keeps, too: 0 the sparsest, -1 the densest.",
+)
 @click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -222,10 +228,14 @@ def scan(
     from rich.console import Console
 
     from .progress import default_reporter
-    from .scan import BATCH_TOKENS, Limits
+    from .scan import BATCH_TOKENS, Limits, kept_stratum
     from .scan import scan as run
     from .summary import print_summary
 
+    try:
+        kept_stratum(options["edges"], rule)
+    except InputError as error:
+        raise click.UsageError(f"--edges: {error}") from error
     reporter = default_reporter()
     options |= {
         "select": rule,

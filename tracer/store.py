@@ -3,7 +3,8 @@
 Planned before it is written: arrays have their final shape, and a *part* (a run of windows, one
 shard of every array) is the unit of work, of writing and of resuming. A part's shards are written
 whole and made durable, then its byte in `part_done` is; writing a part twice gives the same bytes.
-`layout.py` lists the arrays, `stored_plan.py` plans them. Only these two files know Zarr.
+`layout.py` lists the arrays, `stored_plan.py` plans them, `stored_edges.py` writes tables of edges.
+Only these files know Zarr.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,16 @@ from zarr.storage import LocalStore, ObjectStore
 from ..errors import InputError, StoreError
 from . import layout
 from .curve import auc_tv, density_at
+from .edge_tables import EdgeSpool, edge_table, edges_of_trace
 from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
+from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
 PLAN = "plan"  # the group of what is to be scanned
 DONE = "part_done"
-EDGES = "edges"  # the group of the tables of kept edges, one a part
-KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder
+EDGES = "edges"  # the group of the tables of kept edges
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
 
@@ -262,7 +264,7 @@ class Store:
         self,
         part: int,
         arrays: Mapping[str, NDArray[Any]],
-        edges: Mapping[str, NDArray[Any]] | None = None,
+        edges: EdgeSpool | None = None,
     ) -> int:
         """Write all arrays of a part's windows, make them durable, then mark the part done.
 
@@ -270,7 +272,7 @@ class Store:
             part: its number; who writes a part twice, or at the same time as another, writes the
                 same.
             arrays: every array of `layout.window_arrays`, [windows of the part, ...].
-            edges: the columns of the part's table of edges, where the store has them.
+            edges: those kept in its windows, where the store keeps edges.
 
         Returns:
             Bytes written.
@@ -283,7 +285,7 @@ class Store:
                 array[self.windows(part)] = values
                 keys.append(self._shard(array, part))
             if edges is not None:
-                keys += self._write_edges(part, edges)
+                keys += write_edges(self._edges, part, edges)
             self.place.settle(keys)
             self.place.put(_done(part), b"\x01")
             return sum(map(self.place.size, keys))
@@ -299,6 +301,10 @@ class Store:
             self.place.delete(_done(part))
             for spec in layout.window_arrays(self.controls, most_edges=0):
                 self.place.delete(self._shard(self._zarr(spec.name), part))
+            for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
+                for file in self.place.names(f"{EDGES}/{name}"):
+                    if file.startswith(f"c.{part}."):
+                        self.place.delete(f"{EDGES}/{name}/{file}")
 
     def damage(self, part: int) -> str | None:
         """What is wrong with a part that is done, found by reading all of it; None: nothing."""
@@ -313,18 +319,80 @@ class Store:
                 return str(error)
             if spec.name == layout.LAST and not (values[:, 0] >= 0).all():
                 return "windows without tokens"
-        return None
+        return None if self.recipe.edges is None else self._edges_damage(part)
 
     # ---- tables of edges -------------------------------------------------------------------------
 
-    def _write_edges(self, part: int, edges: Mapping[str, NDArray[Any]]) -> list[str]:
-        group = self._group.require_group(EDGES).create_group(str(part), overwrite=True)
-        keys = [f"{group.path}/zarr.json"]
-        for name, values in edges.items():
-            array = create_filled(group, name, (name,), values, layout.EDGES_PER_CHUNK)
-            chunks = range(-(-len(values) // layout.EDGES_PER_CHUNK))
-            keys += [f"{array.path}/{name}" for name in ("zarr.json", *(f"c.{c}" for c in chunks))]
-        return keys
+    def edges(self, window: int, output: int | None = -1) -> pd.DataFrame:
+        """The trace of an output of a window at the stratum that was scanned with `edges=`.
+
+        Args:
+            window: its number.
+            output: column in the window, or from its last token; None: all edges of the window
+                that the stratum keeps, whether any output is reached from them or not.
+
+        Returns:
+            As `Trace.edges`: one row an edge, ordered by layer, kind, head, target and source.
+
+        Raises:
+            StoreError: the store keeps no edges, the window is not scanned yet, or damage.
+            InputError: a window or output that is not there.
+
+        Example:
+            >>> open_store("traces.zarr").edges(window=0)  # doctest: +SKIP
+        """
+        stratum = self.recipe.edges
+        if stratum is None:
+            raise StoreError(
+                f"store {str(self.path)!r} keeps no edges: they are stored by a scan with "
+                "edges=STRATUM"
+            )
+        if not 0 <= window < self.n_windows:
+            raise InputError(f"window={window} is outside the {self.n_windows} windows")
+        length = int(self.lengths[window])
+        if output is not None and not -length <= output < length:
+            raise InputError(f"output={output} is outside the {length} tokens of window {window}")
+        found = self._window_edges(window)
+        if output is not None:
+            about = {name: self.attributes[name] for name in ("blocks", "parallel")}
+            found = edges_of_trace(found, output % length, stratum=stratum, **about)
+        return edge_table(found)
+
+    def _window_edges(self, window: int) -> NDArray[Any]:
+        """All edges kept in a window, `layout.EDGE` [n]."""
+        part, row = divmod(window, int(self.attributes["windows_per_part"]))
+        if not self.is_done(part):
+            raise StoreError(f"window {window} of store {str(self.path)!r} is not scanned yet")
+        first, end = self.array(f"{EDGES}/{FIRST}")[part, row : row + 2]
+        return self._edges_of_part(part, slice(int(first), int(end)))
+
+    def _edges_of_part(self, part: int, run: slice) -> NDArray[Any]:
+        """Some of the edges of a part, `layout.EDGE` [n]."""
+        found = np.empty(run.stop - run.start, dtype=layout.EDGE)
+        for name in COLUMNS:
+            found[name] = self.array(f"{EDGES}/{name}")[part, run]
+        return found
+
+    def _edges_damage(self, part: int) -> str | None:
+        """What is wrong with a part's table of edges, found by reading all of it."""
+        try:
+            first = self.array(f"{EDGES}/{FIRST}")[part]
+            if first[0] == 0:  # as it is wherever one was written
+                for key in shard_keys(self._edges, part, int(first[-1])):
+                    if self.place.size(key) == 0:
+                        return f"file {key!r} is missing"
+                for start in range(0, int(first[-1]), layout.EDGES_PER_SHARD):
+                    end = min(int(first[-1]), start + layout.EDGES_PER_SHARD)
+                    self._edges_of_part(part, slice(start, end))
+        except StoreError as error:
+            return str(error)
+        return None if first[0] == 0 else f"array {FIRST!r} of its edges is missing"
+
+    @property
+    def _edges(self) -> zarr.Group:
+        group = self._group[EDGES]
+        assert isinstance(group, zarr.Group)  # planned where edges are kept
+        return group
 
 
 def create_filled(
@@ -352,7 +420,7 @@ def create_empty(
         chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
         dtype="string" if np.dtype(dtype).hasobject else dtype,
         dimension_names=dims,
-        chunk_key_encoding=KEYS,
+        chunk_key_encoding=layout.KEYS,
         config={"write_empty_chunks": True},
     )
 

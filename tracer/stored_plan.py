@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from . import layout
@@ -24,14 +23,13 @@ from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
 from .spool import Spool
-from .store import DONE, KEYS, PLAN, Store, create_empty, create_filled, open_place
+from .store import DONE, EDGES, PLAN, Store, create_empty, create_filled, open_place
+from .stored_edges import create_edges
 from .windows import Plan
 
 _DOCUMENTS_PER_CHUNK = 256
 _TOKENS_PER_CHUNK = 1 << 18
 _PACKAGES = ("densitrace", "torch", "transformers", "zarr", "numpy")
-# Fast, and small once bytes of equal weight lie side by side; a checksum on every chunk.
-COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 
 
 def create_store(
@@ -63,6 +61,9 @@ def create_store(
         _create_arrays(group, plan, recipe, rule, most_edges, parts)
         _create_plan(group.create_group(PLAN), plan)
         _create_documents(group, plan)
+        if recipe.edges is not None:
+            n_parts = -(-plan.n_windows // parts.windows)
+            create_edges(group.create_group(EDGES), n_parts, parts.windows, most_edges)
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         place.publish(ready, first="zarr.json")
     return open_place(place, to_write=True)
@@ -128,8 +129,8 @@ def _create_arrays(
             dtype=spec.dtype,
             fill_value=spec.fill,
             dimension_names=spec.dims,
-            chunk_key_encoding=KEYS,
-            compressors=COMPRESSORS,
+            chunk_key_encoding=layout.KEYS,
+            compressors=layout.COMPRESSORS,
             attributes={"description": spec.about, **({"units": spec.units} if spec.units else {})},
         )
     group.create_array(
@@ -139,7 +140,7 @@ def _create_arrays(
         dtype="uint8",
         fill_value=0,
         dimension_names=("part",),
-        chunk_key_encoding=KEYS,
+        chunk_key_encoding=layout.KEYS,
         compressors=None,
         attributes={"description": f"1 once a run of {parts.windows} windows is written whole"},
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, ModelError
 from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
-from .engine import Attention
+from .engine import Attention, Observer
 from .evaluate import logits
 from .graph import Count
 from .models import Decoder, OffloadedBlocks, architecture_of, load, load_offloaded, stored
@@ -91,6 +91,7 @@ class Tracer:
         self._replays = Replays() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
+        self.parallel = self._decoder.parallel
         self.vocab_size = self._decoder.vocab_size
 
     @classmethod
@@ -241,6 +242,7 @@ class Tracer:
         rule: Rule,
         settings: Settings,
         tokens_at_once: int | None = None,
+        observers: Sequence[Observer] = (),
     ) -> Iterator[list[Trace]]:
         """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
 
@@ -250,6 +252,7 @@ class Tracer:
             settings: see `trace`; scope="all".
             tokens_at_once: tokens, times lanes, of a batch that are inside a block together;
                 all of them by default, at least one row.
+            observers: one a batch, or none; not with `cuda_graphs`.
 
         Yields:
             The traces of a batch, in order.
@@ -259,14 +262,32 @@ class Tracer:
         """
         tracing = self._tracing(settings, tokens_at_once)
         leaving: tuple[Batch, Measured] | None = None
-        for sequences, following in batches:
+        for number, (sequences, following) in enumerate(batches):
             batch, _ = self._batch(sequences, following, None, None)
-            started = batch, tracing.all_outputs(batch, rule)
+            seen_by = observers[number : number + 1]
+            started = batch, tracing.all_outputs(batch, rule, seen_by)
             if leaving is not None:
                 yield self._traces(leaving[0], rule, leaving[1])
             leaving = started
         if leaving is not None:
             yield self._traces(leaving[0], rule, leaving[1])
+
+    def observe(
+        self,
+        sequences: Sequence[Sequence[int]],
+        rule: Rule,
+        settings: Settings,
+        observer: Observer,
+        tokens_at_once: int | None = None,
+    ) -> None:
+        """Run a batch through the clean lane alone; an observer sees its nodes and cuts."""
+        batch, _ = self._batch(sequences, None, None, None)
+        self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether passes of a shape seen before are replayed."""
+        return self._replays is not None
 
     def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
         """How many tokens should pass a block before the next one follows.

@@ -156,17 +156,19 @@ class Tracing:
 
     # ---- sizes and errors --------------------------------------------------------------------
 
-    def all_outputs(self, batch: Batch, rule: Rule) -> Measured:
-        """Every position of every row, in one pass over the model."""
+    def all_outputs(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Measured:
+        """Every position of every row, in one pass over the model; observers see it, if any."""
         scored = batch.valid
         inputs = self._on_device(vars(batch) | _outputs(batch, scored))
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             here = Batch(*(inputs[name] for name in vars(batch)))
-            run = self.loop(here, rule).run()
+            run = self.loop(here, rule, observers=observers).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             return self._measure(run, counts, inputs)
 
+        if observers and self.replays is not None:
+            raise InputError("cuda_graphs replay passes in which nothing is observed")
         if self.replays is None:
             found = one_pass(inputs)
         else:
@@ -186,6 +188,10 @@ class Tracing:
         found = self._measure(run, trace.counts, inputs)
         last = scored[:, -1:].numpy()
         return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
+
+    def observe(self, batch: Batch, rule: Rule, observer: Observer) -> None:
+        """The clean lane alone, seen by an observer."""
+        self.loop(batch, rule, masked_lanes=False, observers=(observer,)).run()
 
     def sizes(self, batch: Batch, rule: Rule) -> tuple[Tensor, NDArray[np.int64]]:
         """Edge counts int64 [B, T, K] and full counts [B, T], without masked lanes."""

@@ -1,0 +1,120 @@
+"""The edges that a stratum keeps in a window: laid aside, as a table, and the traces in it."""
+
+import tempfile
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from . import layout
+from .graph import KINDS
+
+SPOOL_BYTES = 1 << 28  # of a part's edges stay in memory, the others in a temporary file
+
+
+class EdgeSpool:
+    """The kept edges of a part's windows, from when they are found until they are written.
+
+    Args:
+        windows: of the part.
+
+    Raises:
+        StoreError: the temporary file cannot be written.
+
+    Example:
+        >>> spool = EdgeSpool(2)
+        >>> spool.add(1, np.zeros(3, layout.EDGE))
+        >>> spool.counts
+        array([0, 3])
+    """
+
+    def __init__(self, windows: int) -> None:
+        self.counts = np.zeros(windows, dtype=np.int64)
+        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
+        self.close = weakref.finalize(self, self._file.close)  # by whom it is forgotten, at last
+        self._runs: list[list[tuple[int, int]]] = [[] for _ in range(windows)]  # (offset, bytes)
+        self._end = 0
+
+    def add(self, window: int, edges: NDArray[Any]) -> None:
+        """Append edges, `layout.EDGE` [n], to those of a window of the part."""
+        data = edges.tobytes()
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise StoreError(
+                f"kept edges cannot be laid aside in {tempfile.gettempdir()!r}: {error.strerror}; "
+                "set TMPDIR to a folder with room"
+            ) from error
+        self._runs[window].append((self._end, len(data)))
+        self._end += len(data)
+        self.counts[window] += len(edges)
+
+    def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
+        """All edges, window after window, so many at a time."""
+        held, count = [], 0
+        for run in (run for runs in self._runs for run in runs):
+            found = self._read(*run)
+            while count + len(found) >= edges:
+                yield np.concatenate([*held, found[: edges - count]])
+                held, found, count = [], found[edges - count :], 0
+            held.append(found)
+            count += len(found)
+        if count:
+            yield np.concatenate(held)
+
+    def _read(self, offset: int, size: int) -> NDArray[Any]:
+        self._file.seek(offset)
+        return np.frombuffer(self._file.read(size), dtype=layout.EDGE)
+
+
+def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
+    """Edges, `layout.EDGE` [n], as `Trace.edges` gives them."""
+    columns = {name: edges[name].astype(np.int64) for name in ("head", "source", "target")}
+    return pd.DataFrame(
+        {
+            "layer": edges["layer"].astype(np.int64),
+            "kind": pd.Categorical.from_codes(
+                edges["kind"].astype(np.int64), categories=pd.Index(KINDS)
+            ),
+            **columns,
+            "weight": edges["weight"],
+            "stratum": edges["stratum"].astype(np.int64),
+        }
+    )
+
+
+def edges_of_trace(
+    edges: NDArray[Any], output: int, *, stratum: int, blocks: int, parallel: bool
+) -> NDArray[Any]:
+    """Those edges of a window from which an output is reached (METHOD §4).
+
+    Args:
+        edges: `layout.EDGE` [n], all that the stratum keeps, ordered by layer and kind.
+        output: column in the window.
+        stratum: that the edges were kept at.
+        blocks: of the model.
+        parallel: whether a block has one node layer instead of two.
+
+    Returns:
+        Some of the edges in their order; `stratum` is the sparsest whose trace holds the edge.
+    """
+    node = edges["layer"].astype(np.int64)
+    if not parallel:
+        node = 2 * node + np.isin(edges["kind"], [KINDS.index("mlp"), KINDS.index("res_mlp")])
+    node_layers = blocks if parallel else 2 * blocks
+    ends = np.searchsorted(node, np.arange(node_layers + 1))
+    level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared, then the bottleneck
+    reach = np.zeros(1 + edges["target"].max(initial=output), dtype=np.int64)
+    reach[output] = stratum + 1
+    for layer in reversed(range(node_layers)):
+        here = slice(ends[layer], ends[layer + 1])
+        level[here] = np.minimum(level[here], reach[edges["target"][here]])
+        reach = np.zeros_like(reach)
+        np.maximum.at(reach, edges["source"][here], level[here])
+    found = edges[level > 0]
+    found["stratum"] = stratum + 1 - level[level > 0]
+    return found
