@@ -55,7 +55,8 @@ class EdgeSpool:
 
     def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
         """All edges, window after window, so many at a time."""
-        held, count = [], 0
+        held: list[NDArray[Any]] = []
+        count = 0
         for run in (run for runs in self._runs for run in runs):
             found = self._read(*run)
             while count + len(found) >= edges:
