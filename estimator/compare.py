@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
@@ -261,6 +260,8 @@ def spearman(
     level: float = 0.95,
     n_resamples: int = 999,
     seed: int = 0,
+    *,
+    given: ArrayLike | None = None,
 ) -> Interval:
     """Spearman's rank correlation with an interval that resamples whole documents.
 
@@ -268,6 +269,7 @@ def spearman(
         x, y: float [N], without NaN.
         document: [N], what each row belongs to.
         level, n_resamples, seed: see `intervals.cluster_interval`.
+        given: float [N]: what both owe to its ranks is taken out (partial correlation).
 
     Returns:
         The correlation of all rows, and the interval; NaN where one side is constant.
@@ -276,16 +278,38 @@ def spearman(
         >>> spearman([1, 2, 3], [1, 4, 9], [0, 1, 2]).value
         1.0
     """
-    values = np.column_stack([np.asarray(x, np.float64), np.asarray(y, np.float64)])
-    clusters = list(pd.Series(np.asarray(document)).groupby(np.asarray(document)).indices.values())
+    columns = (x, y) if given is None else (x, y, given)
+    codes = [
+        np.unique(np.asarray(column, np.float64), return_inverse=True)[1] for column in columns
+    ]
+    cluster, names = pd.factorize(np.asarray(document), sort=True)
 
     def correlation(drawn: NDArray[np.int64]) -> float:
-        rows = values[np.concatenate([clusters[number] for number in drawn])]
-        ranks = stats.rankdata(rows, axis=0)
-        ranks -= ranks.mean(0)
-        spread = np.sqrt((ranks**2).sum(0).prod())
-        return float(ranks.prod(1).sum() / spread) if spread > 0 else np.nan
+        # A row counts as often as its document was drawn: no sorting anew for each sample.
+        weight = np.bincount(drawn, minlength=len(names))[cluster].astype(np.float64)
+        ranks = np.stack([_midranks(code, weight) for code in codes])
+        ranks -= (weight.sum() + 1) / 2
+        products = (ranks * weight) @ ranks.T
+        spread = np.sqrt(np.diag(products))
+        if not (spread > 0).all():
+            return np.nan
+        return _partial(products / np.outer(spread, spread))
 
-    if not clusters:
+    if not len(names):
         return Interval(np.nan, np.nan, np.nan)
-    return cluster_interval(correlation, len(clusters), level, n_resamples, seed)
+    return cluster_interval(correlation, len(names), level, n_resamples, seed)
+
+
+def _midranks(code: NDArray[np.int64], weight: Floats) -> Floats:
+    """Ranks from 1 of rows that occur `weight` times each; ties share their mean rank."""
+    total = np.bincount(code, weights=weight)
+    return np.asarray((np.cumsum(total) - (total - 1) / 2)[code])
+
+
+def _partial(matrix: Floats) -> float:
+    """The first correlation of a 2 x 2 matrix, or of a 3 x 3 one with the third column given."""
+    if len(matrix) == 2:
+        return float(np.clip(matrix[0, 1], -1, 1))
+    xy, xz, yz = matrix[[0, 0, 1], [1, 2, 2]]
+    left = (1 - xz**2) * (1 - yz**2)
+    return float((xy - xz * yz) / np.sqrt(left)) if left > 1e-12 else np.nan

@@ -11,13 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from effects import (
-    elasticity,
-    label_share,
-    mean_of_documents,
-    partial_spearman,
-    variance_share,
-)
+from effects import elasticity, label_share, mean_of_documents, variance_share
 from numpy.typing import NDArray
 
 from densitrace import InputError, Store, compare
@@ -32,6 +26,7 @@ RULE = (
     "interval lies beyond that least effect, fails where the whole interval falls short of it, "
     "and is undecided where the interval contains it or cannot be given."
 )
+LEVELS: tuple[Level, ...] = ("document", "word")
 SHORTEST = 8  # tokens of context from which its length is studied: below, a graph has few edges
 DOCUMENTS_OF_A_VALUE = 10  # of a label, so that its mean means something
 ROUGH, REFINED = 0.5, 0.1  # total variation of a trace's core, and of the trace refined
@@ -66,7 +61,7 @@ CLAIMS = {
         Claim(
             "shared",
             "Density of the same text correlates across models",
-            "Spearman correlation over words",
+            "Spearman correlation over words, their position in the document taken out",
             0.1,
         ),
         Claim(
@@ -197,19 +192,23 @@ class Scan:
 def judge_model(scan: Scan) -> list[Finding]:
     """Every claim about one model."""
     tokens = scan.tokens()
-    tests = (_better_than_random, _varies, _rarer_is_denser, _longer_is_sparser, _two_phases)
-    found = [finding for test in tests for finding in test(scan, tokens)]
-    uncertain = spearman(
-        tokens["model_entropy"], tokens[AUC], tokens["document"], **_resampling(scan)
+    tests = (
+        better_than_random,
+        varies,
+        rarer_is_denser,
+        longer_is_sparser,
+        phases,
+        uncertain_is_denser,
     )
-    return [*found, Finding("uncertain is denser", scan.name, AUC, uncertain, main=True)]
+    return [finding for test in tests for finding in test(scan, tokens)]
 
 
 def _resampling(scan: Scan) -> dict[str, int]:
     return {"n_resamples": scan.resamples, "seed": scan.seed}
 
 
-def _better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """Error of random subgraphs less that of traces, over all strata and at each."""
     store, here = scan.store, scored(scan.store)
     full = tokens["full_edges"].to_numpy()
     size = np.asarray(store.size[:])[here].astype(np.float64)  # [N, K]
@@ -236,7 +235,8 @@ def _better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
         yield against("inverse", "against the dropped edges, mean over log size", main=False)[0]
 
 
-def _varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+def varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """Variance between documents, and of their means between values of each label."""
     document = tokens["document"]
     eighths = np.floor(8 * np.log2(tokens["context"]))  # of an octave of context
     rng = np.random.default_rng(scan.seed)
@@ -266,7 +266,8 @@ def _shown(measure: str) -> str:
     return measure if measure == AUC else f"log {measure}"
 
 
-def _rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """Frequency and density: of the token predicted, then of the token read."""
     density, more = density_name(scan.eps), _resampling(scan)
 
     def rank(rows: pd.DataFrame, frequency: str, measure: str = AUC) -> Interval:
@@ -280,9 +281,7 @@ def _rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     yield finding(f"token predicted, {AUC}", rank(tokens, predicted), main=True)
     yield finding(f"token predicted, {density}", rank(tokens, predicted, density))
     rows = tokens.dropna(subset=[predicted])
-    given = partial_spearman(
-        rows[predicted], rows[AUC], rows["context"], rows["document"], scan.resamples, scan.seed
-    )
+    given = spearman(rows[predicted], rows[AUC], rows["document"], given=rows["context"], **more)
     yield finding(f"token predicted, {AUC}, context taken out", given)
     if "label_lang" in tokens:
         lang = tokens["label_lang"].mode().iloc[0]
@@ -294,7 +293,8 @@ def _rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     yield finding(f"token read, {AUC}", rank(tokens, "log_frequency"))
 
 
-def _longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+def longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """Relative size, edges, and edges per token, against the length of context."""
     rows = tokens[tokens["context"] >= SHORTEST]
     density = density_name(scan.eps)
     for measure, what in (
@@ -308,25 +308,35 @@ def _longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
         yield Finding("longer is sparser", scan.name, what, effect, main=measure == density)
 
 
+def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """The prediction's entropy and density."""
+    for measure in (AUC, density_name(scan.eps)):
+        effect = spearman(
+            tokens["model_entropy"], tokens[measure], tokens["document"], **_resampling(scan)
+        )
+        yield Finding("uncertain is denser", scan.name, measure, effect, main=measure == AUC)
+
+
 # ---- two phases ----------------------------------------------------------------------------------
 
 
-def _two_phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    phases = two_phases(scan.store)
-    document = phases["document"]
-    tried = f"{len(phases) / len(tokens):.0%} of tokens"
+def phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
+    """What the core of a trace consists of, and what refines it."""
+    found = two_phases(scan.store)
+    document = found["document"]
+    tried = f"{len(found) / len(tokens):.0%} of tokens"
 
     def finding(claim: str, what: str, values: pd.Series, main: bool = True) -> Finding:
         return Finding(claim, scan.name, what, mean_of_documents(values, document, scan.seed), main)
 
-    yield finding("core is early", f"edges, {tried}", phases["core_lower"] - 0.5)
+    yield finding("core is early", f"edges, {tried}", found["core_lower"] - 0.5)
     if scan.lower_half is not None:
-        full = pd.Series(scan.lower_half[phases["context"] - 1], phases.index)
+        full = pd.Series(scan.lower_half[found["context"] - 1], found.index)
         what = "against the full graph's share instead of one half"
-        yield finding("core is early", what, phases["core_lower"] - full, main=False)
+        yield finding("core is early", what, found["core_lower"] - full, main=False)
     # The upper halves' difference is that of the lower halves the other way round.
-    yield finding("refined late", f"edges, {tried}", phases["core_lower"] - phases["added_lower"])
-    more = phases["added_attention"] - phases["core_attention"]
+    yield finding("refined late", f"edges, {tried}", found["core_lower"] - found["added_lower"])
+    more = found["added_attention"] - found["core_attention"]
     yield finding("refined by attention", f"edges, {tried}", more)
 
 
@@ -363,6 +373,32 @@ def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> 
     return found[(found["core_edges"] > 0) & (found["added_edges"] > 0)].reset_index(drop=True)
 
 
+def stratum_shares(store: Store) -> pd.DataFrame:
+    """Of every token's trace at every stratum, where its edges are.
+
+    Returns:
+        `document`, `stratum` (its number), `size`, `tv`, and the shares `lower_half` and
+        `attention` of the trace's edges, NaN where it has none.
+    """
+    frames, done = [], scored(store)
+    for part in store.done_parts():
+        windows = store.windows(part)
+        here = np.nonzero(done[windows])
+        edges = store.topology[windows][here].astype(np.float64)  # [n, K, 4 kinds, 4 quartiles]
+        total = edges.sum((2, 3))
+        total[total == 0] = np.nan
+        columns = {
+            "document": np.repeat(store.document[windows][here[0]], edges.shape[1]),
+            "stratum": np.tile(np.arange(edges.shape[1]), len(edges)),
+            "size": store.size[windows][here].ravel().astype(np.float64),
+            "tv": store.tv[windows][here].ravel().astype(np.float64),
+            "lower_half": (edges[..., :2].sum((2, 3)) / total).ravel(),
+            "attention": (edges[:, :, 0].sum(2) / total).ravel(),
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
 # ---- across models -------------------------------------------------------------------------------
 
 
@@ -384,17 +420,19 @@ def judge_pairs(scans: Sequence[Scan]) -> list[Finding]:
 def _shared(first: Scan, second: Scan, pair: str) -> Iterator[Finding]:
     names, stores = [first.name, second.name], [first.store, second.store]
 
-    def finding(level: Level, measure: str, main: bool = False) -> tuple[Finding, pd.DataFrame]:
-        found = compare(stores, level, measure, names=names, seed=first.seed)
-        row = found.correlations.iloc[0]
-        effect = Interval(*(float(row[column]) for column in ("spearman", "low", "high")))
-        return Finding("shared", pair, f"{level}s, {measure}", effect, main), found.table
-
     for measure in (AUC, density_name(first.eps)):
-        words, table = finding("word", measure, main=measure == AUC)
-        yield words
-        x, y = (table[name] for name in names)
-        more = (table["document"], first.resamples, first.seed)
-        effect = partial_spearman(x, y, table["start"], *more)
-        yield Finding("shared", pair, f"{words.what}, position taken out", effect)
-        yield finding("document", measure)[0]
+        for level in LEVELS:
+            found = compare(stores, level, measure, names=names, seed=first.seed)
+            row, table = found.correlations.iloc[0], found.table
+            effect = Interval(*(float(row[column]) for column in ("spearman", "low", "high")))
+            yield Finding("shared", pair, f"{level}s, {measure}", effect)
+        # In every model density goes with position: models that share no more than that do not
+        # count. The table is that of words.
+        effect = spearman(
+            *(table[name] for name in names),
+            table["document"],
+            given=table["start"],
+            **_resampling(first),
+        )
+        what = f"words, {measure}, position taken out"
+        yield Finding("shared", pair, what, effect, main=measure == AUC)

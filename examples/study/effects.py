@@ -1,10 +1,8 @@
-"""Effect sizes whose intervals resample documents: variance shares, elasticities, partial ranks."""
-
-from collections.abc import Sequence
+"""Effect sizes whose intervals resample documents: variance shares, elasticities."""
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 from densitrace.estimator.intervals import Interval, cluster_interval, mean_interval
@@ -102,26 +100,3 @@ def elasticity(
         return float(xy / xx) if xx > 0 else np.nan
 
     return cluster_interval(slope, len(sums), LEVEL, resamples, seed)
-
-
-def partial_spearman(
-    x: ArrayLike, y: ArrayLike, given: ArrayLike, document: ArrayLike, resamples: int, seed: int
-) -> Interval:
-    """Spearman's correlation of x and y with what both owe to a third taken out, by documents."""
-    values = np.column_stack([np.asarray(column, np.float64) for column in (x, y, given)])
-    clusters: Sequence[NDArray[np.int64]] = list(
-        pd.Series(np.asarray(document)).groupby(np.asarray(document)).indices.values()
-    )
-
-    def correlation(drawn: NDArray[np.int64]) -> float:
-        rows = values[np.concatenate([clusters[number] for number in drawn])]
-        ranks = stats.rankdata(rows, axis=0)
-        if (np.ptp(ranks, axis=0) == 0).any():
-            return np.nan
-        xy, xz, yz = np.corrcoef(ranks.T)[[0, 0, 1], [1, 2, 2]]
-        left = (1 - xz**2) * (1 - yz**2)
-        return float((xy - xz * yz) / np.sqrt(left)) if left > 1e-12 else np.nan
-
-    if not clusters:
-        return Interval(np.nan, np.nan, np.nan)
-    return cluster_interval(correlation, len(clusters), LEVEL, resamples, seed)

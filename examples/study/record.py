@@ -98,8 +98,9 @@ def _head(record: Record) -> list[str]:
         + f". {machine['processor']}, {machine['threads']} thread(s), torch {machine['torch']}, "
         f"densitrace {machine['densitrace']}.",
         "",
-        f"**The rule, set before anything was measured.** {record['rule']} Intervals resample documents. "
-        "Each is a 95% interval on its own; nothing is corrected for the number of lines.",
+        f"**The rule, set before anything was measured.** {record['rule']} "
+        "Intervals resample documents. Each is a 95% interval on its own; nothing is corrected for "
+        "the number of lines.",
     ]
 
 

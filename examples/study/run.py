@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from claims import RULE, Finding, Scan, judge_model, judge_pairs
+from claims import RULE, Finding, Scan, judge_model, judge_pairs, stratum_shares
 from numpy.typing import NDArray
 from record import claims_json, findings_json, rows_json, terminal_table, write
 from rich.console import Console
@@ -33,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 
 import densitrace
 from densitrace import AutoStrata, Store, Threshold, Trace, Tracer, scan
-from densitrace.estimator.summaries import trace_parts
 
 log = logging.getLogger("study")
 
@@ -181,22 +180,15 @@ def machine() -> dict[str, Any]:
 
 
 def topology(name: str, store: Store) -> list[dict[str, Any]]:
-    """Of each stratum, the traces' size, error, and shares of lower half and attention."""
-    means = store.stratum_means()
-    rows = []
-    for stratum, (threshold, size, tv) in enumerate(means.itertuples(index=False)):
-        share = trace_parts(store, stratum)["share"].unstack()
-        rows.append(
-            {
-                "model": name,
-                "threshold": float(threshold),
-                "size": float(size),
-                "tv": float(tv),
-                "lower_half": float(share[[1, 2]].to_numpy().sum()),
-                "attention": float(share.loc["attention"].sum()),
-            }
-        )
-    return rows
+    """Of each stratum, the traces' size, error, and shares of lower half and attention.
+
+    Means over documents; a token without a trace at a stratum is left out there.
+    """
+    shares = stratum_shares(store).groupby(["stratum", "document"]).mean().groupby("stratum").mean()
+    return [
+        {"model": name, "threshold": float(value), **row}
+        for value, row in zip(store.strata, shares.to_dict("records"), strict=True)
+    ]
 
 
 def threshold_tables(
@@ -347,7 +339,7 @@ def references(
 @click.option(
     "--pilot",
     type=click.IntRange(min=0),
-    default=8,
+    default=6,
     help="Documents of a value for the report on thresholds; 0 leaves it out.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0)
