@@ -5,7 +5,7 @@ Models cut a text into different tokens, so what is compared are words, found in
 at which a model has read all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
 from .density import AUC, document_rows, token_frame, tolerance
-from .intervals import Interval, cluster_intervals
+from .intervals import Interval, cluster_interval, cluster_intervals
 from .words import word_spans
 
 Level = Literal["word", "document"]
@@ -267,6 +267,8 @@ def spearman(
     level: float = 0.95,
     n_resamples: int = 999,
     seed: int = 0,
+    *,
+    given: ArrayLike | None = None,
 ) -> Interval:
     """Spearman's rank correlation with an interval that resamples whole documents.
 
@@ -274,6 +276,7 @@ def spearman(
         x, y: float [N], without NaN.
         document: [N], what each row belongs to.
         level, n_resamples, seed: see `intervals.cluster_interval`.
+        given: float [N]: what both owe to its ranks is taken out (partial correlation).
 
     Returns:
         The correlation of all rows, and the interval; NaN where one side is constant.
@@ -282,9 +285,21 @@ def spearman(
         >>> spearman([1, 2, 3], [1, 4, 9], [0, 1, 2]).value
         1.0
     """
-    columns = pd.DataFrame({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
-    found = rank_correlations(columns, document, [("x", "y")], level, n_resamples, seed)
-    return found["x", "y"]
+    columns = {"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)}
+    if given is None:
+        frame = pd.DataFrame(columns)
+        return rank_correlations(frame, document, [("x", "y")], level, n_resamples, seed)["x", "y"]
+    frame = pd.DataFrame({**columns, "z": np.asarray(given, np.float64)})
+    n, correlations = _of_samples(frame, document, [("x", "y"), ("x", "z"), ("y", "z")])
+    if not n:
+        return Interval(np.nan, np.nan, np.nan)
+
+    def partial(drawn: NDArray[np.int64]) -> float:
+        xy, xz, yz = correlations(drawn)
+        left = (1 - xz**2) * (1 - yz**2)
+        return float((xy - xz * yz) / np.sqrt(left)) if left > 1e-12 else np.nan
+
+    return cluster_interval(partial, n, level, n_resamples, seed)
 
 
 def rank_correlations(
@@ -297,9 +312,6 @@ def rank_correlations(
 ) -> dict[tuple[str, str], Interval]:
     """`spearman` of several pairs of columns, all with the same resampled documents.
 
-    A sample of documents weighs each row by how often its document was drawn. Rows are sorted
-    once: the ranks of a sample follow from sums of weights in that order, ties halved.
-
     Args:
         columns: float [N, C], without NaN.
         document: [N], what each row belongs to.
@@ -311,8 +323,23 @@ def rank_correlations(
         >>> rank_correlations(frame, [0, 1, 2], [("a", "b")])["a", "b"].value
         -1.0
     """
+    n, correlations = _of_samples(columns, document, pairs)
+    if not n:
+        return {pair: Interval(np.nan, np.nan, np.nan) for pair in pairs}
+    return dict(
+        zip(pairs, cluster_intervals(correlations, n, level, n_resamples, seed), strict=True)
+    )
+
+
+def _of_samples(
+    columns: pd.DataFrame, document: ArrayLike, pairs: Sequence[tuple[str, str]]
+) -> tuple[int, Callable[[NDArray[np.int64]], list[float]]]:
+    """How many documents there are, and the rank correlations of a sample of them.
+
+    A sample weighs each row by how often its document was drawn. Rows are sorted once: the ranks
+    of a sample follow from sums of weights in that order, ties halved.
+    """
     owner, names = pd.factorize(np.asarray(document))
-    n = len(names)
     levels = {name: np.unique(columns[name], return_inverse=True)[1] for name in columns}
 
     def ranks(name: str, weight: Floats) -> Floats:
@@ -321,7 +348,7 @@ def rank_correlations(
         return np.asarray(found - np.average(found, weights=weight))
 
     def correlations(drawn: NDArray[np.int64]) -> list[float]:
-        weight = np.bincount(drawn, minlength=n)[owner].astype(np.float64)
+        weight = np.bincount(drawn, minlength=len(names))[owner].astype(np.float64)
         centred = {name: ranks(name, weight) for name in {*chain(*pairs)}}
         squares = {name: float(weight @ values**2) for name, values in centred.items()}
         return [
@@ -330,8 +357,4 @@ def rank_correlations(
             for spread in [squares[a] * squares[b]]
         ]
 
-    if not n:
-        return {pair: Interval(np.nan, np.nan, np.nan) for pair in pairs}
-    return dict(
-        zip(pairs, cluster_intervals(correlations, n, level, n_resamples, seed), strict=True)
-    )
+    return len(names), correlations

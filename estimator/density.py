@@ -122,6 +122,14 @@ def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
     return {int(document): np.asarray(rows) for document, rows in places.items()}
 
 
+def scored(store: Store) -> NDArray[np.bool_]:
+    """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
+    done = np.zeros(store.n_windows, np.bool_)
+    for part in store.done_parts():
+        done[store.windows(part)] = True
+    return done[:, None] & (np.asarray(store.token[:]) >= 0)
+
+
 def stratum_frame(store: Store) -> pd.DataFrame:
     """Quartiles over all scored tokens of size and of TV, by stratum, trace and controls.
 

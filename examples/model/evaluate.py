@@ -22,7 +22,12 @@ import torch
 from numpy.typing import NDArray
 from passages import Stream, make_stream, read_corpus
 from torch import nn
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 HERE = Path(__file__).resolve().parent
@@ -106,7 +111,7 @@ class Scorer:
     """Scores passages by the three models."""
 
     def __init__(
-        self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, counts: CountModels
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counts: CountModels
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -218,7 +223,7 @@ def main(corpus: Path, scan: Path, folder: Path, threads: int) -> None:
     """Evaluate the model in FOLDER as stored; the split is that of the seed in training.json."""
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seed = json.loads((folder / "training.json").read_text())["recipe"]["seed"]
     sources = read_corpus(corpus, seed)

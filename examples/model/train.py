@@ -1,6 +1,9 @@
-"""Train the bundled model from scratch: tokenizer, weights, folder that transformers can load.
+"""Train a small model from scratch: tokenizer, weights, folder that transformers can load.
 
     python examples/model/train.py --corpus FOLDER --minutes 70
+
+Without further options it is the bundled model; a field of `Recipe` is changed by
+`--set NAME=VALUE`.
 
 FOLDER holds `train/<domain>-<lang>.txt`, one paragraph a line, a blank line between paragraphs. The
 work folder keeps a checkpoint; the same command continues a run that was stopped. The learning
@@ -15,7 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import click
@@ -26,7 +30,16 @@ from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger("train")
@@ -40,12 +53,13 @@ class Recipe:
     """What decides the result; a checkpoint is continued only under the recipe that began it."""
 
     seed: int = 0
+    family: str = "llama"  # or "gpt2", "gpt_neox"
     vocab_size: int = 4096
     hidden_size: int = 192
     intermediate_size: int = 416
     layers: int = 6
     heads: int = 6
-    key_value_heads: int = 2
+    key_value_heads: int = 2  # of a Llama; the others have as many as heads
     row_length: int = 256
     rows: int = 8  # a step
     learning_rate: float = 2.5e-3
@@ -54,6 +68,7 @@ class Recipe:
     gradient_norm: float = 1.0
     balance: float = 0.85  # a source's share in training is its size to this power
     tokenizer_balance: float = 0.6  # the same for the text that the tokenizer is trained on
+    stored_as: str = "float32"  # dtype of the finished model's weights
 
 
 @dataclass
@@ -66,9 +81,8 @@ class State:
     loss: float = math.nan  # running mean, nats
 
 
-def build_model(recipe: Recipe, bos: int) -> LlamaForCausalLM:
-    """Return a Llama with fresh weights, drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
+def llama(recipe: Recipe, bos: int) -> PreTrainedModel:
+    """RMSNorm, rotary positions, gated MLP, grouped heads."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=recipe.vocab_size,
@@ -85,6 +99,55 @@ def build_model(recipe: Recipe, bos: int) -> LlamaForCausalLM:
             use_cache=True,
         )
     )
+
+
+def gpt2(recipe: Recipe, bos: int) -> PreTrainedModel:
+    """LayerNorm, learned positions, plain MLP, biases."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=recipe.vocab_size,
+            n_embd=recipe.hidden_size,
+            n_inner=recipe.intermediate_size,
+            n_layer=recipe.layers,
+            n_head=recipe.heads,
+            n_positions=recipe.row_length,
+            resid_pdrop=0.0,  # no text is seen often enough to overfit
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=bos,
+            eos_token_id=bos,
+        )
+    )
+
+
+def gpt_neox(recipe: Recipe, bos: int) -> PreTrainedModel:
+    """LayerNorm, rotary positions, attention and MLP in parallel."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=recipe.vocab_size,
+            hidden_size=recipe.hidden_size,
+            intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=recipe.row_length,
+            tie_word_embeddings=True,
+            bos_token_id=bos,
+            eos_token_id=bos,
+        )
+    )
+
+
+FAMILIES: dict[str, Callable[[Recipe, int], PreTrainedModel]] = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+}
+
+
+def build_model(recipe: Recipe, bos: int) -> PreTrainedModel:
+    """Return a model with fresh weights, drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return FAMILIES[recipe.family](recipe, bos)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -151,10 +214,12 @@ def load_checkpoint(
     return State(**json.loads(metadata["state"]))
 
 
-def export(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the folder that `from_pretrained` loads, in float32."""
+def export(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stored_as: str
+) -> None:
+    """Write the folder that `from_pretrained` loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    deepcopy(model).to(getattr(torch, stored_as)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -191,7 +256,7 @@ class Reporter:
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     sampler: Sampler,
     recipe: Recipe,
@@ -245,6 +310,65 @@ def prepare(corpus: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Samp
     return tokenizer, Sampler(streams, weights, bos, recipe.seed, recipe.row_length)
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, and on what."""
+
+    minutes: float = 70.0
+    steps: int | None = None  # instead of minutes
+    checkpoint_minutes: float = 3.0
+    compiled: bool = True
+
+
+def run(corpus: Path, out: Path, work: Path, recipe: Recipe, length: Length) -> None:
+    """Train a model on `corpus`, or continue the run in `work`, and write it to `out`.
+
+    Raises FileNotFoundError if the corpus has no text, click.ClickException if `work` holds a run
+    of another recipe.
+    """
+    tokenizer, sampler = prepare(corpus, recipe)
+    model = build_model(recipe, sampler.bos)
+    model.set_attn_implementation("eager")  # on a CPU faster than the fused one, for short rows
+    optimizer = build_optimizer(model, recipe)
+    state, checkpoint = State(), work / CHECKPOINT
+    work.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, model, optimizer, recipe)
+        log.info("continuing at step %d after %.1f minutes", state.step, state.seconds / 60)
+    used, saved = used_share(length.minutes, length.steps), time.monotonic()
+    reporter = Reporter(Console(stderr=True))
+    with reporter.line or nullcontext():
+        for _ in train(model, optimizer, sampler, recipe, state, used, length.compiled):
+            reporter.update(state, used(state))
+            if time.monotonic() - saved >= 60 * length.checkpoint_minutes:
+                save_checkpoint(checkpoint, model, optimizer, recipe, state)
+                export(work / "model", model, tokenizer, recipe.stored_as)
+                saved = time.monotonic()
+    save_checkpoint(checkpoint, model, optimizer, recipe, state)
+    export(out, model, tokenizer, recipe.stored_as)
+    record = {"recipe": asdict(recipe), "run": asdict(state)}
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    log.info("%d steps, %.1fM tokens, loss %.3f", state.step, state.tokens / 1e6, state.loss)
+
+
+def changed(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:
+    """The recipe with some of its fields set, each given as NAME=VALUE."""
+    types = {field.name: type(getattr(recipe, field.name)) for field in fields(recipe)}
+    values = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in types:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(types)}")
+        try:
+            values[name] = types[name](value)
+        except ValueError as error:
+            raise click.BadParameter(f"{setting}: {error}") from error
+    found = replace(recipe, **values)
+    if found.family not in FAMILIES:
+        raise click.BadParameter(f"family={found.family}: choose {', '.join(FAMILIES)}")
+    return found
+
+
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--corpus",
@@ -277,6 +401,13 @@ def prepare(corpus: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Samp
     help="Length in steps instead; such a run can be repeated exactly.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=Recipe.seed)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a field of the recipe: family=gpt2, layers=3, vocab_size=2048, ...",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2)
 @click.option(
     "--checkpoint-minutes",
@@ -297,41 +428,20 @@ def main(
     minutes: float,
     steps: int | None,
     seed: int,
+    settings: tuple[str, ...],
     threads: int,
     checkpoint_minutes: float,
     compiled: bool,
 ) -> None:
-    """Train a small Llama on CORPUS and write it, with its tokenizer, to OUT."""
+    """Train a small model on CORPUS and write it, with its tokenizer, to OUT."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    recipe = Recipe(seed=seed)
+    recipe = changed(Recipe(seed=seed), settings)
     try:
-        tokenizer, sampler = prepare(corpus, recipe)
+        run(corpus, out, work, recipe, Length(minutes, steps, checkpoint_minutes, compiled))
     except FileNotFoundError as error:
         raise click.ClickException(str(error)) from error
-    model = build_model(recipe, sampler.bos)
-    model.set_attn_implementation("eager")  # on a CPU faster than the fused one, for short rows
-    optimizer = build_optimizer(model, recipe)
-    state, checkpoint = State(), work / CHECKPOINT
-    work.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint, model, optimizer, recipe)
-        log.info("continuing at step %d after %.1f minutes", state.step, state.seconds / 60)
-    used, saved = used_share(minutes, steps), time.monotonic()
-    reporter = Reporter(Console(stderr=True))
-    with reporter.line or nullcontext():
-        for _ in train(model, optimizer, sampler, recipe, state, used, compiled):
-            reporter.update(state, used(state))
-            if time.monotonic() - saved >= 60 * checkpoint_minutes:
-                save_checkpoint(checkpoint, model, optimizer, recipe, state)
-                export(work / "model", model, tokenizer)
-                saved = time.monotonic()
-    save_checkpoint(checkpoint, model, optimizer, recipe, state)
-    export(out, model, tokenizer)
-    run = {"recipe": asdict(recipe), "run": asdict(state)}
-    (out / "training.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    log.info("%d steps, %.1fM tokens, loss %.3f", state.step, state.tokens / 1e6, state.loss)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from scipy import stats
 from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
 from densitrace.estimator.compare import compare, spearman, word_values
 from densitrace.estimator.density import token_frame
+from densitrace.estimator.intervals import widened
 from densitrace.estimator.words import word_spans
 
 ROOT = Path(__file__).parents[2]
@@ -172,3 +173,31 @@ def test_the_correlation_of_constant_values_is_unknown() -> None:
     frame = pd.DataFrame({"x": [3, 1, 2, 2], "y": [1, 1, 5, 2]})
     expected = stats.spearmanr(frame["x"], frame["y"]).statistic
     assert spearman(frame["x"], frame["y"], [0, 0, 1, 2]).value == pytest.approx(expected)
+
+
+def test_the_partial_correlation_takes_out_what_both_owe_to_a_third() -> None:
+    rng = np.random.default_rng(3)
+    third = rng.integers(0, 40, 3000).astype(float)  # with ties
+    x, y = third + rng.normal(scale=8, size=(2, 3000))
+    document = np.repeat(np.arange(60), 50)
+    assert spearman(x, y, document).low > 0.4
+    found = spearman(x, y, document, given=third)
+    assert found.low < 0 < found.high
+    ranks = stats.rankdata([x, y, third], axis=1)
+    residuals = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
+    assert found.value == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-9)
+
+
+def test_the_interval_is_that_of_samples_ranked_anew() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, 9, (2, 200)).astype(float)
+    document = np.repeat(np.arange(20), 10)
+    samples = np.random.default_rng(5)
+    values = []
+    for _ in range(99):
+        rows = np.concatenate([np.flatnonzero(document == d) for d in samples.integers(0, 20, 20)])
+        values.append(stats.spearmanr(x[rows], y[rows]).statistic)
+    outer = widened(0.95, 20)
+    expected = np.quantile(values, [(1 - outer) / 2, (1 + outer) / 2])
+    found = spearman(x, y, document, n_resamples=99, seed=5)
+    assert found[1:] == pytest.approx(tuple(expected), abs=1e-9)
