@@ -55,7 +55,8 @@ class EdgeSpool:
 
     def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
         """All edges, window after window, so many at a time."""
-        held, count = [], 0
+        held: list[NDArray[Any]] = []
+        count = 0
         for run in (run for runs in self._runs for run in runs):
             found = self._read(*run)
             while count + len(found) >= edges:
@@ -77,7 +78,7 @@ def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layer": edges["layer"].astype(np.int64),
-            "kind": pd.Categorical.from_codes(edges["kind"].astype(np.int8), categories=KINDS),
+            "kind": pd.Categorical.from_codes(edges["kind"].astype(np.int8), pd.Index(KINDS)),
             **columns,
             "weight": edges["weight"],
             "stratum": edges["stratum"].astype(np.int64),
