@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from . import layout
 from .edge_tables import EdgeSpool
 
-# Of every array: fast, small once bytes of equal weight lie side by side; a checksum on every chunk.
+# Of every array: fast, small once bytes of equal weight lie side by side, a checksum a chunk.
 COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 FIRST = "first"
 COLUMNS: tuple[str, ...] = layout.EDGE.names or ()
