@@ -28,6 +28,7 @@ from ledger import figure, machine, write_record
 from densitrace import open_store
 from densitrace.tracer import layout
 from densitrace.tracer.store import Store
+from densitrace.tracer.stored_edges import COMPRESSORS
 
 ROUNDS = 3
 CHUNK_VALUES = (1 << 14, 1 << 17, 1 << 20)  # (token, stratum) pairs; the last is a whole part
@@ -109,7 +110,7 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
     for values in CHUNK_VALUES:
         windows = min(count, max(1, values // (columns * strata)))
         for name, codecs in CODECS.items():
-            chosen = codecs == layout.COMPRESSORS[:-1] and values == layout.CHUNK_VALUES
+            chosen = codecs == COMPRESSORS[:-1] and values == layout.CHUNK_VALUES
             found = measured(folder / "part", arrays, windows, codecs)
             rows.append({"codec": name + (" (chosen)" if chosen else ""), **found})
     return {

@@ -171,14 +171,15 @@ def test_models_alone_know_transformers_models() -> None:
     assert any(i.within("transformers") for i in imports_of(Path("tracer/models/decoder.py")))
 
 
-def test_the_store_and_its_plan_alone_know_zarr() -> None:
+def test_the_files_of_the_store_alone_know_zarr() -> None:
     knowing = {
         path
         for path in sources(*PARTS)
         for imported in imports_of(path)
         if imported.within("zarr") or imported.within("numcodecs")
     }
-    assert knowing == {Path("tracer/store.py"), Path("tracer/stored_plan.py")}
+    files = ("store.py", "stored_edges.py", "stored_plan.py")
+    assert knowing == {Path("tracer") / file for file in files}
 
 
 @pytest.mark.parametrize("path", sources(*PARTS, *USERS), ids=str)

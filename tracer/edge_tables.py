@@ -78,9 +78,7 @@ def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layer": edges["layer"].astype(np.int64),
-            "kind": pd.Categorical.from_codes(
-                edges["kind"].astype(np.int64), categories=pd.Index(KINDS)
-            ),
+            "kind": pd.Categorical.from_codes(edges["kind"].astype(np.int8), pd.Index(KINDS)),
             **columns,
             "weight": edges["weight"],
             "stratum": edges["stratum"].astype(np.int64),

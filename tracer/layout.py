@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .graph import KIND_NAMES
 
@@ -25,8 +24,6 @@ EDGES_PER_CHUNK = 1 << 17
 EDGES_PER_SHARD = 1 << 22  # as many are held to be written
 LAST = "token"  # written last of a part's arrays, and set in every window
 
-# Fast, and small once bytes of equal weight lie side by side; a checksum on every chunk.
-COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder
 
 # One kept edge: the columns of a part's table, in the order in which its rows are sorted first.

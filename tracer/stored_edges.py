@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from . import layout
 from .edge_tables import EdgeSpool
 
+# Of every array: fast, small once bytes of equal weight lie side by side, a checksum a chunk.
+COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 FIRST = "first"
 COLUMNS: tuple[str, ...] = layout.EDGE.names or ()
 
@@ -53,7 +56,7 @@ def _create(
         fill_value=_fill(dtype),
         dimension_names=("part", "row" if name == FIRST else "edge"),
         chunk_key_encoding=layout.KEYS,
-        compressors=layout.COMPRESSORS,
+        compressors=COMPRESSORS,
     )
 
 

@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .select import Rule
 from .spool import Spool
 from .store import DONE, EDGES, PLAN, Store, create_empty, create_filled, open_place
-from .stored_edges import create_edges
+from .stored_edges import COMPRESSORS, create_edges
 from .windows import Plan
 
 _DOCUMENTS_PER_CHUNK = 256
@@ -130,7 +130,7 @@ def _create_arrays(
             fill_value=spec.fill,
             dimension_names=spec.dims,
             chunk_key_encoding=layout.KEYS,
-            compressors=layout.COMPRESSORS,
+            compressors=COMPRESSORS,
             attributes={"description": spec.about, **({"units": spec.units} if spec.units else {})},
         )
     group.create_array(
