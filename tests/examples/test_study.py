@@ -122,12 +122,12 @@ def noise(rng: np.random.Generator, cells: Cells) -> Floats:
 def by_document(rng: np.random.Generator, cells: Cells, scale: float) -> Floats:
     """Documents that differ: their levels are normal with this spread, tokens with 0.2."""
     level = stats.norm.ppf((np.arange(DOCUMENTS) + 0.5) / DOCUMENTS) * scale
-    return np.clip(noise(rng, cells) + level[cells[0].astype(int)], -1.99, -0.1)
+    return np.asarray(np.clip(noise(rng, cells) + level[cells[0].astype(int)], -1.99, -0.1))
 
 
 def half(cells: Cells) -> NDArray[np.bool_]:
     """The cells of every second document."""
-    return cells[0] % 2 == 0
+    return np.asarray(cells[0] % 2 == 0)
 
 
 # ---- the rule ------------------------------------------------------------------------------------
