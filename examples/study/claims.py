@@ -8,6 +8,7 @@ would count; both were set before anything was measured. The rule for every line
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -203,7 +204,12 @@ def judge_model(scan: Scan) -> list[Finding]:
     return [finding for test in tests for finding in test(scan, tokens)]
 
 
-def _resampling(scan: Scan) -> dict[str, int]:
+class _Resampling(TypedDict):
+    n_resamples: int
+    seed: int
+
+
+def _resampling(scan: Scan) -> _Resampling:
     return {"n_resamples": scan.resamples, "seed": scan.seed}
 
 
@@ -428,13 +434,8 @@ def _shared(first: Scan, second: Scan, pair: str) -> Iterator[Finding]:
             yield Finding("shared", pair, f"{level}s, {measure}", effect)
         # In every model density goes with position: models that share no more than that do not
         # count. The table is that of words.
-        one, other = (table[name] for name in names)
-        effect = spearman(
-            one,
-            other,
-            table["document"],
-            given=table["start"],
-            **_resampling(first),
-        )
+        x, y = (table[name] for name in names)
+        more = _resampling(first)
+        effect = spearman(x, y, table["document"], given=table["start"], **more)
         what = f"words, {measure}, position taken out"
         yield Finding("shared", pair, what, effect, main=measure == AUC)

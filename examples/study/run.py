@@ -186,7 +186,7 @@ def topology(name: str, store: Store) -> list[dict[str, Any]]:
     """
     shares = stratum_shares(store).groupby(["stratum", "document"]).mean().groupby("stratum").mean()
     return [
-        {"model": name, "threshold": float(value), **{str(key): row[key] for key in row}}
+        {"model": name, "threshold": float(value), **{str(k): v for k, v in row.items()}}
         for value, row in zip(store.strata, shares.to_dict("records"), strict=True)
     ]
 
@@ -198,8 +198,7 @@ def threshold_tables(
     if not pilot or any(label not in store.labels for store in stores.values()):
         return {"thresholds": [], "carried": []}
     chosen = by_model_and_label(tracers, stores, label, most=pilot, **more)
-    found = chosen["threshold"].to_dict()
-    of_all = {name: float(found[name, ALL]) for name in tracers}
+    of_all = {str(name): float(v) for name, v in chosen["threshold"].xs(ALL, level=1).items()}
     carried = carried_over(of_all, stores, more["seed"])
     table = chosen.rename_axis(["model", "value"]).reset_index()
     return {"thresholds": rows_json(table), "carried": rows_json(carried)}
