@@ -150,9 +150,18 @@ def verdict(effect: Interval, least: float) -> str:
 
 
 def standing(findings: Sequence[Finding]) -> str:
-    """A claim over all subjects: the verdict of its main lines, `mixed` where these differ."""
-    found = {finding.verdict for finding in findings if finding.main}
-    return found.pop() if len(found) == 1 else "mixed" if found else "not tested"
+    """A claim over all subjects: the verdict of its main lines, their numbers where these differ.
+
+    Example:
+        >>> standing([])
+        'not tested'
+    """
+    found = [finding.verdict for finding in findings if finding.main]
+    numbers = {verdict: found.count(verdict) for verdict in ("holds", "fails", "undecided")}
+    given = [name for name, number in numbers.items() if number]
+    if len(given) < 2:
+        return given[0] if given else "not tested"
+    return ", ".join(f"{name} in {numbers[name]}" for name in given) + f" of {len(found)}"
 
 
 @dataclass(frozen=True)

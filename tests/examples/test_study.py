@@ -152,14 +152,14 @@ def test_verdicts(
     assert study.claims.verdict(Interval(*effect), least) == expected
 
 
-def test_a_claim_over_models_is_mixed_where_these_differ(study: Any) -> None:
+def test_a_claim_over_models_counts_where_these_differ(study: Any) -> None:
     def line(value: float, main: bool = True) -> Any:
         effect = Interval(value, value - 0.01, value + 0.01)
         return study.claims.Finding("varies", "m", "w", effect, main)
 
     standing = study.claims.standing
     assert standing([line(0.3), line(0.4), line(-1, main=False)]) == "holds"
-    assert standing([line(0.3), line(0.0)]) == "mixed"
+    assert standing([line(0.3), line(0.0), line(0.0)]) == "holds in 1, fails in 2 of 3"
     assert standing([line(0.3, main=False)]) == "not tested"
 
 
