@@ -3,6 +3,7 @@
 #
 #     benches/gpu.sh                     # from a checkout; results go to build/gpu
 #     OUT=DIR PYTHON=python3 benches/gpu.sh
+#     TUNE=1 benches/gpu.sh              # the kernels' configurations first, then all on those
 #
 # A part that fails is named and the next one runs; the exit status says whether any failed. Without
 # a build of the package (no compiler, no network) it runs from the checkout, GPU ops alone.
@@ -68,6 +69,15 @@ checked() {
     return "$status"
 }
 
+# What got better is in the checkout, for the parts that follow, and beside their results.
+tune() {
+    "$PYTHON" -P benches/tune_gpu.py || return
+    local table
+    for table in kernels/triton/configs/sm_*.json; do
+        [[ ! -e $table ]] || cp "$table" "$OUT/" || return
+    done
+}
+
 if ! has_gpu; then
     echo "no GPU that torch can use: nothing was run" >&2
     exit 1
@@ -76,6 +86,10 @@ fi
 part build build
 if [[ -d build/checkout ]]; then
     export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
+fi
+# Before the tests, which then hold for what was found.
+if [[ ${TUNE:-0} == 1 ]]; then
+    part tune tune
 fi
 # -P: the root stays off the path, where kernels/ would pass for another package. By name, as tests
 # of other parts import packages that a GPU machine may lack.

@@ -61,6 +61,12 @@ def edge_levels(width: int, dtype: torch.dtype) -> object:
     return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(STRATA, 1, 33))
 
 
+def edge_levels_many(width: int, dtype: torch.dtype) -> object:
+    """In every number of columns that degrees of so many strata take."""
+    edges = problem(width, dtype).norm_edges()
+    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (17, 33, 65, 255)]
+
+
 def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:
     given = problem(width, dtype)
     q, k, v = (x.expand(STRATA, *x.shape) for x in (given.pattern.q, given.pattern.k, given.v))
@@ -72,6 +78,7 @@ CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "attention_stats": attention_stats,
     "output_errors": output_errors,
     "edge_levels": edge_levels,
+    "edge_levels_many": edge_levels_many,
     "edge_mass": edge_mass,
     "node_cuts": node_cuts,
     "row_cuts": row_cuts,

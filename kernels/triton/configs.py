@@ -1,28 +1,49 @@
 """Pinned tile sizes, so that two runs of a kernel agree: configs/*.json.
 
-A file is named after a compute capability ("sm_90"); `default.json` serves all others. It maps an
-op, the bits of the numbers it reads and the width of its head tiles to tile sizes, warps and
-pipeline stages.
+A file maps an op, the bits of the numbers it reads and the width of its head tiles to tile sizes,
+warps and pipeline stages. `default.json` has all entries; a file named after a compute capability
+("sm_90") has those that are better there, and the default serves the rest. benches/tune_gpu.py
+writes it.
 """
 
 import json
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "configs"
+DEFAULT = "default"
+
+Config = dict[str, int]  # argument to value
+Table = dict[str, dict[str, dict[str, Config]]]  # op, bits, width
 
 
-Table = dict[str, dict[str, dict[str, dict[str, int]]]]  # op, bits, width, argument
+class Place(NamedTuple):
+    """Of an entry in a table."""
+
+    op: str
+    bits: str
+    width: str
+
+
+def read(path: Path) -> Table:
+    """What a file has, by itself."""
+    found: Table = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 @cache
 def _table(name: str) -> Table:
-    path = FOLDER / f"{name}.json"
-    found: Table = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    """The entries of a file over those of the default."""
+    table = read(FOLDER / f"{DEFAULT}.json")
+    if name != DEFAULT:
+        for op, of_op in read(FOLDER / f"{name}.json").items():
+            for bits, entries in of_op.items():
+                table.setdefault(op, {}).setdefault(bits, {}).update(entries)
+    return table
 
 
 def available() -> list[str]:
@@ -30,13 +51,18 @@ def available() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
+def capability(device: torch.device) -> str:
+    """What a file for a GPU is named after."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def table_for(device: torch.device) -> str:
     """The table of a device's compute capability, or the default."""
     if device.type != "cuda":
-        return "default"
-    major, minor = torch.cuda.get_device_capability(device)
-    name = f"sm_{major}{minor}"
-    return name if (FOLDER / f"{name}.json").is_file() else "default"
+        return DEFAULT
+    name = capability(device)
+    return name if (FOLDER / f"{name}.json").is_file() else DEFAULT
 
 
 def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
@@ -44,15 +70,30 @@ def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
     return sorted(map(int, _table(table)[op].get(f"{8 * dtype.itemsize}-bit", ())))
 
 
-def launch(op: str, width: int, tensor: Tensor) -> dict[str, int]:
-    """Tile sizes, num_warps and num_stages of a launch: those of the next wider head listed.
+def place(op: str, width: int, tensor: Tensor) -> Place:
+    """Where the entry of a launch is: that of the next wider head listed. See `launch`."""
+    listed = widths(op, tensor.dtype, table_for(tensor.device))
+    fitting = next((size for size in listed if size >= width), listed[-1])
+    return Place(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
+
+
+def launch(op: str, width: int, tensor: Tensor) -> Config:
+    """Tile sizes, num_warps and num_stages of a launch.
 
     Args:
         op: its name in the tables.
         width: of its widest head tile.
         tensor: of the dtype and on the device of the tiles.
     """
-    table = table_for(tensor.device)
-    listed = widths(op, tensor.dtype, table)
-    fitting = next((size for size in listed if size >= width), listed[-1])
-    return dict(_table(table)[op][f"{8 * tensor.dtype.itemsize}-bit"][str(fitting)])
+    found = place(op, width, tensor)
+    return dict(_table(table_for(tensor.device))[found.op][found.bits][found.width])
+
+
+def places(table: str = DEFAULT) -> list[Place]:
+    """Where all entries of a table are."""
+    return [
+        Place(op, bits, width)
+        for op, of_op in _table(table).items()
+        for bits, entries in of_op.items()
+        for width in entries
+    ]

@@ -17,6 +17,8 @@ from .arguments import edge_weight, geometry, queries_and_keys
 from .tiles import allowed_tile, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
+FEW_STRATA = 16  # beyond, a program's degrees [BT, BK] leave no registers for tiles as large
+
 
 @triton.jit
 def load_cut(p_cuts, k, i_b, batch, o_t, length):
@@ -92,7 +94,8 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     levels = torch.empty(batch, length, length, dtype=torch.uint8, device=cuts.device)
     degrees = torch.zeros(strata, batch, length, dtype=torch.int32, device=cuts.device)
     shape, weight = geometry(pattern), edge_weight(edges)
-    config = configs.launch("edge_levels", max(shape["BD"], weight["BSENT"]), pattern.q)
+    op = "edge_levels" if strata <= FEW_STRATA else "edge_levels_many"
+    config = configs.launch(op, max(shape["BD"], weight["BSENT"]), pattern.q)
     grid = triton.cdiv(length, config["BT"]), triton.cdiv(length, config["SPAN"]), batch
     edge_levels_kernel[grid](
         p_lse=pattern.lse,

@@ -1,0 +1,322 @@
+"""Which tile sizes, warps and pipeline stages suit the GPU that is here?
+
+    python benches/tune_gpu.py                    # every entry that a problem below reaches
+    python benches/tune_gpu.py --op edge_levels --width 128
+
+Each entry of kernels/triton/configs climbs to the best of its neighbours, until none is better, on
+the cases of benches/measuring/op_cases.py that look it up. A neighbour has one argument halved or
+doubled, or a pipeline stage more or less. It must compile, fit, keep its registers and agree with
+the present entry's results before it is timed, in alternation with the present one. What is better
+goes to the file of the GPU's compute capability; where nothing is, no file is touched.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from device_models import device_work, llama_1b, llama_8b, random_model
+from device_timing import measure_on
+from op_cases import Case, cases, first_blocks
+from problems import attention_problem_of, prediction_problem_of
+from timing import Quartiles, Run
+
+from densitrace.kernels import dispatch
+from densitrace.kernels.triton import configs
+from densitrace.kernels.triton.configs import Config, Place, Table
+
+MARGIN = 0.03  # least gain of a median, where rounds agree better than that
+STRAY = 1e-3  # of the numbers of a result: rankings and cuts jump where two weights nearly tie
+MISCOUNTED = 1e-5  # of a result's sum of integers; a tile left out or counted twice is far more
+
+# Least and most of each argument; products take 16 rows, and what is not named here is a tile.
+BOUNDS = {"num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8), "SPAN": (128, 4096)}
+TILE_BOUNDS = (16, 512)
+
+
+def neighbours(config: Config) -> Iterator[Config]:
+    """The configurations one step away, in an order that is always the same."""
+    for name, value in config.items():
+        steps = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
+        least, most = BOUNDS.get(name, TILE_BOUNDS)
+        for step in steps:
+            if least <= step <= most:
+                yield config | {name: step}
+
+
+# ---- right before fast -----------------------------------------------------------------------
+
+
+def tensors_of(result: object) -> list[Tensor]:
+    """All tensors of a result, in order, inside dataclasses and sequences too."""
+    if isinstance(result, Tensor):
+        return [result]
+    parts: list[object] = []
+    if is_dataclass(result):
+        parts = [getattr(result, each.name) for each in fields(result)]
+    elif isinstance(result, list | tuple):
+        parts = list(result)
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def agree(expected: Tensor, found: Tensor, ratio: float) -> bool:
+    """Whether two results are one but for the order of sums and what that turns at a tie.
+
+    Args:
+        ratio: of the largest entry, what a float may differ by.
+    """
+    if not expected.is_floating_point():
+        wrong = (expected.long() - found.long()).abs().sum()
+        return bool(wrong <= MISCOUNTED * expected.long().abs().sum())
+    finite = expected.isfinite()
+    if not torch.equal(finite, found.isfinite()):
+        return False
+    largest = expected.where(finite, 0).abs().amax() if expected.numel() else 0
+    off = (expected - found).abs() > ratio * largest
+    return bool((off & finite).sum() <= STRAY * off.numel())
+
+
+@contextmanager
+def launches() -> Iterator[list[Any]]:
+    """The compiled kernels launched while the context is open."""
+    launched: list[Any] = []
+    run = JITFunction.run
+
+    def noted(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
+        launched.append(run(self, *args, **kwargs))
+        return launched[-1]
+
+    JITFunction.run = noted
+    try:
+        yield launched
+    finally:
+        JITFunction.run = run
+
+
+# ---- an entry on trial -----------------------------------------------------------------------
+
+
+@dataclass
+class Pins:
+    """What kernels look up while entries are tuned: those found so far, else those pinned."""
+
+    found: dict[Place, Config] = field(default_factory=dict)
+    asked: set[Place] = field(default_factory=set)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Kernels ask here while the context is open."""
+        pinned = configs.launch
+
+        def launch(op: str, width: int, tensor: Tensor) -> Config:
+            place = configs.place(op, width, tensor)
+            self.asked.add(place)
+            if place not in self.found:
+                self.found[place] = pinned(op, width, tensor)
+            return dict(self.found[place])
+
+        configs.launch = launch
+        try:
+            yield
+        finally:
+            configs.launch = pinned
+
+    def places_of(self, run: Run) -> set[Place]:
+        """The entries that a run looks up."""
+        self.asked.clear()
+        run()
+        return set(self.asked)
+
+
+@dataclass
+class Trial:
+    """One entry, and what is run to judge it."""
+
+    device: torch.device
+    pins: Pins
+    place: Place
+    runs: list[Run]
+
+    def under(self, config: Config) -> list[Tensor]:
+        """What the runs come to under a configuration."""
+        self.pins.found[self.place] = config
+        return [tensor for run in self.runs for tensor in tensors_of(run())]
+
+    def fault(self, config: Config, expected: list[Tensor]) -> str | None:
+        """Why a configuration is out of the question, if it is."""
+        try:
+            with launches() as launched:
+                found = self.under(config)
+        except torch.AcceleratorError:  # the device is lost to this process
+            raise
+        except (TritonError, RuntimeError) as error:  # passes of the compiler raise the latter
+            return f"does not run: {type(error).__name__}"
+        if max(kernel.n_spills for kernel in launched):
+            return "spills"
+        ratio = 2.0**-8 if self.place.bits == "16-bit" else 2e-5  # of the tests of the ops
+        same = all(agree(*pair, ratio) for pair in zip(expected, found, strict=True))
+        return None if same else "wrong"
+
+    def over(self, config: Config, present: Config) -> Quartiles:
+        """The time of a configuration in times of the present one, round by round."""
+        runs = {name: partial(self.under, each) for name, each in (("", config), ("p", present))}
+        return measure_on(self.device, runs[""], {"p": runs["p"]}).over("p")
+
+
+def better(ratio: Quartiles) -> bool:
+    """Whether the median gains more than the rounds differ by."""
+    return 1 - ratio.median > max(MARGIN, ratio.q3 - ratio.q1)
+
+
+def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
+    """From a configuration to one without a better neighbour."""
+    present, seen = start, [start]
+    expected = trial.under(start)
+    while True:
+        best: tuple[float, Config] | None = None
+        for config in neighbours(present):
+            if config in seen:
+                continue
+            seen.append(config)
+            fault = trial.fault(config, expected)
+            if fault is None:
+                ratio = trial.over(config, present)
+                if better(ratio) and (best is None or ratio.median < best[0]):
+                    best = ratio.median, config
+            say(f"  {json.dumps(config)}: {fault or f'x {ratio.median:.3f}'}")
+        # The best of many was also lucky: it has to be better a second time.
+        if best is None or not better(trial.over(best[1], present)):
+            trial.pins.found[trial.place] = present
+            return present
+        present = best[1]
+
+
+# ---- the file --------------------------------------------------------------------------------
+
+
+def text(table: Table) -> str:
+    """One line an entry: ops and bits by name, widths by size."""
+    ops = []
+    for op in sorted(table):
+        kinds = []
+        for bits in sorted(table[op]):
+            entries = sorted(table[op][bits].items(), key=lambda entry: int(entry[0]))
+            lines = [f'      "{width}": {json.dumps(config)}' for width, config in entries]
+            kinds.append(f'    "{bits}": {{\n' + ",\n".join(lines) + "\n    }")
+        ops.append(f'  "{op}": {{\n' + ",\n".join(kinds) + "\n  }")
+    return "{\n" + ",\n".join(ops) + "\n}\n"
+
+
+def write(path: Path, place: Place, config: Config) -> None:
+    """Put an entry into a file, which is whole at any time, and new if need be."""
+    table = configs.read(path) if path.is_file() else {}
+    table.setdefault(place.op, {}).setdefault(place.bits, {})[place.width] = config
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text(table), encoding="utf-8")
+    temporary.replace(path)
+
+
+def tune(
+    device: torch.device,
+    runs: Mapping[str, Run],
+    pins: Pins,
+    done: set[Place],
+    wanted: Callable[[Place], bool],
+    path: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Tune what the runs look up, what is `done` apart; write each entry when it is found."""
+    with pins.in_place():
+        using = {name: pins.places_of(run) for name, run in runs.items()}
+        for place in sorted(set().union(*using.values()) - done):
+            done.add(place)
+            if not wanted(place):
+                continue
+            names = [name for name, places in using.items() if place in places]
+            start = pins.found[place]
+            say(f"{' '.join(place)}, by {'; '.join(names)}: {json.dumps(start)}")
+            found = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
+            if found != start:
+                write(path, place, found)
+                say(f"  wrote {json.dumps(found)}")
+
+
+# ---- on the GPU ------------------------------------------------------------------------------
+
+
+def wide() -> Any:
+    """Llama-3.1-8B with half as many heads, twice as wide."""
+    config = llama_8b()
+    config.head_dim, config.num_attention_heads, config.num_key_value_heads = 256, 16, 4
+    return config
+
+
+MODELS: Mapping[int, Callable[[], Any]] = {64: llama_1b, 128: llama_8b, 256: wide}
+LENGTHS = {12: 2048, 64: 512, 255: 512}  # tokens, by strata: a lane holds all queries
+
+
+def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
+    """The cases of a head width, in each dtype and number of strata."""
+    for dtype in (torch.bfloat16, torch.float32):
+        model = random_model(first_blocks(MODELS[width]()), device, dtype)
+        for strata, length in LENGTHS.items():
+            work = device_work(model, length, strata, rows=1)
+            with torch.inference_mode():
+                found = cases(attention_problem_of(work), prediction_problem_of(work))
+            yield {f"{name} ({length} tokens, {strata} strata)": found[name] for name in found}
+            del work, found
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def served(found: Mapping[str, Case], device: torch.device) -> dict[str, Run]:
+    """The cases that Triton serves."""
+    return {
+        name: case.run
+        for name, case in found.items()
+        if dispatch.serving(case.op, device, "auto", case.edges) == "triton"
+    }
+
+
+@click.command()
+@click.option("--op", "ops", multiple=True, help="entries of this op alone; repeatable")
+@click.option(
+    "--width", "widths", multiple=True, type=click.Choice([str(each) for each in MODELS]),
+    default=[str(each) for each in MODELS], help="of the heads of the problems; repeatable",
+)  # fmt: skip
+def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
+    """Tune the entries for the GPU that is here, and write those that got better."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("no GPU that torch can use: nothing was tuned")
+    listed = configs.places()
+    unknown = set(ops) - {place.op for place in listed}
+    if unknown:
+        raise click.BadParameter(f"no entries of {', '.join(sorted(unknown))}", param_hint="--op")
+    device = torch.device("cuda", torch.cuda.current_device())
+    path = configs.FOLDER / f"{configs.capability(device)}.json"
+    pins, done = Pins(), set[Place]()
+    for width in widths:
+        for found in problems(int(width), device):
+            runs = served(found, device)
+            tune(
+                device, runs, pins, done, lambda place: not ops or place.op in ops, path, click.echo
+            )
+    for place in listed:
+        if place not in done and (not ops or place.op in ops):
+            click.echo(f"{' '.join(place)}: no problem looks it up; left as it is")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The tuner on a clock, a compiler and an op that are made up: what it takes, and what not."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import LlamaConfig
+from triton.errors import TritonError
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from densitrace.kernels import dispatch
+from densitrace.kernels.triton import configs
+from densitrace.kernels.triton.configs import Config, Place
+
+BENCHES = Path(__file__).parents[2] / "benches"
+CPU = torch.device("cpu")
+START = {"BT": 32, "BS": 32, "num_warps": 4, "num_stages": 2}
+OPTIMUM = {"BT": 128, "BS": 64, "num_warps": 8, "num_stages": 3}
+PLACE = Place("climbed", "32-bit", "64")
+
+
+def kernel(BT, BS, num_warps, num_stages):  # type: ignore[no-untyped-def]
+    """Never compiled: `Device.launch` stands for what a launch comes to."""
+
+
+def away(config: Config) -> float:
+    """Steps from the optimum; as many percent slower."""
+    steps = {name: abs(value / OPTIMUM[name]) for name, value in config.items()}
+    stages = abs(config["num_stages"] - OPTIMUM["num_stages"])
+    return stages + sum(max(x, 1 / x) - 1 for name, x in steps.items() if name != "num_stages")
+
+
+@dataclass
+class Device:
+    """A clock that launches move on, and what becomes of a configuration."""
+
+    cost: Callable[[Config], float] = lambda config: 1 + away(config)
+    noise: float = 0.0
+    fails: Callable[[Config], bool] = lambda config: False
+    spills: Callable[[Config], bool] = lambda config: False
+    wrong: Callable[[Config], bool] = lambda config: False
+    now: float = 0.0
+    random: Random = field(default_factory=lambda: Random(0))
+    launched: list[Config] = field(default_factory=list)
+
+    def launch(self, config: Config) -> SimpleNamespace:
+        """In place of Triton's compiler and driver."""
+        self.launched.append(config)
+        if self.fails(config):
+            raise TritonError("out of resource: shared memory")
+        self.now += self.cost(config) * self.random.uniform(1 - self.noise, 1 + self.noise)
+        return SimpleNamespace(n_spills=24 if self.spills(config) else 0)
+
+    def op(self) -> torch.Tensor:
+        """Looks its entry up and launches, as the host code of an op does."""
+        result = torch.arange(1.0, 1001.0)
+        config = configs.launch(PLACE.op, 40, result)
+        JITFunction(kernel)[(1,)](**config)
+        return -result if self.wrong(config) else result
+
+
+def script() -> ModuleType:
+    """A file of benches, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("tune_gpu", BENCHES / "tune_gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script, on a folder of tables with one entry to tune."""
+    table = {PLACE.op: {PLACE.bits: {PLACE.width: START}}}
+    (tmp_path / "default.json").write_text(json.dumps(table))
+    monkeypatch.setattr(configs, "FOLDER", tmp_path)
+    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # of the clock
+    configs._table.cache_clear()
+    monkeypatch.setattr(configs, "table_for", lambda device: configs.DEFAULT)
+    return script()
+
+
+@pytest.fixture(autouse=True)
+def tables_read_again() -> Any:
+    """What was read from a folder of a test is forgotten."""
+    yield
+    configs._table.cache_clear()
+
+
+def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> Config | None:
+    """What a climb writes, if anything."""
+    monkeypatch.setattr("device_timing.Clock.mark", lambda _: device.now)
+    monkeypatch.setattr(JITFunction, "run", lambda self, grid, warmup, **c: device.launch(c))
+    path = configs.FOLDER / "sm_90.json"
+    said: list[str] = []
+    before = configs.launch
+    tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, said.append)
+    assert configs.launch is before
+    assert not list(configs.FOLDER.glob("*.new"))
+    if not path.exists():
+        return None
+    found: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
+    assert list(found) == list(START)
+    return found
+
+
+def test_finds_the_optimum(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuned(tune, Device(noise=0.01), monkeypatch) == OPTIMUM
+
+
+@pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
+def test_never_takes_what_is_faulty(
+    fault: str, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest have a fault: the best of the others is taken, and none of them is timed."""
+    device = Device(**{fault: lambda config: config["BT"] > 64})  # type: ignore[arg-type]
+    assert tuned(tune, device, monkeypatch) == OPTIMUM | {"BT": 64}
+    faulty = [config for config in device.launched if config["BT"] > 64]
+    assert faulty
+    assert all(faulty.count(config) == 1 for config in faulty)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        Device(cost=lambda config: 1.0),
+        Device(cost=lambda config: 1.0 if config == START else 0.98),
+        Device(cost=lambda config: 1.0 if config == START else 0.9, noise=0.3),
+    ],
+    ids=["equal", "within the margin", "within noise"],
+)
+def test_nothing_better_touches_no_file(
+    device: Device, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tuned(tune, device, monkeypatch) is None
+    assert len(device.launched) > 8
+
+
+def test_an_existing_file_keeps_its_entries(
+    tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = configs.FOLDER / "sm_90.json"
+    other = {"other": {"16-bit": {"128": {"BT": 16}, "64": {"BT": 32}}}}
+    path.write_text(json.dumps(other))
+    assert tuned(tune, Device(), monkeypatch) == OPTIMUM
+    assert configs.read(path) == other | {PLACE.op: {PLACE.bits: {PLACE.width: OPTIMUM}}}
+    first = path.read_text()
+    assert first.index('"64": {"BT": 32}') < first.index('"128": {"BT": 16}')
+    tune.write(path, PLACE, OPTIMUM)
+    assert path.read_text() == first
+
+
+def test_a_lost_device_ends_the_climb(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its later errors would pass for faults of configurations; what was pinned stays pinned."""
+
+    def lost(config: Config) -> bool:
+        if config != START:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+        return False
+
+    with pytest.raises(torch.AcceleratorError):
+        tuned(tune, Device(fails=lost), monkeypatch)
+    assert configs.launch(*PLACE[:1], 40, torch.zeros(1)) == START
+    assert not (configs.FOLDER / "sm_90.json").exists()
+
+
+def test_results_agree_but_for_rounding(tune: ModuleType) -> None:
+    floats = torch.linspace(-1, 1, 4096)
+    counts = torch.full((4096,), 1000)
+    assert tune.agree(floats, floats + 1e-6, 2e-5)
+    assert tune.agree(counts, counts + (torch.arange(4096) == 7), 2e-5)
+    assert not tune.agree(counts, counts + (torch.arange(4096) < 64), 2e-5)
+    assert not tune.agree(floats, floats.where(torch.arange(4096) >= 64, 0), 2e-5)
+    assert not tune.agree(floats, floats.where(torch.arange(4096) != 7, torch.nan), 2e-5)
+
+
+def test_a_table_of_a_device_lies_over_the_default(
+    tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {PLACE.op: {"32-bit": {"64": START, "128": START}, "16-bit": {"64": START}}}
+    (configs.FOLDER / "default.json").write_text(json.dumps(table))
+    tune.write(configs.FOLDER / "sm_90.json", PLACE, OPTIMUM)
+    assert configs.available() == ["default", "sm_90"]
+    monkeypatch.setattr(configs, "table_for", lambda device: "sm_90")
+    found = [configs.launch(PLACE.op, width, torch.zeros(1)) for width in (33, 65)]
+    assert found == [OPTIMUM, START]
+    assert configs.launch(PLACE.op, 64, torch.zeros(1).half()) == START
+    assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
+
+
+def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(tune.main)
+    assert result.exit_code == 1
+    assert "no GPU" in result.output
+
+
+def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a tiny model and few tokens, with every kernel looked up but not run."""
+    tune = script()
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    monkeypatch.setattr(tune, "MODELS", {64: lambda: config})
+    monkeypatch.setattr(tune, "LENGTHS", dict.fromkeys(tune.LENGTHS, 6))
+    pins = tune.Pins()
+    for found in tune.problems(64, CPU):
+        with monkeypatch.context() as patch, pins.in_place():
+            patch.setitem(dispatch.PREFERENCE, "cpu", ("triton", "reference"))
+            patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
+            patch.setattr(torch, "empty", torch.zeros)
+            for run in tune.served(found, CPU).values():
+                run()
+    listed = {(place.op, place.bits) for place in configs.places()}
+    assert {(place.op, place.bits) for place in pins.asked} == listed
+    assert {place.width for place in pins.asked if place.op == "row_cuts"} == {"16", "64", "256"}
