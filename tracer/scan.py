@@ -44,6 +44,7 @@ from .tracing import Scope, Settings
 from .windows import Encode, Encoded, Plan, plan_windows, spread
 
 BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
+PADDING = 0.05  # of a batch's tokens, at most
 RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
 
 log = logging.getLogger(__name__)
@@ -396,7 +397,9 @@ class _Run:
     def _trace(self, part: int) -> "_TracedPart":
         started, store, plan = time.monotonic(), self.store, self.store.plan(part)
         arrays = _empty_part(store, store.windows(part))
-        groups = batches(plan.length, self._tokens_together)
+        # To read the model once more costs more than padding does.
+        padding = np.inf if self.tracer.offloaded else PADDING
+        groups = batches(plan.length, self._tokens_together, padding)
         tokens, padded = int(plan.length.sum()), 0
         counted = 0
         spool, recorders = self._recorders(plan, groups)
@@ -461,19 +464,30 @@ class _TracedPart:
     about: dict[str, Any]  # for the log
 
 
-def batches(lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
+def batches(
+    lengths: NDArray[np.int32], batch_tokens: int, padding: float = PADDING
+) -> list[list[int]]:
     """Windows grouped by similar length, each group at most `batch_tokens` with its padding.
 
+    Args:
+        lengths: tokens of each window.
+        batch_tokens: bound of a group of more than one window.
+        padding: most of it in a group, as a share of its tokens.
+
     Example:
-        >>> batches(np.array([3, 9, 2]), 9)
-        [[1], [0, 2]]
+        >>> batches(np.array([30, 90, 29, 20]), 90)
+        [[1], [0, 2], [3]]
     """
     groups: list[list[int]] = []
+    longest = held = 0
     for window in np.argsort(-lengths, kind="stable").tolist():
-        longest = lengths[groups[-1][0]] if groups else 0
-        if not groups or (len(groups[-1]) + 1) * longest > batch_tokens:
+        length = int(lengths[window])
+        padded = (len(groups[-1]) + 1) * longest if groups else 0
+        if not groups or padded > batch_tokens or padded > (1 + padding) * (held + length):
             groups.append([])
+            longest, held = length, 0
         groups[-1].append(window)
+        held += length
     return groups
 
 

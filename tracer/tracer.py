@@ -144,6 +144,11 @@ class Tracer:
         return self._decoder.device
 
     @property
+    def offloaded(self) -> bool:
+        """Whether blocks are read from files when they run."""
+        return self._decoder.offloaded is not None
+
+    @property
     def max_length(self) -> int | None:
         """Tokens that a sequence may have, for learned positions; None where any length runs."""
         return self._decoder.max_length

@@ -139,13 +139,23 @@ def test_batches_do_not_matter(byte_tracer: Tracer, corpus: Path, tmp_path: Path
             np.testing.assert_allclose(stores[0].array(name)[:], other.array(name)[:], atol=1e-5)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
-def test_batches_hold_each_window_once_and_stay_small(lengths: list[int], tokens: int) -> None:
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    st.integers(1, 120),
+    st.sampled_from([0.0, 0.05, 0.5, np.inf]),
+)
+def test_batches_hold_each_window_once_and_stay_small(
+    lengths: list[int], tokens: int, padding: float
+) -> None:
     array = np.array(lengths, dtype=np.int32)
-    groups = batches(array, tokens)
+    groups = batches(array, tokens, padding)
     assert sorted(window for group in groups for window in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or len(group) * array[group].max() <= tokens
+        padded = len(group) * array[group].max()
+        assert len(group) == 1 or padded <= tokens
+        assert padded <= (1 + padding) * array[group].sum()
+    together = batches(array, tokens, np.inf)
+    assert len(together) <= len(groups)
 
 
 def test_two_scans_give_the_same_bytes(
