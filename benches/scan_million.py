@@ -2,7 +2,7 @@
 
     python benches/scan_million.py --corpus FOLDER --out benches/results/scan-million-DATE
 
-Paragraphs of the folder's .txt files, in documents of many lengths, are scanned with the bundled
+Paragraphs of the folder's .txt files, in documents of many lengths, are scanned with a small
 model by the command line until a million tokens are done; on the way the process is killed
 (SIGKILL), and the same command goes on. Memory is that of the process, once a second.
 """
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from ledger import figure, machine, write_record
-from long_scans import CONTEXT, command_of, parts_logged, write_corpus
+from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
 from scan_workers import shards
 
 from densitrace import open_store
@@ -121,11 +121,11 @@ def plot(samples: list[tuple[float, float, int]], kills: list[float], path: Path
     chart.savefig(path, metadata={"Date": None})
 
 
-def record_of(corpus: Path, tokens: int, folder: Path, drawing: Path) -> dict[str, Any]:
+def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path) -> dict[str, Any]:
     """Scan, kill, go on, and count."""
     text, out, log = folder / "corpus.jsonl", folder / "traces.zarr", folder / "log.jsonl"
-    write_corpus(corpus, text, tokens)
-    command = command_of(text, out, log)
+    write_corpus(corpus, text, tokens, model)
+    command = command_of(text, out, log, model)
     watched, kills = Watched(command, out), []
     # The first start plans; how many parts there are is known from then on.
     watched.run(kill_at=1)
@@ -148,6 +148,7 @@ def record_of(corpus: Path, tokens: int, folder: Path, drawing: Path) -> dict[st
     return {
         "date": str(date.today()),
         "machine": machine(),
+        "model": model,
         "tokens": len(frame),
         "documents": len(store.documents),
         "strata": len(store.strata),
@@ -178,8 +179,8 @@ def page(record: dict[str, Any], drawing: Path) -> str:
     lines = [
         f"# A long scan, {record['date']}",
         "",
-        f"`python benches/scan_million.py --corpus FOLDER` on {info['processor']}, "
-        f"{info['threads']} threads, torch {info['torch']}. The bundled model, windows of "
+        f"`python benches/scan_million.py --corpus FOLDER --model {record['model']}` on "
+        f"{info['processor']}, {info['threads']} threads, torch {info['torch']}. Windows of "
         f"{CONTEXT} tokens, defaults otherwise. Parts are written while the next one is traced: "
         "the write share is of the seconds of tracing, hidden or not.",
         "",
@@ -196,16 +197,17 @@ def page(record: dict[str, Any], drawing: Path) -> str:
 @click.command()
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--model", type=click.Choice(tuple(MODELS)), default="bundled", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
 @click.option("--folder", type=click.Path(path_type=Path), help="where the store is left")
-def main(corpus: Path, tokens: int, out: Path, folder: Path | None) -> None:
+def main(corpus: Path, tokens: int, model: str, out: Path, folder: Path | None) -> None:
     """Measure, and write OUT.json, OUT.md and OUT.svg."""
     drawing = out.with_suffix(".svg")
     with TemporaryDirectory() as temporary:
         work = folder or Path(temporary)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        record = record_of(corpus, tokens, work, drawing)
+        record = record_of(corpus, tokens, model, work, drawing)
     write_record(out, record, page(record, drawing))
 
 

@@ -1,4 +1,4 @@
-"""Long scans with the bundled model: their corpus, their command, what they log."""
+"""Long scans with a model of this repository: their corpus, their command, what they log."""
 
 import json
 import random
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from problems import EXAMPLES, bundled
+from problems import EXAMPLES
+from transformers import AutoTokenizer
 
-CONTEXT = 512
+CONTEXT = 256  # what the models were trained on
+MODELS = {"bundled": EXAMPLES / "model", "wide": EXAMPLES / "study/models/wide"}
 DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
 
 
@@ -32,10 +34,9 @@ def documents(folder: Path) -> Iterator[dict[str, str]]:
                 yield {"source": source, "text": text.strip()}
 
 
-def write_corpus(folder: Path, path: Path, tokens: int) -> None:
-    """Documents until there are as many tokens."""
-    tokenizer, count = bundled().tokenizer, 0
-    assert tokenizer is not None
+def write_corpus(folder: Path, path: Path, tokens: int, model: str = "bundled") -> None:
+    """Documents until there are as many tokens of a model's."""
+    tokenizer, count = AutoTokenizer.from_pretrained(MODELS[model]), 0
     with path.open("w", encoding="utf-8") as file:
         for number, document in enumerate(documents(folder)):
             count += len(tokenizer(document["text"], verbose=False)["input_ids"])
