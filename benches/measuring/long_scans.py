@@ -46,18 +46,11 @@ def write_corpus(folder: Path, path: Path, tokens: int, model: str = "bundled") 
     raise click.UsageError(f"--corpus {str(folder)!r} holds {count} tokens only")
 
 
-def command_of(corpus: Path, out: Path, log: Path) -> list[str]:
+def command_of(corpus: Path, out: Path, log: Path, model: str = "bundled") -> list[str]:
     """The command line of a scan, in windows of `CONTEXT` tokens and defaults otherwise."""
     command = [sys.executable, "-m", "densitrace", "scan", str(corpus), "--out", str(out)]
-    return [
-        *command,
-        "--model",
-        str(EXAMPLES / "model"),
-        "--context",
-        str(CONTEXT),
-        "--log",
-        str(log),
-    ]
+    command += ["--model", str(MODELS[model]), "--dtype", "float32", "--context", str(CONTEXT)]
+    return [*command, "--log", str(log)]
 
 
 def parts_logged(log: Path) -> list[dict[str, Any]]:
