@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problem import VARIANTS, Floats, Problem, Shape, assert_attention_stats, close
+from attention_problem import (
+    VARIANTS,
+    Floats,
+    Problem,
+    Shape,
+    assert_attention_stats,
+    close,
+    gap_cuts,
+)
 from golden import FAMILIES, GOLDENS, golden
 from oracles import errors as oracle_errors
 
@@ -68,25 +76,6 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
         return there
 
     monkeypatch.setattr(dispatch, "pick", pick_there)
-
-
-def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
-    """float32 [K, B, T] cuts in the widest of the gaps near each quantile of a target's weights.
-
-    Hundreds of weights lie close together: in a narrow gap float32 would not know which side.
-    """
-    b, h, t, s = weights.shape
-    rows = np.sort(weights.transpose(0, 2, 1, 3).reshape(b, t, h * s), axis=-1)
-    cuts = np.zeros((len(quantiles), b, t))
-    for k, i, j in np.ndindex(cuts.shape):
-        row = rows[i, j][rows[i, j] > 0]
-        if len(row) < 2:
-            continue
-        middle = round(sorted(quantiles, reverse=True)[k] * (len(row) - 1))
-        first, last = max(0, middle - 4), min(len(row) - 1, middle + 4)
-        widest = first + int(np.argmax(row[first + 1 : last + 1] / row[first:last]))
-        cuts[k, i, j] = np.sqrt(row[widest] * row[widest + 1])
-    return torch.from_numpy(np.sort(cuts, axis=0)[::-1].copy()).float()
 
 
 # ---- the ops: each checks one problem --------------------------------------------------------

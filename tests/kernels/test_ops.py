@@ -81,6 +81,7 @@ def test_source_norms(problem: Problem, p: int) -> None:
         "source norms",
         kernels.source_norms(problem.v, problem.w_o, p, backend=problem.backend),
         expected,
+        problem.norm_ratio,
     )
 
 

@@ -1,0 +1,130 @@
+"""Triton's ops of attention against plain torch, in dtypes and head sizes that test_ops lacks.
+
+To 1e-5 of a result's largest entry, also where queries, keys and values have 16 bits: both take
+these as the float32 numbers that they are, and the interpreter does not round attention weights to
+the values' dtype as tensor cores do, whose bound `Problem.product_ratio` has and test_gpu checks.
+What is left is the order of float32 sums of at most 256 terms: at 2^-24 a step, sums of terms of
+either sign err by some sqrt(256) 2^-24 = 1e-6 of their size.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_problem import VARIANTS, Problem, Shape, close, gap_cuts
+from torch import Tensor
+
+from densitrace import kernels
+from densitrace.kernels import AttentionEdges, NormWeight, triton
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+FULL = Shape(
+    batch=1, heads=2, groups=1, length=9, d_k=40, d_v=24, window=6, softcap=5.0, sinks=True,
+    segments=True, scattered=True,
+)  # fmt: skip
+SHAPES = {
+    "float16, unequal": replace(FULL, dtype=torch.float16),
+    "bfloat16, unequal": replace(FULL, dtype=torch.bfloat16),
+    "heads of 64": replace(FULL, d_k=64, d_v=64),
+    "heads of 128, bfloat16": replace(FULL, d_k=128, d_v=128, dtype=torch.bfloat16),
+    "heads of 256": replace(FULL, d_k=256, d_v=256),
+    "heads of 256, float16": replace(FULL, d_k=256, d_v=256, dtype=torch.float16),
+    "heads of 128 and 32, plain": Shape(batch=1, length=9, d_k=128, d_v=32),
+}
+SHARES = (0.2, 0.6, 0.97)
+
+
+def edges_of(problem: Problem) -> AttentionEdges:
+    """Norm edges whose every number comes from plain torch."""
+    problem.pattern = replace(problem.pattern, scale=problem.shape.d_k**-0.5)  # as models do
+    norms = kernels.source_norms(problem.v, problem.w_o, 1, backend="reference")
+    lse = kernels.attention_stats(problem.pattern, problem.v, None, backend="reference").lse
+    return AttentionEdges(replace(problem.pattern, lse=lse), NormWeight(norms, problem.target))
+
+
+def cuts_of(edges: AttentionEdges) -> Tensor:
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
+    return gap_cuts(weights.double().numpy(), (0.9, 0.6, 0.2))
+
+
+def side_of(problem: Problem) -> Tensor:
+    return problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+
+
+def source_norms(problem: Problem, backend: str) -> Iterable[Tensor]:
+    return [kernels.source_norms(problem.v, problem.w_o, p, backend=backend) for p in (1, 2)]
+
+
+def attention_stats(problem: Problem, backend: str) -> Iterable[Tensor]:
+    pattern = replace(edges_of(problem).pattern, lse=None)
+    source = problem.normal(problem.shape.batch, problem.shape.heads, problem.shape.length).abs()
+    found = kernels.attention_stats(pattern, problem.v, source, backend=backend)
+    return found.output, found.lse, found.mass
+
+
+def edge_mass(problem: Problem, backend: str) -> Iterable[Tensor]:
+    return [kernels.edge_mass(edges_of(problem), backend=backend)]
+
+
+def edge_levels(problem: Problem, backend: str) -> Iterable[Tensor]:
+    edges = edges_of(problem)
+    found = kernels.edge_levels(edges, cuts_of(edges), backend=backend)
+    return found.levels, found.degrees
+
+
+def nucleus_cuts(problem: Problem, backend: str) -> Iterable[Tensor]:
+    edges, side = edges_of(problem), side_of(problem)
+    total = kernels.edge_mass(edges, backend="reference") + side.sum(0)
+    return [kernels.nucleus_cuts(edges, side, SHARES, total, backend=backend)]
+
+
+def fraction_cuts(problem: Problem, backend: str) -> Iterable[Tensor]:
+    edges = edges_of(problem)
+    return [kernels.fraction_cuts(edges, side_of(problem), SHARES, backend=backend)]
+
+
+def lane_attention(problem: Problem, backend: str) -> Iterable[Tensor]:
+    edges, lanes = edges_of(problem), [Problem(problem.shape, seed) for seed in (1, 2, 3)]
+    q, k = (torch.stack([getattr(lane.pattern, name) for lane in lanes]) for name in "qk")
+    own = replace(edges.pattern, q=q, k=k, lse=None)
+    values = torch.stack([lane.v for lane in lanes])
+    return [
+        kernels.lane_attention(edges, cuts_of(edges), values, of, invert=invert, backend=backend)
+        for of in (own, None)
+        for invert in (False, True)
+    ]
+
+
+OPS: dict[str, Callable[[Problem, str], Iterable[Tensor]]] = {
+    "source_norms": source_norms,
+    "attention_stats": attention_stats,
+    "edge_mass": edge_mass,
+    "edge_levels": edge_levels,
+    "nucleus_cuts": nucleus_cuts,
+    "fraction_cuts": fraction_cuts,
+    "lane_attention": lane_attention,
+}
+
+
+def test_ops_are_all_there_are() -> None:
+    """Output errors, of no attention, are gone through by test_triton."""
+    assert OPS.keys() | {"output_errors"} == set(triton.__all__)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [pytest.param(op, shape, id=f"{op}, {name}") for name, shape in SHAPES.items() for op in OPS]
+    # test_ops asks for masses only of backends that also give every weight.
+    + [pytest.param("edge_mass", shape, id=f"edge_mass, {n}") for n, shape in VARIANTS.items()],
+)
+def test_op(op: str, shape: Shape) -> None:
+    """Integers agree to the last."""
+    ratio = Problem(shape).norm_ratio if op == "source_norms" else 1e-5
+    found, expected = (OPS[op](Problem(shape), backend) for backend in ("triton", "reference"))
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs.is_floating_point():
+            close(op, ours, theirs.double().numpy(), ratio)
+        else:
+            assert torch.equal(ours, theirs)
