@@ -149,6 +149,7 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
         "date": str(date.today()),
         "machine": machine(),
         "model": model,
+        "asked": tokens,
         "tokens": len(frame),
         "documents": len(store.documents),
         "strata": len(store.strata),
@@ -175,12 +176,13 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
 def page(record: dict[str, Any], drawing: Path) -> str:
     """Markdown."""
     info = record["machine"]
-    shown = {key: value for key, value in record.items() if key not in ("date", "machine")}
+    shown = {key: value for key, value in record.items() if key not in ("date", "machine", "asked")}
     lines = [
         f"# A long scan, {record['date']}",
         "",
-        f"`python benches/scan_million.py --corpus FOLDER --model {record['model']}` on "
-        f"{info['processor']}, {info['threads']} threads, torch {info['torch']}. Windows of "
+        f"`python benches/scan_million.py --corpus FOLDER --model {record['model']} --tokens "
+        f"{record['asked']}` on {info['processor']}, {info['threads']} threads, torch "
+        f"{info['torch']}. Windows of "
         f"{CONTEXT} tokens, defaults otherwise. Parts are written while the next one is traced: "
         "the write share is of the seconds of tracing, hidden or not.",
         "",
