@@ -248,9 +248,10 @@ def _plan(
         reporter.advance(sum(len(each.ids) for each in encoded))
         return encoded
 
+    started = time.monotonic()
     reporter.begin("reading", None)
     try:
-        return plan_windows(
+        plan = plan_windows(
             documents,
             counted,
             context,
@@ -260,6 +261,14 @@ def _plan(
         )
     finally:
         reporter.end()
+    about = {
+        "documents": report.documents,
+        "windows": plan.n_windows,
+        "tokens": int(plan.length.sum()),
+        "seconds": time.monotonic() - started,
+    }
+    log.info("corpus read", extra=about)
+    return plan
 
 
 def _planned_store(

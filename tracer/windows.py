@@ -1,12 +1,14 @@
 """A corpus as windows: what is scanned, planned before anything is traced."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorpusError, InputError
+from .ahead import ahead
 from .corpus import CorpusReport, Document
 from .spool import Spool
 
@@ -93,17 +95,19 @@ def plan_windows(
     """
     if context < 1:
         raise InputError(f"context={context} is too small: a window holds at least 1 token")
-    with spool:
-        for together in _together(documents):
-            found = encode([document.text for document in together])
-            for document, encoded in zip(together, found, strict=True):
-                if encoded.ids:
-                    spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
-                elif report is not None:
-                    report.documents -= 1
-                    report.skip(NO_TOKENS, document.source)
+    without: list[str] = []
+    with spool, closing(_encoded(documents, encode)) as found:
+        for document, encoded in found:
+            if encoded.ids:
+                spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
+            else:
+                without.append(document.source)
     if not len(spool):
         raise CorpusError("the corpus holds no token: " + NO_TOKENS + ", of any text")
+    if report is not None:
+        report.documents -= len(without)
+        for source in without:
+            report.skip(NO_TOKENS, source)
     sizes = spool.sizes
     windows = -(-sizes // context)
     owner = np.repeat(np.arange(len(sizes)), windows)
@@ -118,6 +122,20 @@ def plan_windows(
         window_start=window_start.astype(np.int32),
         length=np.minimum(sizes[owner] - window_start, context).astype(np.int32),
     )
+
+
+def _encoded(
+    documents: Iterable[Document], encode: Encode
+) -> Generator[tuple[Document, Encoded], None, None]:
+    """Documents and their tokens: some are read while others are tokenised and a third are used."""
+
+    def runs(waiting: Iterable[list[Document]]) -> Iterator[Iterable[tuple[Document, Encoded]]]:
+        for run in waiting:
+            yield zip(run, encode([document.text for document in run]), strict=True)
+
+    with closing(ahead(_together(documents))) as read, closing(ahead(runs(read))) as encoded:
+        for run in encoded:
+            yield from run
 
 
 def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
