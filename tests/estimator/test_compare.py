@@ -165,7 +165,7 @@ def test_intervals_of_a_correlation_cover_it() -> None:
         whole = pair[0][::rows][owner] * np.sqrt(0.5) + pair[1] * np.sqrt(0.5)
         found = spearman(whole[:, 0], whole[:, 1], owner, n_resamples=199, seed=trial)
         hits += found.low <= truth <= found.high
-    assert 0.90 <= hits / trials <= 0.98
+    assert 0.90 <= hits / trials <= 0.97
 
 
 def test_the_correlation_of_constant_values_is_unknown() -> None:

@@ -31,7 +31,7 @@ def test_nominal_95_percent_intervals_cover_the_mean(n: int, shape: str) -> None
     for i, sample in enumerate(draws):
         _, low, high = mean_interval(sample, n_resamples=1500, seed=i)
         hits += low <= truth <= high
-    assert 0.90 <= hits / len(draws) <= 0.98
+    assert 0.90 <= hits / len(draws) <= 0.97
 
 
 def test_the_interval_of_many_values_is_the_plain_percentile_interval() -> None:

@@ -76,7 +76,7 @@ def test_intervals_of_a_crossing_cover_it() -> None:
 
         interval = cluster_interval(statistic, n, n_resamples=299, seed=trial)
         hits += interval.low <= truth <= interval.high
-    assert 0.90 <= hits / trials <= 0.98
+    assert 0.90 <= hits / trials <= 0.97
 
 
 def test_a_crossing_is_interpolated_in_log_threshold() -> None:
