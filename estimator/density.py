@@ -8,6 +8,7 @@ one document depend on one another and documents (nearly) do not; its interval r
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, StoreError
 from ..tracer.curve import auc_tv, density_at
 from ..tracer.select import AutoStrata, Rule
-from ..tracer.store import Store, open_store
+from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
 
 if TYPE_CHECKING:
@@ -78,15 +79,15 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     Raises:
         InputError: a negative or non-finite `eps`.
     """
-    parts = [_part_frame(store, store.windows(part), eps) for part in store.done_parts()]
-    frame = pd.concat(parts or [_part_frame(store, slice(0, 0), eps)], ignore_index=True)
+    runs = store.by_runs(lambda run: _run_frame(store, run, eps))
+    frame = pd.concat(runs, ignore_index=True)
     dense = frame[density_name(eps)] > frame[density_name(eps)].median()
-    frame["regime"] = pd.Categorical(np.where(dense, "dense", "sparse"), ["sparse", "dense"])
+    frame["regime"] = pd.Categorical.from_codes(dense.astype(np.int8), ["sparse", "dense"])
     return frame
 
 
-def _part_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
-    """`token_frame` of some windows: curves are held of one part at a time."""
+def _run_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
+    """`token_frame` of some windows: curves are held of one run at a time."""
     token = store.token[windows]
     window, column = np.nonzero(token >= 0)
 
@@ -100,7 +101,7 @@ def _part_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
         {
             "document": store.document[windows][window],
             "window": window + windows.start,
-            "position": of("position"),
+            "position": (store.window_start[windows][window] + column).astype(np.int32),
             "context": column + 1,
             "token": token[window, column],
             "char_start": of("char_start"),
@@ -137,12 +138,10 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    runs = [store.windows(part) for part in store.done_parts()]
-    scored = [(run, store.token[run] >= 0) for run in runs]
-    sizes = _curve_quartiles(store, "size", scored)
+    sizes = _curve_quartiles(store, "size")
     parts = []
     for lane in ("trace", *store.controls):
-        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}", scored)
+        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}")
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -151,13 +150,15 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _curve_quartiles(
-    store: Store, name: str, scored: Sequence[tuple[slice, NDArray[np.bool_]]]
-) -> NDArray[np.float64]:
-    """Quartiles of a curve over all scored tokens (of runs of windows), float64 [3, K]."""
-    values = np.concatenate([store.array(name)[run][inside] for run, inside in scored])
-    columns = (column.astype(np.float64) for column in values.T)  # one at a time in float64
-    return np.stack([np.quantile(column, QUARTILES) for column in columns], axis=1)
+def _curve_quartiles(store: Store, name: str) -> NDArray[np.float64]:
+    """Quartiles of a curve over all scored tokens, float64 [3, K]."""
+    runs = store.by_runs(lambda run: store.array(name)[run][store.token[run] >= 0])
+
+    def quartiles(column: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.asarray(np.quantile(column, QUARTILES), dtype=np.float64)
+
+    with ThreadPoolExecutor(READERS) as workers:
+        return np.stack(list(workers.map(quartiles, np.concatenate(runs).T)), axis=1)
 
 
 def group_means(

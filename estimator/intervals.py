@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from ..errors import InputError
 
@@ -106,8 +106,8 @@ def widened(level: float, n: int) -> float:
         raise InputError(f"level={level!r}: give a coverage between 0 and 1, for example 0.95")
     if n < 2:
         return level
-    reach = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
-    return 1 - 2 * float(stats.norm.cdf(-reach))
+    reach = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + level) / 2)
+    return 1 - 2 * float(special.ndtr(-reach))
 
 
 def cluster_interval(

@@ -140,23 +140,26 @@ def cut_into_cells(
         both: the colour scales of the two measures.
     """
     rows = rows[rows["char_end"] > rows["char_start"]]
-    group = token_groups(rows)
     columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
-    means = rows[columns].groupby(group).mean()
-    spans = rows.groupby(group).agg({"char_start": "min", "char_end": "max", "token": "size"})
+    by_cell = rows.assign(cell=token_groups(rows)).groupby("cell")
+    means = by_cell[columns].mean()
+    spans = by_cell.agg({"char_start": "min", "char_end": "max", "token": "size"})
     d, a = both[0].place(means[density]), both[1].place(means[AUC])
     cells, done = [], 0
-    for i, (start, end, n) in enumerate(spans.itertuples(index=False)):
+    numbers = zip(*(means[column].tolist() for column in columns), strict=True)
+    for i, ((start, end, n), row) in enumerate(
+        zip(spans.itertuples(index=False), numbers, strict=True)
+    ):
         if start > done:
             cells.append(Cell(text[done:start]))
-        cells.append(Cell(text[start:end], int(d[i]), int(a[i]), _numbers(means.iloc[i], n)))
+        cells.append(Cell(text[start:end], int(d[i]), int(a[i]), _numbers(row, n)))
         done = end
     if done < len(text):
         cells.append(Cell(text[done:]))
     return tuple(cells)
 
 
-def _numbers(row: pd.Series, tokens: int) -> str:
+def _numbers(row: Sequence[float], tokens: int) -> str:
     """The values of FIELDS, joined for the page's script."""
     density, edges, per_token, area, surprisal, entropy, context = row
     nats = ["–" if np.isnan(v) else f"{v:.2f}" for v in (surprisal, entropy)]

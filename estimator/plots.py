@@ -78,6 +78,14 @@ def percent(value: float, _position: int = 0) -> str:
     return f"{100 * value:,.{min(digits, 6)}f}%"
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out for good; where that is left to saving, all is drawn once more for it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def to_svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an `<svg>` element for the body of a page; `label` is what it shows.
 
@@ -86,6 +94,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     """
     buffer = io.StringIO()
     with drawn_in(PAGE, **{"svg.hashsalt": name}):
+        settle(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -101,16 +101,20 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
     Returns:
         A row a cell that holds any: `x_low`, `x_high`, `y_low`, `y_high`, `points`.
     """
-    points, edges = [], []
+    points = []
     for values, logarithmic in zip((x, y), log, strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
             points.append(np.log10(values) if logarithmic else np.asarray(values, np.float64))
-    known = np.isfinite(points).all(axis=0)
-    points = [values[known] for values in points]
+    known = np.isfinite(points[0]) & np.isfinite(points[1])
+    cells, edges = np.zeros(np.count_nonzero(known), np.int64), []
     for values, bins in zip(points, BINS, strict=True):
-        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
-        edges.append(np.linspace(low, high if high > low else low + 1, bins + 1))
-    number, *_ = np.histogram2d(points[0], points[1], bins=[edges[0], edges[1]])
+        inside = values[known]
+        low, high = (inside.min(), inside.max()) if len(inside) else (0.0, 1.0)
+        high = high if high > low else low + 1
+        edges.append(np.linspace(low, high, bins + 1))
+        place = np.minimum(((inside - low) * (bins / (high - low))).astype(np.int64), bins - 1)
+        cells = cells * bins + place
+    number = np.bincount(cells, minlength=BINS[0] * BINS[1]).reshape(BINS)
     column, row = np.nonzero(number)
     ends = [10**e if logarithmic else e for e, logarithmic in zip(edges, log, strict=True)]
     return pd.DataFrame(
@@ -119,7 +123,7 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
             "x_high": ends[0][column + 1],
             "y_low": ends[1][row],
             "y_high": ends[1][row + 1],
-            "points": number[column, row].astype(np.int64),
+            "points": number[column, row],
         }
     )
 
@@ -135,7 +139,13 @@ def medians(x: Floats, y: Floats, log: bool, most: int = 12, fewest: int = 20) -
     place = np.log10(x) if log else x
     if not len(x) or np.ptp(place) == 0:
         return pd.DataFrame({"x": [], "y": []})
-    run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(int), most - 1)
-    found = pd.DataFrame({"run": run, "x": place, "y": y}).groupby("run")
-    table = found.median()[found.size() >= fewest]
-    return table.assign(x=10 ** table["x"] if log else table["x"]).reset_index(drop=True)
+    run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(np.int8), most - 1)
+    order = np.argsort(run, kind="stable")
+    ends = np.cumsum(np.bincount(run, minlength=most))[:-1]
+    rows = [
+        (np.median(of_x), np.median(of_y))
+        for of_x, of_y in zip(np.split(place[order], ends), np.split(y[order], ends), strict=True)
+        if len(of_x) >= fewest
+    ]
+    table = pd.DataFrame(rows, columns=["x", "y"], dtype=np.float64)
+    return table.assign(x=10 ** table["x"]) if log else table

@@ -1,5 +1,7 @@
 """The threshold that keeps an error, read off a scan: how much does it differ between labels?"""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -37,12 +39,15 @@ def document_errors(store: Store) -> Floats:
     """Mean total variation of each document at each stratum, float64 [M, K]; NaN if not scanned."""
     sums = np.zeros((len(store.documents), len(store.strata)))
     tokens = np.zeros(len(sums))
-    for part in store.done_parts():
-        run = store.windows(part)
+
+    def totals(run: slice) -> tuple[NDArray[Any], ...]:
         real = store.token[run] >= 0
-        each = np.where(real[..., None], store.tv[run], 0).sum(1, dtype=np.float64)
-        np.add.at(sums, store.document[run], each)
-        np.add.at(tokens, store.document[run], real.sum(1))
+        errors = np.where(real[..., None], store.tv[run], 0).sum(1, dtype=np.float64)
+        return store.document[run], errors, real.sum(1)
+
+    for document, errors, number in store.by_runs(totals):
+        np.add.at(sums, document, errors)
+        np.add.at(tokens, document, number)
     return np.divide(
         sums, tokens[:, None], out=np.full_like(sums, np.nan), where=tokens[:, None] > 0
     )

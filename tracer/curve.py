@@ -84,10 +84,8 @@ def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats
         1.0
     """
     log_size, err, valid, dtype = _curves(size, tv, full_edge_count)
-    end = np.zeros((*log_size.shape[:-1], 1))
-    area = np.trapezoid(
-        np.concatenate([err, end], -1), np.concatenate([log_size, end], -1), axis=-1
-    )
+    to_the_end = -log_size[..., -1] * err[..., -1] / 2  # where both are 0
+    area = np.trapezoid(err, log_size, axis=-1) + to_the_end
     return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
 
 
@@ -108,6 +106,6 @@ def _curves(
     dtype = np.result_type(sizes.dtype, np.float32)
     valid = ~(np.isnan(sizes).any(-1) | np.isnan(errors).any(-1)) & (full > 0)
     one_edge = 1.0 / np.where(valid, full, 1)
-    filled = np.where(valid[..., None], sizes, 1.0).astype(np.float64)
-    log_size = np.log10(np.clip(filled, one_edge[..., None], 1.0))
+    log_size = np.where(valid[..., None], sizes, 1.0).astype(np.float64)
+    np.log10(np.clip(log_size, one_edge[..., None], 1.0, out=log_size), out=log_size)
     return log_size, np.where(valid[..., None], errors, 0.0).astype(np.float64), valid, dtype

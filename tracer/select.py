@@ -1,19 +1,22 @@
-"""Selection rules: each turns the weights of a node's in-edges into cuts (METHOD §3)."""
+"""Selection rules: each turns the weights of a node's in-edges into cuts (METHOD §3).
+
+Who reads a store needs their values alone: torch, which takes a second to import, comes with cuts.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .. import kernels
 from ..errors import InputError
-from ..kernels.constants import on_device
-from .nodes import Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .nodes import Node
 
 MAX_STRATA = 255  # levels are stored in eight bits
 
@@ -67,7 +70,7 @@ class Rule:
     def __len__(self) -> int:
         return len(self.values)
 
-    def cuts(self, node: Node, backend: str = "auto") -> Tensor:
+    def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
         """float32 [K, B, T]: an edge is kept iff its unnormalised weight exceeds the cut."""
         raise InputError(f"{type(self).__name__} has no cut of its own at a node")
 
@@ -99,8 +102,12 @@ class Threshold(Rule):
     sparsest = "largest"
     allows_lower, allows_upper = True, False
 
-    def cuts(self, node: Node, backend: str = "auto") -> Tensor:
+    def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
         """tau * Z_t."""
+        import torch
+
+        from ..kernels.constants import on_device
+
         tau = on_device(self.values, torch.float64, node.total.device)
         return (tau[:, None, None] * node.total.double()).float()
 
@@ -113,8 +120,10 @@ class Nucleus(Rule):
 
     name = "nucleus"
 
-    def cuts(self, node: Node, backend: str = "auto") -> Tensor:
+    def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
         """Between the edge that crosses p * Z_t and the next lighter one."""
+        from .. import kernels
+
         return kernels.nucleus_cuts(node.edges, node.side, self.values, node.total, backend=backend)
 
 
@@ -126,8 +135,10 @@ class TopFraction(Rule):
 
     name = "top_fraction"
 
-    def cuts(self, node: Node, backend: str = "auto") -> Tensor:
+    def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
         """Between the lightest edge kept and the heaviest left out."""
+        from .. import kernels
+
         return kernels.fraction_cuts(node.edges, node.side, self.values, backend=backend)
 
 
@@ -148,8 +159,12 @@ class GivenCuts(Rule):
     def __init__(self, cuts: Sequence[float]) -> None:
         object.__setattr__(self, "values", tuple(cuts))
 
-    def cuts(self, node: Node, backend: str = "auto") -> Tensor:
+    def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
         """The same cuts everywhere."""
+        import torch
+
+        from ..kernels.constants import on_device
+
         values = on_device(self.values, torch.float32, node.total.device)
         return values[:, None, None].expand(-1, *node.total.shape).contiguous()
 

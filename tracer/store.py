@@ -7,10 +7,11 @@ whole and made durable, then its byte in `part_done` is; writing a part twice gi
 Only these files know Zarr.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,9 +30,13 @@ from .select import AutoStrata, Rule
 from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
+Result = TypeVar("Result")
+
 PLAN = "plan"  # the group of what is to be scanned
 DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
+RUN_PLACES = 1 << 16  # of tokens and padding, whose curves are read at once
+READERS = 4  # threads that read runs
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
 
@@ -80,6 +85,7 @@ class Store:
         self.place = place
         self.path = place.path
         self._group = group
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.recipe = Recipe.of(self.attributes)
 
@@ -96,10 +102,12 @@ class Store:
             raise AttributeError(str(error)) from error
 
     def _zarr(self, name: str) -> "zarr.Array[Any]":
-        found = self._group.get(name)
-        if not isinstance(found, zarr.Array):
-            raise StoreError(f"store {str(self.path)!r} has no array {name!r}")
-        return found
+        if name not in self._arrays:
+            found = self._group.get(name)
+            if not isinstance(found, zarr.Array):
+                raise StoreError(f"store {str(self.path)!r} has no array {name!r}")
+            self._arrays[name] = found  # its shape is final once it is planned
+        return self._arrays[name]
 
     @property
     def model_id(self) -> str:
@@ -162,6 +170,24 @@ class Store:
         size = int(self.attributes["windows_per_part"])
         return slice(part * size, min((part + 1) * size, self.n_windows))
 
+    def by_runs(self, read: Callable[[slice], Result], places: int = RUN_PLACES) -> list[Result]:
+        """What is read of the parts that are done, run by run, a few at a time in threads.
+
+        Args:
+            read: of some windows, those of neighbouring parts; of none where no part is done.
+            places: tokens of a run, padding included, at most, but for one part.
+        """
+        runs: list[slice] = []
+        most = places // self.array("token").shape[1]
+        for part in self.done_parts():
+            new = self.windows(part)
+            if runs and runs[-1].stop == new.start and new.stop - runs[-1].start <= most:
+                runs[-1] = slice(runs[-1].start, new.stop)
+            else:
+                runs.append(new)
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(read, runs or [slice(0, 0)]))
+
     @cached_property
     def documents(self) -> pd.DataFrame:
         """One row a document, in the order of the scan: `id`, its labels, `text`."""
@@ -188,10 +214,11 @@ class Store:
         Example:
             >>> open_store("traces.zarr").tokens(["density@0.05"])  # doctest: +SKIP
         """
-        parts = [self._part_tokens(self.windows(part), measures) for part in self.done_parts()]
-        return pd.concat(parts or [self._part_tokens(slice(0, 0), measures)], ignore_index=True)
+        return pd.concat(
+            self.by_runs(lambda run: self._run_tokens(run, measures)), ignore_index=True
+        )
 
-    def _part_tokens(self, windows: slice, measures: Sequence[str]) -> pd.DataFrame:
+    def _run_tokens(self, windows: slice, measures: Sequence[str]) -> pd.DataFrame:
         token = self.array("token")[windows]
         window, column = np.nonzero(token >= 0)
         frame = pd.DataFrame(
@@ -212,14 +239,14 @@ class Store:
 
     def stratum_means(self) -> pd.DataFrame:
         """Mean relative size and mean TV of each stratum over all tokens that are done."""
-        sums, count = np.zeros((2, len(self.strata))), 0
-        for part in self.done_parts():
-            windows = self.windows(part)
-            valid = self.array("token")[windows] >= 0
-            count += int(valid.sum())
-            for row, name in enumerate(("size", "tv")):
-                values = self.array(name)[windows][valid]
-                sums[row] += values.sum(0, dtype=np.float64)
+
+        def totals(run: slice) -> tuple[NDArray[np.float64], int]:
+            valid = self.array("token")[run] >= 0
+            values = (self.array(name)[run][valid] for name in ("size", "tv"))
+            return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
+
+        found = self.by_runs(totals)
+        sums, count = sum(part for part, _ in found), sum(number for _, number in found)
         means = sums / count if count else np.full_like(sums, np.nan)
         return pd.DataFrame({"stratum": self.strata, "size": means[0], "tv": means[1]})
 
