@@ -15,8 +15,8 @@ from .attention_stats import attention_stats
 from .tiles import load_rows, product, score_tile
 
 
-@triton.jit
-def uses_alpha(KIND: tl.constexpr):
+@triton.constexpr_function  # what a jitted function returns is no constant in every Triton
+def uses_alpha(KIND):
     return KIND == "norm" or KIND == "cosine"
 
 
