@@ -1,12 +1,11 @@
 """The benches for a GPU, on a tiny model on the CPU; how long anything takes is no claim here."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from bench_files import bench
 from device_models import SHAPES, device_work, random_model, spread_thresholds
 from device_record import DeviceRecord
 from device_timing import Ceilings, ceilings, measure_on, parts_of
@@ -14,18 +13,7 @@ from problems import Work, attention_problem_of, prediction_problem_of
 from transformers import LlamaConfig, PreTrainedModel
 
 CPU = torch.device("cpu")
-BENCHES = Path(__file__).parents[2] / "benches"
 STRATA = 3
-
-
-def bench(name: str) -> ModuleType:
-    """A file of benches, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location(name, BENCHES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The tuner on a clock, a compiler and an op that are made up: what it takes, and what not."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_files import bench
 from click.testing import CliRunner
 from transformers import LlamaConfig
 from triton.errors import TritonError
@@ -21,7 +21,6 @@ from densitrace.kernels import dispatch
 from densitrace.kernels.triton import configs
 from densitrace.kernels.triton.configs import Config, Place
 
-BENCHES = Path(__file__).parents[2] / "benches"
 CPU = torch.device("cpu")
 START = {"BT": 32, "BS": 32, "num_warps": 4, "num_stages": 2}
 OPTIMUM = {"BT": 128, "BS": 64, "num_warps": 8, "num_stages": 3}
@@ -68,16 +67,6 @@ class Device:
         return -result if self.wrong(config) else result
 
 
-def script() -> ModuleType:
-    """A file of benches, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("tune_gpu", BENCHES / "tune_gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, on a folder of tables with one entry to tune."""
@@ -87,7 +76,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # of the clock
     configs._table.cache_clear()
     monkeypatch.setattr(configs, "table_for", lambda device: configs.DEFAULT)
-    return script()
+    return bench("tune_gpu")
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +196,7 @@ def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPa
 
 def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a tiny model and few tokens, with every kernel looked up but not run."""
-    tune = script()
+    tune = bench("tune_gpu")
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=5,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
