@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -248,6 +248,7 @@ class Tracer:
         settings: Settings,
         tokens_at_once: int | None = None,
         observers: Sequence[Observer] = (),
+        packed: bool = False,
     ) -> Iterator[list[Trace]]:
         """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
 
@@ -258,6 +259,8 @@ class Tracer:
             tokens_at_once: tokens, times lanes, of a batch that are inside a block together;
                 all of them by default, at least one row.
             observers: one a batch, or none; not with `cuda_graphs`.
+            packed: less leaves the device: what a store holds, in its types, with the topology
+                by depth quartile in place of block. For `scan`; such traces have no `to_coo`.
 
         Yields:
             The traces of a batch, in order.
@@ -265,7 +268,7 @@ class Tracer:
         Raises:
             InputError, ModelError: as `trace`.
         """
-        tracing = self._tracing(settings, tokens_at_once)
+        tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
         leaving: tuple[Batch, Measured] | None = None
         for number, (sequences, following) in enumerate(batches):
             batch, _ = self._batch(sequences, following, None, None)
@@ -383,8 +386,8 @@ class Tracer:
             row = without_padding(batch, index)
             scored = found.scored[index]
             run = slice(end - scored.sum(), end)
-            topology, full = found.counts[index][scored], found.full[index][scored]
-            edge_count = topology.sum((-2, -1))
+            topology, full = found.topology[run], found.full[index][scored]
+            edge_count = topology.sum((-2, -1), dtype=np.int64)
             traces.append(
                 Trace(
                     tokens=row.ids[0].numpy(),
