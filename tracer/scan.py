@@ -394,6 +394,7 @@ class _Run:
 
     def _trace(self, part: int) -> "_TracedPart":
         started, store, plan = time.monotonic(), self.store, self.store.plan(part)
+        spent = self.tracer.device_seconds()
         arrays = _empty_part(store, store.windows(part))
         # To read the model once more costs more than padding does.
         padding = np.inf if self.tracer.offloaded else PADDING
@@ -422,6 +423,7 @@ class _Run:
             "part": part,
             "tokens": tokens,
             "padding": padded / tokens - 1,
+            "device_seconds": self.tracer.device_seconds() - spent,
             "seconds": time.monotonic() - started,
         }
         return _TracedPart(part, arrays, spool, about)
