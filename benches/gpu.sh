@@ -4,6 +4,7 @@
 #     benches/gpu.sh                     # from a checkout; results go to build/gpu
 #     OUT=DIR PYTHON=python3 benches/gpu.sh
 #     TUNE=1 benches/gpu.sh              # the kernels' configurations first, then all on those
+#     ONLY="modes scan-1b" benches/gpu.sh  # these parts alone, after the build
 #
 # A part that fails is named and the next one runs; the exit status says whether any failed. Without
 # a build of the package (no compiler, no network) it runs from the checkout, GPU ops alone.
@@ -20,6 +21,9 @@ failed=()
 part() {
     local name=$1 status
     shift
+    if [[ -n ${ONLY:-} && " build $ONLY " != *" $name "* ]]; then
+        return 0
+    fi
     echo "== $name"
     "$@" 2>&1 | tee "$OUT/$name.log"
     status=${PIPESTATUS[0]}
@@ -78,6 +82,15 @@ tune() {
     done
 }
 
+# Scans write a store, which needs more than torch.
+scans() {
+    if ! "$PYTHON" -c 'import zarr'; then
+        echo "zarr is not here: nothing was scanned"
+        return 1
+    fi
+    "$PYTHON" -P benches/scan_gpu.py "$@"
+}
+
 if ! has_gpu; then
     echo "no GPU that torch can use: nothing was run" >&2
     exit 1
@@ -97,8 +110,16 @@ part tests "$PYTHON" -P -m pytest -m gpu tests/kernels/test_gpu.py
 part sanitizer checked
 part kernels env OUT="$OUT/kernels" "$PYTHON" -P -m pytest -m gpu benches/test_kernels_gpu.py
 part engine env OUT="$OUT/engine" "$PYTHON" -P -m pytest -m gpu benches/test_engine_gpu.py
+part modes "$PYTHON" -P benches/scan_gpu.py modes --out "$OUT/modes"
+part scan-bundled scans bundled --out "$OUT/scan-bundled"
+part scan-1b scans store --shapes llama-1b --tokens 1000000 --out "$OUT/scan-1b"
+part scan-8b scans store --shapes llama-8b --tokens 100000 --out "$OUT/scan-8b"
 
-cat "$OUT"/kernels/benches.md "$OUT"/engine/benches.md
+for page in {kernels/benches,engine/benches,modes,scan-bundled,scan-1b,scan-8b}.md; do
+    if [[ -e $OUT/$page ]]; then
+        cat "$OUT/$page"
+    fi
+done
 if ((${#failed[@]})); then
     echo "FAILED: ${failed[*]}"
     exit 1

@@ -12,6 +12,16 @@ KIND_NAMES = ("attention", "residual-attention", "mlp", "residual-mlp")
 Count = Literal["window", "causal"]
 
 
+def most_edges(length: int, heads: int, blocks: int) -> int:
+    """No full graph of a document of `length` tokens has more, windowed or parallel.
+
+    Example:
+        >>> most_edges(2, heads=4, blocks=1)
+        18
+    """
+    return blocks * (3 * length + heads * length * (length + 1) // 2)
+
+
 def full_edge_counts(
     length: int,
     heads: int,

@@ -6,10 +6,13 @@ Dimensions: `window` N, `column` T (the place in its window), `stratum` K (spars
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, starmap
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .graph import KIND_NAMES
 
@@ -135,10 +138,8 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     return Parts(-(-wanted // chunk) * chunk, chunk)
 
 
-def by_quartile(topology: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[..., L] edges by block as [..., 4] by depth quartile: block l is in quartile 4 l // L."""
+def by_quartile(topology: Tensor) -> Tensor:
+    """[..., L] edges by block as int64 [..., 4] by depth quartile: block l is in 4 l // L."""
     blocks = topology.shape[-1]
-    result = np.zeros((*topology.shape[:-1], QUARTILES), dtype=np.int64)
-    for block in range(blocks):
-        result[..., QUARTILES * block // blocks] += topology[..., block]
-    return result
+    firsts = [-(-blocks * quartile // QUARTILES) for quartile in range(QUARTILES + 1)]
+    return torch.stack([topology[..., run].sum(-1) for run in starmap(slice, pairwise(firsts))], -1)

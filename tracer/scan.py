@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .collect import EdgeRecorder
 from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus
 from .edge_tables import EdgeSpool
 from .engine import Attention, Observer
-from .graph import Count
+from .graph import Count, most_edges
 from .parts import (
     LEASE_SECONDS,
     POLL_SECONDS,
@@ -292,8 +292,6 @@ def _planned_store(
             seed=recipe.seed,
         )
     )
-    length = plan.longest
-    per_block = 3 * length + tracer.n_heads * length * (length + 1) // 2
     facts = {
         "model": tracer.model_id,
         "architecture": tracer.architecture,
@@ -303,8 +301,8 @@ def _planned_store(
         "parallel": tracer.parallel,
         "corpus_source": corpus,
     }
-    most_edges = tracer.n_layers * per_block
-    return create_store(place, folder, plan, recipe, rule, report, facts, most_edges)
+    most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
+    return create_store(place, folder, plan, recipe, rule, report, facts, most)
 
 
 def _same(store: Store, recipe: Recipe) -> Store:
@@ -405,6 +403,7 @@ class _Run:
 
     def _trace(self, part: int) -> "_TracedPart":
         started, store, plan = time.monotonic(), self.store, self.store.plan(part)
+        spent = self.tracer.device_seconds()
         arrays = _empty_part(store, store.windows(part))
         # To read the model once more costs more than padding does.
         padding = np.inf if self.tracer.offloaded else PADDING
@@ -433,6 +432,7 @@ class _Run:
             "part": part,
             "tokens": tokens,
             "padding": padded / tokens - 1,
+            "device_seconds": self.tracer.device_seconds() - spent,
             "seconds": time.monotonic() - started,
         }
         return _TracedPart(part, arrays, spool, about)
@@ -515,7 +515,7 @@ def _traces(
             ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
             for group in groups
         )
-        return tracer.trace_batches(batches, rule, settings, batch_tokens, observers)
+        return tracer.trace_batches(batches, rule, settings, batch_tokens, observers, packed=True)
     return _groups_one_by_one(tracer, plan, groups, rule, settings, observers)
 
 
@@ -535,14 +535,16 @@ def _groups_one_by_one(
 
 
 def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]) -> Trace:
-    """Every output position of a window traced for itself, as one trace of all rows."""
+    """Every output position of a window traced for itself, as one trace; depths by quartile."""
     ids, following = plan.ids(window), [plan.next_token(window)]
     rows = []
     for output in range(len(ids)):
         row = tracer.trace([ids], next_token=following, output=output, **options)
         assert isinstance(row, list)  # as above
         rows += row
-    return join_rows(rows)
+    joined = join_rows(rows)
+    topology = layout.by_quartile(torch.from_numpy(joined.topology)).numpy()
+    return replace(joined, topology=topology)
 
 
 def join_rows(rows: Sequence[Trace]) -> Trace:
@@ -598,4 +600,4 @@ def _fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -
         arrays[name][row, :length] = getattr(trace, name)
     for name, values in trace.errors.items():
         arrays[name][row, :length] = values
-    arrays["topology"][row, :length] = layout.by_quartile(trace.topology)
+    arrays["topology"][row, :length] = trace.topology

@@ -44,7 +44,7 @@ class Trace:
     errors: dict[str, NDArray[np.float32]]  # [T, K]: tv kl top1 nucleus loss entropy, and controls
     surprisal: NDArray[np.float32]  # [T] nats; NaN where no token follows
     model_entropy: NDArray[np.float32]  # [T] nats
-    topology: NDArray[np.int64]  # [T, K, 4 kinds, L] edges by kind and block
+    topology: NDArray[np.int64]  # [T, K, 4 kinds, L] edges by kind and block (a scan's: quartile)
     parallel: bool  # whether a block has one node layer instead of two
     graph: Graph = field(repr=False, compare=False)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, ModelError
 from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
+from .clock import Clock, Stopwatch
 from .engine import Attention, Observer
 from .evaluate import logits
 from .graph import Count
@@ -88,6 +89,7 @@ class Tracer:
         self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
         self.architecture = architecture.name
         self.backend = backend
+        self._watch = Stopwatch(Clock(self.device))
         self._replays = Replays() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
@@ -238,7 +240,9 @@ class Tracer:
         if scope == "output":
             traces = self._one_output_each(tracing, batch, rule, output)
         else:
-            traces = self._traces(batch, rule, tracing.all_outputs(batch, rule))
+            with self._watch.running():
+                measured = tracing.all_outputs(batch, rule)
+            traces = self._traces(batch, rule, measured)
         return traces[0] if single else traces
 
     def trace_batches(
@@ -248,6 +252,7 @@ class Tracer:
         settings: Settings,
         tokens_at_once: int | None = None,
         observers: Sequence[Observer] = (),
+        packed: bool = False,
     ) -> Iterator[list[Trace]]:
         """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
 
@@ -258,6 +263,8 @@ class Tracer:
             tokens_at_once: tokens, times lanes, of a batch that are inside a block together;
                 all of them by default, at least one row.
             observers: one a batch, or none; not with `cuda_graphs`.
+            packed: less leaves the device: what a store holds, in its types, with the topology
+                by depth quartile in place of block. For `scan`; such traces have no `to_coo`.
 
         Yields:
             The traces of a batch, in order.
@@ -265,12 +272,13 @@ class Tracer:
         Raises:
             InputError, ModelError: as `trace`.
         """
-        tracing = self._tracing(settings, tokens_at_once)
+        tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
         leaving: tuple[Batch, Measured] | None = None
         for number, (sequences, following) in enumerate(batches):
             batch, _ = self._batch(sequences, following, None, None)
             seen_by = observers[number : number + 1]
-            started = batch, tracing.all_outputs(batch, rule, seen_by)
+            with self._watch.running():
+                started = batch, tracing.all_outputs(batch, rule, seen_by)
             if leaving is not None:
                 yield self._traces(leaving[0], rule, leaving[1])
             leaving = started
@@ -287,7 +295,15 @@ class Tracer:
     ) -> None:
         """Run a batch through the clean lane alone; an observer sees its nodes and cuts."""
         batch, _ = self._batch(sequences, None, None, None)
-        self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
+        with self._watch.running():
+            self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
+
+    def device_seconds(self) -> float:
+        """What the device has spent on passes that trace, so far; waits for those under way.
+
+        On a GPU from the start of a pass to its end, by events on the stream that it is told on.
+        """
+        return self._watch.seconds()
 
     @property
     def cuda_graphs(self) -> bool:
@@ -368,7 +384,8 @@ class Tracer:
             if not -length <= output < length:
                 raise InputError(f"output={output} is outside the {length} tokens of row {index}")
             place = output % length
-            measured = tracing.one_output(row.row(0, place + 1), rule)
+            with self._watch.running():
+                measured = tracing.one_output(row.row(0, place + 1), rule)
             traces += self._traces(row, rule, measured, [place])
         return traces
 
@@ -383,8 +400,8 @@ class Tracer:
             row = without_padding(batch, index)
             scored = found.scored[index]
             run = slice(end - scored.sum(), end)
-            topology, full = found.counts[index][scored], found.full[index][scored]
-            edge_count = topology.sum((-2, -1))
+            topology, full = found.topology[run], found.full[index][scored]
+            edge_count = topology.sum((-2, -1), dtype=np.int64)
             traces.append(
                 Trace(
                     tokens=row.ids[0].numpy(),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, ModelError
+from . import layout
 from .batch import Batch
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
-from .graph import Count, full_edge_counts
+from .graph import Count, full_edge_counts, most_edges
 from .models import Decoder
 from .nodes import IMPORTANCES, GivenImportance, Importance, importance
 from .replay import Replays
@@ -66,14 +67,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """What a batch showed: R output positions a row, K strata; M outputs are no padding."""
+    """What a batch showed: R output positions a row, K strata; M outputs are no padding.
 
-    counts: NDArray[np.int64]  # [B, R, K, 4 kinds, L]
+    What is packed (see `Tracing`) has the types and the depth quartiles of a store.
+    """
+
+    topology: NDArray[Any]  # int64 [M, K, 4 kinds, L], in row-major order of `scored`
     full: NDArray[np.int64]  # [B, R] edges of the full graph
     scored: NDArray[np.bool_]  # [B, R]: not padding
-    surprisal: NDArray[np.float32]  # [M] nats, in row-major order of `scored`
+    surprisal: NDArray[np.float32]  # [M] nats
     model_entropy: NDArray[np.float32]  # [M] nats
-    errors: dict[str, NDArray[np.float32]]  # [M, K]
+    errors: dict[str, NDArray[Any]]  # float32 [M, K]
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Measured:
             )
         windows = [int(window) or None for window in arrays.pop("windows")]
         return Results(
-            counts=arrays.pop("counts"),
+            topology=arrays.pop("topology"),
             full=self.tracing.full_edges(self.positions, windows),
             scored=self.scored,
             surprisal=arrays.pop("surprisal"),
@@ -114,6 +118,7 @@ class Tracing:
 
     `replays`, where given, holds CUDA graphs of passes over all outputs; `tokens_at_once` bounds
     how many tokens, times lanes, are inside a block together, at least one row of the batch.
+    `packed`: what leaves the device of all outputs is what a store holds, and no more.
     """
 
     decoder: Decoder
@@ -121,6 +126,7 @@ class Tracing:
     backend: str = "auto"
     replays: Replays | None = None
     tokens_at_once: int | None = None
+    packed: bool = False
 
     def loop(
         self,
@@ -165,7 +171,10 @@ class Tracing:
             here = Batch(*(inputs[name] for name in vars(batch)))
             run = self.loop(here, rule, observers=observers).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
-            return self._measure(run, counts, inputs)
+            outputs = inputs["output"].to(counts.device)
+            topology = counts.flatten(0, 1).index_select(0, outputs)
+            found = self._measure(run, topology, inputs)
+            return self._packed(found, here.ids.shape[1]) if self.packed else found
 
         if observers and self.replays is not None:
             raise InputError("cuda_graphs replay passes in which nothing is observed")
@@ -173,7 +182,7 @@ class Tracing:
             found = one_pass(inputs)
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
-            found = self.replays((shapes, self.settings, rule), one_pass, inputs)
+            found = self.replays((shapes, self.settings, rule, self.packed), one_pass, inputs)
         return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
@@ -185,7 +194,7 @@ class Tracing:
         levels = self.loop(row, rule, weigh, masked_lanes=False).run().levels
         trace = output_trace(levels, len(rule), len(self.decoder.blocks))
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
-        found = self._measure(run, trace.counts, inputs)
+        found = self._measure(run, trace.counts.flatten(0, 1), inputs)
         last = scored[:, -1:].numpy()
         return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
 
@@ -201,20 +210,37 @@ class Tracing:
 
     @torch.inference_mode()
     def _measure(
-        self, run: LaneRun, counts: Tensor, inputs: Mapping[str, Tensor]
+        self, run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """All that leaves for the host; see `Measured.results`."""
+        """All that leaves for the host of the M outputs that are scored; see `Results`."""
         hidden = run.hidden.flatten(1, 2).index_select(1, inputs["output"])
         found = evaluate(
             self.decoder, hidden, inputs["following"], self.settings.controls, self.backend
         )
         return {
-            "counts": counts,
+            "topology": topology,
             "finite": torch.isfinite(hidden[0]).all(),
             "windows": torch.tensor([window or 0 for window in run.windows]),
             "surprisal": found.surprisal,
             "model_entropy": found.model_entropy,
             **found.errors,
+        }
+
+    @torch.inference_mode()
+    def _packed(self, found: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The same in the types of a store, topology by depth quartile.
+
+        Curves leave as float32, since that is what a store holds: packing rounds nothing.
+        """
+        most = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
+        arrays = layout.window_arrays(self.settings.controls, most)
+        types = {array.name: getattr(torch, array.dtype) for array in arrays}
+        # A store counts without a sign, which torch hardly knows.
+        types["topology"] = torch.int32 if most < 1 << 31 else torch.int64
+        quartiles = {"topology": layout.by_quartile(found["topology"])}
+        return {
+            name: tensor.to(types.get(name, tensor.dtype))
+            for name, tensor in (found | quartiles).items()
         }
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the benches on a GPU found: rows of named figures, as JSON and as one table."""
+"""What the benches on a device found: rows of named figures, as JSON and as one table."""
 
 import json
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ def device_info() -> dict[str, Any]:
 class DeviceRecord:
     """Sections of rows; a row is a name and figures."""
 
+    command: str = "benches/gpu.sh"  # that made it
     sections: dict[str, list[tuple[str, Figures]]] = field(default_factory=dict)
 
     def add(self, section: str, name: str, **figures: float | str) -> None:
@@ -38,7 +39,7 @@ class DeviceRecord:
     def page(self) -> str:
         """Markdown: a table with the union of all figures for each section."""
         info = ", ".join(f"{name} {value}" for name, value in device_info().items())
-        lines = [f"# Benchmarks on a GPU, {date.today()}", "", f"`benches/gpu.sh` on {info}."]
+        lines = [f"# Benchmarks on a device, {date.today()}", "", f"`{self.command}` on {info}."]
         for section, rows in self.sections.items():
             columns = list(dict.fromkeys(key for _, figures in rows for key in figures))
             lines += ["", f"## {section}", "", "| " + " | ".join(["", *columns]) + " |"]

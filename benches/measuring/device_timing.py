@@ -1,6 +1,5 @@
 """Seconds on a device, by its own events; and the rates that it reaches at its best."""
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,31 +12,14 @@ from costs import Costs, moved_bytes
 from timing import FEWEST, MOST, Run, Timed
 
 from densitrace.kernels import dispatch
+from densitrace.tracer.clock import Clock as DeviceClock
 
 BUDGET_SECONDS = 4.0  # of the rounds of one row, what is timed beside it included
 SHORTEST_SECONDS = 2e-3  # of what is timed at once: shorter work is repeated within a round
 
 
-class Clock:
+class Clock(DeviceClock):
     """Times work on a device by events on its stream; on a CPU by the wall."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def mark(self) -> Any:
-        """A moment, once the work before it is done."""
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds between two moments; waits for the second."""
-        if not self.cuda:
-            return float(end - start)
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
 
     def seconds(self, run: Run, repeats: int = 1) -> float:
         """Of one run, the mean of some in a row."""

@@ -10,7 +10,7 @@ import torch
 from tiny_models import tiny_model
 from torch import Tensor
 
-from densitrace import Threshold, Tracer
+from densitrace import Threshold, Trace, Tracer
 from densitrace.tracer import replay
 from densitrace.tracer.replay import Replays
 from densitrace.tracer.tracing import Settings
@@ -81,17 +81,22 @@ def test_the_graph_used_longest_ago_makes_room(
     assert graphs.captured == 4  # a, b, c in place of b, and b in place of c
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
 def test_replayed_traces_are_the_traces(
-    family: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+    family: str, packed: bool, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracer = Tracer(tiny_model(family))
     batches = [([[5, 9, 33, 2, 60, 17], [7, 7, 1, 30]], [3, -1]) for _ in range(2)]
     batches += [([[8, 1, 2, 44, 6, 9], [1, 2, 3, 4]], [-1, 5]), ([[1, 2]], [3])]
     settings = Settings(controls=("inverse", "random"))
-    plain = list(tracer.trace_batches(batches, RULE, settings))
+
+    def traced() -> list[list[Trace]]:
+        return list(tracer.trace_batches(batches, RULE, settings, packed=packed))
+
+    plain = traced()
     monkeypatch.setattr(tracer, "_replays", Replays(graphs))
-    replayed = list(tracer.trace_batches(batches, RULE, settings))
+    replayed = traced()
     assert (graphs.captured, graphs.replayed) == (1, 2)
     for ours, expected in zip(chain(*replayed), chain(*plain), strict=True):
         np.testing.assert_array_equal(ours.topology, expected.topology)

@@ -58,7 +58,7 @@ def assert_row(store: Store, window: int, trace: Trace) -> None:
         np.testing.assert_allclose(store.array(name)[window, :n], getattr(trace, name), atol=1e-5)
     for name, values in trace.errors.items():
         np.testing.assert_allclose(store.array(name)[window, :n], values, atol=1e-5)
-    topology = layout.by_quartile(trace.topology)
+    topology = layout.by_quartile(torch.from_numpy(trace.topology))
     np.testing.assert_array_equal(store.topology[window, :n], topology)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,9 +138,12 @@ def test_topology_adds_up_to_the_size(store: Store) -> None:
 
 
 def test_quartiles_of_depth() -> None:
-    six = np.arange(1, 7)
-    np.testing.assert_array_equal(layout.by_quartile(six), [1 + 2, 3, 4 + 5, 6])
-    np.testing.assert_array_equal(layout.by_quartile(np.array([5, 7])), [5, 0, 7, 0])
+    assert layout.by_quartile(torch.arange(1, 7)).tolist() == [1 + 2, 3, 4 + 5, 6]
+    assert layout.by_quartile(torch.tensor([[5, 7]])).tolist() == [[5, 0, 7, 0]]
+    for blocks in range(1, 41):
+        quartile = [4 * block // blocks for block in range(blocks)]
+        expected = np.bincount(quartile, np.arange(blocks) + 1, minlength=4)
+        assert layout.by_quartile(torch.arange(blocks) + 1).tolist() == expected.tolist()
 
 
 @given(st.integers(1, 5000), st.integers(1, 255), st.integers(1, 10**7))

@@ -1,0 +1,385 @@
+"""What does a whole scan cost on a device, its store included, and who waits for whom?
+
+    python benches/scan_gpu.py store --shapes llama-1b --tokens 1000000 --out build/gpu/scan-1b
+    python benches/scan_gpu.py modes --shapes llama-1b --length 1024 --out build/gpu/modes
+    python benches/scan_gpu.py bundled --out build/gpu/scan-bundled
+
+`store` scans made-up text with a model of random weights; nothing is fetched. `modes` compares what
+the importances cost, `bundled` the stores that two devices make of the sample corpus. All of them
+run on a CPU too, with `--shapes tiny`. `store` and `bundled` need zarr.
+"""
+
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from device_models import BATCH_TOKENS, SHAPES, device_work, random_model
+from device_record import DeviceRecord, Figures
+from device_timing import measure_on
+from problems import EXAMPLES, STRATA, thresholds
+from timing import seconds
+
+import densitrace
+from densitrace import AutoStrata, Tracer
+from densitrace.tracer import layout
+from densitrace.tracer.nodes import IMPORTANCES
+
+if TYPE_CHECKING:
+    from densitrace import Store
+
+SAMPLE = EXAMPLES / "corpus/scan.jsonl"
+DOCUMENT_WORDS = (5.5, 1.0)  # mean and deviation of their log: median 245
+KEPT = ("part", "tokens", "padding", "seconds", "device_seconds", "write_seconds", "bytes")
+COPIES = ("Memcpy", "Memset")  # what a device does beside its kernels
+
+Part = dict[str, Any]
+
+
+def tiny() -> LlamaConfig:
+    """For a CPU, to see that everything runs."""
+    return LlamaConfig(
+        vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=8,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+MODELS = {**SHAPES, "tiny": tiny}
+
+
+# ---- what is scanned -----------------------------------------------------------------------------
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The bundled model's, of 4,096 tokens: every model here has as many or more."""
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(EXAMPLES / "model")
+    return found
+
+
+def made_up_texts() -> Iterator[str]:
+    """Words of the sample corpus in random order, in documents as long as drawn."""
+    drawn = random.Random(0)
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()
+    words = [word for line in lines for word in json.loads(line)["text"].split()]
+    while True:
+        yield " ".join(drawn.choices(words, k=1 + int(drawn.lognormvariate(*DOCUMENT_WORDS))))
+
+
+def write_corpus(path: Path, tokens: int) -> None:
+    """Made-up documents of as many tokens."""
+    tokens_of, left = tokenizer(), tokens
+    with path.open("w", encoding="utf-8") as file:
+        for text in made_up_texts():
+            ids = tokens_of.encode(text)[:left]
+            file.write(json.dumps({"text": tokens_of.decode(ids)}) + "\n")
+            left -= len(ids)
+            if not left:
+                return
+
+
+# ---- a scan, watched -----------------------------------------------------------------------------
+
+
+class PartLog(logging.Handler):
+    """Keeps what a scan says of its parts."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.parts: list[Part] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line of the log."""
+        if record.getMessage() == "part done":
+            self.parts.append({name: getattr(record, name) for name in KEPT})
+
+
+@contextmanager
+def parts_told() -> Iterator[list[Part]]:
+    """What is said of the parts that are done while the context is open."""
+    log, kept = logging.getLogger("densitrace.tracer.scan"), PartLog()
+    level = log.level
+    log.addHandler(kept)
+    log.setLevel(logging.INFO)
+    try:
+        yield kept.parts
+    finally:
+        log.removeHandler(kept)
+        log.setLevel(level)
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals.
+
+    Example:
+        >>> covered([(1, 3), (0, 2), (5, 6)])
+        4
+    """
+    total, reached = 0.0, -np.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def kernel_seconds(run: Callable[[], object]) -> float:
+    """How long one kernel or several were at work."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profile:
+        run()
+    return 1e-6 * covered(
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.device_type == DeviceType.CUDA and not event.name.startswith(COPIES)
+    )
+
+
+def part_figures(parts: Sequence[Part]) -> Figures:
+    """Of some parts together."""
+    tokens, spent = sum(part["tokens"] for part in parts), sum(part["seconds"] for part in parts)
+    device = sum(part["device_seconds"] for part in parts)
+    return {
+        "parts": len(parts),
+        "tokens": tokens,
+        "seconds": spent,
+        "tokens/s": tokens / spent,
+        "outside device work": 1 - device / spent,
+        "padding": sum(part["padding"] * part["tokens"] for part in parts) / tokens,
+        "write share": sum(part["write_seconds"] for part in parts) / spent,
+        "bytes a token": sum(part["bytes"] for part in parts) / tokens,
+    }
+
+
+def note_scan(
+    record: DeviceRecord,
+    title: str,
+    tracer: Tracer,
+    corpus: Path,
+    out: Path,
+    deadline: float,
+    **options: Any,
+) -> None:
+    """Plan, scan until the deadline (time.monotonic), and where there is a GPU profile a part.
+
+    The first part stands apart: in it kernels are compiled. A part that was begun is finished.
+    """
+    from densitrace.tracer.scan import Limits
+
+    def scan(**limits: Any) -> "Store":
+        return densitrace.scan(
+            tracer, corpus, out, select=AutoStrata(STRATA), limits=Limits(**limits), **options
+        )
+
+    planning = seconds(lambda: scan(max_parts=0))
+    with parts_told() as parts:
+        store = scan(max_parts=1)
+        store = scan(seconds=max(0.0, deadline - time.monotonic()))
+    record.add(title, "first part", **part_figures(parts[:1]))
+    if parts[1:]:
+        record.add(title, "other parts", **part_figures(parts[1:]))
+    done = sum(part["tokens"] for part in parts)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    whole: Figures = {
+        "parts": len(parts),
+        "tokens": done,
+        "of the tokens": done / int(store.attributes["tokens"]),
+        "planning, hashes and strata, s": planning,
+        "bytes a token": size / done,
+    }
+    if tracer.device.type == "cuda":
+        whole["peak GiB"] = torch.cuda.max_memory_allocated(tracer.device) / 2**30
+        if store.complete:
+            open_first_part(store)
+        note_kernels(record, title, lambda: scan(max_parts=1))
+    record.add(title, "the store, plan and texts included", **whole)
+
+
+def open_first_part(store: "Store") -> None:
+    """The first part is not done any more."""
+    from densitrace.tracer.store import open_place
+
+    open_place(store.place, to_write=True).open_again(0)
+
+
+def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], object]) -> None:
+    """A part under the profiler, which slows the host down."""
+    with parts_told() as parts:
+        busy = kernel_seconds(scan_a_part)
+    figures = part_figures(parts)
+    figures["outside kernels"] = 1 - busy / float(figures["seconds"])
+    record.add(title, "a part under the profiler", **figures)
+
+
+# ---- importances ---------------------------------------------------------------------------------
+
+
+def note_modes(
+    record: DeviceRecord, title: str, model: Any, length: int, rows: int | None = None
+) -> None:
+    """Importance, cuts, levels and sizes under each importance, in turns with the plain forward."""
+    for name in IMPORTANCES:
+        work = device_work(model, length, rows=rows, importance=name)
+
+        def run() -> object:
+            return work.sizes_of(work.clean_lane())  # noqa: B023 - called in this round
+
+        timed = measure_on(work.ids.device, run, {"forward": work.forward})
+        low, ratio, high = timed.over("forward")
+        wanted = {"wanted": 3.0} if (name, length) == ("proximity", 1024) else {}
+        record.add(
+            title, name, ms=1e3 * timed.seconds, x_forward=ratio, from_=low, to=high, **wanted
+        )
+
+
+# ---- one corpus on two devices -------------------------------------------------------------------
+
+
+def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
+    """Of every array of two stores of one corpus, where tokens are."""
+    valid = theirs.token[:] >= 0
+    found: dict[str, Figures] = {}
+    for spec in layout.window_arrays(theirs.controls, most_edges=0):
+        left, right = (store.array(spec.name)[:] for store in (ours, theirs))
+        if "column" in spec.dims:
+            left, right = left[valid], right[valid]
+        same = np.isclose(left, right, rtol=0, atol=0, equal_nan=True)
+        apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
+        missing = np.isnan(left) != np.isnan(right)
+        found[spec.name] = {
+            "type": str(right.dtype),
+            "largest difference": float(np.max(np.nan_to_num(apart, nan=0.0), initial=0)),
+            "share equal": float(same.mean()),
+            "NaN in one": float(missing.sum()),
+        }
+    return found
+
+
+def sample(folder: Path, documents: int | None) -> Path:
+    """The first documents of the sample corpus, or all."""
+    path = folder / "sample.jsonl"
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:documents]), encoding="utf-8")
+    return path
+
+
+def note_bundled(
+    record: DeviceRecord, title: str, devices: tuple[str, str], documents: int | None
+) -> None:
+    """The bundled model's scan of the sample corpus on one device against another's."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpus = sample(folder, documents)
+        stores = [
+            densitrace.scan(
+                Tracer.from_pretrained(EXAMPLES / "model", device=device, dtype="float32"),
+                corpus, folder / f"{number}.zarr", select=thresholds(STRATA), context=256,
+            )
+            for number, device in enumerate(devices)
+        ]  # fmt: skip
+        for name, figures in differences(*stores).items():
+            record.add(title, name, **figures)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def device_option(command: Any) -> Any:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return click.option("--device", default=default, show_default="a GPU if there is one")(command)
+
+
+def model_options(command: Any) -> Any:
+    """Which model of random weights, and where."""
+    for option in (
+        click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")),
+                     default="bfloat16", show_default=True),
+        click.option("--shapes", type=click.Choice(tuple(MODELS)), default="llama-1b",
+                     show_default=True),
+    ):  # fmt: skip
+        command = option(command)
+    return device_option(command)
+
+
+def written(record: DeviceRecord, out: Path) -> None:
+    """OUT.json and OUT.md, and the page on the terminal."""
+    record.write(out)
+    click.echo(record.page())
+    click.echo(f"wrote {out}.json and .md")
+
+
+@click.group()
+def main() -> None:
+    """Measure, and write OUT.json and OUT.md."""
+
+
+@main.command()
+@model_options
+@click.option("--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--context", type=click.IntRange(min=2), default=512, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=BATCH_TOKENS, show_default=True)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0),
+    default=480,
+    show_default=True,
+    help="Seconds from the start after which no part is begun.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def store(
+    shapes: str, dtype: str, device: str, tokens: int, context: int, batch_tokens: int,
+    time_limit: float, out: Path,
+) -> None:  # fmt: skip
+    """A full scan to a store, 12 strata."""
+    deadline, record = time.monotonic() + time_limit, DeviceRecord()
+    model = random_model(MODELS[shapes](), torch.device(device), getattr(torch, dtype))
+    tracer = Tracer(model, tokenizer(), model_id=shapes)
+    title = f"scan of {tokens} tokens, {shapes} in {dtype} on {device}, {STRATA} strata"
+    with TemporaryDirectory() as temporary:
+        corpus = Path(temporary) / "corpus.jsonl"
+        write_corpus(corpus, tokens)
+        note_scan(
+            record, title, tracer, corpus, Path(temporary) / "traces.zarr", deadline,
+            context=context, batch_tokens=batch_tokens,
+        )  # fmt: skip
+    written(record, out)
+
+
+@main.command()
+@model_options
+@click.option("--length", type=click.IntRange(min=2), default=1024, show_default=True)
+@click.option("--rows", type=click.IntRange(min=1), show_default="4,096 tokens")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def modes(shapes: str, dtype: str, device: str, length: int, rows: int | None, out: Path) -> None:
+    """The importances, against the plain forward of the same batch."""
+    record = DeviceRecord()
+    model = random_model(MODELS[shapes](), torch.device(device), getattr(torch, dtype))
+    title = f"importance and sizes, {shapes} in {dtype} on {device}, T = {length}, {STRATA} strata"
+    note_modes(record, title, model, length, rows)
+    written(record, out)
+
+
+@main.command()
+@device_option
+@click.option("--documents", type=click.IntRange(min=1), show_default="all")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def bundled(device: str, documents: int | None, out: Path) -> None:
+    """The bundled model's scan in float32, against the CPU's."""
+    record = DeviceRecord()
+    note_bundled(record, f"bundled model, {device} against cpu", (device, "cpu"), documents)
+    written(record, out)
+
+
+if __name__ == "__main__":
+    main()
