@@ -33,6 +33,10 @@ for module in ("kernels", "tracer.models", "estimator", "errors"):
     assert importlib.util.find_spec(f"densitrace.{module}") is not None, module
 found = importlib.util.find_spec("kernels")
 print(found and found.origin)
+# Who reads a store waits for neither.
+import densitrace.estimator.report
+assert densitrace.open_store
+assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
 TRANSFORMERS = (
     LIGHT

@@ -6,13 +6,10 @@ Dimensions: `window` N, `column` T (the place in its window), `stratum` K (spars
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, starmap
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .graph import KIND_NAMES
 
@@ -136,10 +133,3 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     wanted = min(most, max(-(-windows // PARTS), min(most, fitting(FEWEST_VALUES))))
     chunk = min(fitting(CHUNK_VALUES), wanted)
     return Parts(-(-wanted // chunk) * chunk, chunk)
-
-
-def by_quartile(topology: Tensor) -> Tensor:
-    """[..., L] edges by block as int64 [..., 4] by depth quartile: block l is in 4 l // L."""
-    blocks = topology.shape[-1]
-    firsts = [-(-blocks * quartile // QUARTILES) for quartile in range(QUARTILES + 1)]
-    return torch.stack([topology[..., run].sum(-1) for run in starmap(slice, pairwise(firsts))], -1)

@@ -35,6 +35,7 @@ from .place import Place, place_of, writing
 from .progress import Reporter, default_reporter
 from .recipe import Recipe
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
+from .sizes import by_quartile
 from .spool import Spool
 from .store import Store, existing_store, open_place
 from .stored_plan import create_store
@@ -543,7 +544,7 @@ def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]
         assert isinstance(row, list)  # as above
         rows += row
     joined = join_rows(rows)
-    topology = layout.by_quartile(torch.from_numpy(joined.topology)).numpy()
+    topology = by_quartile(torch.from_numpy(joined.topology)).numpy()
     return replace(joined, topology=topology)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from .. import kernels
 from .engine import NodeLevels
 from .graph import KINDS
+from .layout import QUARTILES
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> Outp
             paths = torch.minimum(reach[:, :, None], _with_side(node.attention, node.side))
             reach = paths.amax(1)
     return OutputTrace(counts, gates[::-1])
+
+
+def by_quartile(topology: Tensor) -> Tensor:
+    """[..., L] edges by block as int64 [..., 4] by depth quartile: block l is in 4 l // L."""
+    blocks = topology.shape[-1]
+    firsts = [-(-blocks * quartile // QUARTILES) for quartile in range(QUARTILES + 1)]
+    return torch.stack([topology[..., run].sum(-1) for run in starmap(slice, pairwise(firsts))], -1)
 
 
 def _with_side(attention: Tensor, side: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .nodes import IMPORTANCES, GivenImportance, Importance, importance
 from .replay import Replays
 from .search import ranks
 from .select import GivenCuts, Rule, Size
-from .sizes import all_traces, output_trace
+from .sizes import all_traces, by_quartile, output_trace
 from .transfer import Departure, to_device
 
 Scope = Literal["all", "output"]
@@ -237,7 +237,7 @@ class Tracing:
         types = {array.name: getattr(torch, array.dtype) for array in arrays}
         # A store counts without a sign, which torch hardly knows.
         types["topology"] = torch.int32 if most < 1 << 31 else torch.int64
-        quartiles = {"topology": layout.by_quartile(found["topology"])}
+        quartiles = {"topology": by_quartile(found["topology"])}
         return {
             name: tensor.to(types.get(name, tensor.dtype))
             for name, tensor in (found | quartiles).items()

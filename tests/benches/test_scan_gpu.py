@@ -1,6 +1,5 @@
 """Scans on a device, on a tiny model on the CPU; how long anything takes is no claim here."""
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_files import bench
 from click.testing import CliRunner
 from torch.autograd import DeviceType
 
@@ -17,7 +17,6 @@ from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
 from densitrace.tracer.nodes import IMPORTANCES
 
-BENCH = Path(__file__).parents[2] / "benches/scan_gpu.py"
 TINY = ("--shapes", "tiny", "--device", "cpu", "--dtype", "float32")
 TOKENS = 700
 
@@ -25,14 +24,8 @@ Rows = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    """The file, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("scan_gpu", BENCH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> ModuleType:
+    return bench("scan_gpu")
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +36,18 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_timing.SHORTEST_SECONDS", 0.0)
 
 
-def rows_of(bench: ModuleType, out: Path, *command: str) -> Rows:
+def rows_of(script: ModuleType, out: Path, *command: str) -> Rows:
     """The rows that a command writes, by name."""
-    result = CliRunner().invoke(bench.main, [*command, "--out", str(out)], catch_exceptions=False)
+    result = CliRunner().invoke(script.main, [*command, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     (section,) = json.loads(out.with_suffix(".json").read_text())["sections"].values()
     assert out.with_suffix(".md").read_text() in result.output
     return {row["name"]: row for row in section}
 
 
-def test_a_store(bench: ModuleType, tmp_path: Path) -> None:
+def test_a_store(script: ModuleType, tmp_path: Path) -> None:
     options = ("--tokens", str(TOKENS), "--context", "32", "--batch-tokens", "96")
-    rows = rows_of(bench, tmp_path / "out" / "scan", "store", *TINY, *options)
+    rows = rows_of(script, tmp_path / "out" / "scan", "store", *TINY, *options)
     first, others, whole = rows.values()
     assert first["parts"] == 1 < others["parts"] == whole["parts"] - 1
     assert first["tokens"] + others["tokens"] == whole["tokens"]
@@ -66,10 +59,10 @@ def test_a_store(bench: ModuleType, tmp_path: Path) -> None:
         assert row["bytes a token"] > 50
 
 
-def test_what_was_scanned_in_time_is_told(bench: ModuleType, tmp_path: Path) -> None:
+def test_what_was_scanned_in_time_is_told(script: ModuleType, tmp_path: Path) -> None:
     """No part is begun after the limit but the first, without which there is nothing to tell."""
     options = ("--tokens", str(TOKENS), "--context", "32", "--time-limit", "0")
-    rows = rows_of(bench, tmp_path / "scan", "store", *TINY, *options)
+    rows = rows_of(script, tmp_path / "scan", "store", *TINY, *options)
     first, whole = rows.values()
     assert first["parts"] == whole["parts"] == 1
     assert whole["of the tokens"] == pytest.approx(first["tokens"] / TOKENS, rel=0.05)
@@ -77,15 +70,15 @@ def test_what_was_scanned_in_time_is_told(bench: ModuleType, tmp_path: Path) -> 
 
 
 def test_a_part_under_the_profiler(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Kernels of a made-up device: a part that was done is scanned again to see them."""
     monkeypatch.setattr(torch.profiler, "profile", made_up_profile)
-    assert bench.kernel_seconds(list) == 3e-6
-    tracer = Tracer(bench.random_model(bench.tiny(), torch.device("cpu"), torch.float32))
-    tracer.tokenizer = bench.tokenizer()
+    assert script.kernel_seconds(list) == 3e-6
+    tracer = Tracer(script.random_model(script.tiny(), torch.device("cpu"), torch.float32))
+    tracer.tokenizer = script.tokenizer()
     corpus, out = tmp_path / "c.jsonl", tmp_path / "s"
-    bench.write_corpus(corpus, 200)
+    script.write_corpus(corpus, 200)
 
     def scanned(**limits: Any) -> Any:
         from densitrace.tracer.scan import Limits
@@ -93,10 +86,10 @@ def test_a_part_under_the_profiler(
         return scan(tracer, corpus, out, select=RULE, context=32, limits=Limits(**limits))
 
     store = scanned()
-    bench.open_first_part(store)
+    script.open_first_part(store)
     assert not store.is_done(0)
-    record = bench.DeviceRecord()
-    bench.note_kernels(record, "title", lambda: scanned(max_parts=1))
+    record = script.DeviceRecord()
+    script.note_kernels(record, "title", lambda: scanned(max_parts=1))
     assert store.complete
     ((_, figures),) = record.sections["title"]
     assert figures["parts"] == 1
@@ -122,29 +115,29 @@ def made_up_profile(**_: Any) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(events=lambda: events)
 
 
-def test_every_importance_is_compared(bench: ModuleType, tmp_path: Path) -> None:
+def test_every_importance_is_compared(script: ModuleType, tmp_path: Path) -> None:
     shape = ("--length", "16", "--rows", "2")
-    rows = rows_of(bench, tmp_path / "modes", "modes", *TINY, *shape)
+    rows = rows_of(script, tmp_path / "modes", "modes", *TINY, *shape)
     assert tuple(rows) == IMPORTANCES
     assert all(row["from "] <= row["x forward"] <= row["to"] for row in rows.values())
 
 
-def test_the_bundled_model_on_two_devices(bench: ModuleType, tmp_path: Path) -> None:
+def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) -> None:
     command = ("bundled", "--device", "cpu", "--documents", "1")
-    rows = rows_of(bench, tmp_path / "b", *command)
+    rows = rows_of(script, tmp_path / "b", *command)
     assert rows.keys() == {spec.name for spec in layout.window_arrays((), most_edges=0)}
     assert all(row["share equal"] == 1 for row in rows.values())
 
 
-def test_differences_are_seen(bench: ModuleType, tmp_path: Path) -> None:
+def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:
     """Of the same weights in two dtypes."""
     corpus, stores = tmp_path / "c.jsonl", []
-    bench.write_corpus(corpus, 100)
+    script.write_corpus(corpus, 100)
     for dtype in (torch.float32, torch.bfloat16):
-        model = bench.random_model(bench.tiny(), torch.device("cpu"), torch.float32).to(dtype)
-        tracer = Tracer(model, bench.tokenizer())
+        model = script.random_model(script.tiny(), torch.device("cpu"), torch.float32).to(dtype)
+        tracer = Tracer(model, script.tokenizer())
         stores.append(scan(tracer, corpus, tmp_path / str(dtype), select=RULE, context=32))
-    found = bench.differences(*stores)
+    found = script.differences(*stores)
     for name in ("token", "position", "full_edge_count"):
         assert (found[name]["share equal"], found[name]["largest difference"]) == (1, 0)
     valid = stores[0].token[:] >= 0

@@ -12,6 +12,7 @@ from densitrace import Threshold, Tracer
 from densitrace.tracer import layout, tracing
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.graph import full_edge_counts, most_edges
+from densitrace.tracer.sizes import by_quartile
 from densitrace.tracer.tracing import Settings, Tracing
 
 STRATA = 12
@@ -63,7 +64,7 @@ def test_packed_traces_are_the_traces(family: str) -> None:
         for packed in (False, True)
     )
     for ours, expected in zip(packed, whole, strict=True):
-        quartiles = layout.by_quartile(torch.from_numpy(expected.topology))
+        quartiles = by_quartile(torch.from_numpy(expected.topology))
         np.testing.assert_array_equal(ours.topology, quartiles)
         for name in ("size", "edge_count", "full_edge_count", "surprisal", "model_entropy"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name))

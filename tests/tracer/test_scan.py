@@ -32,6 +32,7 @@ from densitrace.tracer.parts import failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.scan import batches
+from densitrace.tracer.sizes import by_quartile
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -58,7 +59,7 @@ def assert_row(store: Store, window: int, trace: Trace) -> None:
         np.testing.assert_allclose(store.array(name)[window, :n], getattr(trace, name), atol=1e-5)
     for name, values in trace.errors.items():
         np.testing.assert_allclose(store.array(name)[window, :n], values, atol=1e-5)
-    topology = layout.by_quartile(torch.from_numpy(trace.topology))
+    topology = by_quartile(torch.from_numpy(trace.topology))
     np.testing.assert_array_equal(store.topology[window, :n], topology)
 
 

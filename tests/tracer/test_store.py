@@ -25,6 +25,7 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.sizes import by_quartile
 
 RULE = Threshold([0.2, 0.05, 0.01])
 
@@ -138,12 +139,12 @@ def test_topology_adds_up_to_the_size(store: Store) -> None:
 
 
 def test_quartiles_of_depth() -> None:
-    assert layout.by_quartile(torch.arange(1, 7)).tolist() == [1 + 2, 3, 4 + 5, 6]
-    assert layout.by_quartile(torch.tensor([[5, 7]])).tolist() == [[5, 0, 7, 0]]
+    assert by_quartile(torch.arange(1, 7)).tolist() == [1 + 2, 3, 4 + 5, 6]
+    assert by_quartile(torch.tensor([[5, 7]])).tolist() == [[5, 0, 7, 0]]
     for blocks in range(1, 41):
         quartile = [4 * block // blocks for block in range(blocks)]
         expected = np.bincount(quartile, np.arange(blocks) + 1, minlength=4)
-        assert layout.by_quartile(torch.arange(blocks) + 1).tolist() == expected.tolist()
+        assert by_quartile(torch.arange(blocks) + 1).tolist() == expected.tolist()
 
 
 @given(st.integers(1, 5000), st.integers(1, 255), st.integers(1, 10**7))
