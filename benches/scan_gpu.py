@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 

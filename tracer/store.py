@@ -246,7 +246,7 @@ class Store:
             return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
 
         found = self.by_runs(totals)
-        sums, count = sum(part for part, _ in found), sum(number for _, number in found)
+        sums, count = np.sum([each for each, _ in found], 0), sum(number for _, number in found)
         means = sums / count if count else np.full_like(sums, np.nan)
         return pd.DataFrame({"stratum": self.strata, "size": means[0], "tv": means[1]})
 

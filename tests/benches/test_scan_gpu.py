@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench_files import bench
 from click.testing import CliRunner
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 
 from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout

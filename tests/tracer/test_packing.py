@@ -73,7 +73,7 @@ def test_packed_traces_are_the_traces(family: str) -> None:
             np.testing.assert_array_equal(ours.errors[name], values, err_msg=name)
             measure = name.partition("_")[0]
             kind = "int8" if measure in ("top1", "nucleus") else "float32"
-            assert (values.dtype, ours.errors[name].dtype) == ("float32", kind)
+            assert [str(each.dtype) for each in (values, ours.errors[name])] == ["float32", kind]
 
 
 def test_graphs_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
