@@ -1,0 +1,232 @@
+"""What does each op of a scan have to do at least, and which ceiling of a GPU would bind it?
+
+    python benches/roofline.py                      # llama-8b, T = 2048, 12 strata, an H100
+    python benches/roofline.py --shapes llama-1b --length 1024
+
+Nothing is measured: operations and bytes are counted by measuring/costs.py on tensors that have a
+shape and no memory, and ceilings are those of a data sheet. Operations of matrix products are held
+against the rate of the matrix units in half precision, all others (minima, maxima, sums of
+magnitudes, comparisons) against one operation a lane and cycle of the vector units.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+from costs import Costs, moved_bytes
+from device_models import SHAPES
+from ledger import figure
+from op_cases import Case, cases
+from problems import STRATA, AttentionProblem, PredictionProblem
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from densitrace.kernels import AttentionEdges, NormWeight, Pattern, ProximityWeight
+from densitrace.kernels.results import OutputErrors
+from densitrace.tracer.nodes import Node
+
+META = torch.device("meta")
+DTYPE = torch.bfloat16
+VECTOR = ("bottleneck", "trace_sizes")  # beside what is weighed by proximity: no products
+# Calls a block in a scan under thresholds, live; a block has one attention and one MLP node layer.
+CALLS = {
+    "source_norms, L1": 1,
+    "attention_stats": 1,
+    "edge_levels": 1,
+    "lane_attention, live": 1,
+    "bottleneck": 1,
+    "trace_sizes": 4,
+}
+ONCE = ("output_errors",)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a data sheet promises."""
+
+    products: float = 989e12  # operations a second in bfloat16, dense: H100 SXM
+    vector: float = 33.5e12  # half of its 67 TFLOP/s, which count a fused addition
+    bytes: float = 3.35e12  # a second
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an op has to do in one call, on one sequence."""
+
+    name: str
+    operations: int
+    bytes: int
+    products: bool
+    calls: int = 0  # in a whole scan
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.operations / self.bytes
+
+    def limits(self, device: Device) -> dict[str, float]:
+        """Seconds under each ceiling."""
+        rate = device.products if self.products else device.vector
+        by = "products" if self.products else "vector units"
+        return {by: self.operations / rate, "memory": self.bytes / device.bytes}
+
+
+# ---- problems without memory ---------------------------------------------------------------------
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A shape and a type."""
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def attention_problem(config: Any, length: int, strata: int) -> AttentionProblem:
+    """An attention node of one sequence, as `problems.attention_problem_of` finds it."""
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    width, hidden = config.head_dim, config.hidden_size
+    q, k = empty(1, heads, length, width, dtype=DTYPE), empty(1, groups, length, width, dtype=DTYPE)
+    segments = empty(1, length, dtype=torch.int32)
+    pattern = Pattern(q, k, width**-0.5, segments=segments, lse=empty(1, heads, length))
+    edges = AttentionEdges(pattern, NormWeight(empty(1, heads, length)))
+    total, side = empty(1, length), empty(1, 1, length)
+    return AttentionProblem(
+        node=Node(0, ("res_attn",), edges, side, total),
+        edges=edges,
+        v=empty(1, groups, length, width, dtype=DTYPE),
+        w_o=empty(heads, hidden, width),
+        vector=empty(1, length, hidden),
+        cuts=empty(strata, 1, length),
+        lanes=Pattern(
+            empty(strata, 1, heads, length, width, dtype=DTYPE),
+            empty(strata, 1, groups, length, width, dtype=DTYPE),
+            width**-0.5,
+            segments=segments,
+        ),
+        lanes_v=empty(strata, 1, groups, length, width, dtype=DTYPE),
+    )
+
+
+def prediction_problem(config: Any, length: int, strata: int) -> PredictionProblem:
+    """States of a sequence in all lanes."""
+    return PredictionProblem(
+        hidden=empty(length, config.hidden_size, dtype=DTYPE),
+        lanes=empty(strata, length, config.hidden_size, dtype=DTYPE),
+        unembedding=empty(config.vocab_size, config.hidden_size, dtype=DTYPE),
+        next_ids=empty(length, dtype=torch.int64),
+    )
+
+
+def result(case: Case, attention: AttentionProblem) -> object:
+    """What an op gives back, from its definition in plain torch where shapes alone tell."""
+    strata, _, length = attention.cuts.shape
+    if case.op == "output_errors":
+        return OutputErrors.empty(strata, length, META)
+    if by_proximity(case):  # whose definition takes a million steps to the same shapes
+        return replace(case, arguments=(attention.edges, *case.arguments[1:])).run()
+    return case.run()
+
+
+def by_proximity(case: Case) -> bool:
+    """Whether the op weighs edges so."""
+    return case.edges is not None and isinstance(case.edges.weight, ProximityWeight)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def op_rows(config: Any, length: int, strata: int) -> list[Row]:
+    """Every op but `collect_edges`, which moves as much as it keeps."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    costs = Costs(heads, length, config.head_dim, hidden, strata, config.vocab_size)
+    attention = attention_problem(config, length, strata)
+    rows = []
+    for name, case in cases(attention, prediction_problem(config, length, strata)).items():
+        if case.op == "collect_edges":
+            continue
+        moved = moved_bytes(*case.arguments, *case.options.values(), result(case, attention))
+        calls = config.num_hidden_layers * CALLS.get(name, 0) + (name in ONCE)
+        products = case.op not in VECTOR and not by_proximity(case)
+        operations = costs.operations(case.op, case.arguments)
+        rows.append(Row(name, operations, moved, products, calls))
+    return rows
+
+
+def linear_row(config: Any, length: int, strata: int) -> Row:
+    """The linear layers of all blocks and lanes, were no row dropped."""
+    with META:
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+    layers = [m for m in model.base_model.modules() if isinstance(m, nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    ends = sum(layer.in_features + layer.out_features for layer in layers)
+    tokens = (strata + 1) * length
+    moved = DTYPE.itemsize * (weights + tokens * ends)
+    return Row("linear layers of all lanes", 2 * weights * tokens, moved, True, 1)
+
+
+def page(rows: list[Row], device: Device) -> str:
+    """Markdown."""
+    whole = sum(row.calls * max(row.limits(device).values()) for row in rows)
+    lines = [
+        "| op | GOP | MB | op/byte | bound by | limit, ms | calls of a scan | share of its limit |",
+        "|" + " --- |" * 8,
+    ]
+    for row in rows:
+        limits = row.limits(device)
+        by = max(limits, key=lambda name: limits[name])
+        share = f"{row.calls * limits[by] / whole:.1%}" if row.calls else ""
+        cells = [
+            row.name, figure(row.operations / 1e9), figure(row.bytes / 1e6),
+            figure(row.intensity), by, figure(1e3 * limits[by]), figure(row.calls), share,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"| a scan | | | | | {figure(1e3 * whole)} | | 100% |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--shapes", type=click.Choice(tuple(SHAPES)), default="llama-8b", show_default=True)
+@click.option("--length", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--strata", type=click.IntRange(1, 255), default=STRATA, show_default=True)
+@click.option(
+    "--products",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.products,
+    show_default=True,
+    help="Operations a second of matrix products.",
+)
+@click.option(
+    "--vector",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.vector,
+    show_default=True,
+    help="Operations a second of anything else.",
+)
+@click.option(
+    "--bytes",
+    "moved",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.bytes,
+    show_default=True,
+    help="Bytes a second of main memory.",
+)
+def main(
+    shapes: str, length: int, strata: int, products: float, vector: float, moved: float
+) -> None:  # fmt: skip
+    """Count, and print a table."""
+    device, config = Device(products, vector, moved), SHAPES[shapes]()
+    rows = [linear_row(config, length, strata), *op_rows(config, length, strata)]
+    click.echo(f"{shapes}, one sequence of {length} tokens in bfloat16, {strata} strata; counted.")
+    click.echo(
+        f"Products bind beyond {figure(products / moved)} operations a byte, "
+        f"vector units beyond {figure(vector / moved)}.\n"
+    )
+    click.echo(page(rows, device))
+
+
+if __name__ == "__main__":
+    main()
