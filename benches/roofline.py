@@ -1,198 +1,231 @@
-"""What a scan has to do at least on a GPU, op by op, counted and not measured.
+"""What does each op of a scan have to do at least, and which ceiling of a GPU would bind it?
 
-    python benches/roofline.py --shape llama-8b --length 2048 --out benches/results/roofline-DATE
+    python benches/roofline.py                      # llama-8b, T = 2048, 12 strata, an H100
+    python benches/roofline.py --shapes llama-1b --length 1024
 
-Operations and bytes are those of measuring/costs.py: of one block and one sequence, then of all
-blocks. The ceilings are a device's data sheet, given as options; `bound` says which of the two an
-op meets first, and `ms` how long it takes at that ceiling. `benches/gpu.sh` measures the same
-ops beside the ceilings that a device reaches.
+Nothing is measured: operations and bytes are counted by measuring/costs.py on tensors that have a
+shape and no memory, and ceilings are those of a data sheet. Operations of matrix products are held
+against the rate of the matrix units in half precision, all others (minima, maxima, sums of
+magnitudes, comparisons) against one operation a lane and cycle of the vector units.
 """
 
 import sys
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from costs import Costs
+from costs import Costs, moved_bytes
 from device_models import SHAPES
-from ledger import figure, write_record
-from problems import STRATA
+from ledger import figure
+from op_cases import Case, cases
+from problems import STRATA, AttentionProblem, PredictionProblem
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-F32 = I32 = 4
-I64 = 8
+from densitrace.kernels import AttentionEdges, NormWeight, Pattern, ProximityWeight
+from densitrace.kernels.results import OutputErrors
+from densitrace.tracer.nodes import Node
+
+META = torch.device("meta")
+DTYPE = torch.bfloat16
+VECTOR = ("bottleneck", "trace_sizes")  # beside what is weighed by proximity: no products
+# Calls a block in a scan under thresholds, live; a block has one attention and one MLP node layer.
+CALLS = {
+    "source_norms, L1": 1,
+    "attention_stats": 1,
+    "edge_levels": 1,
+    "lane_attention, live": 1,
+    "bottleneck": 1,
+    "trace_sizes": 4,
+}
+ONCE = ("output_errors",)
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that an op's tensors hold, each once, of one sequence in a block.
+class Device:
+    """What a data sheet promises."""
 
-    The ops keep sums, norms and cuts in float32 whatever the model's dtype; `item` is that dtype's
-    size, of queries, keys, values, states and the unembedding.
-    """
-
-    costs: Costs
-    groups: int  # key/value heads
-    item: int
-
-    @property
-    def pattern(self) -> int:
-        """Queries, keys, the log-sum-exps of their scores and the documents of a row."""
-        c = self.costs
-        return c.length * ((c.heads + self.groups) * c.width * self.item + c.heads * F32 + I32)
-
-    @property
-    def values(self) -> int:
-        """Of one lane."""
-        return self.groups * self.costs.length * self.costs.width * self.item
-
-    @property
-    def per_head(self) -> int:
-        """A float32 of each head and token: source norms, log-sum-exps."""
-        return self.costs.heads * self.costs.length * F32
-
-    @property
-    def per_stratum(self) -> int:
-        """A float32 of each stratum and token: cuts; degrees take as many bytes."""
-        return self.costs.strata * self.costs.length * F32
-
-    def of(self, op: str) -> int:
-        """Of one call of an op."""
-        c = self.costs
-        output = c.heads * c.length * c.width * F32
-        edges = self.pattern + self.per_head
-        match op:
-            case "source_norms":
-                return self.values + c.heads * c.hidden * c.width * F32 + self.per_head
-            case "attention_stats":
-                mass = c.length * F32
-                return edges + self.values + output + self.per_head + mass
-            case "edge_levels":
-                return edges + 2 * self.per_stratum + c.length**2
-            case "lane_attention, frozen":
-                return edges + self.per_stratum + c.strata * (self.values + output)
-            case "lane_attention, live":
-                lanes = (c.heads + self.groups) * c.length * c.width * self.item
-                return self.of("lane_attention, frozen") + c.strata * lanes
-            case "bottleneck":
-                return 3 * c.length**2
-            case "trace_sizes":
-                return c.length**2 + c.strata * c.length * (I32 + I64)
-            case "output_errors":
-                states = ((c.strata + 1) * c.length + c.vocabulary) * c.hidden * self.item
-                return states + 6 * self.per_stratum + c.length * (I64 + 2 * F32)
-        raise KeyError(op)
-
-
-def operations(op: str, costs: Costs) -> int:
-    """Of one call of an op on one sequence."""
-    name, _, kind = op.partition(", ")
-    match name:
-        case "lane_attention":
-            return costs.lane_attention(live=kind == "live")
-        case "attention_stats":
-            return 2 * costs.product
-        case "edge_levels":
-            return costs.product
-        case "source_norms":
-            return costs.source_norms(1)
-    return int(getattr(costs, name)())
+    products: float = 989e12  # operations a second in bfloat16, dense: H100 SXM
+    vector: float = 33.5e12  # half of its 67 TFLOP/s, which count a fused addition
+    bytes: float = 3.35e12  # a second
 
 
 @dataclass(frozen=True)
 class Row:
-    """Work of a scan, all its calls together."""
+    """What an op has to do in one call, on one sequence."""
 
     name: str
-    calls: int
     operations: int
     bytes: int
+    products: bool
+    calls: int = 0  # in a whole scan
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.operations / self.bytes
+
+    def limits(self, device: Device) -> dict[str, float]:
+        """Seconds under each ceiling."""
+        rate = device.products if self.products else device.vector
+        by = "products" if self.products else "vector units"
+        return {by: self.operations / rate, "memory": self.bytes / device.bytes}
 
 
-# How often each is called: in every block, and the unembedding at the end.
-IN_BLOCKS = (
-    "source_norms", "attention_stats", "edge_levels", "lane_attention, live",
-    "lane_attention, frozen", "bottleneck", "trace_sizes",
-)  # fmt: skip
-KINDS = 4  # of edges, each with degrees of its own for `trace_sizes`
+# ---- problems without memory ---------------------------------------------------------------------
 
 
-def rows(config: Any, length: int, strata: int, item: int) -> list[Row]:
-    """The plain forward of one sequence, and every op of its scan."""
-    blocks, heads = config.num_hidden_layers, config.num_attention_heads
-    costs = Costs(heads, length, config.head_dim, config.hidden_size, strata, config.vocab_size)
-    traffic = Traffic(costs, config.num_key_value_heads, item)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    table = config.vocab_size * config.hidden_size
-    matrices = sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2) - table
-    found = [
-        Row(
-            "plain forward",
-            1,
-            2 * length * (matrices + table) + 2 * blocks * costs.product,
-            item * (matrices + table),
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A shape and a type."""
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def attention_problem(config: Any, length: int, strata: int) -> AttentionProblem:
+    """An attention node of one sequence, as `problems.attention_problem_of` finds it."""
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    width, hidden = config.head_dim, config.hidden_size
+    q, k = empty(1, heads, length, width, dtype=DTYPE), empty(1, groups, length, width, dtype=DTYPE)
+    segments = empty(1, length, dtype=torch.int32)
+    pattern = Pattern(q, k, width**-0.5, segments=segments, lse=empty(1, heads, length))
+    edges = AttentionEdges(pattern, NormWeight(empty(1, heads, length)))
+    total, side = empty(1, length), empty(1, 1, length)
+    return AttentionProblem(
+        node=Node(0, ("res_attn",), edges, side, total),
+        edges=edges,
+        v=empty(1, groups, length, width, dtype=DTYPE),
+        w_o=empty(heads, hidden, width),
+        vector=empty(1, length, hidden),
+        cuts=empty(strata, 1, length),
+        lanes=Pattern(
+            empty(strata, 1, heads, length, width, dtype=DTYPE),
+            empty(strata, 1, groups, length, width, dtype=DTYPE),
+            width**-0.5,
+            segments=segments,
         ),
-        Row(
-            f"linear layers of {strata} lanes",
-            1,
-            2 * length * matrices * strata,
-            item * matrices,
-        ),
-    ]
-    for op in (*IN_BLOCKS, "output_errors"):
-        calls = {"output_errors": 1, "trace_sizes": KINDS * blocks}.get(op, blocks)
-        found.append(Row(op, calls, calls * operations(op, costs), calls * traffic.of(op)))
-    return found
+        lanes_v=empty(strata, 1, groups, length, width, dtype=DTYPE),
+    )
 
 
-def table(found: list[Row], tflops: float, gigabytes: float) -> list[str]:
-    """Lines of Markdown."""
+def prediction_problem(config: Any, length: int, strata: int) -> PredictionProblem:
+    """States of a sequence in all lanes."""
+    return PredictionProblem(
+        hidden=empty(length, config.hidden_size, dtype=DTYPE),
+        lanes=empty(strata, length, config.hidden_size, dtype=DTYPE),
+        unembedding=empty(config.vocab_size, config.hidden_size, dtype=DTYPE),
+        next_ids=empty(length, dtype=torch.int64),
+    )
+
+
+def result(case: Case, attention: AttentionProblem) -> object:
+    """What an op gives back, from its definition in plain torch where shapes alone tell."""
+    strata, _, length = attention.cuts.shape
+    if case.op == "output_errors":
+        return OutputErrors.empty(strata, length, META)
+    if by_proximity(case):  # whose definition takes a million steps to the same shapes
+        return replace(case, arguments=(attention.edges, *case.arguments[1:])).run()
+    return case.run()
+
+
+def by_proximity(case: Case) -> bool:
+    """Whether the op weighs edges so."""
+    return case.edges is not None and isinstance(case.edges.weight, ProximityWeight)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def op_rows(config: Any, length: int, strata: int) -> list[Row]:
+    """Every op but `collect_edges`, which moves as much as it keeps."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    costs = Costs(heads, length, config.head_dim, hidden, strata, config.vocab_size)
+    attention = attention_problem(config, length, strata)
+    rows = []
+    for name, case in cases(attention, prediction_problem(config, length, strata)).items():
+        if case.op == "collect_edges":
+            continue
+        moved = moved_bytes(*case.arguments, *case.options.values(), result(case, attention))
+        calls = config.num_hidden_layers * CALLS.get(name, 0) + (name in ONCE)
+        products = case.op not in VECTOR and not by_proximity(case)
+        operations = costs.operations(case.op, case.arguments)
+        rows.append(Row(name, operations, moved, products, calls))
+    return rows
+
+
+def linear_row(config: Any, length: int, strata: int) -> Row:
+    """The linear layers of all blocks and lanes, were no row dropped."""
+    with META:
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+    layers = [m for m in model.base_model.modules() if isinstance(m, nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    ends = sum(layer.in_features + layer.out_features for layer in layers)
+    tokens = (strata + 1) * length
+    moved = DTYPE.itemsize * (weights + tokens * ends)
+    return Row("linear layers of all lanes", 2 * weights * tokens, moved, True, 1)
+
+
+def page(rows: list[Row], device: Device) -> str:
+    """Markdown."""
+    whole = sum(row.calls * max(row.limits(device).values()) for row in rows)
     lines = [
-        "| | calls | TFLOP | GB | operations a byte | bound by | ms | x plain forward |",
-        "| --- |" + " --- |" * 7,
+        "| op | GOP | MB | op/byte | bound by | limit, ms | calls of a scan | share of its limit |",
+        "|" + " --- |" * 8,
     ]
-    forward = 0.0
-    for row in found:
-        by_product, by_copy = row.operations / tflops / 1e9, row.bytes / gigabytes / 1e6
-        milliseconds = max(by_product, by_copy)
-        forward = forward or milliseconds
+    for row in rows:
+        limits = row.limits(device)
+        by = max(limits, key=lambda name: limits[name])
+        share = f"{row.calls * limits[by] / whole:.1%}" if row.calls else ""
         cells = [
-            row.name, f"{row.calls}", figure(row.operations / 1e12), figure(row.bytes / 1e9),
-            figure(row.operations / row.bytes), "products" if by_product > by_copy else "memory",
-            figure(milliseconds), figure(milliseconds / forward),
+            row.name, figure(row.operations / 1e9), figure(row.bytes / 1e6),
+            figure(row.intensity), by, figure(1e3 * limits[by]), figure(row.calls), share,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    lines.append(f"| a scan | | | | | {figure(1e3 * whole)} | | 100% |")
+    return "\n".join(lines)
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--shape", type=click.Choice(tuple(SHAPES)), default="llama-8b")
-@click.option("--length", type=click.IntRange(min=1), default=2048, help="Tokens of the sequence.")
-@click.option("--strata", type=click.IntRange(1, 255), default=STRATA)
-@click.option("--tflops", default=989.0, help="Products in bfloat16: an H100's data sheet.")
-@click.option("--gigabytes", default=3350.0, help="Of memory a second: the same.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
-def main(shape: str, length: int, strata: int, tflops: float, gigabytes: float, out: Path) -> None:
-    """Count, and write OUT.json and OUT.md."""
-    found = rows(SHAPES[shape](), length, strata, item=2)
-    lines = [
-        f"# A scan on paper, {date.today()}",
-        "",
-        f"`python benches/roofline.py --shape {shape} --length {length} --strata {strata}`: "
-        f"operations and bytes of one sequence in bfloat16, counted; the ceilings are {tflops:g} "
-        f"TFLOP/s and {gigabytes:g} GB/s, of a data sheet. Nothing here was measured.",
-        "",
-        *table(found, tflops, gigabytes),
-    ]
-    record = {"date": str(date.today()), "shape": shape, "length": length, "strata": strata}
-    record |= {"TFLOP/s": tflops, "GB/s": gigabytes, "rows": [asdict(row) for row in found]}
-    write_record(out, record, "\n".join([*lines, ""]))
+@click.command()
+@click.option("--shapes", type=click.Choice(tuple(SHAPES)), default="llama-8b", show_default=True)
+@click.option("--length", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--strata", type=click.IntRange(1, 255), default=STRATA, show_default=True)
+@click.option(
+    "--products",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.products,
+    show_default=True,
+    help="Operations a second of matrix products.",
+)
+@click.option(
+    "--vector",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.vector,
+    show_default=True,
+    help="Operations a second of anything else.",
+)
+@click.option(
+    "--bytes",
+    "moved",
+    type=click.FloatRange(0, inf, min_open=True),
+    default=Device.bytes,
+    show_default=True,
+    help="Bytes a second of main memory.",
+)
+def main(
+    shapes: str, length: int, strata: int, products: float, vector: float, moved: float
+) -> None:  # fmt: skip
+    """Count, and print a table."""
+    device, config = Device(products, vector, moved), SHAPES[shapes]()
+    rows = [linear_row(config, length, strata), *op_rows(config, length, strata)]
+    click.echo(f"{shapes}, one sequence of {length} tokens in bfloat16, {strata} strata; counted.")
+    click.echo(
+        f"Products bind beyond {figure(products / moved)} operations a byte, "
+        f"vector units beyond {figure(vector / moved)}.\n"
+    )
+    click.echo(page(rows, device))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def moved_bytes(*values: object) -> int:
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            found[value.data_ptr()] = value.nbytes
+            found[value.data_ptr() or id(value)] = value.nbytes  # no memory has no address
         elif is_dataclass(value):
             for each in fields(value):
                 visit(getattr(value, each.name))

@@ -1,44 +1,93 @@
-"""What is counted for a shape is what the ops are given and give back on a model of that shape."""
+"""The roofline: what is counted without memory is what tensors of a model come to."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from bench_files import bench
+from click.testing import CliRunner
 from costs import moved_bytes
 from device_models import device_work, random_model
+from device_timing import parts_of
 from op_cases import cases
-from problems import attention_problem_of, prediction_problem_of
+from problems import Work, attention_problem_of, prediction_problem_of
 from transformers import LlamaConfig
 
+BENCH = Path(__file__).parents[2] / "benches/roofline.py"
+CPU = torch.device("cpu")
 LENGTH, STRATA = 24, 3
-CONFIG = LlamaConfig(
-    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_counted_is_what_the_ops_move(dtype: torch.dtype) -> None:
-    roofline = bench("roofline")
-    work = device_work(random_model(CONFIG, torch.device("cpu"), dtype), LENGTH, STRATA, rows=1)
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    """The file, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("roofline", BENCH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(config: LlamaConfig) -> Work:
+    return device_work(random_model(config, CPU, torch.bfloat16), LENGTH, STRATA, rows=1)
+
+
+def test_counts_are_those_of_a_model(bench: ModuleType, config: LlamaConfig, work: Work) -> None:
     with torch.inference_mode():
-        found = cases(attention_problem_of(work), prediction_problem_of(work))
-    traffic = roofline.Traffic(work.costs, CONFIG.num_key_value_heads, dtype.itemsize)
-    for op in (*roofline.IN_BLOCKS, "output_errors"):
-        case = found["source_norms, L1" if op == "source_norms" else op]
+        attention, prediction = attention_problem_of(work), prediction_problem_of(work)
+    real = cases(attention, prediction)
+    rows = {row.name: row for row in bench.op_rows(config, LENGTH, STRATA)}
+    assert rows.keys() == real.keys() - {"collect_edges"}
+    for name, row in rows.items():
+        case = real[name]
+        assert row.operations == work.costs.operations(case.op, case.arguments), name
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
-        if op == "bottleneck":  # the case gives one map twice, a scan two
-            moved += LENGTH**2
-        assert traffic.of(op) == moved, op
-        counted = work.costs.operations(case.op, case.arguments)
-        assert roofline.operations(op, work.costs) == counted, op
+        assert row.bytes == moved, name
 
 
-def test_the_plain_forward_is_two_operations_a_weight_and_token() -> None:
-    roofline = bench("roofline")
-    forward, *_ = roofline.rows(CONFIG, LENGTH, STRATA, item=2)
-    model = random_model(CONFIG, torch.device("cpu"), torch.float32)
-    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2) - 96 * 32  # embeddings
-    pairs = LENGTH * (LENGTH + 1) // 2
-    attention = 4 * 4 * pairs * 2 * 2 * 8  # blocks, heads, QK and PV, 2 operations, head_dim
-    assert forward.operations == 2 * LENGTH * weights + attention
-    assert forward.bytes == 2 * weights
+def test_calls_are_those_of_a_scan(bench: ModuleType, config: LlamaConfig, work: Work) -> None:
+    with parts_of(CPU, work.costs, 1) as parts:
+        work.scan()
+    rows = bench.op_rows(config, LENGTH, STRATA)
+    counted = {row.name.partition(",")[0]: row.calls for row in rows if row.calls}
+    assert counted == {name: part.calls for name, part in parts.items()}
+
+
+def test_linear_layers(bench: ModuleType, config: LlamaConfig) -> None:
+    row = bench.linear_row(config, LENGTH, STRATA)
+    weights = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
+    assert row.operations == 2 * weights * LENGTH * (STRATA + 1)
+
+
+def test_the_nearer_ceiling_binds(bench: ModuleType) -> None:
+    device = bench.Device(products=100.0, vector=10.0, bytes=1.0)
+    rows = [
+        bench.Row("a", 1000, 5, True, 2),  # 10 s of products, 5 s of memory
+        bench.Row("b", 100, 50, False, 1),  # 10 s of vectors, 50 s of memory
+        bench.Row("c", 1000, 50, False),  # 100 s of vectors, in no scan
+    ]
+    a, b, c, scan = bench.page(rows, device).splitlines()[2:]
+    assert a == "| a | 0.000 | 0.000 | 200 | products | 10,000 | 2 | 28.6% |".replace(
+        "0.000 | 0.000", f"{1e-6:.3g} | {5e-6:.3g}"
+    )
+    assert "| 2 | memory | 50,000 | 1 | 71.4% |" in b
+    assert "| 20 | vector units | 100,000 | 0 |  |" in c
+    assert "70,000" in scan
+
+
+def test_the_command(bench: ModuleType) -> None:
+    options = ["--shapes", "llama-1b", "--length", "16", "--strata", "2"]
+    result = CliRunner().invoke(bench.main, options, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "| lane_attention, live |" in result.output
