@@ -1,7 +1,7 @@
 """What does each op of a scan have to do at least, and which ceiling of a GPU would bind it?
 
-    python benches/roofline.py                      # llama-8b, T = 2048, 12 strata, an H100
-    python benches/roofline.py --shapes llama-1b --length 1024
+    python benches/roofline.py --out benches/results/roofline-DATE   # llama-8b, T = 2048, an H100
+    python benches/roofline.py --shapes llama-1b --length 1024 --out build/roofline
 
 Nothing is measured: operations and bytes are counted by measuring/costs.py on tensors that have a
 shape and no memory, and ceilings are those of a data sheet. Operations of matrix products are held
@@ -10,7 +10,8 @@ magnitudes, comparisons) against one operation a lane and cycle of the vector un
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import date
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import Costs, moved_bytes
 from device_models import SHAPES
-from ledger import figure
+from ledger import figure, write_record
 from op_cases import Case, cases
 from problems import STRATA, AttentionProblem, PredictionProblem
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -214,18 +215,28 @@ def page(rows: list[Row], device: Device) -> str:
     show_default=True,
     help="Bytes a second of main memory.",
 )
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
 def main(
-    shapes: str, length: int, strata: int, products: float, vector: float, moved: float
-) -> None:  # fmt: skip
-    """Count, and print a table."""
+    shapes: str, length: int, strata: int, products: float, vector: float, moved: float, out: Path
+) -> None:
+    """Count, and write OUT.json and OUT.md."""
     device, config = Device(products, vector, moved), SHAPES[shapes]()
     rows = [linear_row(config, length, strata), *op_rows(config, length, strata)]
-    click.echo(f"{shapes}, one sequence of {length} tokens in bfloat16, {strata} strata; counted.")
-    click.echo(
-        f"Products bind beyond {figure(products / moved)} operations a byte, "
-        f"vector units beyond {figure(vector / moved)}.\n"
-    )
-    click.echo(page(rows, device))
+    lines = [
+        f"# A scan on paper, {date.today()}",
+        "",
+        f"`python benches/roofline.py --shapes {shapes} --length {length} --strata {strata}`: one "
+        "sequence in bfloat16. **Counted, not measured.** Ceilings, of a data sheet: products "
+        f"{figure(products / 1e12)} and other operations {figure(vector / 1e12)} TFLOP/s, memory "
+        f"{figure(moved / 1e12)} TB/s; products bind beyond {figure(products / moved)} operations "
+        f"a byte, vector units beyond {figure(vector / moved)}.",
+        "",
+        page(rows, device),
+        "",
+    ]
+    about = {"shapes": shapes, "length": length, "strata": strata, "ceilings": asdict(device)}
+    record = {"date": str(date.today()), **about, "rows": [asdict(row) for row in rows]}
+    write_record(out, record, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The roofline: what is counted without memory is what tensors of a model come to."""
 
-import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from bench_files import bench
 from click.testing import CliRunner
 from costs import moved_bytes
 from device_models import device_work, random_model
@@ -14,20 +15,13 @@ from op_cases import cases
 from problems import Work, attention_problem_of, prediction_problem_of
 from transformers import LlamaConfig
 
-BENCH = Path(__file__).parents[2] / "benches/roofline.py"
 CPU = torch.device("cpu")
 LENGTH, STRATA = 24, 3
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    """The file, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("roofline", BENCH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> ModuleType:
+    return bench("roofline")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +37,11 @@ def work(config: LlamaConfig) -> Work:
     return device_work(random_model(config, CPU, torch.bfloat16), LENGTH, STRATA, rows=1)
 
 
-def test_counts_are_those_of_a_model(bench: ModuleType, config: LlamaConfig, work: Work) -> None:
+def test_counts_are_those_of_a_model(script: ModuleType, config: LlamaConfig, work: Work) -> None:
     with torch.inference_mode():
         attention, prediction = attention_problem_of(work), prediction_problem_of(work)
     real = cases(attention, prediction)
-    rows = {row.name: row for row in bench.op_rows(config, LENGTH, STRATA)}
+    rows = {row.name: row for row in script.op_rows(config, LENGTH, STRATA)}
     assert rows.keys() == real.keys() - {"collect_edges"}
     for name, row in rows.items():
         case = real[name]
@@ -56,28 +50,28 @@ def test_counts_are_those_of_a_model(bench: ModuleType, config: LlamaConfig, wor
         assert row.bytes == moved, name
 
 
-def test_calls_are_those_of_a_scan(bench: ModuleType, config: LlamaConfig, work: Work) -> None:
+def test_calls_are_those_of_a_scan(script: ModuleType, config: LlamaConfig, work: Work) -> None:
     with parts_of(CPU, work.costs, 1) as parts:
         work.scan()
-    rows = bench.op_rows(config, LENGTH, STRATA)
+    rows = script.op_rows(config, LENGTH, STRATA)
     counted = {row.name.partition(",")[0]: row.calls for row in rows if row.calls}
     assert counted == {name: part.calls for name, part in parts.items()}
 
 
-def test_linear_layers(bench: ModuleType, config: LlamaConfig) -> None:
-    row = bench.linear_row(config, LENGTH, STRATA)
+def test_linear_layers(script: ModuleType, config: LlamaConfig) -> None:
+    row = script.linear_row(config, LENGTH, STRATA)
     weights = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
     assert row.operations == 2 * weights * LENGTH * (STRATA + 1)
 
 
-def test_the_nearer_ceiling_binds(bench: ModuleType) -> None:
-    device = bench.Device(products=100.0, vector=10.0, bytes=1.0)
+def test_the_nearer_ceiling_binds(script: ModuleType) -> None:
+    device = script.Device(products=100.0, vector=10.0, bytes=1.0)
     rows = [
-        bench.Row("a", 1000, 5, True, 2),  # 10 s of products, 5 s of memory
-        bench.Row("b", 100, 50, False, 1),  # 10 s of vectors, 50 s of memory
-        bench.Row("c", 1000, 50, False),  # 100 s of vectors, in no scan
+        script.Row("a", 1000, 5, True, 2),  # 10 s of products, 5 s of memory
+        script.Row("b", 100, 50, False, 1),  # 10 s of vectors, 50 s of memory
+        script.Row("c", 1000, 50, False),  # 100 s of vectors, in no scan
     ]
-    a, b, c, scan = bench.page(rows, device).splitlines()[2:]
+    a, b, c, scan = script.page(rows, device).splitlines()[2:]
     assert a == "| a | 0.000 | 0.000 | 200 | products | 10,000 | 2 | 28.6% |".replace(
         "0.000 | 0.000", f"{1e-6:.3g} | {5e-6:.3g}"
     )
@@ -86,8 +80,11 @@ def test_the_nearer_ceiling_binds(bench: ModuleType) -> None:
     assert "70,000" in scan
 
 
-def test_the_command(bench: ModuleType) -> None:
+def test_the_command(script: ModuleType, tmp_path: Path) -> None:
     options = ["--shapes", "llama-1b", "--length", "16", "--strata", "2"]
-    result = CliRunner().invoke(bench.main, options, catch_exceptions=False)
+    out = tmp_path / "counted"
+    result = CliRunner().invoke(script.main, [*options, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert "| lane_attention, live |" in result.output
+    assert "| lane_attention, live |" in out.with_suffix(".md").read_text()
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert {"source_norms, L1", "output_errors"} <= {row["name"] for row in record["rows"]}
