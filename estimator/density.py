@@ -81,8 +81,8 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     """
     runs = store.by_runs(lambda run: _run_frame(store, run, eps))
     frame = pd.concat(runs, ignore_index=True)
-    density = frame[density_name(eps)].to_numpy()
-    dense = np.greater(density, np.median(density)).astype(np.int8)
+    density = frame[density_name(eps)]
+    dense = np.greater(density.to_numpy(), density.median()).astype(np.int8)
     frame["regime"] = pd.Categorical.from_codes(dense, pd.Index(["sparse", "dense"]))
     return frame
 
