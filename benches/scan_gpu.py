@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
@@ -142,7 +141,7 @@ def kernel_seconds(run: Callable[[], object]) -> float:
     return 1e-6 * covered(
         (event.time_range.start, event.time_range.end)
         for event in profile.events()
-        if event.device_type == DeviceType.CUDA and not event.name.startswith(COPIES)
+        if event.device_type.name == "CUDA" and not event.name.startswith(COPIES)
     )
 
 

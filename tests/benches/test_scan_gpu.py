@@ -11,7 +11,6 @@ import pytest
 import torch
 from bench_files import bench
 from click.testing import CliRunner
-from torch._C._autograd import DeviceType
 
 from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
@@ -101,16 +100,16 @@ RULE = Threshold([0.2, 0.05])
 
 @contextmanager
 def made_up_profile(**_: Any) -> Iterator[SimpleNamespace]:
-    def event(name: str, start: float, end: float, device: DeviceType) -> SimpleNamespace:
+    def event(name: str, start: float, end: float, device: str) -> SimpleNamespace:
         span = SimpleNamespace(start=start, end=end)
-        return SimpleNamespace(name=name, time_range=span, device_type=device)
+        return SimpleNamespace(name=name, time_range=span, device_type=SimpleNamespace(name=device))
 
     events = [
-        event("gemm", 5, 6, DeviceType.CUDA),
-        event("norm", 0, 1.5, DeviceType.CUDA),
-        event("cuts", 1, 2, DeviceType.CUDA),  # beside another
-        event("Memcpy DtoH (Device -> Pinned)", 2, 4, DeviceType.CUDA),
-        event("aten::mm", 0, 9, DeviceType.CPU),
+        event("gemm", 5, 6, "CUDA"),
+        event("norm", 0, 1.5, "CUDA"),
+        event("cuts", 1, 2, "CUDA"),  # beside another
+        event("Memcpy DtoH (Device -> Pinned)", 2, 4, "CUDA"),
+        event("aten::mm", 0, 9, "CPU"),
     ]
     yield SimpleNamespace(events=lambda: events)
 
