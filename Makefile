@@ -26,9 +26,10 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 demo: $(READY)
 	$(BIN)/densitrace demo
 
-# A process a core, of one thread each; the tests of threads ask for theirs.
+# A process a core, of one thread each; the tests of threads ask for theirs. Files in their order: sorted
+# by how many tests they hold, those of few and long ones would come last, on one core.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # mypy has to see the parts under the names they are imported by, which only the installation knows:
 # build/lint is the same tree as links, and mypy runs inside it.
