@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def curve_figure(strata: pd.DataFrame, eps: float, paint: Palette = PAGE) -> Fig
         axes.set(xscale="log", ylim=(0, 1.02), ylabel="total variation")
         axes.set_xlabel("size: share of the full graph's edges in the trace (log scale)")
         axes.xaxis.set_major_formatter(FuncFormatter(percent))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
         quiet(axes, "y", paint)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(loc="best")
@@ -162,23 +162,22 @@ def label_figure(
         figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(summary)), layout="constrained")
         axes = figure.subplots()
         groups = documents.groupby(str(summary.index.name), observed=True)[measure]
-        for row, (value, mean) in enumerate(summary.iterrows()):
-            dots = groups.get_group(value).to_numpy()
-            dots = dots[:: -(-len(dots) // MOST_DOTS)]
-            # The golden ratio spreads the dots evenly up and down without any two in one line.
-            jitter = (np.arange(len(dots)) * 0.618034) % 1 * 0.5 - 0.25
-            axes.scatter(dots, row + jitter, s=7, color=paint.muted, alpha=0.3, linewidth=0)
-            axes.plot(
-                [mean[f"{measure}_low"], mean[f"{measure}_high"]],
-                [row, row],
-                color=paint.accent,
-                linewidth=3,
-                solid_capstyle="round",
-            )
-            axes.plot(
-                mean[measure], row, "o", color=paint.accent, markersize=7,
-                markeredgecolor=paint.paper, markeredgewidth=1.5,
-            )  # fmt: skip
+        dots = [groups.get_group(value).to_numpy() for value in summary.index]
+        dots = [each[:: -(-len(each) // MOST_DOTS)] for each in dots]
+        rows = np.repeat(np.arange(len(dots)), [len(each) for each in dots])
+        # The golden ratio spreads the dots evenly up and down without any two in one line.
+        place = np.concatenate([np.arange(len(each)) for each in dots])
+        jitter = place * 0.618034 % 1 * 0.5 - 0.25
+        axes.scatter(
+            np.concatenate(dots), rows + jitter, s=7, color=paint.muted, alpha=0.3, linewidth=0
+        )
+        means = summary[[measure, f"{measure}_low", f"{measure}_high"]].to_numpy().T
+        each_row = np.arange(len(summary))
+        axes.hlines(each_row, means[1], means[2], color=paint.accent, linewidth=3, capstyle="round")
+        axes.plot(
+            means[0], each_row, "o", color=paint.accent, markersize=7,
+            markeredgecolor=paint.paper, markeredgewidth=1.5,
+        )  # fmt: skip
         names = [f"{shorten(str(v))} ({n:,.0f})" for v, n in summary["documents"].items()]
         axes.set_yticks(range(len(summary)), names)
         axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=measure)
@@ -218,7 +217,7 @@ def position_figure(positions: pd.DataFrame, measure: str, paint: Palette = PAGE
             low, high = axes.get_ylim()
             few_decades = high < 300 * low
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.minorticks_off()
             axes.tick_params(axis="y", labelcolor=paint.muted)
             quiet(axes, "y", paint)
     return figure

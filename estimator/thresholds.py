@@ -10,6 +10,7 @@ from ..tracer.select import Threshold
 from ..tracer.store import Store
 from .intervals import cluster_interval
 
+RESAMPLES = 499
 Floats = NDArray[np.float64]
 
 
@@ -89,7 +90,7 @@ def threshold_table(
             times = np.bincount(drawn, minlength=len(of))
             return threshold_at(tau, times @ of / len(drawn), eps)
 
-        interval = cluster_interval(statistic, len(of), seed=seed)
+        interval = cluster_interval(statistic, len(of), n_resamples=RESAMPLES, seed=seed)
         rows[value] = {
             "documents": len(of),
             "threshold": interval.value,
