@@ -1,13 +1,14 @@
 """What does a report on a large store cost?
 
     python benches/report.py --out benches/results/report-DATE
+    python benches/report.py --store traces.zarr --out benches/results/report-scan-DATE
 
 A made-up store of a million tokens is written, and `densitrace report` run on it in a process of
-its own: as it is, without the factors, and on two stores. Seconds are those of the whole command,
-its imports included; the peak is the most memory that its process has held.
+its own: as it is, without the factors, and on two stores. With --store it is run on a store that is
+there. Seconds are those of the whole command, its imports included; the peak is the most memory
+that its process has held.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -19,12 +20,14 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine
+from ledger import figure, machine, write_record
 from made_up_store import made_up_documents, make_store
+
+from densitrace import open_store
 
 TOKENS = 1_000_000
 CONTROLS = ("inverse", "random")
-ROUNDS = 2  # the faster one is told
+ROUNDS = 3  # the fastest one is told
 POLL_SECONDS = 0.02
 
 
@@ -57,16 +60,21 @@ def peak_bytes(process: int) -> int:
     return 1024 * int(found[0]) if found else 0
 
 
-def record_of(folder: Path, tokens: int) -> dict[str, Any]:
-    """All that is measured."""
-    stores = [folder / f"{seed}.zarr" for seed in range(2)]
-    for seed, path in enumerate(stores):
-        made = make_store(path, made_up_documents(tokens), controls=CONTROLS, seed=seed)
-    one, two = [str(stores[0])], [str(path) for path in stores]
+def made_up(folder: Path, tokens: int) -> list[Path]:
+    """Two stores of as many tokens, with both controls."""
+    paths = [folder / f"{seed}.zarr" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        make_store(path, made_up_documents(tokens), controls=CONTROLS, seed=seed)
+    return paths
+
+
+def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
+    """All that is measured: on the first store, and on both where there are two."""
+    names, first = [str(path) for path in stores], open_store(stores[0])
     runs = {
-        "one store, without factors": [*one, "--no-factors"],
-        "one store": one,
-        "two stores": two,
+        "one store, without factors": [names[0], "--no-factors"],
+        "one store": names[:1],
+        **({"two stores": names} if len(names) > 1 else {}),
     }
     found = {
         name: min(
@@ -78,9 +86,11 @@ def record_of(folder: Path, tokens: int) -> dict[str, Any]:
     return {
         "date": str(date.today()),
         "machine": machine(),
-        "tokens": tokens,
-        "documents": len(made.documents),
-        "strata": len(made.strata),
+        "model": first.model_id,
+        "tokens": first.attributes["tokens"],
+        "documents": len(first.documents),
+        "strata": len(first.strata),
+        "controls": list(first.controls),
         "runs": found,
     }
 
@@ -93,10 +103,10 @@ def page_of(record: dict[str, Any]) -> str:
         f"# A report on a large store, {record['date']}",
         "",
         f"`python benches/report.py` on {info['processor']}, {info['threads']} threads, Python "
-        f"{info['python']}. Made-up stores of {record['tokens']:,} tokens in "
-        f"{record['documents']:,} documents, {record['strata']} strata, controls "
-        f"{' and '.join(CONTROLS)}; `densitrace report` in a process of its own, imports "
-        f"included; the faster of {ROUNDS} runs each.",
+        f"{info['python']}. A store of {record['model']}: {record['tokens']:,} tokens in "
+        f"{record['documents']:,} documents, {record['strata']} strata, controls: "
+        f"{' and '.join(record['controls']) or 'none'}; `densitrace report` in a process of its "
+        f"own, imports included; the fastest of {ROUNDS} runs each.",
         "",
         "| | " + " | ".join(columns) + " |",
         "| --- |" + " --- |" * len(columns),
@@ -108,14 +118,14 @@ def page_of(record: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
-@click.option("--tokens", default=TOKENS, show_default=True)
-def main(out: Path, tokens: int) -> None:
+@click.option("--tokens", default=TOKENS, show_default=True, help="Of a made-up store.")
+@click.option("--store", type=click.Path(exists=True, path_type=Path), help="One that is there.")
+def main(out: Path, tokens: int, store: Path | None) -> None:
     """Measure, and write OUT.json and OUT.md."""
     with TemporaryDirectory() as temporary:
-        record = record_of(Path(temporary), tokens)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page_of(record), encoding="utf-8")
-    click.echo(f"wrote {out.with_suffix('.md')}")
+        folder = Path(temporary)
+        record = record_of([store] if store else made_up(folder, tokens), folder)
+    write_record(out, record, page_of(record))
 
 
 if __name__ == "__main__":

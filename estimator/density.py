@@ -139,10 +139,11 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    sizes = _curve_quartiles(store, "size")
+    scored = dict(store.by_runs(lambda run: (run.start, store.token[run] >= 0)))
+    sizes = _curve_quartiles(store, "size", scored)
     parts = []
     for lane in ("trace", *store.controls):
-        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}")
+        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}", scored)
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -151,9 +152,11 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _curve_quartiles(store: Store, name: str) -> NDArray[np.float64]:
-    """Quartiles of a curve over all scored tokens, float64 [3, K]."""
-    runs = store.by_runs(lambda run: store.array(name)[run][store.token[run] >= 0])
+def _curve_quartiles(
+    store: Store, name: str, scored: Mapping[int, NDArray[np.bool_]]
+) -> NDArray[np.float64]:
+    """Quartiles of a curve over the tokens scored in each run, float64 [3, K]."""
+    runs = store.by_runs(lambda run: store.array(name)[run][scored[run.start]])
 
     def quartiles(column: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.asarray(np.quantile(column, QUARTILES), dtype=np.float64)
