@@ -32,6 +32,7 @@ from densitrace.kernels import AttentionEdges, NormWeight, Pattern, ProximityWei
 from densitrace.kernels.results import OutputErrors
 from densitrace.tracer.nodes import Node
 
+RATE = click.FloatRange(0, inf, min_open=True)  # a second
 META = torch.device("meta")
 DTYPE = torch.bfloat16
 VECTOR = ("bottleneck", "trace_sizes")  # beside what is weighed by proximity: no products
@@ -189,32 +190,13 @@ def page(rows: list[Row], device: Device) -> str:
     return "\n".join(lines)
 
 
-@click.command()
-@click.option("--shapes", type=click.Choice(tuple(SHAPES)), default="llama-8b", show_default=True)
-@click.option("--length", type=click.IntRange(min=1), default=2048, show_default=True)
-@click.option("--strata", type=click.IntRange(1, 255), default=STRATA, show_default=True)
-@click.option(
-    "--products",
-    type=click.FloatRange(0, inf, min_open=True),
-    default=Device.products,
-    show_default=True,
-    help="Operations a second of matrix products.",
-)
-@click.option(
-    "--vector",
-    type=click.FloatRange(0, inf, min_open=True),
-    default=Device.vector,
-    show_default=True,
-    help="Operations a second of anything else.",
-)
-@click.option(
-    "--bytes",
-    "moved",
-    type=click.FloatRange(0, inf, min_open=True),
-    default=Device.bytes,
-    show_default=True,
-    help="Bytes a second of main memory.",
-)
+@click.command(context_settings={"show_default": True})
+@click.option("--shapes", type=click.Choice(tuple(SHAPES)), default="llama-8b")
+@click.option("--length", type=click.IntRange(min=1), default=2048)
+@click.option("--strata", type=click.IntRange(1, 255), default=STRATA)
+@click.option("--products", type=RATE, default=Device.products, help="Of matrix products.")
+@click.option("--vector", type=RATE, default=Device.vector, help="Of any other operations.")
+@click.option("--bytes", "moved", type=RATE, default=Device.bytes, help="Of main memory.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
 def main(
     shapes: str, length: int, strata: int, products: float, vector: float, moved: float, out: Path

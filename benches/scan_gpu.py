@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import BATCH_TOKENS, SHAPES, device_work, random_model
 from device_record import DeviceRecord, Figures
 from device_timing import measure_on
-from problems import EXAMPLES, STRATA, thresholds
+from problems import EXAMPLES, STRATA, Work, thresholds
 from timing import seconds
 
 import densitrace
@@ -224,16 +225,18 @@ def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], obj
 # ---- importances ---------------------------------------------------------------------------------
 
 
+def importance_and_sizes(work: Work) -> object:
+    """The clean lane of a pass, and the sizes that follow from its levels."""
+    return work.sizes_of(work.clean_lane())
+
+
 def note_modes(
     record: DeviceRecord, title: str, model: Any, length: int, rows: int | None = None
 ) -> None:
     """Importance, cuts, levels and sizes under each importance, in turns with the plain forward."""
     for name in IMPORTANCES:
         work = device_work(model, length, rows=rows, importance=name)
-
-        def run() -> object:
-            return work.sizes_of(work.clean_lane())  # noqa: B023 - called in this round
-
+        run = partial(importance_and_sizes, work)
         timed = measure_on(work.ids.device, run, {"forward": work.forward})
         low, ratio, high = timed.over("forward")
         wanted = {"wanted": 3.0} if (name, length) == ("proximity", 1024) else {}

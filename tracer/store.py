@@ -219,6 +219,7 @@ class Store:
         )
 
     def _run_tokens(self, windows: slice, measures: Sequence[str]) -> pd.DataFrame:
+        curves = [self.array(name)[windows] for name in ("size", "tv")]
         token = self.array("token")[windows]
         window, column = np.nonzero(token >= 0)
         frame = pd.DataFrame(
@@ -232,7 +233,7 @@ class Store:
         )
         for name in ("surprisal", "model_entropy", "full_edge_count"):
             frame[name] = self.array(name)[windows][window, column]
-        size, tv = (self.array(name)[windows][window, column] for name in ("size", "tv"))
+        size, tv = (curve[window, column] for curve in curves)
         for measure in measures:
             frame[measure] = _measure(measure, size, tv, frame["full_edge_count"].to_numpy())
         return frame

@@ -313,7 +313,7 @@ def test_damaged_parts_are_found_and_done_again(
             data[len(data) // 3] ^= 1
             file.write_bytes(data)
     if damage != "missing":
-        with pytest.raises(StoreError, match=r"'(tv|token)', is damaged"):
+        with pytest.raises(StoreError, match="'tv', is damaged"):
             open_store(job.out).tokens()
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 0, result.stderr
