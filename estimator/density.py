@@ -89,8 +89,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
 def _run_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
     """`token_frame` of some windows: curves are held of one run at a time."""
-    token = store.token[windows]
-    window, column = np.nonzero(token >= 0)
+    window, column = np.nonzero(store.real(windows))
 
     def of(name: str) -> NDArray[Any]:
         return store.array(name)[windows][window, column]
@@ -100,11 +99,11 @@ def _run_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
     edges = density * full
     return pd.DataFrame(
         {
-            "document": store.document[windows][window],
+            "document": store.owners[windows][window],
             "window": window + windows.start,
-            "position": (store.window_start[windows][window] + column).astype(np.int32),
+            "position": (store.starts[windows][window] + column).astype(np.int32),
             "context": column + 1,
-            "token": token[window, column],
+            "token": of("token"),
             "char_start": of("char_start"),
             "char_end": of("char_end"),
             "full_edges": full,
@@ -129,7 +128,7 @@ def scored(store: Store) -> NDArray[np.bool_]:
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
         done[store.windows(part)] = True
-    return done[:, None] & (np.asarray(store.token[:]) >= 0)
+    return done[:, None] & store.real(slice(None))
 
 
 def stratum_frame(store: Store) -> pd.DataFrame:
@@ -139,7 +138,7 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    scored = dict(store.by_runs(lambda run: (run.start, store.token[run] >= 0)))
+    scored = dict(store.by_runs(lambda run: (run.start, store.real(run))))
     sizes = _curve_quartiles(store, "size", scored)
     parts = []
     for lane in ("trace", *store.controls):

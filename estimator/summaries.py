@@ -133,7 +133,7 @@ def _part_sums(
     counts = np.zeros(documents, np.int64)
     for part in parts:
         windows = store.windows(part)
-        window, column = np.nonzero(store.token[windows] >= 0)
+        window, column = np.nonzero(store.real(windows))
         tv = store.tv[windows][window, column]
         met = np.argmax(tv <= eps, axis=1) if stratum is None else np.full(len(tv), stratum)
         keep = np.isfinite(tv).all(1) & ((tv <= eps).any(1) | (stratum is not None))
@@ -141,7 +141,7 @@ def _part_sums(
         edges = store.topology[windows][window, column, met].astype(np.float64)
         full = store.full_edge_count[windows][window, column]
         total = np.maximum(edges.sum((1, 2)), 1)
-        owner = store.document[windows][window]  # windows lie document by document
+        owner = store.owners[windows][window]  # windows lie document by document
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         if not len(owner):
             continue

@@ -42,9 +42,9 @@ def document_errors(store: Store) -> Floats:
     tokens = np.zeros(len(sums))
 
     def totals(run: slice) -> tuple[NDArray[Any], ...]:
-        real = store.token[run] >= 0
+        real = store.real(run)
         errors = np.where(real[..., None], store.tv[run], 0).sum(1, dtype=np.float64)
-        return store.document[run], errors, real.sum(1)
+        return store.owners[run], errors, real.sum(1)
 
     for document, errors, number in store.by_runs(totals):
         np.add.at(sums, document, errors)

@@ -112,7 +112,10 @@ def coordinates(strata: Sequence[float]) -> dict[str, tuple[str, NDArray[Any]]]:
 
 @dataclass(frozen=True)
 class Parts:
-    """How N windows are divided: a part is one shard of every array, read chunk by chunk."""
+    """How N windows are divided: a part is one shard of every array, read chunk by chunk.
+
+    Only arrays with strata are large enough for several chunks a shard.
+    """
 
     windows: int  # of a part, a multiple of a chunk's
     chunk: int  # windows of a chunk

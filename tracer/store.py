@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 PLAN = "plan"  # the group of what is to be scanned
 DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
-RUN_PLACES = 1 << 16  # of tokens and padding, whose curves are read at once
+RUN_PLACES = 1 << 17  # of tokens and padding, whose curves are read at once
 READERS = 4  # threads that read runs
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
@@ -220,18 +220,16 @@ class Store:
 
     def _run_tokens(self, windows: slice, measures: Sequence[str]) -> pd.DataFrame:
         curves = [self.array(name)[windows] for name in ("size", "tv")]
-        token = self.array("token")[windows]
-        window, column = np.nonzero(token >= 0)
+        window, column = np.nonzero(self.real(windows))
         frame = pd.DataFrame(
             {
                 "window": window + windows.start,
-                "document": self.array("document")[windows][window],
-                "position": self.array("position")[windows][window, column],
+                "document": self.owners[windows][window],
+                "position": self.starts[windows][window] + column,
                 "column": column,
-                "token": token[window, column],
             }
         )
-        for name in ("surprisal", "model_entropy", "full_edge_count"):
+        for name in ("token", "surprisal", "model_entropy", "full_edge_count"):
             frame[name] = self.array(name)[windows][window, column]
         size, tv = (curve[window, column] for curve in curves)
         for measure in measures:
@@ -242,7 +240,7 @@ class Store:
         """Mean relative size and mean TV of each stratum over all tokens that are done."""
 
         def totals(run: slice) -> tuple[NDArray[np.float64], int]:
-            valid = self.array("token")[run] >= 0
+            valid = self.real(run)
             values = (self.array(name)[run][valid] for name in ("size", "tv"))
             return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
 
@@ -258,6 +256,20 @@ class Store:
         """int32 [N]: tokens of each window."""
         return self.array(f"{PLAN}/length")[:]
 
+    @cached_property
+    def owners(self) -> NDArray[np.int32]:
+        """int32 [N]: the document of each window, a row of `documents`."""
+        return self.array(f"{PLAN}/document")[:]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int32]:
+        """int32 [N]: the first token of each window, counted in its document."""
+        return self.array(f"{PLAN}/window_start")[:]
+
+    def real(self, windows: slice) -> NDArray[np.bool_]:
+        """bool [n, T]: where some windows hold a token; the other places are padding."""
+        return np.arange(self.array("token").shape[1]) < self.lengths[windows, None]
+
     def part_tokens(self, part: int) -> int:
         """Tokens of a part."""
         return int(self.lengths[self.windows(part)].sum())
@@ -270,9 +282,7 @@ class Store:
     def plan(self, part: int) -> Plan:
         """The windows of a part alone, numbered from 0, with the token that follows them."""
         run = self.windows(part)
-        document = self.array(f"{PLAN}/document")[run]
-        start = self.array(f"{PLAN}/window_start")[run]
-        length = self.lengths[run]
+        document, start, length = self.owners[run], self.starts[run], self.lengths[run]
         begin = self._first[document] + start
         end = min(int(begin[-1] + length[-1]) + 1, int(self._first[-1]))
         here = slice(int(begin[0]), end)

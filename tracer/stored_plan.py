@@ -125,7 +125,7 @@ def _create_arrays(
             spec.name,
             shape=shape,
             shards=(parts.windows, *shape[1:]),
-            chunks=(parts.chunk, *shape[1:]),
+            chunks=(parts.chunk if "stratum" in spec.dims else parts.windows, *shape[1:]),
             dtype=spec.dtype,
             fill_value=spec.fill,
             dimension_names=spec.dims,
