@@ -340,21 +340,21 @@ def _of_samples(
     of a sample follow from sums of weights in that order, ties halved.
     """
     owner, names = pd.factorize(np.asarray(document))
-    levels = {name: np.unique(columns[name], return_inverse=True)[1] for name in columns}
-
-    def ranks(name: str, weight: Floats) -> Floats:
-        tied = np.bincount(levels[name], weights=weight)
-        found = (np.cumsum(tied) - tied / 2)[levels[name]]
-        return np.asarray(found - np.average(found, weights=weight))
+    chosen = list(dict.fromkeys(chain(*pairs)))
+    levels = [np.unique(columns[name], return_inverse=True)[1] for name in chosen]
+    first, second = ([chosen.index(name) for name in side] for side in zip(*pairs, strict=True))
 
     def correlations(drawn: NDArray[np.int64]) -> list[float]:
         weight = np.bincount(drawn, minlength=len(names))[owner].astype(np.float64)
-        centred = {name: ranks(name, weight) for name in {*chain(*pairs)}}
-        squares = {name: float(weight @ values**2) for name, values in centred.items()}
-        return [
-            float(weight @ (centred[a] * centred[b])) / spread**0.5 if spread > 0 else np.nan
-            for a, b in pairs
-            for spread in [squares[a] * squares[b]]
-        ]
+        centred = np.empty((len(chosen), len(weight)))
+        for ranks, level in zip(centred, levels, strict=True):
+            tied = np.bincount(level, weights=weight)
+            # Ranks less their mean, which is half of all weight.
+            np.take(np.cumsum(tied) - (tied + weight.sum()) / 2, level, out=ranks)
+        products = (centred * weight) @ centred.T
+        spread = np.sqrt(np.outer(np.diag(products), np.diag(products)))
+        with np.errstate(invalid="ignore"):
+            found = np.where(spread > 0, products / spread, np.nan)[first, second]
+        return [float(value) for value in found]
 
     return len(names), correlations

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ class Exhibit:
     draw: Draw
     only: str = ""
 
-    @property
+    @cached_property
     def svg(self) -> Markup:
         """The figure for the page."""
         # matplotlib escapes the text that it writes.

@@ -110,7 +110,7 @@ def explain_factors(
         leave_out: names of factors not to use.
         by: labels whose values are compared; by default all with at most 20 values.
         max_tokens: a larger store is sampled, evenly over its tokens.
-        top: factors whose interactions are computed.
+        top: factors whose interactions are computed; 0 saves the time.
         shuffles: fits of shuffled densities.
         seed: of sampling, fitting, shuffling and resampling.
 
@@ -203,8 +203,10 @@ def explain_frame(
     table = _importance(frame, split, units, seed)
     leading = tuple(table.index[:top])
     places = [list(frame.columns).index(name) for name in leading]
-    pairs = _gathered(np.asarray(explainer.shap_interaction_values(coded[few])), owner, owner)
-    pairs = pairs[:, places][:, :, places]
+    pairs = np.zeros((len(few), 0, 0))
+    if top:
+        pairs = _gathered(np.asarray(explainer.shap_interaction_values(coded[few])), owner, owner)
+        pairs = pairs[:, places][:, :, places]
     grouped = {name: values.iloc[chosen] for name, values in (labels or {}).items()}
     means, differences = _by_label(np.abs(split), units, grouped, frame.columns, seed)
     return FactorExplanation(

@@ -46,9 +46,15 @@ def topology_figure(parts: pd.DataFrame, paint: Palette = PAGE) -> Figure:
     return figure
 
 
-def importance_figure(found: "FactorExplanation", paint: Palette = PAGE) -> Figure:
-    """A bar a factor: mean |SHAP| with its interval, the largest on top."""
-    table = found.factors.head(MOST_FACTORS)
+def importance_figure(factors: pd.DataFrame, unit: str, paint: Palette = PAGE) -> Figure:
+    """A bar a factor: mean |SHAP| with its interval, the largest on top.
+
+    Args:
+        factors: see `explain.FactorExplanation`.
+        unit: of the SHAP values.
+        paint: the colours.
+    """
+    table = factors.head(MOST_FACTORS)
     with drawn_in(paint):
         figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(table)), layout="constrained")
         axes = figure.subplots()
@@ -56,7 +62,7 @@ def importance_figure(found: "FactorExplanation", paint: Palette = PAGE) -> Figu
         axes.barh(rows, table["mean_abs"], color=paint.accent, alpha=0.55, height=0.62)
         axes.hlines(rows, table["low"], table["high"], color=paint.ink, linewidth=1.2)
         axes.set_yticks(rows, list(table.index))
-        axes.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"mean |SHAP value|, {found.unit}")
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"mean |SHAP value|, {unit}")
         axes.tick_params(axis="y", length=0)
         quiet(axes, "x", paint)
     return figure

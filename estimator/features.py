@@ -243,9 +243,12 @@ def with_columns(
 
 def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     """The text of each token; empty where it has none."""
-    text = tokens["document"].map(documents)
-    spans = tokens[["char_start", "char_end"]].clip(lower=0).itertuples(index=False)
-    pieces = [whole[start:end] for whole, (start, end) in zip(text, spans, strict=True)]
+    first, last = (tokens[name].clip(lower=0).to_numpy() for name in ("char_start", "char_end"))
+    pieces = np.empty(len(tokens), object)
+    for document, rows in document_rows(tokens).items():
+        whole = documents[document]
+        spans = zip(first[rows].tolist(), last[rows].tolist(), strict=True)
+        pieces[rows] = [whole[start:end] for start, end in spans]
     return pd.Series(pieces, tokens.index, dtype=object)
 
 
@@ -261,8 +264,8 @@ def own_frequency(ids: NDArray[np.int64]) -> NDArray[np.float64]:
         >>> own_frequency(np.array([7, 7, 8])).round(2).tolist()
         [5.7, 5.7, 5.4]
     """
-    _, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    return _per_million(counts[place] - 1.0, len(ids) - 1.0)
+    counts = np.bincount(ids)
+    return _per_million(counts - 1.0, len(ids) - 1.0)[ids]
 
 
 def _reference_frequency(

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -17,9 +17,18 @@ from .agreement import MEASURE, Agreement, agreement
 from .compare import model_names
 from .density import DensityResult
 from .exhibits import Exhibit, save_exhibits
+from .factor_sample import explainer
 from .intervals import MIN_DOCUMENTS
 from .plots import percent
-from .sections import Section, Subject, default_labels, number, section
+from .sections import (
+    Section,
+    Subject,
+    begin,
+    default_labels,
+    number,
+    section,
+    with_factors,
+)
 
 __all__ = ["default_labels", "render_report", "write_report"]
 
@@ -44,6 +53,7 @@ def render_report(
     names: Sequence[str] | None = None,
     eps: float = 0.1,
     factors: bool = True,
+    beside: bool = False,
 ) -> str:
     """The page as one string of HTML.
 
@@ -56,16 +66,20 @@ def render_report(
         names: of the models; by default their ids.
         eps: the total variation that `density@EPS` tolerates, where a store is given.
         factors: whether to explain densities by factors, which takes some seconds a store.
+        beside: explain them in a process of its own meanwhile, where cores are free. As for any
+            use of `multiprocessing`, a script then guards what it does by
+            `if __name__ == "__main__"`, and stores in memory cannot be read.
 
     Raises:
         InputError: no source, a label that no store has, names that do not fit; see
             `DensityResult.from_store`.
         StoreError: see `open_store`.
+        DensitraceError: the process beside this one died.
 
     Example:
         >>> html = render_report(["small.zarr", "large.zarr"])  # doctest: +SKIP
     """
-    return _html(_page(sources, by, names, eps, factors), title)
+    return _html(_page(sources, by, names, eps, factors, beside), title)
 
 
 def write_report(
@@ -78,11 +92,12 @@ def write_report(
     names: Sequence[str] | None = None,
     eps: float = 0.1,
     factors: bool = True,
+    beside: bool = False,
 ) -> Path:
     """Write the page to `path` (its folder is made) and return it.
 
     Args:
-        sources, by, title, names, eps, factors: see `render_report`.
+        sources, by, title, names, eps, factors, beside: see `render_report`.
         path: the page.
         figures: a folder for every figure as SVG and PNG and its data as CSV.
 
@@ -90,7 +105,7 @@ def write_report(
         InputError: see `render_report`.
         StoreError: also where a file cannot be written.
     """
-    page = _page(sources, by, names, eps, factors)
+    page = _page(sources, by, names, eps, factors, beside)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,29 +136,38 @@ def _page(
     names: Sequence[str] | None,
     eps: float,
     factors: bool,
+    beside: bool,
 ) -> _Page:
     given = [sources] if isinstance(sources, DensityResult | Store | str | Path) else sources
     if not given:
         raise InputError("no store: give one or several")
-    stores = [open_store(s) if isinstance(s, str | Path) else s for s in given]
-    results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
-               for s in stores]  # fmt: skip
+    read = [open_store(s) if isinstance(s, str | Path) else s for s in given]
+    labels = list(dict.fromkeys(label for source in read for label in source.labels))
     for label in by or ():
-        known = list(dict.fromkeys(name for result in results for name in result.labels))
-        if label not in known:
-            raise InputError(f"by={label!r}: the labels are {', '.join(known) or 'none'}")
-    called = model_names([str(result.settings["model"]) for result in results], names)
-    subjects = [
-        Subject(
-            key=f"s{place + 1}",
-            name=name,
-            result=result,
-            store=store if isinstance(store, Store) else None,
-            by=None if by is None else tuple(by),
-        )
-        for place, (name, result, store) in enumerate(zip(called, results, stores, strict=True))
-    ]
-    return _Page([section(subject, factors) for subject in subjects], agreement(subjects))
+        if label not in labels:
+            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
+    with explainer(beside and factors) as explaining:
+        results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
+                   for s in read]  # fmt: skip
+        called = model_names([str(result.settings["model"]) for result in results], names)
+        subjects = [
+            Subject(
+                key=f"s{place + 1}",
+                name=name,
+                result=result,
+                store=source if isinstance(source, Store) else None,
+                by=None if by is None else tuple(by),
+            )
+            for place, (name, result, source) in enumerate(zip(called, results, read, strict=True))
+        ]
+        if not factors:
+            return _Page([section(subject) for subject in subjects], agreement(subjects))
+        begun = [begin(explaining, subject) for subject in subjects]
+        page = _Page([section(subject) for subject in subjects], agreement(subjects))
+        for exhibit in page.exhibits:
+            _ = exhibit.svg  # drawn while factors are explained
+        sections = [with_factors(*each) for each in zip(page.sections, begun, strict=True)]
+        return replace(page, sections=sections)
 
 
 def _html(page: _Page, title: str | None) -> str:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from ..tracer.store import Store
 from . import passages as texts
 from .density import AUC, DensityResult
 from .exhibits import Exhibit, file_name
-from .factor_plots import beeswarm_figure, importance_figure, swarm_points, topology_figure
-from .features import factor_frame, own_frequency
+from .factor_plots import beeswarm_figure, importance_figure, topology_figure
+from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample, waited
 from .intervals import MIN_DOCUMENTS
 from .plots import curve_figure, label_figure, percent, position_figure
 from .relation_plots import relation_figure, relation_panels
@@ -22,17 +23,10 @@ from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
 from .thresholds import document_errors, threshold_table
 
-if TYPE_CHECKING:
-    from .explain import FactorExplanation
-
 MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
 # What only the store needs, and what repeats other attributes.
 INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
 TOPOLOGY_TOKENS = 250_000  # whose traces are taken apart; the largest array of a store
-FACTOR_TOKENS = 4000  # explained; SHAP of as many takes seconds
-FACTOR_POOL = 40_000  # tokens of whole documents, among which these are drawn
-FACTOR_SHUFFLES = 3
-FEWEST_TOKENS = 200  # an explanation by factors of fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -76,13 +70,8 @@ def default_labels(result: DensityResult) -> list[str]:
     return [label for label, n in distinct.items() if 1 < n <= MOST_VALUES]
 
 
-def section(subject: Subject, factors: bool) -> Section:
-    """All that the page says of a store.
-
-    Args:
-        subject: the store.
-        factors: whether to explain its densities by factors, which takes a while.
-    """
+def section(subject: Subject) -> Section:
+    """All that the page says of a store, but for the factors."""
     result, labels = subject.result, subject.labels
     both = texts.scales(result)
     summaries = {label: result.summary(label) for label in labels}
@@ -107,7 +96,7 @@ def section(subject: Subject, factors: bool) -> Section:
         "relations": _relations(subject, exhibits),
         "topology": _topology(subject, exhibits),
         "thresholds": _thresholds(subject, labels),
-        "factors": _factors(subject, exhibits) if factors else None,
+        "factors": None,
     }
     exhibits["curve"] = Exhibit(
         file_name(subject.key, "curve"),
@@ -285,60 +274,51 @@ def _thresholds(subject: Subject, labels: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def _factors(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
-    """What explains density, or why nothing is said; None without a store."""
-    result = subject.result
+def begin(explaining: Executor, subject: Subject) -> Future[FactorSummary] | None:
+    """Begin to explain densities by factors; None where there is too little, or no store."""
     if subject.store is None:
         return None
-    documents, tokens = len(result.documents), len(result.tokens)
-    if documents < MIN_DOCUMENTS or tokens < FEWEST_TOKENS:
-        return {
-            "missing": f"Too little to explain: {tokens:,} tokens in {documents:,} documents, "
-            f"{FEWEST_TOKENS} in {MIN_DOCUMENTS} would be needed."
-        }
-    found = explained(subject.store, result)
-    points = swarm_points(found)
+    sample = factor_sample(subject.store, subject.result)
+    return None if sample is None else explaining.submit(sample.explain)
+
+
+def with_factors(found: Section, begun: Future[FactorSummary] | None) -> Section:
+    """A section with what was begun, or why nothing was; as it is where there is no store."""
+    if found.subject.store is None:
+        return found
+    exhibits = dict(found.exhibits)
+    factors = (
+        _missing(found.subject.result)
+        if begun is None
+        else _factors(found.subject, waited(begun), exhibits)
+    )
+    return replace(found, exhibits=exhibits, parts={**found.parts, "factors": factors})
+
+
+def _missing(result: DensityResult) -> dict[str, Any]:
+    return {
+        "missing": f"Too little to explain: {len(result.tokens):,} tokens in "
+        f"{len(result.documents):,} documents, {FEWEST_TOKENS} in {MIN_DOCUMENTS} would be needed."
+    }
+
+
+def _factors(
+    subject: Subject, found: FactorSummary, exhibits: dict[str, Exhibit]
+) -> dict[str, Any]:
     exhibits["swarm"] = Exhibit(
         file_name(subject.key, "shap-beeswarm"),
         f"SHAP values of single tokens by factor, {subject.name}",
-        points,
-        partial(beeswarm_figure, points, found.unit),
+        found.points,
+        partial(beeswarm_figure, found.points, found.unit),
     )
     exhibits["importance"] = Exhibit(
         file_name(subject.key, "shap-bars"),
         f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
         found.factors,
-        partial(importance_figure, found),
+        partial(importance_figure, found.factors, found.unit),
     )
-    sample = f"{len(found.document):,} of {tokens:,} tokens"
+    sample = f"{found.tokens:,} of {len(subject.result.tokens):,} tokens"
     return {"found": found, "sample": sample, "rows": list(found.factors.iterrows())}
-
-
-def explained(store: Store, result: DensityResult, seed: int = 0) -> "FactorExplanation":
-    """Factors of `auc_tv` in a store of any size: of tokens in a sample of whole documents.
-
-    Frequencies are those in the whole store.
-    """
-    from .explain import explain_frame  # shap takes seconds to import
-
-    tokens = result.tokens
-    sizes = tokens.groupby("document").size()
-    drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())
-    # So many that the pool is full, and two documents at least.
-    enough = int(np.searchsorted(np.cumsum(sizes[drawn]), FACTOR_POOL)) + 1
-    inside = tokens["document"].isin(drawn[: max(enough, MIN_DOCUMENTS)])
-    pool = tokens[inside].reset_index(drop=True)
-    frame = factor_frame(store, tokens=pool)
-    frame["log_frequency"] = own_frequency(tokens["token"].to_numpy())[inside.to_numpy()]
-    return explain_frame(
-        frame,
-        pool[AUC],
-        pool["document"],
-        unit="total variation x decades",
-        max_tokens=FACTOR_TOKENS,
-        shuffles=FACTOR_SHUFFLES,
-        seed=seed,
-    )
 
 
 def facts(result: DensityResult) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What the page says that only stores know: parts of traces, factors, strata, other models."""
 
 import base64
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +15,19 @@ from click.testing import CliRunner
 from made_up_store import made_up_documents, make_store
 from scipy import stats
 
-from densitrace import DensityEstimator, InputError, Store, StoreError
+from densitrace import DensitraceError, DensityEstimator, InputError, Store, StoreError
+from densitrace.estimator import factor_sample, sections
 from densitrace.estimator import passages as texts
-from densitrace.estimator import sections
 from densitrace.estimator.agreement import agreement
 from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import save_exhibits
+from densitrace.estimator.factor_sample import explainer, waited
 from densitrace.estimator.plots import LIGHT
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
-from densitrace.estimator.sections import Subject, section
+from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
 from densitrace.estimator.summaries import trace_parts
 from densitrace.estimator.thresholds import document_errors, threshold_at, threshold_table
 from densitrace.tracer import layout
@@ -49,6 +51,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
 @pytest.fixture(scope="module")
 def result(stores: tuple[Store, Store]) -> DensityResult:
     return DensityEstimator.from_store(stores[0])
+
+
+def explained(subject: Subject) -> Section:
+    with explainer(beside=False) as explaining:
+        return with_factors(section(subject), begin(explaining, subject))
 
 
 def test_every_figure_of_the_page_is_written_with_its_data(
@@ -163,17 +170,29 @@ def test_topology_of_a_sample_is_close_to_all(
 def test_factors_and_whether_they_are_a_finding_are_told(
     stores: tuple[Store, Store], result: DensityResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sections, "FACTOR_SHUFFLES", 1)
-    found = section(Subject("s1", "a", result, stores[0]), factors=True)
-    explained = found.parts["factors"]["found"]
-    assert explained.finding and explained.r2 > 0.1
-    assert {"context", "domain", "log_frequency"} <= set(explained.factors.index[:5])
+    monkeypatch.setattr(factor_sample, "SHUFFLES", 1)
+    found = explained(Subject("s1", "a", result, stores[0]))
+    factors = found.parts["factors"]["found"]
+    assert factors.finding and factors.r2 > 0.1
+    assert {"context", "domain", "log_frequency"} <= set(factors.factors.index[:5])
     points = found.exhibits["swarm"].data
     assert list(points) == ["factor", "value", "shap", "rank"]
     np.testing.assert_array_equal(
-        found.exhibits["importance"].data["mean_abs"], explained.factors["mean_abs"]
+        found.exhibits["importance"].data["mean_abs"], factors.factors["mean_abs"]
     )
-    assert section(Subject("s1", "a", result, stores[0]), factors=False).parts["factors"] is None
+
+
+def test_factors_explained_in_another_process_are_the_same(stores: tuple[Store, Store]) -> None:
+    page = render_report(stores[0], beside=True)
+    assert "shap-beeswarm" in page
+    assert page == render_report(stores[0])
+
+
+def test_the_death_of_the_explaining_process_is_one_line() -> None:
+    with explainer(beside=True) as process:
+        begun: Any = process.submit(os._exit, 1)
+        with pytest.raises(DensitraceError, match="explains densities by factors died"):
+            waited(begun)
 
 
 def test_the_page_of_the_demo_tells_r2_and_whether_it_is_a_finding(demo_run: Any) -> None:
@@ -184,7 +203,7 @@ def test_the_page_of_the_demo_tells_r2_and_whether_it_is_a_finding(demo_run: Any
 
 def test_too_little_to_explain_is_said(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", tokens=150)
-    found = section(Subject("s1", "a", DensityEstimator.from_store(store), store), factors=True)
+    found = explained(Subject("s1", "a", DensityEstimator.from_store(store), store))
     assert found.parts["factors"]["missing"].startswith("Too little to explain: 150 tokens")
     assert "swarm" not in found.exhibits
 

@@ -1,0 +1,139 @@
+"""Factors of a store of any size: those of a sample, explained beside what else is done."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..errors import DensitraceError
+from ..tracer.store import Store
+from .density import AUC, DensityResult
+from .factor_plots import swarm_points
+from .features import factor_frame, own_frequency
+from .intervals import MIN_DOCUMENTS
+
+TOKENS = 4000  # explained; SHAP of as many takes seconds
+POOL = 40_000  # tokens of whole documents, among which these are drawn
+SHUFFLES = 3
+FEWEST_TOKENS = 200  # an explanation by factors of fewer says nothing
+
+
+@dataclass(frozen=True)
+class FactorSummary:
+    """What is said of an `explain.FactorExplanation`: few numbers, read without shap.
+
+    Attributes:
+        target, unit, r2, r2_shuffled, finding, factors: as there.
+        points: see `factor_plots.swarm_points`.
+        tokens: how many were explained.
+    """
+
+    target: str
+    unit: str
+    r2: float
+    r2_shuffled: NDArray[np.float64]
+    finding: bool
+    factors: pd.DataFrame
+    points: pd.DataFrame
+    tokens: int
+
+
+@dataclass(frozen=True)
+class FactorSample:
+    """Tokens of some whole documents: what is known of them, and what is explained.
+
+    Attributes:
+        factors: see `features.factor_frame`; frequencies are those in the whole store.
+        target: `auc_tv`.
+        document: of each token.
+    """
+
+    factors: pd.DataFrame
+    target: pd.Series
+    document: pd.Series
+
+    def explain(self, seed: int = 0) -> FactorSummary:
+        """See `explain.explain_frame`; interactions of factors are left out."""
+        from .explain import explain_frame  # shap takes seconds to import
+
+        found = explain_frame(
+            self.factors,
+            self.target,
+            self.document,
+            unit="total variation x decades",
+            max_tokens=TOKENS,
+            top=0,
+            shuffles=SHUFFLES,
+            seed=seed,
+        )
+        return FactorSummary(
+            found.target,
+            found.unit,
+            found.r2,
+            found.r2_shuffled,
+            found.finding,
+            found.factors,
+            swarm_points(found),
+            len(found.document),
+        )
+
+
+def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorSample | None:
+    """A sample of a store's tokens; None where there are too few to explain anything.
+
+    Args:
+        store: a scanned store.
+        result: its densities.
+        seed: of the drawing of documents.
+    """
+    tokens, sizes = result.tokens, result.tokens.groupby("document").size()
+    if len(sizes) < MIN_DOCUMENTS or len(tokens) < FEWEST_TOKENS:
+        return None
+    drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())
+    # So many that the pool is full, and those that an interval needs at least.
+    enough = int(np.searchsorted(np.cumsum(sizes[drawn]), POOL)) + 1
+    inside = tokens["document"].isin(drawn[: max(enough, MIN_DOCUMENTS)]).to_numpy()
+    pool = tokens[inside].reset_index(drop=True)
+    frame = factor_frame(store, tokens=pool)
+    frame["log_frequency"] = own_frequency(tokens["token"].to_numpy())[inside]
+    return FactorSample(frame, pool[AUC], pool["document"])
+
+
+@contextmanager
+def explainer(beside: bool) -> Iterator[Executor]:
+    """Where samples are explained: in another process, or in a thread of this one."""
+    if not beside:
+        with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
+            yield thread
+        return
+    process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        process.submit(_get_ready)
+        yield process
+    finally:
+        process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end
+
+
+def _get_ready() -> None:
+    from . import explain  # noqa: F401
+
+
+def waited(begun: Future[FactorSummary]) -> FactorSummary:
+    """What an explainer found, once it has.
+
+    Raises:
+        DensitraceError: the other process died.
+    """
+    try:
+        return begun.result()
+    except BrokenProcessPool as error:
+        raise DensitraceError(
+            "the process that explains densities by factors died, of too little memory, say; "
+            "a report without factors needs none"
+        ) from error
