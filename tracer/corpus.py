@@ -13,7 +13,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, get_args
 
 from ..errors import CorpusError, InputError
@@ -141,6 +143,11 @@ class Fingerprint:
         for _ in self:
             pass
         return self._digest.hexdigest()
+
+
+def until(enough: Event, documents: Iterable[Document]) -> Iterator[Document]:
+    """Documents for as long as somebody wants them."""
+    return takewhile(lambda _: not enough.is_set(), documents)
 
 
 def _not_empty(

@@ -6,9 +6,10 @@ The same call from several processes shares the parts among them; see `parts`.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, ModelError, ScanError, StoreError
 from . import layout
 from .collect import EdgeRecorder
-from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus
+from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus, until
 from .edge_tables import EdgeSpool
 from .engine import Attention, Observer
 from .graph import Count, most_edges
@@ -135,12 +136,13 @@ def scan(
     reporter = default_reporter() if progress is None else progress
     worker = Worker.of_environment() if worker is None else worker
     place = place_of(path)
-    report = CorpusReport()
-    read = Fingerprint(
-        read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
+    report, enough = CorpusReport(), Event()
+    documents = read_corpus(
+        corpus, text_field, label_fields, file_format=file_format, report=report
     )
+    read = Fingerprint(until(enough, documents))
 
-    def recipe() -> Recipe:
+    def recipe(fingerprint: str) -> Recipe:
         return Recipe(
             tracer.weight_hash,
             tracer.tokenizer_hash,
@@ -152,20 +154,27 @@ def scan(
             seed,
             settings.controls,
             context,
-            read.hex(),
+            fingerprint,
             kept,
         )
 
-    found = _found(place, overwrite, worker, limits, reporter)
-    if found is None:
+    store = _found(place, overwrite, worker, limits, reporter)
+    if store is None:
         with writing(place.path), place.staging() as folder:
             plan = _plan(tracer, read, context, folder, report, reporter)
-            store = _planned_store(
-                tracer, place, folder, plan, recipe(), select, report, str(corpus)
-            )
-    else:
-        store = _same(found, recipe())
-    _Run(tracer, store, settings, batch_tokens, worker, lease_seconds, limits, reporter).work()
+            about = recipe(read.hex())
+            store = _planned_store(tracer, place, folder, plan, about, select, report, str(corpus))
+    _check_same(store, recipe(store.recipe.corpus_fingerprint))
+    with ThreadPoolExecutor(1, "densitrace-reader") as reader:
+        # A corpus of before is read again beside tracing; nothing is written before it is known.
+        same = reader.submit(lambda: _check_same(store, recipe(read.hex())))
+        run = _Run(
+            tracer, store, same, settings, batch_tokens, worker, lease_seconds, limits, reporter
+        )
+        try:
+            run.work()
+        finally:
+            enough.set()
     return store
 
 
@@ -306,15 +315,14 @@ def _planned_store(
     return create_store(place, folder, plan, recipe, rule, report, facts, most)
 
 
-def _same(store: Store, recipe: Recipe) -> Store:
-    """The store, if it was made from the same things."""
+def _check_same(store: Store, recipe: Recipe) -> None:
+    """StoreError if the store was made from other things."""
     difference = store.recipe.difference(recipe)
     if difference is not None:
         raise StoreError(
             f"store {str(store.path)!r} holds another scan: {difference}; give another place, "
             "or overwrite it"
         )
-    return store
 
 
 # ---- tracing -------------------------------------------------------------------------------------
@@ -330,6 +338,7 @@ class _Run:
 
     tracer: Tracer
     store: Store
+    same: Future[None]  # that the store was made from the same things, or an error
     settings: Settings
     batch_tokens: int
     worker: Worker
@@ -366,6 +375,7 @@ class _Run:
                         written = writer.submit(self._write, traced)
                 if written is not None:
                     written.result()
+            self._wait_until_same()
         except _Stopped:
             log.info("stopped on request")
         finally:
@@ -380,14 +390,14 @@ class _Run:
 
     def _traced(self, part: int) -> "_TracedPart | None":
         """A part's arrays; None where it failed, again and again."""
-        for wait in (*RETRY_SECONDS, None):
+        for pause in (*RETRY_SECONDS, None):
             try:
                 return self._trace(part)
             except (ModelError, RuntimeError) as error:
                 # Weights or tokens that overflow do so again; a device may recover.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 about = {"part": part, "reason": reason}
-                if wait is None or isinstance(error, ModelError):
+                if pause is None or isinstance(error, ModelError):
                     log.error("part failed", extra=about)
                     self._failed[part] = reason
                     note_failure(self.store.place, part, reason)
@@ -396,7 +406,7 @@ class _Run:
                 log.warning("part is tried again", extra=about)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                time.sleep(wait)
+                time.sleep(pause)
             except BaseException:
                 self._claims.release(part)
                 raise
@@ -426,6 +436,8 @@ class _Run:
                 self._claims.beat(part)
                 if self.limits.asked():
                     raise _Stopped
+                if self.same.done():
+                    self.same.result()
         except BaseException:
             self.reporter.advance(-counted)
             raise
@@ -451,9 +463,18 @@ class _Run:
             EdgeRecorder(group, plan.length[group], stratum, spool, backend) for group in groups
         ]
 
+    def _wait_until_same(self) -> None:
+        """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
+        while not self.same.done():
+            if self.limits.asked():
+                raise _Stopped
+            wait([self.same], POLL_SECONDS)
+        self.same.result()
+
     def _write(self, traced: "_TracedPart") -> None:
-        started = time.monotonic()
         try:
+            self._wait_until_same()
+            started = time.monotonic()
             size = self.store.write_part(traced.part, traced.arrays, traced.edges)
         finally:
             if traced.edges is not None:

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,16 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.parts import failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
-from densitrace.tracer.scan import batches
+from densitrace.tracer.scan import Limits, batches
 from densitrace.tracer.sizes import by_quartile
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
+SECONDS = 60.0  # to wait for another thread, should it never come
 Snapshot = Callable[[Path], dict[str, bytes]]
 
 
@@ -224,6 +228,70 @@ def test_an_incomplete_store_shows_what_is_done(
     assert store.tokens().equals(whole.tokens())
 
 
+class Told(Meter):
+    """Tells when so many batches were traced."""
+
+    def __init__(self, batches: int = 1) -> None:
+        super().__init__()
+        self.left, self.traced = batches, threading.Event()
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        self.left -= 1
+        if self.left == 0:
+            self.traced.set()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("broken", [False, True])
+def test_tracing_goes_on_while_the_corpus_is_read_again(
+    byte_tracer: Tracer,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: bool,
+) -> None:
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": 1}
+    store = scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(max_parts=1), **options)
+    meter = Told()
+
+    def slowly(*given: Any, **about: Any) -> Iterator[Document]:
+        documents = list(read_corpus(*given, **about))
+        yield from documents[:-1]
+        assert meter.traced.wait(SECONDS)  # before the corpus is known to be the same,
+        assert store.done_parts() == [0]  # and nothing is written until it is
+        yield replace(documents[-1], text="another") if broken else documents[-1]
+
+    monkeypatch.setattr("densitrace.tracer.scan.read_corpus", slowly)
+    if broken:
+        with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+            scan(byte_tracer, corpus, tmp_path / "s", progress=meter, **options)
+        assert store.done_parts() == [0]
+    else:
+        assert scan(byte_tracer, corpus, tmp_path / "s", progress=meter, **options).complete
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_who_stops_does_not_wait_for_the_corpus(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": 1}
+    scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(max_parts=1), **options)
+    document, taken = next(read_corpus(corpus)), 0
+
+    def endless(*_: Any, **__: Any) -> Iterator[Document]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield document
+
+    monkeypatch.setattr("densitrace.tracer.scan.read_corpus", endless)
+    meter = Told(3)  # a part waits to be written, the next is begun
+    stop = Limits(asked=meter.traced.is_set)
+    store = scan(byte_tracer, corpus, tmp_path / "s", limits=stop, progress=meter, **options)
+    assert taken and store.done_parts() == [0]
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_nothing_done_yet(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
@@ -261,6 +329,7 @@ import os, signal, sys
 from pathlib import Path
 from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
+from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.parts import failures_of
 from densitrace.tracer.place import Folder
 
