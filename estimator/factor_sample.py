@@ -1,7 +1,7 @@
 """Factors of a store of any size: those of a sample, explained beside what else is done."""
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +107,11 @@ def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorS
 
 @contextmanager
 def explainer(beside: bool) -> Iterator[Executor]:
-    """Where samples are explained: in another process, or in a thread of this one."""
+    """Where samples are explained: in another process, or in a thread of this one.
+
+    Raises:
+        DensitraceError: the other process died before who asked has left.
+    """
     if not beside:
         with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
             yield thread
@@ -116,24 +120,15 @@ def explainer(beside: bool) -> Iterator[Executor]:
     try:
         process.submit(_get_ready)
         yield process
+    except BrokenProcessPool as error:
+        raise DensitraceError(
+            "the process that explains densities by factors died: of too little memory, or as the "
+            'script that asked for it has no `if __name__ == "__main__"`; '
+            "a report without factors needs none"
+        ) from error
     finally:
         process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end
 
 
 def _get_ready() -> None:
     from . import explain  # noqa: F401
-
-
-def waited(begun: Future[FactorSummary]) -> FactorSummary:
-    """What an explainer found, once it has.
-
-    Raises:
-        DensitraceError: the other process died.
-    """
-    try:
-        return begun.result()
-    except BrokenProcessPool as error:
-        raise DensitraceError(
-            "the process that explains densities by factors died, of too little memory, say; "
-            "a report without factors needs none"
-        ) from error

@@ -15,7 +15,7 @@ from . import passages as texts
 from .density import AUC, DensityResult
 from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
-from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample, waited
+from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
 from .intervals import MIN_DOCUMENTS
 from .plots import curve_figure, label_figure, percent, position_figure
 from .relation_plots import relation_figure, relation_panels
@@ -290,7 +290,7 @@ def with_factors(found: Section, begun: Future[FactorSummary] | None) -> Section
     factors = (
         _missing(found.subject.result)
         if begun is None
-        else _factors(found.subject, waited(begun), exhibits)
+        else _factors(found.subject, begun.result(), exhibits)
     )
     return replace(found, exhibits=exhibits, parts={**found.parts, "factors": factors})
 

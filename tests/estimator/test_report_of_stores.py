@@ -3,6 +3,8 @@
 import base64
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import save_exhibits
-from densitrace.estimator.factor_sample import explainer, waited
+from densitrace.estimator.factor_sample import explainer
 from densitrace.estimator.plots import LIGHT
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
@@ -189,10 +191,21 @@ def test_factors_explained_in_another_process_are_the_same(stores: tuple[Store, 
 
 
 def test_the_death_of_the_explaining_process_is_one_line() -> None:
-    with explainer(beside=True) as process:
-        begun: Any = process.submit(os._exit, 1)
-        with pytest.raises(DensitraceError, match="explains densities by factors died"):
-            waited(begun)
+    message = "explains densities by factors died"
+    with pytest.raises(DensitraceError, match=message), explainer(beside=True) as process:
+        process.submit(os._exit, 1).result()
+
+
+def test_a_script_without_a_guard_is_told(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from densitrace.estimator.report import render_report\n"
+        f"render_report({str(stores[0].path)!r}, beside=True)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DensitraceError: the process that" in last and '__name__ == "__main__"' in last
 
 
 def test_the_page_of_the_demo_tells_r2_and_whether_it_is_a_finding(demo_run: Any) -> None:
