@@ -111,11 +111,12 @@ part sanitizer checked
 part kernels env OUT="$OUT/kernels" "$PYTHON" -P -m pytest -m gpu benches/test_kernels_gpu.py
 part engine env OUT="$OUT/engine" "$PYTHON" -P -m pytest -m gpu benches/test_engine_gpu.py
 part modes "$PYTHON" -P benches/scan_gpu.py modes --out "$OUT/modes"
+part modes-trained "$PYTHON" -P benches/scan_gpu.py modes --shapes bundled-8b --out "$OUT/modes-trained"
 part scan-bundled scans bundled --out "$OUT/scan-bundled"
 part scan-1b scans store --shapes llama-1b --tokens 1000000 --out "$OUT/scan-1b"
 part scan-8b scans store --shapes llama-8b --tokens 100000 --out "$OUT/scan-8b"
 
-for page in {kernels/benches,engine/benches,modes,scan-bundled,scan-1b,scan-8b}.md; do
+for page in {kernels/benches,engine/benches,modes,modes-trained,scan-bundled,scan-1b,scan-8b}.md; do
     if [[ -e $OUT/$page ]]; then
         cat "$OUT/$page"
     fi

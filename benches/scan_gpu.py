@@ -2,6 +2,7 @@
 
     python benches/scan_gpu.py store --shapes llama-1b --tokens 1000000 --out build/gpu/scan-1b
     python benches/scan_gpu.py modes --shapes llama-1b --length 1024 --out build/gpu/modes
+    python benches/scan_gpu.py modes --shapes bundled-8b --length 1024 --out build/gpu/modes-trained
     python benches/scan_gpu.py bundled --out build/gpu/scan-bundled
 
 `store` scans made-up text with a model of random weights; nothing is fetched. `modes` compares what
@@ -24,20 +25,29 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import BATCH_TOKENS, SHAPES, device_work, random_model
 from device_record import DeviceRecord, Figures
 from device_timing import measure_on
+from enlarged import LIKE_8B, Enlargement, enlarged
 from problems import EXAMPLES, STRATA, Work, thresholds
+from problems import corpus as sample_tokens
 from timing import seconds
 
 import densitrace
-from densitrace import AutoStrata, Tracer
+from densitrace import AutoStrata, Tracer, kernels
 from densitrace.tracer import layout
-from densitrace.tracer.nodes import IMPORTANCES
+from densitrace.tracer.nodes import IMPORTANCES, Node
 
 if TYPE_CHECKING:
     from densitrace import Store
@@ -59,6 +69,16 @@ def tiny() -> LlamaConfig:
 
 
 MODELS = {**SHAPES, "tiny": tiny}
+TRAINED = {"bundled": Enlargement(), "bundled-8b": LIKE_8B}
+
+
+def model_of(shapes: str, device: str, dtype: str) -> PreTrainedModel:
+    """Of random weights, or the bundled one, tiled up."""
+    where, numbers = torch.device(device), getattr(torch, dtype)
+    if shapes in MODELS:
+        return random_model(MODELS[shapes](), where, numbers)
+    small = LlamaForCausalLM.from_pretrained(EXAMPLES / "model")
+    return enlarged(small, TRAINED[shapes], where, numbers)
 
 
 # ---- what is scanned -----------------------------------------------------------------------------
@@ -231,18 +251,45 @@ def importance_and_sizes(work: Work) -> object:
 
 
 def note_modes(
-    record: DeviceRecord, title: str, model: Any, length: int, rows: int | None = None
+    record: DeviceRecord,
+    title: str,
+    model: PreTrainedModel,
+    length: int,
+    rows: int | None = None,
+    text: Sequence[int] | None = None,
 ) -> None:
     """Importance, cuts, levels and sizes under each importance, in turns with the plain forward."""
     for name in IMPORTANCES:
-        work = device_work(model, length, rows=rows, importance=name)
+        work = device_work(model, length, rows=rows, text=text, importance=name)
         run = partial(importance_and_sizes, work)
         timed = measure_on(work.ids.device, run, {"forward": work.forward})
         low, ratio, high = timed.over("forward")
-        wanted = {"wanted": 3.0} if (name, length) == ("proximity", 1024) else {}
+        further: Figures = {}
+        if name == "proximity":
+            further = {"edges summed": share_summed(work)}
+            further |= {"wanted": 3.0} if text is not None and length == 1024 else {}
         record.add(
-            title, name, ms=1e3 * timed.seconds, x_forward=ratio, from_=low, to=high, **wanted
+            title, name, ms=1e3 * timed.seconds, x_forward=ratio, from_=low, to=high, **further
         )
+
+
+class Summed:
+    """Shares of the attention edges of each block that were summed exactly."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def __call__(self, node: Node, cuts: Tensor) -> None:
+        if node.edges is not None:
+            found = kernels.edge_levels(node.edges, cuts).evaluated
+            self.shares.append(1.0 if found is None else float(found))
+
+
+def share_summed(work: Work) -> float:
+    """Of the attention edges of all blocks; for the others a bound said enough."""
+    seen = Summed()
+    work.tracing.loop(work.batch, work.rule, masked_lanes=False, observers=(seen,)).run()
+    return float(np.mean(seen.shares))
 
 
 # ---- one corpus on two devices -------------------------------------------------------------------
@@ -303,11 +350,11 @@ def device_option(command: Any) -> Any:
 
 
 def model_options(command: Any) -> Any:
-    """Which model of random weights, and where."""
+    """Which model, and where."""
     for option in (
         click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")),
                      default="bfloat16", show_default=True),
-        click.option("--shapes", type=click.Choice(tuple(MODELS)), default="llama-1b",
+        click.option("--shapes", type=click.Choice((*MODELS, *TRAINED)), default="llama-1b",
                      show_default=True),
     ):  # fmt: skip
         command = option(command)
@@ -345,7 +392,7 @@ def store(
 ) -> None:  # fmt: skip
     """A full scan to a store, 12 strata."""
     deadline, record = time.monotonic() + time_limit, DeviceRecord()
-    model = random_model(MODELS[shapes](), torch.device(device), getattr(torch, dtype))
+    model = model_of(shapes, device, dtype)
     tracer = Tracer(model, tokenizer(), model_id=shapes)
     title = f"scan of {tokens} tokens, {shapes} in {dtype} on {device}, {STRATA} strata"
     with TemporaryDirectory() as temporary:
@@ -366,9 +413,10 @@ def store(
 def modes(shapes: str, dtype: str, device: str, length: int, rows: int | None, out: Path) -> None:
     """The importances, against the plain forward of the same batch."""
     record = DeviceRecord()
-    model = random_model(MODELS[shapes](), torch.device(device), getattr(torch, dtype))
+    model = model_of(shapes, device, dtype)
+    text = sample_tokens() if shapes in TRAINED else None
     title = f"importance and sizes, {shapes} in {dtype} on {device}, T = {length}, {STRATA} strata"
-    note_modes(record, title, model, length, rows)
+    note_modes(record, title, model, length, rows, text)
     written(record, out)
 
 

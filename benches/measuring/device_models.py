@@ -5,7 +5,7 @@ that this is graded as in a trained model, attention is made uneven and the thre
 weights that the model has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,12 +135,15 @@ def device_work(
     length: int,
     strata: int = STRATA,
     rows: int | None = None,
+    text: Sequence[int] | None = None,
     **settings: Any,
 ) -> Work:
-    """Passes over a batch of random tokens: `BATCH_TOKENS` of them, or one sequence."""
+    """Passes over a batch of a text's tokens, or random ones: `BATCH_TOKENS`, or one sequence."""
     generator = torch.Generator().manual_seed(length)
     shape = (rows or max(1, BATCH_TOKENS // length), length)
-    drawn = torch.randint(model.config.vocab_size, shape, generator=generator).tolist()
-    work = Work(model, drawn, Threshold([0.5]), **settings)
+    drawn = torch.randint(model.config.vocab_size, shape, generator=generator)
+    if text is not None:
+        drawn = torch.tensor(text[: drawn.numel()]).view(shape)
+    work = Work(model, drawn.tolist(), Threshold([0.5]), **settings)
     work.rule = spread_thresholds(work, strata)
     return work

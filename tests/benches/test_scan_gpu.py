@@ -121,6 +121,14 @@ def test_every_importance_is_compared(script: ModuleType, tmp_path: Path) -> Non
     assert all(row["from "] <= row["x forward"] <= row["to"] for row in rows.values())
 
 
+def test_importances_on_the_bundled_model_and_text(script: ModuleType, tmp_path: Path) -> None:
+    """Of its proximity edges only some are summed; tiled up it is a matter of size alone."""
+    command = ("modes", "--shapes", "bundled", "--device", "cpu", "--dtype", "float32")
+    rows = rows_of(script, tmp_path / "m", *command, "--length", "48", "--rows", "2")
+    assert 0 < rows["proximity"]["edges summed"] < 1
+    assert "edges summed" not in rows["norm_l1"]
+
+
 def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) -> None:
     command = ("bundled", "--device", "cpu", "--documents", "1")
     rows = rows_of(script, tmp_path / "b", *command)

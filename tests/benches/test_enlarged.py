@@ -1,0 +1,75 @@
+"""A model tiled up computes what the small one does."""
+
+import numpy as np
+import pytest
+import torch
+from device_models import random_model
+from enlarged import LIKE_8B, Enlargement, enlarged
+from problems import bundled
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from densitrace import Threshold, Trace, Tracer
+
+CPU = torch.device("cpu")
+IDS = torch.randint(96, (2, 19), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = random_model(config, CPU, torch.float32)
+    assert isinstance(model, LlamaForCausalLM)
+    return model
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        Enlargement(),
+        Enlargement(hidden=3),
+        Enlargement(heads=2),
+        Enlargement(head_dim=4),
+        Enlargement(inner=3),
+        Enlargement(hidden=3, heads=3, head_dim=2, inner=5),
+    ],
+)
+@torch.no_grad()
+def test_logits_are_the_same(small: LlamaForCausalLM, by: Enlargement) -> None:
+    large = enlarged(small, by, CPU, torch.float32)
+    torch.testing.assert_close(large(IDS).logits, small(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("importance", ["norm_l1", "proximity"])
+def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
+    """Where heads are as many, so that each edge weighs what it did."""
+    large = enlarged(small, Enlargement(hidden=2, head_dim=2, inner=3), CPU, torch.float32)
+    counts = []
+    for model in (small, large):
+        rule, ids = Threshold([0.1, 0.01]), IDS[0].tolist()
+        found = Tracer(model).trace(ids, select=rule, importance=importance)
+        assert isinstance(found, Trace)
+        counts.append(found.edge_count)
+    np.testing.assert_array_equal(counts[0], counts[1])
+
+
+@torch.no_grad()
+def test_blocks_that_are_repeated_add_as_much_together(small: LlamaForCausalLM) -> None:
+    """Where a block does not see what it added, as in the first."""
+    large = enlarged(small, Enlargement(blocks=2), CPU, torch.float32)
+    assert large.config.num_hidden_layers == 6
+    first, again = large.model.layers[:2]
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    inner = small.model.layers[0].mlp.down_proj.weight
+    torch.testing.assert_close(2 * first.mlp.down_proj.weight, inner)
+
+
+def test_the_bundled_model_becomes_one_of_six_billion_weights() -> None:
+    config = LIKE_8B.config(bundled()._decoder.model.config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert 6e9 < sum(parameter.numel() for parameter in model.parameters()) < 7e9
+    assert config.head_dim == 128
