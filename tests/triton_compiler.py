@@ -102,7 +102,7 @@ def launches(table: str) -> Iterator[tuple[dict[str, Any], Launch]]:
 
     configs.table_for = lambda device: table
     for op, call in CALLS.items():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for width in configs.widths(op, dtype, table):
                 for launch in caught(partial(call, width, dtype)):
                     kernel, name = launch[0].__name__, str(dtype).removeprefix("torch.")
