@@ -215,11 +215,35 @@ def _along(node: Tensor, w_o: Tensor) -> Tensor:
     """float32 [B, H, T, d_v]: W_O^T sign(n), whose product with v_s bounds what s adds to t."""
     batch, length, _ = node.shape
     heads, _, width = w_o.shape
-    signs = node.float().sign()
+    signs = node.sign().bfloat16()
     along = torch.empty(batch, heads, length, width, dtype=torch.float32, device=node.device)
     for head in range(heads):
-        along[:, head] = signs @ w_o[head].float()
+        along[:, head] = _product(signs, w_o[head])
     return along
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """float32 [B, n, m] of [B, n, d] and [d, m], as precise as float32.
+
+    What is bfloat16 on the left is multiplied on the matrix units (cuBLAS): the right is cut into
+    three of as many bits, so that each product is exact, and sums are float32.
+    """
+    if left.dtype != torch.bfloat16:
+        return left.float() @ right.float()
+    rows, rest, pieces = left.flatten(0, 1), right.float(), []
+    for _ in range(3):
+        pieces.append(rest.bfloat16())
+        rest = rest - pieces[-1].float()
+    first, second, third = (_multiplied(rows, piece) for piece in pieces)
+    found: Tensor = first + (second + third)
+    return found.view(*left.shape[:2], -1)
+
+
+def _multiplied(left: Tensor, right: Tensor) -> Tensor:
+    """float32 [n, m] of bfloat16 [n, d] and [d, m]."""
+    if left.is_cpu:  # which sums no others in float32
+        return left.float() @ right.float()
+    return torch.mm(left, right, out_dtype=torch.float32)
 
 
 # ---- the kept edges as a table -----------------------------------------------------------------
@@ -294,8 +318,8 @@ class _Proximity:
         """
         batch, heads, length = self.weighing.batch, self.weighing.heads, self.weighing.length
         for head in range(heads):
-            values = self.weight.v[:, head * self.weight.v.shape[1] // heads].float()
-            sent = values @ self.weight.w_o[head].float().T  # [B, T, D]
+            values = self.weight.v[:, head * self.weight.v.shape[1] // heads]
+            sent = _product(values, self.weight.w_o[head].T)  # [B, T, D]
             for tile in _tiles(batch, head, 1, length):
                 share = torch.empty(tile.shape, dtype=torch.float32, device=floor.device)
                 bounds = self.weighing.weigh(tile, share)

@@ -238,6 +238,18 @@ def test_small_proximities_are_not_rounded_away() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # where nothing is computed, but checked
+def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> None:
+    left, right = torch.randn(2, 5, 300).to(dtype), torch.randn(7, 300).T
+    found = ops._product(left.to(device), right.to(device))
+    assert (found.dtype, found.shape) == (torch.float32, (2, 5, 7))
+    if device == "cpu":
+        expected = left.double() @ right.double()
+        rounded = (left.float() @ right - expected).abs().max()
+        assert (found - expected).abs().max() < 3 * rounded + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_proximity_on_two_runs(dtype: torch.dtype) -> None:
     problem = Problem(replace(WIDE, length=66, dtype=dtype), backend="reference")
     edges = proximity_edges(problem)
