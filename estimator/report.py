@@ -68,7 +68,7 @@ def render_report(
         factors: whether to explain densities by factors, which takes some seconds a store.
         beside: explain them in a process of its own meanwhile, where cores are free. As for any
             use of `multiprocessing`, a script then guards what it does by
-            `if __name__ == "__main__"`, and stores in memory cannot be read.
+            `if __name__ == "__main__"`.
 
     Raises:
         InputError: no source, a label that no store has, names that do not fit; see
