@@ -6,7 +6,7 @@ The same call from several processes shares the parts among them; see `parts`.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -165,11 +165,20 @@ def scan(
             about = recipe(read.hex())
             store = _planned_store(tracer, place, folder, plan, about, select, report, str(corpus))
     _check_same(store, recipe(store.recipe.corpus_fingerprint))
-    with ThreadPoolExecutor(1, "densitrace-reader") as reader:
+    with ThreadPoolExecutor(2, "densitrace-reader") as reader:
         # A corpus of before is read again beside tracing; nothing is written before it is known.
         same = reader.submit(lambda: _check_same(store, recipe(read.hex())))
         run = _Run(
-            tracer, store, same, settings, batch_tokens, worker, lease_seconds, limits, reporter
+            tracer,
+            store,
+            reader,
+            same,
+            settings,
+            batch_tokens,
+            worker,
+            lease_seconds,
+            limits,
+            reporter,
         )
         try:
             run.work()
@@ -334,10 +343,14 @@ class _Stopped(Exception):
 
 @dataclass
 class _Run:
-    """One worker's way through the parts; writing one goes on beside tracing the next."""
+    """One worker's way through the parts.
+
+    While one is traced the one before is written, and what the next one holds is read.
+    """
 
     tracer: Tracer
     store: Store
+    reader: Executor
     same: Future[None]  # that the store was made from the same things, or an error
     settings: Settings
     batch_tokens: int
@@ -346,6 +359,7 @@ class _Run:
     limits: Limits
     reporter: Reporter
     _failed: dict[int, str] = field(default_factory=dict)
+    _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # of the next part, if any
 
     def work(self) -> None:
         store, started = self.store, time.monotonic()
@@ -413,7 +427,7 @@ class _Run:
         raise AssertionError("the last try returns")
 
     def _trace(self, part: int) -> "_TracedPart":
-        started, store, plan = time.monotonic(), self.store, self.store.plan(part)
+        started, store, plan = time.monotonic(), self.store, self._read(part)
         spent = self.tracer.device_seconds()
         arrays = _empty_part(store, store.windows(part))
         # To read the model once more costs more than padding does.
@@ -449,6 +463,14 @@ class _Run:
             "seconds": time.monotonic() - started,
         }
         return _TracedPart(part, arrays, spool, about)
+
+    def _read(self, part: int) -> Plan:
+        """The windows of a part; those of the one that most likely follows are read meanwhile."""
+        ahead, following = self._ahead.pop(part, None), part + self.worker.count
+        plan = self.store.plan(part) if ahead is None else ahead.result()
+        if following < self.store.n_parts:
+            self._ahead = {following: self.reader.submit(self.store.plan, following)}
+        return plan
 
     def _recorders(
         self, plan: Plan, groups: Sequence[Sequence[int]]

@@ -36,6 +36,7 @@ from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.scan import Limits, batches
 from densitrace.tracer.sizes import by_quartile
+from densitrace.tracer.windows import Plan
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -269,6 +270,32 @@ def test_tracing_goes_on_while_the_corpus_is_read_again(
         assert store.done_parts() == [0]
     else:
         assert scan(byte_tracer, corpus, tmp_path / "s", progress=meter, **options).complete
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_part_is_read_while_the_one_before_is_traced(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = [threading.Event() for _ in range(5)]
+    plan, trace = Store.plan, Tracer.trace_batches
+
+    def noted(store: Store, part: int) -> Plan:
+        read[part].set()
+        return plan(store, part)
+
+    traced = 0
+
+    def waiting(*given: Any, **options: Any) -> Iterator[list[Trace]]:
+        nonlocal traced
+        traced += 1
+        assert all(event.wait(SECONDS) for event in read[: traced + 1])
+        assert not any(event.is_set() for event in read[traced + 1 :])
+        yield from trace(*given, **options)
+
+    monkeypatch.setattr(Store, "plan", noted)
+    monkeypatch.setattr(Tracer, "trace_batches", waiting)
+    store = scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
+    assert store.complete and traced == store.n_parts == len(read)
 
 
 @pytest.mark.usefixtures("small_parts")
