@@ -313,11 +313,18 @@ class DensityResult:
         Raises:
             InputError: no such column.
         """
-        frame = self.to_pandas()
-        frame["dense"] = frame["regime"] == "dense"
-        if by is None:
-            by, frame["corpus"] = "corpus", "all"
-        return group_means(frame, by, (*self.measures, "dense", "edges", "edges_per_token"), level)
+        measures = [*self.measures, "dense", "edges", "edges_per_token"]
+        dense = self.tokens["regime"] == "dense"
+        if by is not None and by not in self.labels:
+            return group_means(self.to_pandas().assign(dense=dense), by, measures, level)
+        # A document's tokens are of one group: their means come first, and the group after.
+        by_document = self.tokens.assign(dense=dense).groupby("document")
+        means, sizes = by_document[measures].mean(), by_document.size()
+        of = self.documents[by] if by is not None else pd.Series("all", self.documents.index)
+        group = of.loc[means.index].rename(by or "corpus")
+        units = means.set_index([group, means.index])
+        found = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
+        return found.sort_values(measures[0], ascending=False, kind="stable")
 
     def by_position(self) -> pd.DataFrame:
         """Means by length of context in octaves: relative size, edges, edges per context token.

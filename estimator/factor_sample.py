@@ -20,7 +20,7 @@ from .intervals import MIN_DOCUMENTS
 
 TOKENS = 4000  # explained; SHAP of as many takes seconds
 POOL = 40_000  # tokens of whole documents, among which these are drawn
-SHUFFLES = 3
+SHUFFLES = 2
 FEWEST_TOKENS = 200  # an explanation by factors of fewer says nothing
 
 

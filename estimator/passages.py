@@ -143,13 +143,11 @@ def cut_into_cells(
     columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
     by_cell = rows.assign(cell=token_groups(rows)).groupby("cell")
     means = by_cell[columns].mean()
-    spans = by_cell.agg({"char_start": "min", "char_end": "max", "token": "size"})
+    spans = zip(by_cell["char_start"].min(), by_cell["char_end"].max(), by_cell.size(), strict=True)
     d, a = both[0].place(means[density]), both[1].place(means[AUC])
     cells, done = [], 0
     numbers = zip(*(means[column].tolist() for column in columns), strict=True)
-    for i, ((start, end, n), row) in enumerate(
-        zip(spans.itertuples(index=False), numbers, strict=True)
-    ):
+    for i, ((start, end, n), row) in enumerate(zip(spans, numbers, strict=True)):
         if start > done:
             cells.append(Cell(text[done:start]))
         cells.append(Cell(text[start:end], int(d[i]), int(a[i]), _numbers(row, n)))
