@@ -29,14 +29,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 from transformers import (
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from device_models import BATCH_TOKENS, SHAPES, device_work, random_model
+from device_models import BATCH_TOKENS, SHAPES, device_work, random_model, tiny_llama
 from device_record import DeviceRecord, Figures
 from device_timing import measure_on
 from enlarged import LIKE_8B, Enlargement, enlarged
@@ -60,15 +59,7 @@ COPIES = ("Memcpy", "Memset")  # what a device does beside its kernels
 Part = dict[str, Any]
 
 
-def tiny() -> LlamaConfig:
-    """For a CPU, to see that everything runs."""
-    return LlamaConfig(
-        vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=8,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-MODELS = {**SHAPES, "tiny": tiny}
+MODELS = {**SHAPES, "tiny": tiny_llama}
 TRAINED = {"bundled": Enlargement(), "bundled-8b": LIKE_8B}
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 
 import numpy as np
@@ -116,9 +117,14 @@ def explainer(beside: bool) -> Iterator[Executor]:
         with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
             yield thread
         return
-    process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    process = ProcessPoolExecutor(
+        1,
+        mp_context=get_context("spawn"),
+        initializer=import_module,
+        initargs=(f"{__package__}.explain",),
+    )
     try:
-        process.submit(_get_ready)
+        process.submit(int)  # starts it: shap takes seconds to import
         yield process
     except BrokenProcessPool as error:
         raise DensitraceError(
@@ -128,7 +134,3 @@ def explainer(beside: bool) -> Iterator[Executor]:
         ) from error
     finally:
         process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end
-
-
-def _get_ready() -> None:
-    from . import explain  # noqa: F401

@@ -66,6 +66,14 @@ def qwen3_8b() -> Qwen3Config:
     )  # fmt: skip
 
 
+def tiny_llama(vocabulary: int = 4096, blocks: int = 8) -> LlamaConfig:
+    """For a CPU, to see that everything runs."""
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=blocks,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "llama-1b": llama_1b,
     "llama-8b": llama_8b,
@@ -139,11 +147,12 @@ def device_work(
     **settings: Any,
 ) -> Work:
     """Passes over a batch of a text's tokens, or random ones: `BATCH_TOKENS`, or one sequence."""
-    generator = torch.Generator().manual_seed(length)
-    shape = (rows or max(1, BATCH_TOKENS // length), length)
-    drawn = torch.randint(model.config.vocab_size, shape, generator=generator)
-    if text is not None:
-        drawn = torch.tensor(text[: drawn.numel()]).view(shape)
-    work = Work(model, drawn.tolist(), Threshold([0.5]), **settings)
+    rows = rows or max(1, BATCH_TOKENS // length)
+    if text is None:
+        generator = torch.Generator().manual_seed(length)
+        size = (rows * length,)
+        text = torch.randint(model.config.vocab_size, size, generator=generator).tolist()
+    sequences = [text[row * length : (row + 1) * length] for row in range(rows)]
+    work = Work(model, sequences, Threshold([0.5]), **settings)
     work.rule = spread_thresholds(work, strata)
     return work

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench_files import bench
-from device_models import SHAPES, device_work, random_model, spread_thresholds
+from device_models import SHAPES, device_work, random_model, spread_thresholds, tiny_llama
 from device_record import DeviceRecord
 from device_timing import Ceilings, ceilings, measure_on, parts_of
 from problems import Work, attention_problem_of, prediction_problem_of
@@ -18,10 +18,7 @@ STRATA = 3
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = tiny_llama(96, blocks=4)
     return random_model(config, CPU, torch.float32)
 
 

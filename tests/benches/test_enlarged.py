@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from device_models import random_model
+from device_models import random_model, tiny_llama
 from enlarged import LIKE_8B, Enlargement, enlarged
 from problems import bundled
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from densitrace import Threshold, Trace, Tracer
 
@@ -16,10 +16,7 @@ IDS = torch.randint(96, (2, 19), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def small() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = tiny_llama(96, blocks=3)
     model = random_model(config, CPU, torch.float32)
     assert isinstance(model, LlamaForCausalLM)
     return model

@@ -9,7 +9,7 @@ import torch
 from bench_files import bench
 from click.testing import CliRunner
 from costs import moved_bytes
-from device_models import device_work, random_model
+from device_models import device_work, random_model, tiny_llama
 from device_timing import parts_of
 from op_cases import cases
 from problems import Work, attention_problem_of, prediction_problem_of
@@ -26,10 +26,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    return tiny_llama(96, blocks=4)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_a_part_under_the_profiler(
     """Kernels of a made-up device: a part that was done is scanned again to see them."""
     monkeypatch.setattr(torch.profiler, "profile", made_up_profile)
     assert script.kernel_seconds(list) == 3e-6
-    tracer = Tracer(script.random_model(script.tiny(), torch.device("cpu"), torch.float32))
+    tracer = Tracer(script.random_model(script.tiny_llama(), torch.device("cpu"), torch.float32))
     tracer.tokenizer = script.tokenizer()
     corpus, out = tmp_path / "c.jsonl", tmp_path / "s"
     script.write_corpus(corpus, 200)
@@ -141,7 +141,9 @@ def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:
     corpus, stores = tmp_path / "c.jsonl", []
     script.write_corpus(corpus, 100)
     for dtype in (torch.float32, torch.bfloat16):
-        model = script.random_model(script.tiny(), torch.device("cpu"), torch.float32).to(dtype)
+        model = script.random_model(script.tiny_llama(), torch.device("cpu"), torch.float32).to(
+            dtype
+        )
         tracer = Tracer(model, script.tokenizer())
         stores.append(scan(tracer, corpus, tmp_path / str(dtype), select=RULE, context=32))
     found = script.differences(*stores)

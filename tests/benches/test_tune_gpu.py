@@ -12,7 +12,7 @@ import pytest
 import torch
 from bench_files import bench
 from click.testing import CliRunner
-from transformers import LlamaConfig
+from device_models import tiny_llama
 from triton.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
@@ -197,10 +197,7 @@ def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPa
 def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a tiny model and few tokens, with every kernel looked up but not run."""
     tune = bench("tune_gpu")
-    config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=5,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = tiny_llama(300, blocks=5)
     monkeypatch.setattr(tune, "MODELS", {64: lambda: config})
     monkeypatch.setattr(tune, "LENGTHS", dict.fromkeys(tune.LENGTHS, 6))
     pins = tune.Pins()
