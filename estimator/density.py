@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
-from ..tracer.curve import auc_tv, density_at
+from ..tracer.curve import density_and_auc
 from ..tracer.select import AutoStrata, Rule
 from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
@@ -79,7 +79,11 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     Raises:
         InputError: a negative or non-finite `eps`.
     """
-    runs = store.by_runs(lambda run: _run_frame(store, run, eps))
+    return _joined(store.by_runs(lambda run: _read(store, run, eps).tokens), eps)
+
+
+def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
+    """The runs' rows as one frame, with their regimes."""
     frame = pd.concat(runs, ignore_index=True)
     density = frame[density_name(eps)]
     dense = np.greater(density.to_numpy(), density.median()).astype(np.int8)
@@ -87,17 +91,31 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     return frame
 
 
-def _run_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
-    """`token_frame` of some windows: curves are held of one run at a time."""
+@dataclass(frozen=True)
+class _Run:
+    """What a store holds of some windows: `token_frame` of them, and their curves [n, K]."""
+
+    tokens: pd.DataFrame
+    curves: Mapping[str, NDArray[np.floating]]
+
+    def error_sums(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Documents in the order of their rows, and the sum of each one's errors, [m, K]."""
+        owner = self.tokens["document"].to_numpy()
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        sums = np.add.reduceat(self.curves["tv"], starts, axis=0, dtype=np.float64)
+        return owner[starts], sums
+
+
+def _read(store: Store, windows: slice, eps: float) -> _Run:
     window, column = np.nonzero(store.real(windows))
 
     def of(name: str) -> NDArray[Any]:
         return store.array(name)[windows][window, column]
 
-    full, size, tv = of("full_edge_count"), of("size").astype(np.float64), of("tv")
-    density = density_at(size, tv, eps, full)
+    full, size, tv = of("full_edge_count"), of("size"), of("tv")
+    density, area = density_and_auc(size.astype(np.float64), tv, eps, full)
     edges = density * full
-    return pd.DataFrame(
+    tokens = pd.DataFrame(
         {
             "document": store.owners[windows][window],
             "window": window + windows.start,
@@ -108,13 +126,14 @@ def _run_frame(store: Store, windows: slice, eps: float) -> pd.DataFrame:
             "char_end": of("char_end"),
             "full_edges": full,
             density_name(eps): density,
-            AUC: auc_tv(size, tv, full),
+            AUC: area,
             "edges": edges,
             "edges_per_token": edges / (column + 1),
             "surprisal": of("surprisal"),
             "model_entropy": of("model_entropy"),
         }
     )
+    return _Run(tokens, {"size": size, "tv": tv})
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
@@ -138,11 +157,24 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control stands at the size of the trace that it was made from.
     """
-    scored = dict(store.by_runs(lambda run: (run.start, store.real(run))))
-    sizes = _curve_quartiles(store, "size", scored)
+    return _stratum_frame(store, {})
+
+
+def _stratum_frame(
+    store: Store, known: Mapping[str, Sequence[NDArray[np.floating]]]
+) -> pd.DataFrame:
+    """`stratum_frame`, where the runs of some curves were read before."""
+
+    def curve(name: str) -> NDArray[np.float64]:
+        if name in known:
+            return _quartiles(known[name])
+        array = store.array(name)  # of the others, one is held at a time
+        return _quartiles(store.by_runs(lambda run: array[run][store.real(run)]))
+
+    sizes = curve("size")
     parts = []
     for lane in ("trace", *store.controls):
-        tv = _curve_quartiles(store, "tv" if lane == "trace" else f"tv_{lane}", scored)
+        tv = curve("tv" if lane == "trace" else f"tv_{lane}")
         columns = {"stratum": store.rule.values}
         for name, quartiles in (("size", sizes), ("tv", tv)):
             for q, row in zip(QUARTILES, quartiles, strict=True):
@@ -151,17 +183,15 @@ def stratum_frame(store: Store) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _curve_quartiles(
-    store: Store, name: str, scored: Mapping[int, NDArray[np.bool_]]
-) -> NDArray[np.float64]:
-    """Quartiles of a curve over the tokens scored in each run, float64 [3, K]."""
-    runs = store.by_runs(lambda run: store.array(name)[run][scored[run.start]])
+def _quartiles(runs: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
+    """Quartiles of a curve over the tokens of all runs, float64 [3, K]."""
 
-    def quartiles(column: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.asarray(np.quantile(column, QUARTILES), dtype=np.float64)
+    def of(stratum: int) -> NDArray[np.float64]:
+        column = np.concatenate([run[:, stratum] for run in runs])
+        return np.asarray(np.quantile(column, QUARTILES, overwrite_input=True), dtype=np.float64)
 
     with ThreadPoolExecutor(READERS) as workers:
-        return np.stack(list(workers.map(quartiles, np.concatenate(runs).T)), axis=1)
+        return np.stack(list(workers.map(of, range(runs[0].shape[1]))), axis=1)
 
 
 def group_means(
@@ -224,6 +254,7 @@ class DensityResult:
         strata: see `stratum_frame`.
         documents: the scanned documents with their labels, `text`, and the means of
             `density@EPS` and `auc_tv` over their tokens; the index is `tokens.document`.
+        errors: mean total variation of each document at each stratum [document, stratum].
         labels: names of the label columns of `documents`.
         settings: model, rule, options and versions, as the store records them.
         eps: the total variation that `density@EPS` tolerates.
@@ -232,6 +263,7 @@ class DensityResult:
     tokens: pd.DataFrame
     strata: pd.DataFrame
     documents: pd.DataFrame
+    errors: pd.DataFrame
     labels: tuple[str, ...]
     settings: Mapping[str, Any]
     eps: float
@@ -244,19 +276,29 @@ class DensityResult:
             InputError: a negative or non-finite `eps`.
             StoreError: no part of the store is done.
         """
-        tokens = token_frame(store, eps)
-        if tokens.empty:
+        runs = store.by_runs(lambda run: _read(store, run, eps))
+        if all(run.tokens.empty for run in runs):
             raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
-        documents = store.documents.join(
-            tokens.groupby("document")[[density_name(eps), AUC]].mean(), how="inner"
-        )
+        names = ("size", "tv")
+        strata = _stratum_frame(store, {name: [run.curves[name] for run in runs] for name in names})
+        sums = np.zeros((len(store.documents), len(store.strata)))
+        for run in runs:
+            np.add.at(sums, *run.error_sums())
+        frames = [run.tokens for run in runs]
+        del runs  # the curves are as large as the rows
+        tokens = _joined(frames, eps)
+        by_document = tokens.groupby("document")
+        means = by_document[[density_name(eps), AUC]].mean()
+        documents = store.documents.join(means, how="inner")
+        errors = sums[means.index] / by_document.size().to_numpy()[:, None]
         settings = dict(store.attributes)
         if not store.complete:
             settings["incomplete"] = f"{len(store.done_parts())} of {store.n_parts} parts scanned"
         return cls(
             tokens=tokens,
-            strata=stratum_frame(store),
+            strata=strata,
             documents=documents,
+            errors=pd.DataFrame(errors, means.index, store.rule.values),
             labels=store.labels,
             settings=settings,
             eps=eps,

@@ -12,6 +12,7 @@ from ..errors import InputError
 # With fewer, no resampling reaches 95%: five values all miss a side 1 in 16 times.
 MIN_DOCUMENTS = 5
 DRAWN = 10**5  # places drawn at a time: they stay in the cache
+Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -69,8 +70,44 @@ def mean_intervals(
     if n < MIN_DOCUMENTS:
         return [Interval(float(c.mean()) if n else np.nan, np.nan, np.nan) for c in data.T]
     mean = data.mean(axis=0)
-    deviations = data - mean  # so that a constant column's interval is exactly its value
-    rng = np.random.default_rng(seed)
+    # Deviations, so that a constant column's interval is exactly its value.
+    means = _resampled_means(data - mean, n_resamples, seed)
+    tail = 50 * (1 - nominal)
+    low, high = mean + np.percentile(means, [tail, 100 - tail], axis=0)
+    return [Interval(*map(float, ends)) for ends in zip(mean, low, high, strict=True)]
+
+
+def interval_of_means(
+    statistic: Callable[[Floats], Floats],
+    values: Floats,
+    level: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> Interval:
+    """`cluster_interval` of a statistic of column means, of all samples at once.
+
+    Args:
+        statistic: from means float64 [..., M] to [...].
+        values: float64 [n, M], one row per independent unit.
+        level, n_resamples, seed: see `cluster_interval`.
+
+    Raises:
+        InputError: a level outside (0, 1).
+
+    Example:
+        >>> interval_of_means(lambda means: means[..., 0], np.full((5, 1), 0.2)).value
+        0.2
+    """
+    value, n = float(statistic(values.mean(axis=0))), len(values)
+    nominal = widened(level, n)
+    if n < MIN_DOCUMENTS:
+        return Interval(value, np.nan, np.nan)
+    return _percentiles(value, statistic(_resampled_means(values, n_resamples, seed)), nominal)
+
+
+def _resampled_means(data: Floats, n_resamples: int, seed: int) -> Floats:
+    """Means of rows drawn with replacement, as many as there are, float64 [n_resamples, M]."""
+    n, rng = len(data), np.random.default_rng(seed)
     batch = max(1, DRAWN // n)
     found = []
     for start in range(0, n_resamples, batch):
@@ -78,10 +115,17 @@ def mean_intervals(
         drawn = rng.integers(0, n, (rows, n))
         drawn += n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        found.append(times.astype(np.float64) @ deviations / n)
-    tail = 50 * (1 - nominal)
-    low, high = mean + np.percentile(np.concatenate(found), [tail, 100 - tail], axis=0)
-    return [Interval(*map(float, ends)) for ends in zip(mean, low, high, strict=True)]
+        found.append(times.astype(np.float64) @ data / n)
+    return np.concatenate(found)
+
+
+def _percentiles(value: float, samples: Floats, nominal: float) -> Interval:
+    """A statistic with its percentile interval; samples for which it is NaN are left out."""
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return Interval(value, np.nan, np.nan)
+    low, high = np.quantile(known, [(1 - nominal) / 2, (1 + nominal) / 2]).tolist()
+    return Interval(value, low, high)
 
 
 def widened(level: float, n: int) -> float:
@@ -166,11 +210,7 @@ def cluster_intervals(
         return [Interval(value, np.nan, np.nan) for value in values]
     rng = np.random.default_rng(seed)
     samples = np.array([statistics(rng.integers(0, n, n)) for _ in range(n_resamples)])
-    found = []
-    for value, column in zip(values, samples.T, strict=True):
-        known = column[~np.isnan(column)]
-        ends = (np.nan, np.nan)
-        if len(known):
-            ends = tuple(np.quantile(known, [(1 - nominal) / 2, (1 + nominal) / 2]).tolist())
-        found.append(Interval(value, *ends))
-    return found
+    return [
+        _percentiles(value, column, nominal)
+        for value, column in zip(values, samples.T, strict=True)
+    ]

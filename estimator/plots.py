@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -95,13 +96,18 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     buffer = io.StringIO()
     with drawn_in(PAGE, **{"svg.hashsalt": name}):
         settle(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_facecolor("none")
+        for axes in figure.axes:
+            axes.set_facecolor("none")
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata={"Date": None})  # `savefig` draws twice
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r' id="[a-zA-Z0-9]+(_\d+)+"', "", svg)  # figure_1, axes_1: repeated in each figure
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    # matplotlib before 3.11 writes `font: 10px NAMES`.
+    svg = re.sub(r"(font: [\d.]+px |font-family: )[^;\"]*", r"\1var(--sans)", svg)
     svg = re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], svg)
     attributes = f'role="img" aria-label="{escape(label)}" '
     return svg.replace("<svg ", f"<svg {attributes}", 1)

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
+from .density import AUC
 from .intervals import Interval
 from .plots import PAGE, Palette, count_axis, drawn_in, percent, quiet
 from .relations import RELATIONS, Relations, counts, medians
@@ -18,26 +20,33 @@ LEVELS = 8  # of opacity
 Panel = tuple[pd.DataFrame, pd.DataFrame]  # counts and medians
 
 
-def relation_panels(found: Relations, values: pd.Series, log: bool) -> dict[str, Panel]:
-    """What `relation_figure` draws of a measure, by the name of the relation."""
-    y = values.to_numpy(np.float64)
-    panels = {}
+def relation_panels(found: Relations, tokens: pd.DataFrame) -> dict[str, dict[str, Panel]]:
+    """What `relation_figure` draws of each measure, by the name of the relation.
+
+    Args:
+        found: the relations.
+        tokens: the measures; densities on logarithmic axes, `auc_tv` not.
+    """
+    measures = [str(name) for name in tokens.columns]
+    panels: dict[str, dict[str, Panel]] = {measure: {} for measure in measures}
     for relation in RELATIONS:
         x = found.values[relation.name].to_numpy()
-        panels[relation.name] = (counts(x, y, (relation.log, log)), medians(x, y, relation.log))
+        place, middles = medians(x, tokens.to_numpy(), relation.log)
+        for measure, middle in zip(measures, middles.T, strict=True):
+            cells = counts(x, tokens[measure].to_numpy(), (relation.log, measure != AUC))
+            panels[measure][relation.name] = (cells, pd.DataFrame({"x": place, "y": middle}))
     return panels
 
 
 def relation_figure(
-    panels: Mapping[str, Panel], found: Relations, measure: str, log: bool, paint: Palette = PAGE
+    panels: Mapping[str, Panel], found: Relations, measure: str, paint: Palette = PAGE
 ) -> Figure:
     """A panel a relation: tokens counted in cells, the line of medians, the rank correlation.
 
     Args:
-        panels: see `relation_panels`.
+        panels: of the measure, see `relation_panels`.
         found: for the correlations.
         measure: on the upright axis.
-        log: whether that axis is logarithmic, and the measure a share.
         paint: the colours.
     """
     with drawn_in(paint):
@@ -54,7 +63,7 @@ def relation_figure(
             if relation.log:
                 axes.set_xscale("log")
                 axes.xaxis.set_major_formatter(FuncFormatter(count_axis))
-            if log:
+            if measure != AUC:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(FuncFormatter(percent))
             axes.minorticks_off()
@@ -77,9 +86,12 @@ def draw_counts(axes: Axes, cells: pd.DataFrame, paint: Palette) -> None:
     corners = [("x_low", "y_low"), ("x_high", "y_low"), ("x_high", "y_high"), ("x_low", "y_high")]
     vertices = np.stack([cells[list(corner)].to_numpy() for corner in corners], axis=1)
     share = np.log1p(cells["points"]) / np.log1p(cells["points"].max() if len(cells) else 1)
-    opacity = np.ceil(share * LEVELS) / LEVELS
-    colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * float(level)) for level in opacity]
-    axes.add_collection(PolyCollection(list(vertices), facecolors=colours, linewidths=0))
+    level = np.ceil(share * LEVELS)
+    # All cells of an opacity are one path: hundreds of paths take longer to draw and to load.
+    shown = np.unique(level)
+    paths = [Path.make_compound_path_from_polys(vertices[level == each]) for each in shown]
+    colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * each / LEVELS) for each in shown]
+    axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0), autolim=False)
     if len(cells):
         axes.set_xlim(cells["x_low"].min(), cells["x_high"].max())
         axes.set_ylim(cells["y_low"].min(), cells["y_high"].max())

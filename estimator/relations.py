@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -128,24 +129,29 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
     )
 
 
-def medians(x: Floats, y: Floats, log: bool, most: int = 12, fewest: int = 20) -> pd.DataFrame:
-    """The median of y in `most` runs of x, even in x (or its logarithm), of `fewest` points each.
+def medians(
+    x: Floats, y: Floats, log: bool, most: int = 12, fewest: int = 20
+) -> tuple[Floats, Floats]:
+    """Medians of y in `most` runs of x, even in x (or its logarithm), of `fewest` points each.
+
+    Args:
+        x: float [N].
+        y: float [N, M], columns with a median each.
+        log: whether runs are even in the logarithm of x.
 
     Returns:
-        `x`, `y`.
+        float [runs] of x, and [runs, M] of y. Points that are not finite are left out, and with
+        `log` those that are not positive.
     """
-    known = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log))
-    x, y = x[known], y[known]
-    place = np.log10(x) if log else x
-    if not len(x) or np.ptp(place) == 0:
-        return pd.DataFrame({"x": [], "y": []})
+    known = np.isfinite(x) & np.isfinite(y).all(axis=1) & ((x > 0) | (not log))
+    place, y = (np.log10(x[known]) if log else x[known]), y[known]
+    if not len(place) or np.ptp(place) == 0:
+        return np.empty(0), np.empty((0, y.shape[1]))
     run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(np.int8), most - 1)
     order = np.argsort(run, kind="stable")
-    ends = np.cumsum(np.bincount(run, minlength=most))[:-1]
-    rows = [
-        (np.median(of_x), np.median(of_y))
-        for of_x, of_y in zip(np.split(place[order], ends), np.split(y[order], ends), strict=True)
-        if len(of_x) >= fewest
-    ]
-    table = pd.DataFrame(rows, columns=["x", "y"], dtype=np.float64)
-    return table.assign(x=10 ** table["x"]) if log else table
+    ends = np.cumsum(np.bincount(run, minlength=most))
+    runs = [order[start:end] for start, end in pairwise((0, *ends)) if end - start >= fewest]
+    middle, *upright = (
+        np.array([np.median(values[rows]) for rows in runs]) for values in (place, *y.T)
+    )
+    return (10**middle if log else middle), np.column_stack(upright)

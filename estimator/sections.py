@@ -21,7 +21,7 @@ from .plots import curve_figure, label_figure, percent, position_figure
 from .relation_plots import relation_figure, relation_panels
 from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
-from .thresholds import document_errors, threshold_table
+from .thresholds import threshold_table
 
 MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
 # What only the store needs, and what repeats other attributes.
@@ -95,7 +95,7 @@ def section(subject: Subject) -> Section:
         "position_rows": _positions(subject, exhibits),
         "relations": _relations(subject, exhibits),
         "topology": _topology(subject, exhibits),
-        "thresholds": _thresholds(subject, labels),
+        "thresholds": _thresholds(result, labels),
         "factors": None,
     }
     exhibits["curve"] = Exhibit(
@@ -219,15 +219,14 @@ def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]
     """Exhibits of two measures, and a row of correlations for each relation."""
     result = subject.result
     found = relations(result)
+    panels = relation_panels(found, result.tokens[list(result.measures)])
     for only, measure in zip(("density", "auc"), result.measures, strict=True):
-        log = only == "density"
-        panels = relation_panels(found, result.tokens[measure], log)
-        cells = {name: counted for name, (counted, _) in panels.items()}
+        cells = {name: counted for name, (counted, _) in panels[measure].items()}
         exhibits[f"relations/{only}"] = Exhibit(
             file_name(subject.key, "relations", only),
             f"{measure} over entropy, frequency and context, {subject.name}",
             pd.concat(cells, names=["factor"]).droplevel(1),
-            partial(relation_figure, panels, found, measure, log),
+            partial(relation_figure, panels[measure], found, measure),
             only,
         )
     return {"rows": _relation_rows(found, result), "sample": found.sample}
@@ -258,15 +257,9 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
     return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{of}"}
 
 
-def _thresholds(subject: Subject, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A table a label; none where the rule is no threshold, or there is no store."""
-    if subject.store is None or not labels:
-        return []
-    errors = document_errors(subject.store)
-    tables = (
-        (label, threshold_table(subject.store, label, subject.result.eps, errors))
-        for label in labels
-    )
+def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A table a label; none where the rule is no threshold."""
+    tables = ((label, threshold_table(result, label)) for label in labels)
     return [
         {"label": label, "rows": list(table.iterrows())}
         for label, table in tables

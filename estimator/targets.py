@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
-from .intervals import Interval, cluster_interval, mean_interval
+from .intervals import Interval, interval_of_means, mean_interval
 from .thresholds import threshold_at
 
 LANES = 6  # thresholds of one pass
@@ -189,11 +189,8 @@ class _Pilot:
     def answer(self, eps: float, level: float, seed: int) -> TargetThreshold:
         """The threshold found, with its intervals."""
         place, n = self._place(eps), len(self.windows)
-        crossing = cluster_interval(
-            lambda drawn: threshold_at(self.tau, self.error[drawn].mean(0), eps),
-            n,
-            level,
-            seed=seed,
+        crossing = interval_of_means(
+            lambda error: threshold_at(self.tau, error, eps), self.error, level, seed=seed
         )
         error = mean_interval(self.error[:, place], level, seed=seed)
         means = {"error": self.error.mean(0), "size": self.size.mean(0)}

@@ -1,69 +1,50 @@
 """The threshold that keeps an error, read off a scan: how much does it differ between labels?"""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..tracer.select import Threshold
-from ..tracer.store import Store
-from .intervals import cluster_interval
+from ..tracer.select import Rule, Threshold
+from .density import DensityResult
+from .intervals import interval_of_means
 
 RESAMPLES = 499
 Floats = NDArray[np.float64]
 
 
-def threshold_at(tau: Floats, error: Floats, eps: float) -> float:
-    """Where a curve leaves `eps` for good, linear in log threshold; NaN where it never meets it.
+def threshold_at(tau: Floats, error: Floats, eps: float) -> Floats:
+    """Where curves leave `eps` for good, linear in log threshold; NaN where one never meets it.
 
     Args:
         tau: float64 [K], thresholds, rising.
-        error: float64 [K], at these.
+        error: float64 [..., K], at these.
         eps: the tolerated error.
 
+    Returns:
+        float64 [...].
+
     Example:
-        >>> round(threshold_at(np.array([0.01, 0.1]), np.array([0.0, 0.2]), 0.1), 4)
+        >>> float(threshold_at(np.array([0.01, 0.1]), np.array([0.0, 0.2]), 0.1).round(4))
         0.0316
     """
-    met = np.flatnonzero(error <= eps)
-    if not len(met):
-        return np.nan
-    last = int(met[-1])
-    if last + 1 == len(tau) or tau[last] == 0:
-        return float(tau[last])
-    part = (eps - error[last]) / (error[last + 1] - error[last])
-    return float(tau[last] * (tau[last + 1] / tau[last]) ** part)
+    met = error <= eps
+    last = len(tau) - 1 - np.argmax(met[..., ::-1], axis=-1)
+    after = np.minimum(last + 1, len(tau) - 1)
+    inside = np.take_along_axis(error, last[..., None], -1)[..., 0]
+    outside = np.take_along_axis(error, after[..., None], -1)[..., 0]
+    # At 0, whose logarithm is none, and beyond the last threshold there is nothing between.
+    between = (after > last) & (tau[last] > 0) & met.any(axis=-1)
+    part = np.divide(eps - inside, outside - inside, out=np.zeros_like(inside), where=between)
+    ratio = np.divide(tau[after], tau[last], out=np.ones_like(inside), where=between)
+    return np.asarray(np.where(met.any(axis=-1), tau[last] * ratio**part, np.nan))
 
 
-def document_errors(store: Store) -> Floats:
-    """Mean total variation of each document at each stratum, float64 [M, K]; NaN if not scanned."""
-    sums = np.zeros((len(store.documents), len(store.strata)))
-    tokens = np.zeros(len(sums))
-
-    def totals(run: slice) -> tuple[NDArray[Any], ...]:
-        real = store.real(run)
-        errors = np.where(real[..., None], store.tv[run], 0).sum(1, dtype=np.float64)
-        return store.owners[run], errors, real.sum(1)
-
-    for document, errors, number in store.by_runs(totals):
-        np.add.at(sums, document, errors)
-        np.add.at(tokens, document, number)
-    return np.divide(
-        sums, tokens[:, None], out=np.full_like(sums, np.nan), where=tokens[:, None] > 0
-    )
-
-
-def threshold_table(
-    store: Store, label: str, eps: float = 0.1, errors: Floats | None = None, seed: int = 0
-) -> pd.DataFrame | None:
-    """Where each label value's mean error crosses `eps`, interpolated between strata.
+def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.DataFrame | None:
+    """Where each label value's mean error crosses `result.eps`, interpolated between strata.
 
     Args:
-        store: a scanned store.
+        result: what was scanned.
         label: whose values are told apart.
-        eps: the tolerated mean total variation.
-        errors: `document_errors(store)`, where it is there already.
         seed: of the resampling of documents.
 
     Returns:
@@ -72,25 +53,23 @@ def threshold_table(
         is no threshold.
 
     Example:
-        >>> threshold_table(open_store("traces.zarr"), "domain")  # doctest: +SKIP
+        >>> threshold_table(DensityEstimator.from_store("traces.zarr"), "domain")  # doctest: +SKIP
     """
-    if not isinstance(store.rule, Threshold):
+    if not isinstance(Rule.from_json(result.settings["rule"]), Threshold):
         return None
-    found = document_errors(store) if errors is None else errors
-    scanned = np.isfinite(found).all(axis=1)
-    names = store.documents[label].astype(str).to_numpy()[scanned]
-    order = np.argsort(store.strata)
-    tau, curves = store.strata[order], found[scanned][:, order]
-    common = threshold_at(tau, curves.mean(0), eps)
+    scanned = result.errors.dropna().sort_index(axis=1)
+    names = result.documents[label].astype(str).loc[scanned.index].to_numpy()
+    tau, curves = scanned.columns.to_numpy(np.float64), scanned.to_numpy()
+    common = float(threshold_at(tau, curves.mean(0), result.eps))
     rows = {}
     for value in ("(all)", *np.unique(names)):
         of = curves if value == "(all)" else curves[names == value]
-
-        def statistic(drawn: NDArray[np.int64], of: Floats = of) -> float:
-            times = np.bincount(drawn, minlength=len(of))
-            return threshold_at(tau, times @ of / len(drawn), eps)
-
-        interval = cluster_interval(statistic, len(of), n_resamples=RESAMPLES, seed=seed)
+        interval = interval_of_means(
+            lambda error: threshold_at(tau, error, result.eps),
+            of,
+            n_resamples=RESAMPLES,
+            seed=seed,
+        )
         rows[value] = {
             "documents": len(of),
             "threshold": interval.value,

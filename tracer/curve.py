@@ -6,6 +6,8 @@ log10 of the size. A trace cannot be smaller than one edge, so sizes below `1 / 
 are taken as one edge. NumPy alone; any leading shape; nothing here knows of models or stores.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -40,23 +42,7 @@ def density_at(size: ArrayLike, error: ArrayLike, eps: float, full_edge_count: A
         >>> float(density_at([0.01, 0.1], [0.3, 0.1], 0.2, 1000).round(4))
         0.0316
     """
-    if not (np.isfinite(eps) and eps >= 0):
-        raise InputError(f"eps={eps!r}: give a finite error >= 0, for example 0.1")
-    log_size, err, valid, dtype = _curves(size, error, full_edge_count)
-    reached = err <= eps
-    first = np.argmax(reached, axis=-1)[..., None]
-    before = np.maximum(first - 1, 0)
-    log_first, log_before = (np.take_along_axis(log_size, i, -1)[..., 0] for i in (first, before))
-    err_first, err_before = (np.take_along_axis(err, i, -1)[..., 0] for i in (first, before))
-    # err_before > eps >= err_first wherever there is a stratum before the first that qualifies.
-    drop = err_before - err_first
-    # An infinite error before it (KL can be) leaves nothing to interpolate: the stratum itself.
-    part = np.divide(
-        err_before - eps, drop, out=np.ones_like(drop), where=(drop > 0) & np.isfinite(drop)
-    )
-    density = 10.0 ** (log_before + part * (log_first - log_before))
-    density = np.where(reached.any(axis=-1), density, 1.0)
-    return np.asarray(np.where(valid, density, np.nan), dtype=dtype)
+    return _curves(size, error, full_edge_count).crossing(eps)
 
 
 def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats:
@@ -83,16 +69,61 @@ def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats
         >>> float(auc_tv([0.01, 0.1], [1.0, 0.5], 1000))
         1.0
     """
-    log_size, err, valid, dtype = _curves(size, tv, full_edge_count)
-    to_the_end = -log_size[..., -1] * err[..., -1] / 2  # where both are 0
-    area = np.trapezoid(err, log_size, axis=-1) + to_the_end
-    return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
+    return _curves(size, tv, full_edge_count).area()
 
 
-def _curves(
-    size: ArrayLike, error: ArrayLike, full_edge_count: ArrayLike
-) -> tuple[Floats, Floats, NDArray[np.bool_], np.dtype[np.floating]]:
+def density_and_auc(
+    size: ArrayLike, tv: ArrayLike, eps: float, full_edge_count: ArrayLike
+) -> tuple[Floats, Floats]:
+    """`density_at` and `auc_tv` of the same curves, whose logarithms are then taken once.
+
+    Example:
+        >>> [float(x) for x in density_and_auc([0.01, 0.1], [1.0, 0.5], 0.5, 1000)]
+        [0.1, 1.0]
+    """
+    curves = _curves(size, tv, full_edge_count)
+    return curves.crossing(eps), curves.area()
+
+
+class _Curves(NamedTuple):
     """log10 sizes and errors in float64 with rows that do not count replaced, and which count."""
+
+    log_size: Floats
+    error: Floats
+    valid: NDArray[np.bool_]
+    dtype: np.dtype[np.floating]  # of what is computed of them
+
+    def crossing(self, eps: float) -> Floats:
+        """See `density_at`."""
+        if not (np.isfinite(eps) and eps >= 0):
+            raise InputError(f"eps={eps!r}: give a finite error >= 0, for example 0.1")
+        log_size, err, valid, dtype = self
+        reached = err <= eps
+        first = np.argmax(reached, axis=-1)[..., None]
+        before = np.maximum(first - 1, 0)
+        log_first, log_before = (
+            np.take_along_axis(log_size, i, -1)[..., 0] for i in (first, before)
+        )
+        err_first, err_before = (np.take_along_axis(err, i, -1)[..., 0] for i in (first, before))
+        # err_before > eps >= err_first wherever there is a stratum before the first to qualify.
+        drop = err_before - err_first
+        # An infinite error before it (KL can be) leaves nothing to interpolate: the stratum itself.
+        part = np.divide(
+            err_before - eps, drop, out=np.ones_like(drop), where=(drop > 0) & np.isfinite(drop)
+        )
+        density = 10.0 ** (log_before + part * (log_first - log_before))
+        density = np.where(reached.any(axis=-1), density, 1.0)
+        return np.asarray(np.where(valid, density, np.nan), dtype=dtype)
+
+    def area(self) -> Floats:
+        """See `auc_tv`."""
+        log_size, err, valid, dtype = self
+        to_the_end = -log_size[..., -1] * err[..., -1] / 2  # where both are 0
+        area = np.trapezoid(err, log_size, axis=-1) + to_the_end
+        return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
+
+
+def _curves(size: ArrayLike, error: ArrayLike, full_edge_count: ArrayLike) -> _Curves:
     sizes, errors, full = np.asarray(size), np.asarray(error), np.asarray(full_edge_count)
     if sizes.ndim == 0 or sizes.shape[-1] == 0 or sizes.shape != errors.shape:
         raise InputError(
@@ -108,4 +139,5 @@ def _curves(
     one_edge = 1.0 / np.where(valid, full, 1)
     log_size = np.where(valid[..., None], sizes, 1.0).astype(np.float64)
     np.log10(np.clip(log_size, one_edge[..., None], 1.0, out=log_size), out=log_size)
-    return log_size, np.where(valid[..., None], errors, 0.0).astype(np.float64), valid, dtype
+    error64 = np.where(valid[..., None], errors, 0.0).astype(np.float64)
+    return _Curves(log_size, error64, valid, dtype)

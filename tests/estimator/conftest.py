@@ -71,6 +71,7 @@ def _result(
         tokens=tokens,
         strata=_strata(controls),
         documents=pd.DataFrame(documents).join(means),
+        errors=pd.DataFrame([[0.7, 0.3, 0.1]] * len(means), means.index, [0.1, 0.01, 0.001]),
         labels=labels,
         settings=SETTINGS,
         eps=0.1,

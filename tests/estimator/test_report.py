@@ -216,6 +216,7 @@ def test_figures_keep_their_text_and_take_the_pages_colours() -> None:
     assert svg.startswith("<svg ") and "<metadata" not in svg and "http" not in svg
     assert "cost in $ &lt;b&gt; 字" in svg
     assert 'aria-label="say &quot;what&quot;"' in svg
+    assert "var(--sans)" in svg and "DejaVu" not in svg
     assert to_svg(figure, "name", "x") == to_svg(figure, "name", "x")
 
 

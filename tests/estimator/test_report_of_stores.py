@@ -31,7 +31,7 @@ from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
 from densitrace.estimator.summaries import trace_parts
-from densitrace.estimator.thresholds import document_errors, threshold_at, threshold_table
+from densitrace.estimator.thresholds import threshold_at, threshold_table
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document
 
@@ -115,17 +115,19 @@ def test_counts_and_medians_lose_no_point() -> None:
     inside = (x >= row["x_low"]) & (x < row["x_high"]) & (y >= row["y_low"]) & (y < row["y_high"])
     assert row["points"] == inside.sum()
     assert counts(np.array([1.0, np.nan, 0.0]), np.ones(3), (True, False))["points"].sum() == 1
-    line = medians(x, 3 * x, log=True)
+    across, up = medians(x, np.column_stack([3 * x, -x]), log=True)
     # Of an even number of points a median lies between two, here in the logarithm.
-    np.testing.assert_allclose(line["y"], 3 * line["x"], rtol=1e-4)
-    assert medians(np.ones(5), np.ones(5), log=False).empty
+    np.testing.assert_allclose(up, np.outer(across, [3, -1]), rtol=1e-4)
+    assert len(across) > 5
+    assert not len(medians(np.ones(5), np.ones((5, 1)), log=False)[0])
 
 
 def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, Store]) -> None:
     store = stores[0]
-    table = threshold_table(store, "domain", 0.2)
+    result = DensityResult.from_store(store, eps=0.2)
+    table = threshold_table(result, "domain")
     assert table is not None
-    errors = document_errors(store)
+    errors = result.errors.to_numpy()
     inside = store.token[:] >= 0
     first = store.tv[:][inside & (store.document[:] == 0)[:, None]].mean(0)
     np.testing.assert_allclose(errors[0], first, rtol=1e-5)

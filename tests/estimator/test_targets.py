@@ -7,7 +7,7 @@ from byte_model import byte_model, byte_tokenizer
 from numpy.typing import NDArray
 
 from densitrace import InputError, Threshold, Trace, Tracer
-from densitrace.estimator.intervals import cluster_interval
+from densitrace.estimator.intervals import cluster_interval, interval_of_means
 from densitrace.estimator.targets import TargetError, stability, target_error
 from densitrace.estimator.thresholds import threshold_at
 
@@ -69,13 +69,10 @@ def test_intervals_of_a_crossing_cover_it() -> None:
 
     truth = threshold_at(tau, curves(200_000).mean(0), 0.2)
     for trial in range(trials):
-        error = curves(n)
-
-        def statistic(drawn: NDArray[np.int64], error: NDArray[np.float64] = error) -> float:
-            return threshold_at(tau, error[drawn].mean(0), 0.2)
-
-        interval = cluster_interval(statistic, n, n_resamples=299, seed=trial)
-        hits += interval.low <= truth <= interval.high
+        interval = interval_of_means(
+            lambda error: threshold_at(tau, error, 0.2), curves(n), n_resamples=299, seed=trial
+        )
+        hits += int(interval.low <= truth <= interval.high)
     assert 0.90 <= hits / trials <= 0.97
 
 
@@ -85,6 +82,19 @@ def test_a_crossing_is_interpolated_in_log_threshold() -> None:
     assert threshold_at(tau, error, 0.05) == 0.0
     assert threshold_at(tau, error, 0.9) == 0.2
     assert np.isnan(threshold_at(tau, error + 1, 0.9))
+    several = threshold_at(tau, np.stack([error, error + 1]), 0.2)
+    np.testing.assert_allclose(several, [np.sqrt(0.01 * 0.1), np.nan])
+
+
+def test_an_interval_of_means_is_that_of_single_samples() -> None:
+    error = np.random.default_rng(0).random((9, 4))
+    at_once = interval_of_means(lambda means: means.max(-1), error, n_resamples=99, seed=3)
+    one_by_one = cluster_interval(
+        lambda drawn: float(error[drawn].mean(0).max()), 9, n_resamples=99, seed=3
+    )
+    assert at_once == pytest.approx(one_by_one)
+    few = interval_of_means(lambda means: means.max(-1), error[:4])
+    assert np.isfinite(few.value) and np.isnan([few.low, few.high]).all()
 
 
 def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:
