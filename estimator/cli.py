@@ -90,7 +90,8 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     from ..tracer.scan import scan
     from ..tracer.select import AutoStrata
     from .density import DensityEstimator
-    from .report import default_labels, write_report
+    from .report import write_report
+    from .sections import default_labels
     from .terminal import label_table, token_table
 
     source = corpus or bundled(CORPUS, "--corpus")

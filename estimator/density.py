@@ -34,7 +34,7 @@ AUC = "auc_tv"
 QUARTILES = (0.25, 0.5, 0.75)
 RESAMPLES = 9999
 # Of many documents the interval is narrow, and a rougher estimate of its ends tells them as well.
-MANY_DOCUMENTS, FEWER_RESAMPLES = 500, 1999
+MANY_DOCUMENTS, FEWER_RESAMPLES = 100, 1999
 
 
 def density_name(eps: float) -> str:
@@ -113,7 +113,7 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
         return store.array(name)[windows][window, column]
 
     full, size, tv = of("full_edge_count"), of("size"), of("tv")
-    density, area = density_and_auc(size.astype(np.float64), tv, eps, full)
+    density, area = density_and_auc(size, tv, eps, full)
     edges = density * full
     tokens = pd.DataFrame(
         {

@@ -270,8 +270,9 @@ def _gathered(values: Floats, *owners: NDArray[np.int64]) -> Floats:
 
 def _trees(seed: int) -> HistGradientBoostingRegressor:
     # Small trees: deeper ones fit a few documents' noise, and TreeSHAP grows with depth squared.
+    # Sixty predict as well as a hundred of a smaller learning rate.
     return HistGradientBoostingRegressor(
-        max_iter=100, learning_rate=0.1, max_depth=5, min_samples_leaf=20, random_state=seed
+        max_iter=60, learning_rate=0.15, max_depth=5, min_samples_leaf=20, random_state=seed
     )
 
 

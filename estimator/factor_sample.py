@@ -1,18 +1,11 @@
 """Factors of a store of any size: those of a sample, explained beside what else is done."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..errors import DensitraceError
 from ..tracer.store import Store
 from .density import AUC, DensityResult
 from .factor_plots import swarm_points
@@ -104,33 +97,3 @@ def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorS
     frame = factor_frame(store, tokens=pool)
     frame["log_frequency"] = own_frequency(tokens["token"].to_numpy())[inside]
     return FactorSample(frame, pool[AUC], pool["document"])
-
-
-@contextmanager
-def explainer(beside: bool) -> Iterator[Executor]:
-    """Where samples are explained: in another process, or in a thread of this one.
-
-    Raises:
-        DensitraceError: the other process died before who asked has left.
-    """
-    if not beside:
-        with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
-            yield thread
-        return
-    process = ProcessPoolExecutor(
-        1,
-        mp_context=get_context("spawn"),
-        initializer=import_module,
-        initargs=(f"{__package__}.explain",),
-    )
-    try:
-        process.submit(int)  # starts it: shap takes seconds to import
-        yield process
-    except BrokenProcessPool as error:
-        raise DensitraceError(
-            "the process that explains densities by factors died: of too little memory, or as the "
-            'script that asked for it has no `if __name__ == "__main__"`; '
-            "a report without factors needs none"
-        ) from error
-    finally:
-        process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end

@@ -141,20 +141,30 @@ def cut_into_cells(
     """
     rows = rows[rows["char_end"] > rows["char_start"]]
     columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
-    by_cell = rows.assign(cell=token_groups(rows)).groupby("cell")
-    means = by_cell[columns].mean()
-    spans = zip(by_cell["char_start"].min(), by_cell["char_end"].max(), by_cell.size(), strict=True)
-    d, a = both[0].place(means[density]), both[1].place(means[AUC])
+    firsts = np.flatnonzero(np.diff(token_groups(rows), prepend=-1))
+    means = _means(rows[columns].to_numpy(np.float64), firsts)
+    d, a = both[0].place(means[:, 0]).tolist(), both[1].place(means[:, 3]).tolist()
+    starts = np.minimum.reduceat(rows["char_start"].to_numpy(), firsts).tolist()
+    ends = np.maximum.reduceat(rows["char_end"].to_numpy(), firsts).tolist()
+    members = np.diff(firsts, append=len(rows)).tolist()
     cells, done = [], 0
-    numbers = zip(*(means[column].tolist() for column in columns), strict=True)
-    for i, ((start, end, n), row) in enumerate(zip(spans, numbers, strict=True)):
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if start > done:
             cells.append(Cell(text[done:start]))
-        cells.append(Cell(text[start:end], int(d[i]), int(a[i]), _numbers(row, n)))
+        values = _numbers(means[i].tolist(), members[i])
+        cells.append(Cell(text[start:end], d[i], a[i], values))
         done = end
     if done < len(text):
         cells.append(Cell(text[done:]))
     return tuple(cells)
+
+
+def _means(values: NDArray[np.float64], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Means of runs of rows, which begin at `firsts`, over what is not NaN; [runs, columns]."""
+    known = ~np.isnan(values)
+    sums = np.add.reduceat(np.where(known, values, 0), firsts, axis=0)
+    members = np.add.reduceat(known, firsts, axis=0, dtype=np.int64)
+    return np.divide(sums, members, out=np.full_like(sums, np.nan), where=members > 0)
 
 
 def _numbers(row: Sequence[float], tokens: int) -> str:
@@ -198,14 +208,13 @@ def cell_curves(store: Store, rows: pd.DataFrame) -> str:
     first, last = int(rows["window"].min()), int(rows["window"].max()) + 1
     place = (rows["window"].to_numpy() - first, rows["context"].to_numpy() - 1)
     strata = [k for k, _ in shown_strata(store)]
-    group = token_groups(rows)
-    members = np.bincount(group)[:, None]
-    means = []
-    for array in (store.size, store.tv):
-        values = array[first:last][place][:, strata].astype(np.float64)
-        means.append(np.add.reduceat(values, np.searchsorted(group, range(len(members)))) / members)
-    size = np.clip(-np.log10(np.maximum(means[0], 1e-8)) * DECADES, 0, 65535)
-    coded = np.rint(np.stack([size, np.clip(means[1], 0, 1) * 65535], axis=-1))
+    firsts = np.flatnonzero(np.diff(token_groups(rows), prepend=-1))
+    size, tv = (
+        _means(array[first:last][place][:, strata].astype(np.float64), firsts)
+        for array in (store.size, store.tv)
+    )
+    steps = np.clip(-np.log10(np.maximum(size, 1e-8)) * DECADES, 0, 65535)
+    coded = np.rint(np.stack([steps, np.clip(tv, 0, 1) * 65535], axis=-1))
     return base64.b64encode(np.nan_to_num(coded).astype("<u2").tobytes()).decode()
 
 

@@ -34,7 +34,7 @@ for module in ("kernels", "tracer.models", "estimator", "errors"):
 found = importlib.util.find_spec("kernels")
 print(found and found.origin)
 # Who reads a store waits for neither.
-import densitrace.estimator.report
+import densitrace.estimator.report, densitrace.estimator.page
 assert densitrace.open_store
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """

@@ -16,7 +16,8 @@ from densitrace.errors import InputError, StoreError
 from densitrace.estimator import passages as texts
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.plots import percent, to_svg
-from densitrace.estimator.report import default_labels, render_report, write_report
+from densitrace.estimator.report import render_report, write_report
+from densitrace.estimator.sections import default_labels
 
 MakeResult = Callable[..., DensityResult]
 

@@ -21,11 +21,11 @@ from densitrace import DensitraceError, DensityEstimator, InputError, Store, Sto
 from densitrace.estimator import factor_sample, sections
 from densitrace.estimator import passages as texts
 from densitrace.estimator.agreement import agreement
+from densitrace.estimator.beside import explainer
 from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import save_exhibits
-from densitrace.estimator.factor_sample import explainer
 from densitrace.estimator.plots import LIGHT
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from densitrace.errors import InputError
-from densitrace.tracer.curve import auc_tv, density_at
+from densitrace.tracer.curve import auc_tv, density_and_auc, density_at
 
 Array = NDArray[np.float64]
 
@@ -73,6 +73,18 @@ def test_auc_tv_equals_plain_loops(curve: tuple[Array, Array, NDArray[np.int64]]
         for s, e, f in zip(size.tolist(), tv.tolist(), full.tolist(), strict=True)
     ]
     np.testing.assert_allclose(auc_tv(size, tv, full), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_both_numbers_of_many_curves_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densitrace.tracer.curve.ROWS", 7)
+    rng = np.random.default_rng(0)
+    size = np.sort(rng.random((45, 5)), axis=1).astype(np.float32)
+    tv, full = rng.random((45, 5)).astype(np.float32), rng.integers(1, 10**6, 45)
+    density, area = density_and_auc(size, tv, 0.2, full)
+    exact = size.astype(np.float64)
+    np.testing.assert_array_equal(density, density_at(exact, tv, 0.2, full))
+    np.testing.assert_array_equal(area, auc_tv(exact, tv, full))
+    assert all(not len(found) for found in density_and_auc(size[:0], tv[:0], 0.2, full[:0]))
 
 
 @given(curves(), st.floats(0.0, 1.0), st.floats(0.0, 1.0))

@@ -1,0 +1,123 @@
+"""What the report's page says of one or several results, and the page as HTML."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..tracer.store import Store
+from . import passages as texts
+from .agreement import MEASURE, Agreement, agreement
+from .compare import model_names
+from .density import DensityResult
+from .exhibits import Exhibit
+from .intervals import MIN_DOCUMENTS
+from .plots import percent
+from .sections import Section, Subject, begin, number, section, with_factors
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says, before it is HTML."""
+
+    sections: Sequence[Section]
+    across: Agreement | None
+
+    @property
+    def exhibits(self) -> list[Exhibit]:
+        """All figures, in the order of the page."""
+        of_stores = [exhibit for each in self.sections for exhibit in each.exhibits.values()]
+        return [*of_stores, *(self.across.exhibits if self.across else [])]
+
+    def html(self, title: str | None) -> str:
+        """The page as one string."""
+        first = self.sections[0].subject.result
+        script = _template_file("report.js")
+        return (
+            _environment()
+            .get_template("report.html")
+            .render(
+                title=title or "Computation density",
+                sections=self.sections,
+                across=self.across,
+                across_measure=MEASURE,
+                density=first.density,
+                eps=f"{first.eps:g}",
+                min_documents=MIN_DOCUMENTS,
+                fields=texts.FIELDS,
+                version=first.settings.get("versions", {}).get("densitrace", ""),
+                style=Markup(_template_file("report.css")),
+                script=Markup(script),
+                script_hash=_hash(script),
+                percent=percent,
+                number=number,
+                count=count,
+                signed=signed,
+            )
+        )
+
+
+def page_of(
+    sources: Sequence[DensityResult | Store],
+    by: Sequence[str] | None,
+    names: Sequence[str] | None,
+    eps: float,
+    explaining: Executor | None,
+) -> Page:
+    """See `report.render_report`; densities are explained in `explaining`, if anywhere."""
+    results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
+               for s in sources]  # fmt: skip
+    called = model_names([str(result.settings["model"]) for result in results], names)
+    subjects = [
+        Subject(
+            key=f"s{place + 1}",
+            name=name,
+            result=result,
+            store=source if isinstance(source, Store) else None,
+            by=None if by is None else tuple(by),
+        )
+        for place, (name, result, source) in enumerate(zip(called, results, sources, strict=True))
+    ]
+    if explaining is None:
+        return Page([section(subject) for subject in subjects], agreement(subjects))
+    begun = [begin(explaining, subject) for subject in subjects]
+    page = Page([section(subject) for subject in subjects], agreement(subjects))
+    for exhibit in page.exhibits:
+        _ = exhibit.svg  # drawn while factors are explained
+    sections = [with_factors(*each) for each in zip(page.sections, begun, strict=True)]
+    return replace(page, sections=sections)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("densitrace.estimator"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _template_file(name: str) -> str:
+    file = resources.files("densitrace.estimator") / "templates" / name
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _hash(script: str) -> str:
+    """The script's hash for the page's content security policy: no other script will run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def count(value: float) -> str:
+    """A number of things: 1,234, or 12.3 where it is small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
+
+
+def signed(value: float) -> str:
+    """A number with its sign, to two places; a dash where there is none."""
+    return f"{value:+.2f}".replace("-", "−") if value == value else "–"
