@@ -143,7 +143,10 @@ def cut_into_cells(
     columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
     firsts = np.flatnonzero(np.diff(token_groups(rows), prepend=-1))
     means = _means(rows[columns].to_numpy(np.float64), firsts)
-    d, a = both[0].place(means[:, 0]).tolist(), both[1].place(means[:, 3]).tolist()
+    d, a = (
+        scale.place(means[:, columns.index(measure)]).tolist()
+        for scale, measure in zip(both, (density, AUC), strict=True)
+    )
     starts = np.minimum.reduceat(rows["char_start"].to_numpy(), firsts).tolist()
     ends = np.maximum.reduceat(rows["char_end"].to_numpy(), firsts).tolist()
     members = np.diff(firsts, append=len(rows)).tolist()

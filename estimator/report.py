@@ -29,7 +29,7 @@ def render_report(
 
     Args:
         sources: one or several stores, or the places of stores. A `DensityResult` does too, but
-            what only its store knows is then left out: topology, thresholds, factors, the strata
+            what only its store knows is then left out: topology, factors, the strata
             of passages, other models.
         by: labels to show densities by; None for every label with 2 to 40 values.
         title: the page's heading.
