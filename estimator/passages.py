@@ -114,18 +114,18 @@ def scales(result: DensityResult) -> tuple[Scale, Scale]:
     return Scale.of(density, log=True), Scale.of(area, log=False)
 
 
-def token_groups(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """The number of the cell of each token: tokens whose character spans overlap share one.
+def cell_starts(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The first row of each cell: tokens whose character spans overlap share one.
 
     Args:
         rows: the tokens of one document in order, `char_start` and `char_end`.
 
     Returns:
-        int64 [n], rising from 0.
+        int64 [cells], rising.
     """
     start, end = (rows[c].to_numpy() for c in ("char_start", "char_end"))
     reach = np.maximum.accumulate(np.concatenate([[0], end[:-1]])) if len(rows) else end
-    return np.cumsum(start >= reach) - 1
+    return np.flatnonzero(start >= reach)
 
 
 def cut_into_cells(
@@ -141,7 +141,7 @@ def cut_into_cells(
     """
     rows = rows[rows["char_end"] > rows["char_start"]]
     columns = [density, "edges", "edges_per_token", AUC, "surprisal", "model_entropy", "context"]
-    firsts = np.flatnonzero(np.diff(token_groups(rows), prepend=-1))
+    firsts = cell_starts(rows)
     means = _means(rows[columns].to_numpy(np.float64), firsts)
     d, a = (
         scale.place(means[:, columns.index(measure)]).tolist()
@@ -211,7 +211,7 @@ def cell_curves(store: Store, rows: pd.DataFrame) -> str:
     first, last = int(rows["window"].min()), int(rows["window"].max()) + 1
     place = (rows["window"].to_numpy() - first, rows["context"].to_numpy() - 1)
     strata = [k for k, _ in shown_strata(store)]
-    firsts = np.flatnonzero(np.diff(token_groups(rows), prepend=-1))
+    firsts = cell_starts(rows)
     size, tv = (
         _means(array[first:last][place][:, strata].astype(np.float64), firsts)
         for array in (store.size, store.tv)
