@@ -121,7 +121,7 @@ class PartLog(logging.Handler):
 @contextmanager
 def parts_told() -> Iterator[list[Part]]:
     """What is said of the parts that are done while the context is open."""
-    log, kept = logging.getLogger("densitrace.tracer.scan"), PartLog()
+    log, kept = logging.getLogger("densitrace.tracer.run"), PartLog()
     level = log.level
     log.addHandler(kept)
     log.setLevel(logging.INFO)
@@ -186,7 +186,7 @@ def note_scan(
 
     The first part stands apart: in it kernels are compiled. A part that was begun is finished.
     """
-    from densitrace.tracer.scan import Limits
+    from densitrace.tracer.run import Limits
 
     def scan(**limits: Any) -> "Store":
         return densitrace.scan(

@@ -26,7 +26,8 @@ def work(
     options: Mapping[str, Any],
 ) -> None:
     """What one worker does, in a process of its own."""
-    from .scan import Limits, scan
+    from .run import Limits
+    from .scan import scan
 
     tracer = Tracer.from_pretrained(**loading)
     scan(tracer, corpus, path, worker=worker, limits=Limits(**limits), progress=Meter(), **options)

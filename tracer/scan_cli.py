@@ -228,7 +228,8 @@ def scan(
     from rich.console import Console
 
     from .progress import default_reporter
-    from .scan import BATCH_TOKENS, Limits, kept_stratum
+    from .run import Limits
+    from .scan import BATCH_TOKENS, kept_stratum
     from .scan import scan as run
     from .summary import print_summary
 

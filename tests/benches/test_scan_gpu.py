@@ -80,7 +80,7 @@ def test_a_part_under_the_profiler(
     script.write_corpus(corpus, 200)
 
     def scanned(**limits: Any) -> Any:
-        from densitrace.tracer.scan import Limits
+        from densitrace.tracer.run import Limits
 
         return scan(tracer, corpus, out, select=RULE, context=32, limits=Limits(**limits))
 

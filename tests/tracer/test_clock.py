@@ -10,8 +10,8 @@ import torch
 
 from densitrace import InputError, Threshold, Tracer, scan
 from densitrace.tracer.clock import Clock, Stopwatch
+from densitrace.tracer.part import batches
 from densitrace.tracer.parts import Worker
-from densitrace.tracer.scan import batches
 from densitrace.tracer.tracing import Scope
 
 RULE = Threshold([0.2, 0.05])

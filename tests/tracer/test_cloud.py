@@ -14,7 +14,7 @@ from densitrace import Store, StoreError, Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, place
 from densitrace.tracer.parts import Claims, claims_of
 from densitrace.tracer.place import place_of
-from densitrace.tracer.scan import Limits
+from densitrace.tracer.run import Limits
 
 OPTIONS: dict[str, Any] = {
     "select": Threshold([0.2, 0.05, 0.01]), "context": 16, "batch_tokens": 16,

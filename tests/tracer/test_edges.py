@@ -35,7 +35,7 @@ from densitrace.tracer import edge_tables, layout
 from densitrace.tracer.cli import cli
 from densitrace.tracer.edge_tables import EdgeSpool
 from densitrace.tracer.replay import Replays
-from densitrace.tracer.scan import Limits
+from densitrace.tracer.run import Limits
 
 RULE = Threshold([0.2, 0.05, 0.01])
 OPTIONS: dict[str, Any] = {"select": RULE, "context": 16, "edges": 1}

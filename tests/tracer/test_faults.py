@@ -29,10 +29,9 @@ from scan_workers import (
 
 from densitrace import ScanError, StoreError, Tracer, open_store, scan
 from densitrace.tracer import parts
-from densitrace.tracer import scan as scanning
 from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import Claims, claims_of, failures_of
-from densitrace.tracer.scan import Limits
+from densitrace.tracer.run import Limits, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT}
@@ -201,7 +200,7 @@ class Failing:
         return TRACE(run, part)
 
 
-TRACE = scanning._Run._trace
+TRACE = Run._trace
 
 
 @pytest.fixture
@@ -210,8 +209,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def fail(times: int) -> None:
         trouble = Failing(times, RuntimeError("CUDA error: out of luck"))
-        monkeypatch.setattr(scanning._Run, "_trace", lambda run, part: trouble(run, part))
-        monkeypatch.setattr(scanning, "RETRY_SECONDS", (0.0, 0.0))
+        monkeypatch.setattr(Run, "_trace", lambda run, part: trouble(run, part))
+        monkeypatch.setattr("densitrace.tracer.run.RETRY_SECONDS", (0.0, 0.0))
 
     return fail
 

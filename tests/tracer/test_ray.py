@@ -18,7 +18,7 @@ from densitrace.tracer import layout
 from densitrace.tracer.parts import claims_of
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.ray_engine import scan_with_ray
-from densitrace.tracer.scan import Limits
+from densitrace.tracer.run import Limits
 from densitrace.tracer.tracer import Tracer
 
 WORKERS = 2

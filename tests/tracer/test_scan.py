@@ -31,10 +31,11 @@ from densitrace import (
 )
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
+from densitrace.tracer.part import batches
 from densitrace.tracer.parts import failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
-from densitrace.tracer.scan import Limits, batches
+from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
 from densitrace.tracer.windows import Plan
 

@@ -1,0 +1,151 @@
+"""The windows of a part traced: in batches of about one length, then each put into its row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import layout
+from .engine import Observer
+from .select import Rule
+from .sizes import by_quartile
+from .store import Store
+from .trace import Trace
+from .tracer import Tracer
+from .tracing import Settings
+from .windows import Plan
+
+PADDING = 0.05  # of a batch's tokens, at most
+
+
+def batches(
+    lengths: NDArray[np.int32], batch_tokens: int, padding: float = PADDING
+) -> list[list[int]]:
+    """Windows grouped by similar length, each group at most `batch_tokens` with its padding.
+
+    Args:
+        lengths: tokens of each window.
+        batch_tokens: bound of a group of more than one window.
+        padding: most of it in a group, as a share of its tokens.
+
+    Example:
+        >>> batches(np.array([30, 90, 29, 20]), 90)
+        [[1], [0, 2], [3]]
+    """
+    groups: list[list[int]] = []
+    longest = held = 0
+    for window in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[window])
+        padded = (len(groups[-1]) + 1) * longest if groups else 0
+        if not groups or padded > batch_tokens or padded > (1 + padding) * (held + length):
+            groups.append([])
+            longest, held = length, 0
+        groups[-1].append(window)
+        held += length
+    return groups
+
+
+def traces(
+    tracer: Tracer,
+    plan: Plan,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    settings: Settings,
+    batch_tokens: int,
+    observers: Sequence[Observer] = (),
+) -> Iterator[list[Trace]]:
+    """The traces of each group of windows; observers, one a group, see its graph."""
+    if settings.scope == "all":
+        batches = (
+            ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])
+            for group in groups
+        )
+        return tracer.trace_batches(batches, rule, settings, batch_tokens, observers, packed=True)
+    return _groups_one_by_one(tracer, plan, groups, rule, settings, observers)
+
+
+def _groups_one_by_one(
+    tracer: Tracer,
+    plan: Plan,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> Iterator[list[Trace]]:
+    options: dict[str, Any] = {**vars(settings), "select": rule}
+    for number, group in enumerate(groups):
+        for observer in observers[number : number + 1]:  # of all outputs: in a pass of its own
+            tracer.observe([plan.ids(window) for window in group], rule, settings, observer)
+        yield [_one_by_one(tracer, plan, window, options) for window in group]
+
+
+def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]) -> Trace:
+    """Every output position of a window traced for itself, as one trace; depths by quartile."""
+    ids, following = plan.ids(window), [plan.next_token(window)]
+    rows = []
+    for output in range(len(ids)):
+        row = tracer.trace([ids], next_token=following, output=output, **options)
+        assert isinstance(row, list)  # as above
+        rows += row
+    joined = join_rows(rows)
+    topology = by_quartile(torch.from_numpy(joined.topology)).numpy()
+    return replace(joined, topology=topology)
+
+
+def join_rows(rows: Sequence[Trace]) -> Trace:
+    """Traces of different output positions of one sequence as one trace."""
+    first = rows[0]
+    arrays = {
+        name: np.concatenate([getattr(row, name) for row in rows])
+        for name in (
+            "positions",
+            "size",
+            "edge_count",
+            "full_edge_count",
+            "surprisal",
+            "model_entropy",
+            "topology",
+        )
+    }
+    errors = {name: np.concatenate([row.errors[name] for row in rows]) for name in first.errors}
+    return Trace(
+        tokens=first.tokens,
+        rule=first.rule,
+        errors=errors,
+        parallel=first.parallel,
+        graph=first.graph,
+        **arrays,
+    )
+
+
+# ---- a part's arrays -----------------------------------------------------------------------------
+
+
+def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
+    """Every array of a part, full of its fill value: what padding holds."""
+    arrays = {}
+    for spec in layout.window_arrays(store.controls, most_edges=0):
+        array = store.array(spec.name)
+        shape = (run.stop - run.start, *array.shape[1:])
+        arrays[spec.name] = np.full(shape, spec.fill, dtype=array.dtype)
+    return arrays
+
+
+def fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -> None:
+    """Put what is known of a part's window into its row."""
+    start, length = int(plan.window_start[row]), int(plan.length[row])
+    place = plan.place(row)
+    arrays["document"][row] = plan.document[row]
+    arrays["window_start"][row] = start
+    arrays["position"][row, :length] = np.arange(start, start + length)
+    arrays["token"][row, :length] = plan.tokens[place]
+    arrays["char_start"][row, :length] = plan.spans[place, 0]
+    arrays["char_end"][row, :length] = plan.spans[place, 1]
+    for name in ("surprisal", "model_entropy", "full_edge_count", "size"):
+        arrays[name][row, :length] = getattr(trace, name)
+    for name, values in trace.errors.items():
+        arrays[name][row, :length] = values
+    arrays["topology"][row, :length] = trace.topology

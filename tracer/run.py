@@ -1,0 +1,219 @@
+"""One worker's way through the parts of a store, until they are done or it is stopped."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import ModelError, ScanError
+from .collect import EdgeRecorder
+from .edge_tables import EdgeSpool
+from .part import PADDING, batches, empty_part, fill, traces
+from .parts import POLL_SECONDS, Claims, Worker, forget_failure, note_failure, parts_for
+from .progress import Reporter
+from .store import Store
+from .tracer import Tracer
+from .tracing import Settings
+from .windows import Plan
+
+RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a worker stops before the store is complete."""
+
+    max_parts: int | None = None
+    seconds: float | None = None
+    asked: Callable[[], bool] = lambda: False  # by a signal, say: the part at hand is left, too
+
+
+UNLIMITED = Limits()
+
+
+class _Stopped(Exception):
+    """The part at hand is left: the worker was asked to stop."""
+
+
+@dataclass
+class Run:
+    """One worker's way through the parts.
+
+    While one is traced the one before is written, and what the next one holds is read.
+    """
+
+    tracer: Tracer
+    store: Store
+    reader: Executor
+    same: Future[None]  # that the store was made from the same things, or an error
+    settings: Settings
+    batch_tokens: int
+    worker: Worker
+    lease_seconds: float
+    limits: Limits
+    reporter: Reporter
+    _failed: dict[int, str] = field(default_factory=dict)
+    _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # of the next part, if any
+
+    def work(self) -> None:
+        store, started = self.store, time.monotonic()
+        self._claims = Claims(store.place, self.lease_seconds)
+        self._tokens_together = self.tracer.tokens_a_reading(
+            store.rule, self.settings, self.batch_tokens
+        )
+        taken: set[int] = set()
+
+        def stop() -> bool:
+            late = self.limits.seconds is not None and (
+                time.monotonic() - started > self.limits.seconds
+            )
+            full = self.limits.max_parts is not None and len(taken) >= self.limits.max_parts
+            return late or full or self.limits.asked()
+
+        finished = sum(store.part_tokens(part) for part in store.done_parts())
+        self.reporter.begin("tracing", int(store.lengths.sum()), finished)
+        try:
+            with ThreadPoolExecutor(1, "densitrace-writer") as writer:
+                written: Future[None] | None = None
+                for part in parts_for(store, self.worker, self._claims, taken, stop):
+                    traced = self._traced(part)
+                    if written is not None:
+                        written.result()  # one part waits to be written at most
+                    if traced is not None:
+                        written = writer.submit(self._write, traced)
+                if written is not None:
+                    written.result()
+            self._wait_until_same()
+        except _Stopped:
+            log.info("stopped on request")
+        finally:
+            self.reporter.end()
+        if self._failed:
+            first, reason = next(iter(self._failed.items()))
+            raise ScanError(
+                f"{len(self._failed)} of {store.n_parts} parts could not be traced, "
+                f"part {first} first: {reason}; all others are done, run the same scan again "
+                "to try these again"
+            )
+
+    def _traced(self, part: int) -> "_TracedPart | None":
+        """A part's arrays; None where it failed, again and again."""
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                return self._trace(part)
+            except (ModelError, RuntimeError) as error:
+                # Weights or tokens that overflow do so again; a device may recover.
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                about = {"part": part, "reason": reason}
+                if pause is None or isinstance(error, ModelError):
+                    log.error("part failed", extra=about)
+                    self._failed[part] = reason
+                    note_failure(self.store.place, part, reason)
+                    self._claims.release(part)
+                    return None
+                log.warning("part is tried again", extra=about)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                time.sleep(pause)
+            except BaseException:
+                self._claims.release(part)
+                raise
+        raise AssertionError("the last try returns")
+
+    def _trace(self, part: int) -> "_TracedPart":
+        started, store, plan = time.monotonic(), self.store, self._read(part)
+        spent = self.tracer.device_seconds()
+        arrays = empty_part(store, store.windows(part))
+        # To read the model once more costs more than padding does.
+        padding = np.inf if self.tracer.offloaded else PADDING
+        groups = batches(plan.length, self._tokens_together, padding)
+        tokens, padded = int(plan.length.sum()), 0
+        counted = 0
+        spool, recorders = self._recorders(plan, groups)
+        try:
+            tracing = traces(
+                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens, recorders
+            )
+            for windows, found in zip(groups, tracing, strict=True):
+                for window, trace in zip(windows, found, strict=True):
+                    fill(arrays, window, plan, trace)
+                run = int(plan.length[windows].sum())
+                counted += run
+                padded += len(windows) * int(plan.length[windows].max())
+                self.reporter.advance(run)
+                self._claims.beat(part)
+                if self.limits.asked():
+                    raise _Stopped
+                if self.same.done():
+                    self.same.result()
+        except BaseException:
+            self.reporter.advance(-counted)
+            raise
+        about = {
+            "part": part,
+            "tokens": tokens,
+            "padding": padded / tokens - 1,
+            "device_seconds": self.tracer.device_seconds() - spent,
+            "seconds": time.monotonic() - started,
+        }
+        return _TracedPart(part, arrays, spool, about)
+
+    def _read(self, part: int) -> Plan:
+        """The windows of a part; those of the one that most likely follows are read meanwhile."""
+        ahead, following = self._ahead.pop(part, None), part + self.worker.count
+        plan = self.store.plan(part) if ahead is None else ahead.result()
+        if following < self.store.n_parts:
+            self._ahead = {following: self.reader.submit(self.store.plan, following)}
+        return plan
+
+    def _recorders(
+        self, plan: Plan, groups: Sequence[Sequence[int]]
+    ) -> tuple[EdgeSpool | None, list[EdgeRecorder]]:
+        """Where a part's kept edges go, and who brings them there from each group of windows."""
+        stratum = self.store.recipe.edges
+        if stratum is None:
+            return None, []
+        spool = EdgeSpool(plan.n_windows)
+        backend = self.tracer.backend
+        return spool, [
+            EdgeRecorder(group, plan.length[group], stratum, spool, backend) for group in groups
+        ]
+
+    def _wait_until_same(self) -> None:
+        """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
+        while not self.same.done():
+            if self.limits.asked():
+                raise _Stopped
+            wait([self.same], POLL_SECONDS)
+        self.same.result()
+
+    def _write(self, traced: "_TracedPart") -> None:
+        try:
+            self._wait_until_same()
+            started = time.monotonic()
+            size = self.store.write_part(traced.part, traced.arrays, traced.edges)
+        finally:
+            if traced.edges is not None:
+                traced.edges.close()
+            self._claims.release(traced.part)
+        forget_failure(self.store.place, traced.part)
+        about = {"write_seconds": time.monotonic() - started, "bytes": size}
+        log.info("part done", extra=traced.about | about)
+        done = len(self.store.done_parts())
+        self.reporter.parts(done, self.store.n_parts, len(self._failed))
+
+
+@dataclass(frozen=True)
+class _TracedPart:
+    part: int
+    arrays: dict[str, NDArray[Any]]
+    edges: EdgeSpool | None
+    about: dict[str, Any]  # for the log
