@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from densitrace import Threshold, Tracer, open_store, scan
-from densitrace.tracer import layout, parts
+from densitrace.tracer import layout, parts, windows
 from densitrace.tracer.parts import Worker
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
@@ -49,6 +49,7 @@ class Job:
 
         torch.set_num_threads(1)
         layout.PART_VALUES = WINDOWS * CONTEXT * len(RULE)
+        layout.PARTS = windows.TOGETHER = 2  # a lone worker traces while the corpus is read
         parts.POLL_SECONDS = 0.05
         tracer = Tracer.from_pretrained(self.model, device="cpu")
         scan(

@@ -4,6 +4,7 @@ Dimensions: `window` N, `column` T (the place in its window), `stratum` K (spars
 `edge_kind` 4, `depth_quartile` 4, `doc` M, `label_field`, `part`.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,3 +137,13 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     wanted = min(most, max(-(-windows // PARTS), min(most, fitting(FEWEST_VALUES))))
     chunk = min(fitting(CHUNK_VALUES), wanted)
     return Parts(-(-wanted // chunk) * chunk, chunk)
+
+
+def head(columns: int, strata: int) -> int:
+    """Windows that fill `PARTS` parts of the largest size: parts are that large with any more.
+
+    Example:
+        >>> head(512, 12)
+        12096
+    """
+    return PARTS * parts(columns, strata, sys.maxsize).windows

@@ -39,6 +39,23 @@ class Limits:
 UNLIMITED = Limits()
 
 
+@dataclass
+class Allowance:
+    """What is left of limits, whichever store is worked on; time counts from the first question."""
+
+    limits: Limits
+    taken: int = 0  # parts
+    _started: float | None = None
+
+    def spent(self) -> bool:
+        """Whether no further part may be begun."""
+        self._started = time.monotonic() if self._started is None else self._started
+        limits, seconds = self.limits, time.monotonic() - self._started
+        late = limits.seconds is not None and seconds > limits.seconds
+        full = limits.max_parts is not None and self.taken >= limits.max_parts
+        return late or full or limits.asked()
+
+
 class _Stopped(Exception):
     """The part at hand is left: the worker was asked to stop."""
 
@@ -48,23 +65,30 @@ class Run:
     """One worker's way through the parts.
 
     While one is traced the one before is written, and what the next one holds is read.
+
+    Attributes:
+        beside: what is read meanwhile; its error ends the work, and nothing is written before it
+            is done: that the store was made from the same things.
+        draft: the store is one, of a corpus that is still read beside it: parts are traced and
+            written for just as long, and any that fails is left to whoever has the whole.
     """
 
     tracer: Tracer
     store: Store
     reader: Executor
-    same: Future[None]  # that the store was made from the same things, or an error
+    beside: Future[Any]
     settings: Settings
     batch_tokens: int
     worker: Worker
     lease_seconds: float
-    limits: Limits
+    allowance: Allowance
     reporter: Reporter
+    draft: bool = False
     _failed: dict[int, str] = field(default_factory=dict)
     _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # of the next part, if any
 
     def work(self) -> None:
-        store, started = self.store, time.monotonic()
+        store = self.store
         self._claims = Claims(store.place, self.lease_seconds)
         self._tokens_together = self.tracer.tokens_a_reading(
             store.rule, self.settings, self.batch_tokens
@@ -72,18 +96,16 @@ class Run:
         taken: set[int] = set()
 
         def stop() -> bool:
-            late = self.limits.seconds is not None and (
-                time.monotonic() - started > self.limits.seconds
-            )
-            full = self.limits.max_parts is not None and len(taken) >= self.limits.max_parts
-            return late or full or self.limits.asked()
+            return self.allowance.spent() or (self.draft and self.beside.done())
 
         finished = sum(store.part_tokens(part) for part in store.done_parts())
-        self.reporter.begin("tracing", int(store.lengths.sum()), finished)
+        known = None if self.draft else int(store.lengths.sum())
+        self.reporter.begin("tracing", known, finished)
         try:
             with ThreadPoolExecutor(1, "densitrace-writer") as writer:
                 written: Future[None] | None = None
                 for part in parts_for(store, self.worker, self._claims, taken, stop):
+                    self.allowance.taken += 1
                     traced = self._traced(part)
                     if written is not None:
                         written.result()  # one part waits to be written at most
@@ -96,7 +118,7 @@ class Run:
             log.info("stopped on request")
         finally:
             self.reporter.end()
-        if self._failed:
+        if self._failed and not self.draft:
             first, reason = next(iter(self._failed.items()))
             raise ScanError(
                 f"{len(self._failed)} of {store.n_parts} parts could not be traced, "
@@ -150,10 +172,10 @@ class Run:
                 padded += len(windows) * int(plan.length[windows].max())
                 self.reporter.advance(run)
                 self._claims.beat(part)
-                if self.limits.asked():
+                if self.allowance.limits.asked():
                     raise _Stopped
-                if self.same.done():
-                    self.same.result()
+                if self.beside.done():
+                    self.beside.result()
         except BaseException:
             self.reporter.advance(-counted)
             raise
@@ -189,11 +211,13 @@ class Run:
 
     def _wait_until_same(self) -> None:
         """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
-        while not self.same.done():
-            if self.limits.asked():
+        if self.draft:
+            return
+        while not self.beside.done():
+            if self.allowance.limits.asked():
                 raise _Stopped
-            wait([self.same], POLL_SECONDS)
-        self.same.result()
+            wait([self.beside], POLL_SECONDS)
+        self.beside.result()
 
     def _write(self, traced: "_TracedPart") -> None:
         try:
@@ -207,8 +231,9 @@ class Run:
         forget_failure(self.store.place, traced.part)
         about = {"write_seconds": time.monotonic() - started, "bytes": size}
         log.info("part done", extra=traced.about | about)
-        done = len(self.store.done_parts())
-        self.reporter.parts(done, self.store.n_parts, len(self._failed))
+        if not self.draft:
+            done = len(self.store.done_parts())
+            self.reporter.parts(done, self.store.n_parts, len(self._failed))
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,30 @@ The same call from several processes shares the parts among them; see `parts`.
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from ..errors import InputError, StoreError
-from .corpus import CorpusReport, Document, Fingerprint, Format, read_corpus, until
+from .corpus import CorpusReport, Fingerprint, Format, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
-from .place import Place, place_of, writing
+from .place import Folder, Place, place_of, writing
 from .progress import Reporter, default_reporter
+from .reading import Reading
 from .recipe import Recipe
-from .run import UNLIMITED, Limits, Run
+from .run import UNLIMITED, Allowance, Limits, Run
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from .spool import Spool
 from .store import Store, existing_store, open_place
 from .stored_plan import create_store
 from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
-from .windows import Encode, Encoded, Plan, plan_windows, spread
+from .windows import Encode, Encoded, Plan, spread
 
 BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
 
@@ -65,7 +68,8 @@ def scan(
         corpus: see `read_corpus`, as for `text_field`, `label_fields` and `file_format`.
         path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
         select: a rule; AutoStrata chooses its thresholds on a pilot sample when the store is
-            planned and they stay with the store.
+            planned and they stay with the store. The pilot is spread over the corpus, of a large
+            one (`layout.head`) over its beginning.
         context: tokens of a window, at most.
         importance, attention, scope, count, controls, seed: see `Tracer.trace`. With
             scope="output" every position is traced on its own: two passes a token.
@@ -130,29 +134,57 @@ def scan(
         )
 
     store = _found(place, overwrite, worker, limits, reporter)
-    if store is None:
-        with writing(place.path), place.staging() as folder:
-            plan = _plan(tracer, read, context, folder, report, reporter)
-            about = recipe(read.hex())
-            store = _planned_store(tracer, place, folder, plan, about, select, report, str(corpus))
-    _check_same(store, recipe(store.recipe.corpus_fingerprint))
+    allowance = Allowance(limits)
     with ThreadPoolExecutor(2, "densitrace-reader") as reader:
-        # A corpus of before is read again beside tracing; nothing is written before it is known.
-        same = reader.submit(lambda: _check_same(store, recipe(read.hex())))
-        run = Run(
-            tracer,
-            store,
-            reader,
-            same,
-            settings,
-            batch_tokens,
-            worker,
-            lease_seconds,
-            limits,
-            reporter,
-        )
+
+        def work(store: Store, beside: Future[Any], draft: bool = False) -> None:
+            Run(
+                tracer,
+                store,
+                reader,
+                beside,
+                settings,
+                batch_tokens,
+                worker,
+                lease_seconds,
+                allowance,
+                reporter,
+                draft,
+            ).work()
+
+        def planned(folder: Path) -> Store:
+            """What can be traced before the corpus is read to its end is traced meanwhile."""
+            reading = Reading(Spool(folder / "spool"), context, _n_strata(select), reporter)
+            whole = reader.submit(reading.read, read, encoder(tracer), tracer.vocab_size, report)
+            with _phase("reading", reporter):
+                head = reading.head.result()
+                first = whole.result() if head is None else head
+            rule = _rule(tracer, select, first, settings)
+
+            def create(
+                place: Place, plan: Plan, recipe: Recipe, report: CorpusReport, draft: Store | None
+            ) -> Store:
+                facts = _facts(tracer) | {"corpus_source": str(corpus)}
+                most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
+                return create_store(place, folder, plan, recipe, rule, report, facts, most, draft)
+
+            draft = None
+            # Several workers would wait for the part that the first is at when all is read.
+            if head is not None and len(rule) == _n_strata(select) and worker.count == 1:
+                draft = create(Folder(folder / "draft"), head, recipe(""), CorpusReport(), None)
+                draft.path = place.path  # what the user calls it
+                work(draft, whole, draft=True)
+            with _phase("reading", reporter):
+                plan = whole.result()
+            return create(place, plan, recipe(read.hex()), report, draft)
+
         try:
-            run.work()
+            if store is None:
+                with writing(place.path), place.staging() as folder:
+                    store = planned(folder)
+            _check_same(store, recipe(store.recipe.corpus_fingerprint))
+            # A corpus of before is read again beside tracing.
+            work(store, reader.submit(lambda: _check_same(store, recipe(read.hex()))))
         finally:
             enough.set()
     return store
@@ -172,13 +204,17 @@ def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
         return None
     if isinstance(select, Size):
         raise InputError("edges=... goes with rules of one graph for all outputs: not with Size")
-    strata = select.n if isinstance(select, AutoStrata) else len(select)
+    strata = _n_strata(select)
     if not isinstance(edges, int) or not -strata <= edges < strata:
         raise InputError(
             f"edges={edges!r} is no stratum: of {strata}, 0 is the sparsest and {strata - 1} "
             "the densest"
         )
     return edges % strata
+
+
+def _n_strata(select: Rule | AutoStrata) -> int:
+    return select.n if isinstance(select, AutoStrata) else len(select)
 
 
 def _found(
@@ -223,76 +259,37 @@ def encoder(tracer: Tracer) -> Encode:
     return encode
 
 
-def _plan(
-    tracer: Tracer,
-    documents: Iterable[Document],
-    context: int,
-    folder: Path,
-    report: CorpusReport,
-    reporter: Reporter,
-) -> Plan:
-    encode = encoder(tracer)
-
-    def counted(texts: Sequence[str]) -> Sequence[Encoded]:
-        encoded = encode(texts)
-        reporter.advance(sum(len(each.ids) for each in encoded))
-        return encoded
-
-    started = time.monotonic()
-    reporter.begin("reading", None)
+@contextmanager
+def _phase(what: str, reporter: Reporter) -> Iterator[None]:
+    reporter.begin(what, None)
     try:
-        plan = plan_windows(
-            documents,
-            counted,
-            context,
-            Spool(folder / "spool"),
-            vocab_size=tracer.vocab_size,
-            report=report,
-        )
+        yield
     finally:
         reporter.end()
-    about = {
-        "documents": report.documents,
-        "windows": plan.n_windows,
-        "tokens": int(plan.length.sum()),
-        "seconds": time.monotonic() - started,
-    }
-    log.info("corpus read", extra=about)
-    return plan
 
 
-def _planned_store(
-    tracer: Tracer,
-    place: Place,
-    folder: Path,
-    plan: Plan,
-    recipe: Recipe,
-    select: Rule | AutoStrata,
-    report: CorpusReport,
-    corpus: str,
-) -> Store:
-    rule = (
-        select
-        if isinstance(select, Rule)
-        else tracer.strata_on(
-            select,
-            [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
-            importance=recipe.importance,
-            count=recipe.count,
-            seed=recipe.seed,
-        )
+def _rule(tracer: Tracer, select: Rule | AutoStrata, plan: Plan, settings: Settings) -> Rule:
+    """Thresholds that are chosen are chosen on a pilot spread over these windows."""
+    if isinstance(select, Rule):
+        return select
+    return tracer.strata_on(
+        select,
+        [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
+        importance=settings.importance,
+        count=settings.count,
+        seed=settings.seed,
     )
-    facts = {
+
+
+def _facts(tracer: Tracer) -> dict[str, Any]:
+    return {
         "model": tracer.model_id,
         "architecture": tracer.architecture,
         "device": str(tracer.device),
         "backend": tracer.backend,
         "blocks": tracer.n_layers,
         "parallel": tracer.parallel,
-        "corpus_source": corpus,
     }
-    most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
-    return create_store(place, folder, plan, recipe, rule, report, facts, most)
 
 
 def _check_same(store: Store, recipe: Recipe) -> None:

@@ -50,6 +50,11 @@ class Spool:
         self._sizes.append(len(tokens))
         self._fields.update(dict.fromkeys(document.labels))
 
+    def flush(self) -> None:
+        """Let what was added so far be read while more is added."""
+        for file in (self._documents, self._tokens, self._spans):
+            file.flush()
+
     def __len__(self) -> int:
         return len(self._sizes)
 

@@ -336,13 +336,17 @@ class Store:
     def open_again(self, part: int) -> None:
         """Take back that a part is done, and remove its shards, which writing anew would read."""
         with writing(self.path):
-            self.place.delete(_done(part))
-            for spec in layout.window_arrays(self.controls, most_edges=0):
-                self.place.delete(self._shard(self._zarr(spec.name), part))
-            for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
-                for file in self.place.names(f"{EDGES}/{name}"):
-                    if file.startswith(f"c.{part}."):
-                        self.place.delete(f"{EDGES}/{name}/{file}")
+            for key in self.keys(part):
+                self.place.delete(key)
+
+    def keys(self, part: int) -> list[str]:
+        """The keys of a part's files, first of the one that says it is done."""
+        arrays = layout.window_arrays(self.controls, most_edges=0)
+        found = [_done(part), *(self._shard(self._zarr(spec.name), part) for spec in arrays)]
+        for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
+            files = self.place.names(f"{EDGES}/{name}")
+            found += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
+        return found
 
     def damage(self, part: int) -> str | None:
         """What is wrong with a part that is done, found by reading all of it; None: nothing."""

@@ -41,18 +41,21 @@ def create_store(
     report: CorpusReport,
     facts: Mapping[str, Any],
     most_edges: int,
+    draft: Store | None = None,
 ) -> Store:
     """Plan a store. It appears at once and whole; a store of densitrace that was there is replaced.
 
     Args:
         place: where.
         folder: of `place.staging`.
-        plan: the windows, with their documents.
+        plan: the windows, with their documents; a head without them makes a draft.
         recipe: what it is made from.
         rule: the chosen rule.
         report: of the corpus.
         facts: further attributes, `model` among them.
         most_edges: an upper bound of any window's full graph.
+        draft: of a head of the same windows, in `folder` too: its parts that are done are moved
+            into the store.
     """
     with writing(place.path):
         ready = folder / "store"
@@ -60,13 +63,23 @@ def create_store(
         parts = layout.parts(plan.longest, len(rule), plan.n_windows)
         _create_arrays(group, plan, recipe, rule, most_edges, parts)
         _create_plan(group.create_group(PLAN), plan)
-        _create_documents(group, plan)
+        if plan.documents is not None:
+            _create_documents(group, plan.documents)
         if recipe.edges is not None:
             n_parts = -(-plan.n_windows // parts.windows)
             create_edges(group.create_group(EDGES), n_parts, parts.windows, most_edges)
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
+        if draft is not None:
+            _move_parts(draft, ready)
         place.publish(ready, first="zarr.json")
     return open_place(place, to_write=True)
+
+
+def _move_parts(draft: Store, folder: Path) -> None:
+    """The parts of a draft that are done, to where a store of the same parts is made ready."""
+    for part in draft.done_parts():
+        for key in draft.keys(part):
+            (Path(draft.place.path) / key).rename(folder / key)
 
 
 def _attributes(
@@ -85,7 +98,7 @@ def _attributes(
         "rule": rule.to_json(),
         "windows_per_part": parts.windows,
         "tokens": int(plan.length.sum()),
-        "label_fields": _spool(plan).label_fields,
+        "label_fields": [] if plan.documents is None else plan.documents.label_fields,
         "corpus": report.to_json(),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,9 +170,8 @@ def _create_plan(group: zarr.Group, plan: Plan) -> None:
     create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
 
 
-def _create_documents(group: zarr.Group, plan: Plan) -> None:
+def _create_documents(group: zarr.Group, documents: Spool) -> None:
     """The document table: `document_id` and `text` [M], `label` [M, label_field]."""
-    documents = _spool(plan)
     fields = documents.label_fields
     names = np.array(fields, dtype=object)
     create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
@@ -178,8 +190,3 @@ def _create_documents(group: zarr.Group, plan: Plan) -> None:
         if fields:
             rows = [[document.labels.get(name, "") for name in fields] for document in run]
             label[here] = np.array(rows, dtype=object)
-
-
-def _spool(plan: Plan) -> Spool:
-    assert plan.documents is not None  # a part's plan creates no store
-    return plan.documents

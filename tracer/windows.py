@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ Encode = Callable[[Sequence[str]], Sequence[Encoded]]
 class Plan:
     """M documents cut into N windows; tokens lie one after the other, in the documents' order."""
 
-    documents: Spool | None  # M, in the order scanned; None in the plan of a part
+    documents: Spool | None  # M, in the order scanned; None in the plan of a part or head
     tokens: NDArray[np.int32]  # [all tokens]
     spans: NDArray[np.int32]  # [all tokens, 2] characters [start, end), -1 where unknown
     first: NDArray[np.int64]  # [M + 1] where each document's tokens begin, and the end
@@ -50,6 +50,16 @@ class Plan:
     def longest(self) -> int:
         """Tokens of the longest window."""
         return int(self.length.max())
+
+    def head(self, windows: int) -> "Plan":
+        """The first windows alone."""
+        return replace(
+            self,
+            documents=None,
+            document=self.document[:windows],
+            window_start=self.window_start[:windows],
+            length=self.length[:windows],
+        )
 
     def place(self, window: int) -> slice:
         """Where the tokens of a window lie in `tokens` and `spans`."""
@@ -75,6 +85,7 @@ def plan_windows(
     *,
     vocab_size: int | None = None,
     report: CorpusReport | None = None,
+    added: Callable[[int], None] = lambda tokens: None,
 ) -> Plan:
     """Tokenise documents and cut them into windows of at most `context` tokens.
 
@@ -88,6 +99,7 @@ def plan_windows(
         spool: takes the documents that have a token, and these.
         vocab_size: of the model; ids beyond it are refused.
         report: receives the documents of which the tokenizer makes no token.
+        added: told of the tokens of each document that is in the spool.
 
     Raises:
         InputError: context below 1, a token id outside the vocabulary.
@@ -100,6 +112,7 @@ def plan_windows(
         for document, encoded in found:
             if encoded.ids:
                 spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
+                added(len(encoded.ids))
             else:
                 without.append(document.source)
     if not len(spool):
@@ -108,6 +121,11 @@ def plan_windows(
         report.documents -= len(without)
         for source in without:
             report.skip(NO_TOKENS, source)
+    return plan_of(spool, context)
+
+
+def plan_of(spool: Spool, context: int) -> Plan:
+    """The documents of a spool, cut into windows of at most `context` tokens."""
     sizes = spool.sizes
     windows = -(-sizes // context)
     owner = np.repeat(np.arange(len(sizes)), windows)

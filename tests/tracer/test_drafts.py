@@ -1,0 +1,314 @@
+"""A corpus that is traced while it is still read: the store is that of one read before."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scan_workers import shards
+
+from densitrace import (
+    AutoStrata,
+    CorpusError,
+    ScanError,
+    Store,
+    Threshold,
+    Tracer,
+    open_store,
+    scan,
+)
+from densitrace.tracer import layout
+from densitrace.tracer.corpus import CorpusReport, Document, read_corpus
+from densitrace.tracer.parts import Worker, failures_of
+from densitrace.tracer.progress import Meter
+from densitrace.tracer.reading import Reading
+from densitrace.tracer.run import Limits, Run
+from densitrace.tracer.spool import Spool
+from densitrace.tracer.windows import Encoded
+
+RULE = Threshold([0.2, 0.05, 0.01])
+CONTEXT = 16
+OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": 1}
+WRITE_PART = Store.write_part
+SECONDS = 60.0  # to wait for another thread, should it never come
+
+
+@pytest.fixture
+def plain(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> Callable[..., Store]:
+    """The scan of a corpus that is read before anything is traced."""
+
+    def scanned(**options: Any) -> Store:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layout, "PART_VALUES", 2 * CONTEXT * len(RULE))
+            patch.setattr(layout, "PARTS", 64)
+            patch.setattr("densitrace.tracer.scan.read_corpus", read_corpus)
+            patch.setattr(Store, "write_part", WRITE_PART)
+            return scan(byte_tracer, corpus, tmp_path / "plain", **OPTIONS, **options)
+
+    return scanned
+
+
+@pytest.fixture
+def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten windows, the first four make two parts of two, whatever comes; few are read ahead."""
+    monkeypatch.setattr(layout, "PART_VALUES", 2 * CONTEXT * len(RULE))
+    monkeypatch.setattr(layout, "PARTS", 2)
+    monkeypatch.setattr("densitrace.tracer.windows.TOGETHER", 1)
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch, short_head: None) -> "Slowly":
+    reader = Slowly()
+    monkeypatch.setattr("densitrace.tracer.scan.read_corpus", reader)
+    return reader
+
+
+class Slowly:
+    """Reads a corpus; its last document once it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.error: Exception | None = None  # in place of the last document
+
+    def __call__(self, *given: Any, **about: Any) -> Iterator[Document]:
+        *documents, last = read_corpus(*given, **about)
+        yield from documents
+        assert self.go_on.wait(SECONDS)
+        if self.error is not None:
+            raise self.error
+        yield last
+
+
+@pytest.fixture
+def drafted(monkeypatch: pytest.MonkeyPatch, slowly: Slowly) -> list[int]:
+    """The parts that were written before the whole corpus was read; it is once there are two."""
+    found: list[int] = []
+
+    def noted(store: Store, part: int, *given: Any) -> int:
+        size = WRITE_PART(store, part, *given)
+        if not slowly.go_on.is_set():
+            found.append(part)
+            if len(found) == 2:
+                slowly.go_on.set()
+        return size
+
+    monkeypatch.setattr(Store, "write_part", noted)
+    return found
+
+
+def beside(store: Path) -> list[str]:
+    """What lies in a store's folder and has its name, but for the store."""
+    return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
+
+
+# ---- the same store ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"edges": -1, "controls": ("random",)}])
+def test_parts_are_traced_and_written_while_the_corpus_is_read(
+    byte_tracer: Tracer,
+    corpus: Path,
+    tmp_path: Path,
+    plain: Callable[..., Store],
+    drafted: list[int],
+    options: dict[str, Any],
+) -> None:
+    expected = plain(**options)
+    store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS, **options)
+    assert drafted == [0, 1]
+    assert store.complete
+    assert shards(tmp_path / "s") == shards(tmp_path / "plain")
+    again = open_store(tmp_path / "s")
+    assert again.path == tmp_path / "s"
+    assert again.recipe == expected.recipe
+    assert again.documents.equals(expected.documents)
+    assert again.attributes["label_fields"] == expected.attributes["label_fields"]
+    assert again.attributes["corpus"] == expected.attributes["corpus"]
+    assert again.attributes["corpus"]["documents"] == 6
+    assert beside(tmp_path / "s") == []
+
+
+@pytest.mark.usefixtures("drafted")
+def test_every_token_is_told_of_once(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    told: dict[str, int] = {}
+
+    class Phases(Meter):
+        def begin(self, what: str, total: int | None, done: int = 0) -> None:
+            self.what, self.done = what, done
+            super().begin(what, total, done)
+
+        def end(self) -> None:
+            told[self.what] = told.get(self.what, 0) + self.tokens
+            super().end()
+
+    store = scan(byte_tracer, corpus, tmp_path / "s", progress=Phases(), **OPTIONS)
+    assert told["tracing"] == len(store.tokens([]))
+
+
+def test_a_bucket_receives_what_was_traced(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, plain: Callable[..., Store],
+    drafted: list[int],
+) -> None:  # fmt: skip
+    expected = plain()
+    scan(byte_tracer, corpus, f"memory://drafts/{tmp_path.name}", **OPTIONS)
+    assert drafted == [0, 1]
+    store = open_store(f"memory://drafts/{tmp_path.name}")
+    assert store.complete
+    assert store.tokens().equals(expected.tokens())
+
+
+@pytest.mark.usefixtures("short_head")
+def test_a_pilot_is_of_the_head_however_many_workers(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    options = OPTIONS | {"select": AutoStrata(len(RULE))}
+    stores = [
+        scan(byte_tracer, corpus, tmp_path / str(count), worker=Worker(0, count), **options)
+        for count in (1, 2)
+    ]
+    head = [stores[0].token[window] for window in range(layout.head(CONTEXT, len(RULE)))]
+    ids = [row[row >= 0].tolist() for row in head]
+    assert len(ids) == 4
+    assert stores[0].rule == byte_tracer.choose_strata(AutoStrata(len(RULE)), ids)
+    assert shards(tmp_path / "1") == shards(tmp_path / "2")
+
+
+# ---- stopping ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 3])
+def test_limits_count_what_is_traced_early(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, slowly: Slowly, parts: int
+) -> None:
+    threading.Timer(0.5, slowly.go_on.set).start()
+    limits = Limits(max_parts=parts)
+    store = scan(byte_tracer, corpus, tmp_path / "s", limits=limits, **OPTIONS)
+    assert store.done_parts() == list(range(parts))
+
+
+def test_who_is_asked_to_stop_leaves_the_part_and_plans(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, plain: Callable[..., Store], slowly: Slowly
+) -> None:
+    plain()
+    batches = 0
+
+    class AtTheThird(Meter):  # a part is done, the next one begun
+        def advance(self, tokens: int) -> None:
+            nonlocal batches
+            if not asked.is_set() and not slowly.go_on.is_set() and self.tracing:
+                batches += 1
+                if batches == 3:
+                    asked.set()
+                    slowly.go_on.set()
+
+        def begin(self, what: str, total: int | None, done: int = 0) -> None:
+            self.tracing = what == "tracing"
+
+    asked = threading.Event()
+    limits = Limits(asked=asked.is_set)
+    store = scan(
+        byte_tracer, corpus, tmp_path / "s", limits=limits, progress=AtTheThird(), **OPTIONS
+    )
+    assert store.done_parts() == [0]
+    assert store.n_parts == 5
+    assert scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS).complete
+    assert shards(tmp_path / "s") == shards(tmp_path / "plain")
+
+
+def test_an_error_of_the_corpus_ends_tracing(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, slowly: Slowly, drafted: list[int]
+) -> None:
+    slowly.error = CorpusError("the tape is torn")
+    with pytest.raises(CorpusError, match="the tape is torn"):
+        scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    assert drafted
+    assert not (tmp_path / "s").exists()
+    assert beside(tmp_path / "s") == []
+
+
+def test_an_error_of_tracing_ends_reading(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, slowly: Slowly,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def interrupted(run: Run, part: int) -> None:
+        slowly.go_on.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    assert not (tmp_path / "s").exists()
+    assert beside(tmp_path / "s") == []
+
+
+def test_a_part_that_fails_early_is_listed_by_the_store(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, drafted: list[int], slowly: Slowly,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    trace = Run._trace
+
+    def failing(run: Run, part: int) -> Any:
+        if part == 0:
+            raise RuntimeError("out of luck")
+        slowly.go_on.set()
+        return trace(run, part)
+
+    monkeypatch.setattr(Run, "_trace", failing)
+    monkeypatch.setattr("densitrace.tracer.run.RETRY_SECONDS", (0.0,))
+    with pytest.raises(ScanError, match=r"1 of 5 parts .* part 0 first: out of luck"):
+        scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    store = open_store(tmp_path / "s")
+    assert store.done_parts() == [1, 2, 3, 4]
+    assert failures_of(store.place) == {0: "out of luck"}
+
+
+# ---- the head of a plan --------------------------------------------------------------------------
+
+
+@given(st.integers(1, 4096), st.integers(1, 255), st.integers(0, 1 << 40))
+def test_parts_of_a_head_are_those_of_the_whole(columns: int, strata: int, more: int) -> None:
+    head = layout.head(columns, strata)
+    parts = layout.parts(columns, strata, head)
+    assert layout.parts(columns, strata, head + more) == parts
+    assert head == layout.PARTS * parts.windows
+
+
+@pytest.mark.parametrize(
+    ("lengths", "there"),
+    [
+        ([16, 5, 40, 1], True),  # windows of 16, 5, 16, 16, 8 and 1
+        ([15, 5, 9, 1, 16], False),  # no window of the first four is whole
+        ([16, 16, 15], False),  # the end comes before
+    ],
+)
+def test_a_head_is_there_where_parts_are_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int], there: bool
+) -> None:
+    monkeypatch.setattr(layout, "PART_VALUES", 2 * CONTEXT)
+    monkeypatch.setattr(layout, "PARTS", 2)
+    texts = ["a" * length for length in lengths]
+    documents = [Document(str(n), text, {}, "f") for n, text in enumerate(texts)]
+
+    def encode(texts: Any) -> list[Encoded]:
+        return [Encoded([ord(letter) for letter in text]) for text in texts]
+
+    meter = Meter()
+    reading = Reading(Spool(tmp_path / "spool"), CONTEXT, 1, meter)
+    plan = reading.read(documents, encode, 128, CorpusReport())
+    head = reading.head.result()
+    assert (head is not None) == there
+    if head is None:
+        assert meter.tokens == sum(lengths)
+        return
+    assert head.documents is None
+    assert meter.tokens < sum(lengths)
+    assert head.n_windows == 4
+    for window in range(4):
+        assert head.ids(window) == plan.ids(window)
+        assert head.next_token(window) == plan.next_token(window)
+    for name in ("document", "window_start", "length"):
+        np.testing.assert_array_equal(getattr(head, name), getattr(plan, name)[:4])

@@ -1,0 +1,82 @@
+"""A corpus that is read beside other work: its first windows are there long before its last."""
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from . import layout
+from .corpus import CorpusReport, Document
+from .progress import Reporter
+from .spool import Spool
+from .windows import Encode, Plan, plan_of, plan_windows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reading:
+    """One reading of a corpus, in a thread of its own.
+
+    Attributes:
+        spool: takes the documents.
+        context: tokens of a window, at most.
+        strata: of the rule that they will be traced with.
+        reporter: told of the tokens, as long as there is no head.
+        head: the first windows as soon as so many are read that the parts of these stay the same
+            whatever comes (`layout.head`); None where the corpus ends before, or where none of
+            them is as long as `context`, so that a longer one may come.
+    """
+
+    spool: Spool
+    context: int
+    strata: int
+    reporter: Reporter
+    head: Future[Plan | None] = field(default_factory=Future)
+    _windows: int = 0
+
+    def read(
+        self,
+        documents: Iterable[Document],
+        encode: Encode,
+        vocab_size: int,
+        report: CorpusReport,
+    ) -> Plan:
+        """All windows; see `plan_windows`."""
+        started = time.monotonic()
+        try:
+            plan = plan_windows(
+                documents,
+                encode,
+                self.context,
+                self.spool,
+                vocab_size=vocab_size,
+                report=report,
+                added=self._added,
+            )
+        finally:
+            if not self.head.done():
+                self.head.set_result(None)
+        about = {
+            "documents": report.documents,
+            "windows": plan.n_windows,
+            "tokens": int(plan.length.sum()),
+            "seconds": time.monotonic() - started,
+        }
+        log.info("corpus read", extra=about)
+        return plan
+
+    @cached_property
+    def _enough(self) -> int:
+        return layout.head(self.context, self.strata)
+
+    def _added(self, tokens: int) -> None:
+        self._windows += -(-tokens // self.context)
+        if not self.head.done() and self._windows >= self._enough:
+            self.spool.flush()
+            head = plan_of(self.spool, self.context).head(self._enough)
+            self.head.set_result(head if head.longest == self.context else None)
+        if not self.head.done() or self.head.result() is None:
+            self.reporter.advance(tokens)
