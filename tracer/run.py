@@ -212,7 +212,7 @@ class Run:
     def _wait_until_same(self) -> None:
         """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
         if self.draft:
-            return
+            return  # it is still read, and decides what becomes of the draft
         while not self.beside.done():
             if self.allowance.limits.asked():
                 raise _Stopped
