@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 
 from . import layout
 from .corpus import CorpusReport, Document
@@ -24,7 +26,6 @@ class Reading:
         spool: takes the documents.
         context: tokens of a window, at most.
         strata: of the rule that they will be traced with.
-        reporter: told of the tokens, as long as there is no head.
         head: the first windows as soon as so many are read that the parts of these stay the same
             whatever comes (`layout.head`); None where the corpus ends before, or where none of
             them is as long as `context`, so that a longer one may come.
@@ -33,9 +34,11 @@ class Reading:
     spool: Spool
     context: int
     strata: int
-    reporter: Reporter
     head: Future[Plan | None] = field(default_factory=Future)
     _windows: int = 0
+    _tokens: int = 0
+    _told: Reporter | None = None
+    _telling: Lock = field(default_factory=Lock)
 
     def read(
         self,
@@ -68,6 +71,19 @@ class Reading:
         log.info("corpus read", extra=about)
         return plan
 
+    @contextmanager
+    def told(self, reporter: Reporter) -> Iterator[None]:
+        """A reporter is told of the tokens, in a phase of their own."""
+        with self._telling:
+            reporter.begin("reading", None, self._tokens)
+            self._told = reporter
+        try:
+            yield
+        finally:
+            with self._telling:
+                self._told = None
+                reporter.end()
+
     @cached_property
     def _enough(self) -> int:
         return layout.head(self.context, self.strata)
@@ -78,5 +94,7 @@ class Reading:
             self.spool.flush()
             head = plan_of(self.spool, self.context).head(self._enough)
             self.head.set_result(head if head.longest == self.context else None)
-        if not self.head.done() or self.head.result() is None:
-            self.reporter.advance(tokens)
+        with self._telling:
+            self._tokens += tokens
+            if self._told is not None:
+                self._told.advance(tokens)

@@ -5,9 +5,8 @@ The same call from several processes shares the parts among them; see `parts`.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -154,12 +153,12 @@ def scan(
 
         def planned(folder: Path) -> Store:
             """What can be traced before the corpus is read to its end is traced meanwhile."""
-            reading = Reading(Spool(folder / "spool"), context, _n_strata(select), reporter)
+            reading = Reading(Spool(folder / "spool"), context, _n_strata(select))
             whole = reader.submit(reading.read, read, encoder(tracer), tracer.vocab_size, report)
-            with _phase("reading", reporter):
+            with reading.told(reporter):
                 head = reading.head.result()
-                first = whole.result() if head is None else head
-            rule = _rule(tracer, select, first, settings)
+                plan = whole.result() if head is None else head
+            rule = _rule(tracer, select, plan, settings)
 
             def create(
                 place: Place, plan: Plan, recipe: Recipe, report: CorpusReport, draft: Store | None
@@ -174,8 +173,9 @@ def scan(
                 draft = create(Folder(folder / "draft"), head, recipe(""), CorpusReport(), None)
                 draft.path = place.path  # what the user calls it
                 work(draft, whole, draft=True)
-            with _phase("reading", reporter):
-                plan = whole.result()
+            if head is not None:
+                with reading.told(reporter):
+                    plan = whole.result()
             return create(place, plan, recipe(read.hex()), report, draft)
 
         try:
@@ -257,15 +257,6 @@ def encoder(tracer: Tracer) -> Encode:
         ]
 
     return encode
-
-
-@contextmanager
-def _phase(what: str, reporter: Reporter) -> Iterator[None]:
-    reporter.begin(what, None)
-    try:
-        yield
-    finally:
-        reporter.end()
 
 
 def _rule(tracer: Tracer, select: Rule | AutoStrata, plan: Plan, settings: Settings) -> Rule:

@@ -132,21 +132,53 @@ def test_parts_are_traced_and_written_while_the_corpus_is_read(
     assert beside(tmp_path / "s") == []
 
 
+class Phases(Meter):
+    """What was told: each phase, the tokens that it begins with and those that it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, int, int]] = []
+
+    def begin(self, what: str, total: int | None, done: int = 0) -> None:
+        self.what, self.done = what, done
+        super().begin(what, total, done)
+
+    def end(self) -> None:
+        self.told.append((self.what, self.done, self.tokens))
+        super().end()
+
+
 @pytest.mark.usefixtures("drafted")
 def test_every_token_is_told_of_once(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
-    told: dict[str, int] = {}
+    phases = Phases()
+    store = scan(byte_tracer, corpus, tmp_path / "s", progress=phases, **OPTIONS)
+    tokens = len(store.tokens([]))
+    assert sum(added for what, _, added in phases.told if what == "tracing") == tokens
+    what, done, added = phases.told[-2]  # before the last tracing
+    assert (what, done + added) == ("reading", tokens)
 
-    class Phases(Meter):
-        def begin(self, what: str, total: int | None, done: int = 0) -> None:
-            self.what, self.done = what, done
-            super().begin(what, total, done)
 
-        def end(self) -> None:
-            told[self.what] = told.get(self.what, 0) + self.tokens
-            super().end()
+def test_several_workers_are_told_of_all_that_is_read(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, slowly: Slowly
+) -> None:
+    threading.Timer(0.5, slowly.go_on.set).start()
+    phases = Phases()
+    store = scan(
+        byte_tracer, corpus, tmp_path / "s", worker=Worker(0, 2), progress=phases, **OPTIONS
+    )
+    (first, second), tokens = phases.told[:2], len(store.tokens([]))
+    assert first[:2] == ("reading", 0)
+    assert 0 < first[2] <= second[1] < tokens
+    assert second == ("reading", second[1], tokens - second[1])
 
-    store = scan(byte_tracer, corpus, tmp_path / "s", progress=Phases(), **OPTIONS)
-    assert told["tracing"] == len(store.tokens([]))
+
+def test_a_small_corpus_is_read_in_one_phase(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    phases = Phases()
+    store = scan(byte_tracer, corpus, tmp_path / "s", progress=phases, **OPTIONS)
+    tokens = len(store.tokens([]))
+    assert phases.told == [("reading", 0, tokens), ("tracing", 0, tokens)]
 
 
 def test_a_bucket_receives_what_was_traced(
@@ -296,16 +328,13 @@ def test_a_head_is_there_where_parts_are_settled(
     def encode(texts: Any) -> list[Encoded]:
         return [Encoded([ord(letter) for letter in text]) for text in texts]
 
-    meter = Meter()
-    reading = Reading(Spool(tmp_path / "spool"), CONTEXT, 1, meter)
+    reading = Reading(Spool(tmp_path / "spool"), CONTEXT, 1)
     plan = reading.read(documents, encode, 128, CorpusReport())
     head = reading.head.result()
     assert (head is not None) == there
     if head is None:
-        assert meter.tokens == sum(lengths)
         return
     assert head.documents is None
-    assert meter.tokens < sum(lengths)
     assert head.n_windows == 4
     for window in range(4):
         assert head.ids(window) == plan.ids(window)
