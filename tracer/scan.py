@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 
 from ..errors import InputError, StoreError
+from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
@@ -134,7 +135,7 @@ def scan(
 
     store = _found(place, overwrite, worker, limits, reporter)
     allowance = Allowance(limits)
-    with ThreadPoolExecutor(2, "densitrace-reader") as reader:
+    with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
 
         def work(store: Store, beside: Future[Any], draft: bool = False) -> None:
             Run(

@@ -1,7 +1,9 @@
 """A corpus that is traced while it is still read: the store is that of one read before."""
 
+import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.ahead import GIVEN_WAY
 from densitrace.tracer.corpus import CorpusReport, Document, read_corpus
 from densitrace.tracer.parts import Worker, failures_of
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.reading import Reading
 from densitrace.tracer.run import Limits, Run
+from densitrace.tracer.scan import encoder
 from densitrace.tracer.spool import Spool
-from densitrace.tracer.windows import Encoded
+from densitrace.tracer.windows import Encode, Encoded
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -179,6 +183,34 @@ def test_a_small_corpus_is_read_in_one_phase(
     store = scan(byte_tracer, corpus, tmp_path / "s", progress=phases, **OPTIONS)
     tokens = len(store.tokens([]))
     assert phases.told == [("reading", 0, tokens), ("tracing", 0, tokens)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_reading_gives_way_to_tracing(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def reads(*given: Any, **about: Any) -> Iterator[Document]:
+        found["reading"] = niceness()
+        yield from read_corpus(*given, **about)
+
+    def encodes(tracer: Tracer) -> Encode:
+        def encode(texts: Sequence[str]) -> Sequence[Encoded]:
+            found["tokenising"] = niceness()
+            return encoder(tracer)(texts)
+
+        return encode
+
+    found: dict[str, int] = {}
+    monkeypatch.setattr("densitrace.tracer.scan.read_corpus", reads)
+    monkeypatch.setattr("densitrace.tracer.scan.encoder", encodes)
+    before = niceness()
+    scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    given_way = min(19, before + GIVEN_WAY)
+    assert found == {"reading": given_way, "tokenising": given_way}
+    assert niceness() == before
 
 
 def test_a_bucket_receives_what_was_traced(
