@@ -1,14 +1,15 @@
-"""What does reading and tokenising a corpus take of its scan?
+"""What does reading and tokenising a corpus take of its scan, and is it traced meanwhile?
 
     python benches/planning.py --corpus FOLDER --out benches/results/planning-DATE
 
-The corpus of `scan_million.py` is planned by the command line and its first parts are traced. How
-long the reading took, and how fast parts are traced, the scan's own log says.
+The corpus of `scan_million.py`, or one that goes through its text several times, is scanned by the
+command line until some parts are done. How long the reading took, which parts were traced and
+written meanwhile, and how fast, the scan's own log says.
 """
 
 import json
 import sys
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from subprocess import run
 from tempfile import TemporaryDirectory
@@ -21,10 +22,12 @@ from ledger import figure, machine, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
 
 
-def record_of(corpus: Path, tokens: int, model: str, parts: int, folder: Path) -> dict[str, Any]:
-    """Plan, trace some parts, and read the log."""
+def record_of(
+    corpus: Path, tokens: int, passes: int, model: str, parts: int, folder: Path
+) -> dict[str, Any]:
+    """Scan until some parts are done, and read the log."""
     text, log = folder / "corpus.jsonl", folder / "log.jsonl"
-    write_corpus(corpus, text, tokens, model)
+    write_corpus(corpus, text, tokens, model, passes)
     command = command_of(text, folder / "traces.zarr", log, model)
     run([*command, "--max-parts", str(parts)], check=True)
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -32,18 +35,30 @@ def record_of(corpus: Path, tokens: int, model: str, parts: int, folder: Path) -
     traced = parts_logged(log)
     rate = sum(part["tokens"] for part in traced) / sum(part["seconds"] for part in traced)
     tracing = read["tokens"] / rate
+    began = ended(read) - read["seconds"]
+    begun = [ended(part) - part["write_seconds"] - part["seconds"] for part in traced]
     return {
         "date": str(date.today()),
         "machine": machine(),
         "model": model,
         "asked": tokens,
+        "passes": passes,
         "tokens": read["tokens"],
         "documents": read["documents"],
         "reading and tokenising, s": read["seconds"],
         "tokens read/s": read["tokens"] / read["seconds"],
+        "first part begun, s after the reading began": min(begun) - began,
+        "parts done as the reading ended": sum(ended(part) <= ended(read) for part in traced),
         f"tokens traced/s, {parts} parts": rate,
+        "of the slowest part": min(part["tokens"] / part["seconds"] for part in traced),
+        "of the fastest part": max(part["tokens"] / part["seconds"] for part in traced),
         "reading's share of the scan": read["seconds"] / (read["seconds"] + tracing),
     }
+
+
+def ended(line: dict[str, Any]) -> float:
+    """When what a line of the log tells was over, in seconds."""
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 def page(record: dict[str, Any], parts: int) -> str:
@@ -53,14 +68,16 @@ def page(record: dict[str, Any], parts: int) -> str:
         f"# Reading and tokenising a corpus, {record['date']}",
         "",
         f"`python benches/planning.py --corpus FOLDER --model {record['model']} --tokens "
-        f"{record['asked']} --parts {parts}` on {info['processor']}, {info['threads']} threads, "
-        f"torch {info['torch']}. Windows of {CONTEXT} tokens, defaults otherwise. The share is "
-        "that of a scan of all tokens at the rate of these parts.",
+        f"{record['asked']} --passes {record['passes']} --parts {parts}` on "
+        f"{info['processor']}, {info['threads']} threads, torch {info['torch']}. Windows of "
+        f"{CONTEXT} tokens, defaults otherwise. The share is that of a scan of all tokens at the "
+        "rate of these parts; a reading that leaves the cores to tracing takes longer.",
         "",
         "| | |",
         "| --- | --- |",
     ]
-    shown = {key: value for key, value in record.items() if key not in ("date", "machine", "asked")}
+    hidden = ("date", "machine", "asked", "passes")
+    shown = {key: value for key, value in record.items() if key not in hidden}
     return "\n".join(
         [*lines, *(f"| {key} | {figure(value)} |" for key, value in shown.items()), ""]
     )
@@ -69,13 +86,20 @@ def page(record: dict[str, Any], parts: int) -> str:
 @click.command()
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="through the folder's text at most, cut anew each time",
+)
 @click.option("--model", type=click.Choice(tuple(MODELS)), default="bundled", show_default=True)
 @click.option("--parts", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
-def main(corpus: Path, tokens: int, model: str, parts: int, out: Path) -> None:
+def main(corpus: Path, tokens: int, passes: int, model: str, parts: int, out: Path) -> None:
     """Measure, and write OUT.json and OUT.md."""
     with TemporaryDirectory() as folder:
-        record = record_of(corpus, tokens, model, parts, Path(folder))
+        record = record_of(corpus, tokens, passes, model, parts, Path(folder))
     write_record(out, record, page(record, parts))
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ MODELS = {"bundled": EXAMPLES / "model", "wide": EXAMPLES / "study/models/wide"}
 DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
 
 
-def documents(folder: Path) -> Iterator[dict[str, str]]:
+def documents(folder: Path, lengths: random.Random) -> Iterator[dict[str, str]]:
     """Runs of paragraphs, from all files in turn, as long as drawn from a log-normal."""
-    lengths = random.Random(0)
     opened = [(path.stem, path.open(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
     while opened:
         for source, lines in tuple(opened):
@@ -34,11 +34,15 @@ def documents(folder: Path) -> Iterator[dict[str, str]]:
                 yield {"source": source, "text": text.strip()}
 
 
-def write_corpus(folder: Path, path: Path, tokens: int, model: str = "bundled") -> None:
-    """Documents until there are as many tokens of a model's."""
+def write_corpus(
+    folder: Path, path: Path, tokens: int, model: str = "bundled", passes: int = 1
+) -> None:
+    """Documents until there are as many tokens of a model's; each pass cuts the text anew."""
     tokenizer, count = AutoTokenizer.from_pretrained(MODELS[model]), 0
+    lengths = random.Random(0)
+    drawn = chain.from_iterable(documents(folder, lengths) for _ in range(passes))
     with path.open("w", encoding="utf-8") as file:
-        for number, document in enumerate(documents(folder)):
+        for number, document in enumerate(drawn):
             count += len(tokenizer(document["text"], verbose=False)["input_ids"])
             file.write(json.dumps({"id": str(number), **document}) + "\n")
             if count >= tokens:
