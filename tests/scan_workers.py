@@ -102,6 +102,11 @@ def shards(path: Path) -> Mapping[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
+def beside(store: Path) -> list[str]:
+    """What lies in a store's folder and has its name, but for the store."""
+    return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
+
+
 def assert_same_store(ours: Path, expected: Path) -> None:
     """Complete, with the same bytes, and every token there once."""
     store = open_store(ours)

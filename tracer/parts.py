@@ -8,13 +8,13 @@ is the same twice, so no clock, no lock and no coordinator has to be right.
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .place import Place
+from .processes import Process
 from .store import DONE, Store
 
 LEASE_SECONDS = 600.0  # a claim that stands still for longer is taken over
@@ -80,17 +80,8 @@ class Claim:
 
     def alive(self) -> bool:
         """False where its process is known to be gone, or to be this one, which has left it."""
-        if self.host != socket.gethostname():
-            return True
-        if self.process == os.getpid():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        owner = Process(self.host, self.process)
+        return owner != Process.this() and not owner.gone()
 
 
 @dataclass
@@ -105,7 +96,8 @@ class Claims:
     _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
     def _own(self) -> bytes:
-        return Claim(socket.gethostname(), os.getpid(), self._beats).to_bytes()
+        this = Process.this()
+        return Claim(this.host, this.number, self._beats).to_bytes()
 
     def take(self, part: int) -> bool:
         """Whether the part is this worker's now."""

@@ -5,6 +5,8 @@ and renamed; a bucket's own writes are so. What is created is there before anybo
 all, which is all that workers need to agree on who does what.
 """
 
+import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -16,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import StoreError
+from .processes import Process
 
 if TYPE_CHECKING:
     import obstore.store
+
+LAST = "zarr.json"  # of what is published: whoever finds it finds all
+TICKET = ".planning"  # in a bucket, for as long as something is being published
 
 
 class Place(Protocol):
@@ -31,6 +37,14 @@ class Place(Protocol):
 
     def exists(self) -> bool:
         """Whether anything is there."""
+        ...
+
+    def unfinished(self) -> bool:
+        """Whether what is there is a part of something that is being published, or was to be."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what processes that are gone left beside it."""
         ...
 
     def check_writable(self) -> None:
@@ -69,8 +83,17 @@ class Place(Protocol):
         """A folder on a disk to make ready in what will be published; it is removed afterwards."""
         ...
 
-    def publish(self, folder: Path, first: str) -> None:
-        """Replace everything by what a folder holds; whoever finds the file `first` finds all."""
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
+        """Put everything that a folder holds in place, `LAST` last.
+
+        Args:
+            folder: of `staging`.
+            ticket: the same for all who would publish the same.
+            replace: what is there; otherwise only what was left unfinished.
+
+        Returns:
+            Whether it was: somebody else may have been first.
+        """
         ...
 
 
@@ -109,6 +132,15 @@ class Folder:
         """See `Place`."""
         return self.path.exists() or self.path.is_symlink()
 
+    def unfinished(self) -> bool:
+        """See `Place`: a folder is there at once."""
+        return False
+
+    def tidy(self) -> None:
+        """See `Place`."""
+        for path in self._left():
+            _remove(path)
+
     def check_writable(self) -> None:
         """See `Place`; of a folder that is not there, its nearest parent is tried."""
         folder = self.path.absolute()
@@ -134,7 +166,7 @@ class Folder:
         """See `Place`."""
         try:
             return (self.path / key).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def put(self, key: str, data: bytes) -> None:
@@ -191,23 +223,50 @@ class Folder:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def _beside(self, purpose: str) -> Path:
-        path = self.path.absolute()
-        return path.parent / f".{path.name}.{uuid.uuid4().hex}.{purpose}"
+        """A new name beside it that tells whose it is."""
+        process = Process.this()
+        owner = f"{uuid.uuid4().hex}.{process.host}.{process.number}"
+        return self._parent / f".{self.path.name}.{owner}.{purpose}"
 
-    def publish(self, folder: Path, first: str) -> None:
+    def _left(self) -> Iterator[Path]:
+        """What lies beside it whose owners are gone."""
+        for path in self._parent.glob(f".{glob.escape(self.path.name)}.*.*.*.*"):
+            _, *host, number, _ = path.name.removeprefix(f".{self.path.name}.").split(".")
+            if number.isdecimal() and Process(".".join(host), int(number)).gone():
+                yield path
+
+    @property
+    def _parent(self) -> Path:
+        return self.path.absolute().parent
+
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
         """See `Place`: the folder is renamed."""
         Folder(folder).settle(_files(folder))
         replaced = self._beside("replaced")
         try:
-            if self.path.exists():
+            if replace and self.exists():
                 self.path.rename(replaced)
-            folder.rename(self.path)
-            _flush(self.path.absolute().parent)
+            try:
+                folder.rename(self.path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            _flush(self._parent)
         finally:
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
+        return True
+
+
+def _remove(path: Path) -> None:
+    """A folder and what is in it, or a link to one; what cannot be removed stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[str]:
@@ -238,11 +297,19 @@ class Bucket:
     def exists(self) -> bool:
         """See `Place`; StoreError if it cannot be reached."""
         try:
-            return any(chunk for chunk in self._listed("", 1))
+            found = (item["path"] for chunk in self._listed("") for item in chunk)
+            return any(not path.startswith(".") for path in found)
         except OSError as error:
             raise StoreError(
                 f"store {self.path!r} cannot be reached: {_first_line(error)}"
             ) from error
+
+    def unfinished(self) -> bool:
+        """See `Place`: it bears a ticket."""
+        return self.size(TICKET) > 0 and self.size(LAST) == 0
+
+    def tidy(self) -> None:
+        """See `Place`: nothing lies beside a bucket."""
 
     def check_writable(self) -> None:
         """See `Place`: with a file that is put and deleted."""
@@ -310,14 +377,25 @@ class Bucket:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 
-    def publish(self, folder: Path, first: str) -> None:
-        """See `Place`: `first` goes first of the old files and comes last of the new."""
-        self.delete(first)
-        for chunk in list(self._listed("")):
-            for item in chunk:
-                self.delete(item["path"])
-        for key in sorted(_files(folder), key=lambda key: key == first):
-            self.put(key, (folder / key).read_bytes())
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
+        """See `Place`: a ticket goes before everything, so that what a death leaves is known."""
+        if replace:
+            self.delete(LAST)
+        elif self.size(LAST) > 0:
+            return False
+        # Who has the same ticket puts the same bytes, now or before: these may stay.
+        if replace or self.get(TICKET) != ticket:
+            self.put(TICKET, ticket)
+            for chunk in list(self._listed("")):
+                for item in chunk:
+                    if item["path"] != TICKET:
+                        self.delete(item["path"])
+        for key in _files(folder):
+            if key != LAST:
+                self.put(key, (folder / key).read_bytes())
+        first = self.create(LAST, (folder / LAST).read_bytes())
+        self.delete(TICKET)
+        return first
 
     def _listed(self, prefix: str, chunk_size: int = 1000) -> Iterator[list[dict[str, Any]]]:
         with _as_os_error():

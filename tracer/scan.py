@@ -166,7 +166,9 @@ def scan(
             ) -> Store:
                 facts = _facts(tracer) | {"corpus_source": str(corpus)}
                 most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
-                return create_store(place, folder, plan, recipe, rule, report, facts, most, draft)
+                return create_store(
+                    place, folder, plan, recipe, rule, report, facts, most, draft, overwrite
+                )
 
             draft = None
             # Several workers would wait for the part that the first is at when all is read.
@@ -226,11 +228,15 @@ def _found(
         return existing_store(place, overwrite)
     if overwrite:
         raise InputError("overwrite=True is for the first worker alone: others would start anew")
-    if not place.exists():
+
+    def planned() -> bool:
+        return place.exists() and not place.unfinished()
+
+    if not planned():
         log.info("waiting for the first worker's plan")
         reporter.begin("waiting for the first worker's plan", None)
     try:
-        while not place.exists():
+        while not planned():
             if limits.asked():
                 raise StoreError(f"store {str(place.path)!r} was not planned yet")
             time.sleep(POLL_SECONDS)

@@ -490,6 +490,11 @@ def open_place(place: Place, to_write: bool) -> Store:
     """The store that lies there; errors as those of `open_store`."""
     if not place.exists():
         raise StoreError(f"store {str(place.path)!r} does not exist")
+    if place.unfinished():
+        raise StoreError(
+            f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
+            "scan again"
+        )
     try:
         group = zarr.open_group(
             zarr_store(place, read_only=not to_write),
@@ -523,7 +528,8 @@ def existing_store(place: Place, overwrite: bool) -> Store | None:
     Raises:
         StoreError: something else is there, or nothing can be written.
     """
-    if not place.exists():
+    place.tidy()
+    if not place.exists() or place.unfinished():
         place.check_writable()
         return None
     found = open_place(place, to_write=True)

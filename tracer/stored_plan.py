@@ -4,6 +4,7 @@ The plan is made ready aside and put in place at once, so that whoever finds a s
 plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,8 +43,9 @@ def create_store(
     facts: Mapping[str, Any],
     most_edges: int,
     draft: Store | None = None,
+    replace: bool = False,
 ) -> Store:
-    """Plan a store. It appears at once and whole; a store of densitrace that was there is replaced.
+    """Plan a store. It appears at once and whole, unless somebody else's appears before it.
 
     Args:
         place: where.
@@ -56,6 +58,10 @@ def create_store(
         most_edges: an upper bound of any window's full graph.
         draft: of a head of the same windows, in `folder` too: its parts that are done are moved
             into the store.
+        replace: a store of densitrace that is there.
+
+    Returns:
+        The store that is there now, whoever planned it.
     """
     with writing(place.path):
         ready = folder / "store"
@@ -71,7 +77,8 @@ def create_store(
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         if draft is not None:
             _move_parts(draft, ready)
-        place.publish(ready, first="zarr.json")
+        asked = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
+        place.publish(ready, json.dumps(asked, sort_keys=True).encode(), replace)
     return open_place(place, to_write=True)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scan_workers import shards
+from scan_workers import beside, shards
 
 from densitrace import (
     AutoStrata,
@@ -102,11 +102,6 @@ def drafted(monkeypatch: pytest.MonkeyPatch, slowly: Slowly) -> list[int]:
 
     monkeypatch.setattr(Store, "write_part", noted)
     return found
-
-
-def beside(store: Path) -> list[str]:
-    """What lies in a store's folder and has its name, but for the store."""
-    return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
 
 
 # ---- the same store ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,16 +23,18 @@ from scan_workers import (
     RULE,
     Job,
     assert_same_store,
+    beside,
     killed_until_complete,
     shards,
     write_corpus,
 )
 
-from densitrace import ScanError, StoreError, Tracer, open_store, scan
+from densitrace import ScanError, Store, StoreError, Tracer, open_store, scan
 from densitrace.tracer import parts
 from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
+from densitrace.tracer.stored_plan import create_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT}
@@ -74,6 +77,7 @@ def test_killed_at_random_moments(
         job = jobs()
         kills += killed_until_complete(job, workers, seconds, moments)
         assert_same_store(job.out, path)
+        assert beside(job.out) == []
 
 
 def test_a_worker_that_hangs_is_replaced(
@@ -115,6 +119,47 @@ def test_two_workers_on_the_same_parts(
     for thread in threads:
         thread.join()
     assert_same_store(job.out, whole[0])
+
+
+def test_what_a_killed_planner_left_is_removed(
+    jobs: Callable[[], Job], whole: tuple[Path, float]
+) -> None:
+    job = jobs()
+    (process,) = job.started()
+    until(lambda: bool(beside(job.out)) or not process.is_alive())
+    process.kill()
+    process.join()
+    alive = job.out.with_name(f".{job.out.name}.0.{socket.gethostname()}.{os.getpid()}.planning")
+    alive.mkdir()
+    job.finished()
+    assert_same_store(job.out, whole[0])
+    assert beside(job.out) == [alive.name]
+    alive.rmdir()
+
+
+def test_two_who_plan_at_once_keep_what_either_has_done(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, created = jobs(), create_store
+
+    def after_another(*given: Any) -> Store:
+        monkeypatch.setattr("densitrace.tracer.scan.create_store", created)
+        run_here(job, limits=Limits(max_parts=3))
+        return created(*given)
+
+    monkeypatch.setattr("densitrace.tracer.scan.create_store", after_another)
+    written: list[int] = []
+    write_part = Store.write_part
+
+    def noted(store: Store, part: int, *given: Any) -> int:
+        written.append(part)
+        return write_part(store, part, *given)
+
+    monkeypatch.setattr(Store, "write_part", noted)
+    run_here(job)
+    assert written == list(range(open_store(job.out).n_parts))
+    assert_same_store(job.out, whole[0])
+    assert beside(job.out) == []
 
 
 def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> None:
