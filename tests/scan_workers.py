@@ -116,7 +116,7 @@ def assert_same_store(ours: Path, expected: Path) -> None:
     different = [name for name in mine if mine[name] != theirs[name]]
     assert not different, different
     assert not [
-        name for name in Folder(ours).names("part_done") if name.startswith(("claim", "failed"))
+        name for name in Folder(ours).files("part_done") if name.startswith(("claim", "failed"))
     ]
     tokens = store.tokens([])
     assert len(tokens) == store.attributes["tokens"]

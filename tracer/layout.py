@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .graph import KIND_NAMES
 
 FORMAT = "densitrace traces"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 QUARTILES = 4
 PART_VALUES = 1 << 20  # a part holds as many (token, stratum) pairs at most, but for one window
 FEWEST_VALUES = 1 << 16  # and no fewer where there are, as each part has a file of every array
@@ -23,6 +23,7 @@ PARTS = 64  # of a corpus that makes parts between the two: enough to share amon
 CHUNK_VALUES = 1 << 17  # what is read at once of a part
 EDGES_PER_CHUNK = 1 << 17
 EDGES_PER_SHARD = 1 << 22  # as many are held to be written
+LOST = -2  # what numbers of a plan are where their file is gone: none of them is so small
 LAST = "token"  # written last of a part's arrays, and set in every window
 
 KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder

@@ -139,7 +139,7 @@ class Claims:
 def claims_of(place: Place) -> dict[int, Claim]:
     """Who is at which part."""
     found = {}
-    for name in place.names(DONE):
+    for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "claim" else None
         claim = None if data is None else Claim.of(data)
@@ -173,7 +173,7 @@ def forget_failure(place: Place, part: int) -> None:
 def failures_of(place: Place) -> dict[int, str]:
     """Why parts could not be traced, by part."""
     found = {}
-    for name in place.names(DONE):
+    for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "failed" else None
         if data is not None:

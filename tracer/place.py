@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,8 +71,8 @@ class Place(Protocol):
         """Remove what is there, if anything is."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """The names of what lies directly in a folder, in no order."""
+    def files(self, folder: str) -> dict[str, int]:
+        """Bytes of what lies directly in a folder, by name, in no order."""
         ...
 
     def settle(self, keys: Iterable[str]) -> None:
@@ -201,13 +201,19 @@ class Folder:
         """See `Place`."""
         (self.path / key).unlink(missing_ok=True)
 
-    def names(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
+        found: dict[str, int] = {}
         try:
-            found = [path.name for path in (self.path / folder).iterdir()]
-            return [name for name in found if not name.startswith(".")]
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        # One that was renamed or removed meanwhile is not there.
+                        with suppress(FileNotFoundError):
+                            found[entry.name] = entry.stat().st_size
         except FileNotFoundError:
-            return []
+            pass
+        return found
 
     def settle(self, keys: Iterable[str]) -> None:
         """See `Place`."""
@@ -362,11 +368,11 @@ class Bucket:
         except FileNotFoundError:
             pass
 
-    def names(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
         prefix = f"{folder}/"
-        found = (item["path"] for chunk in self._listed(prefix) for item in chunk)
-        return [path.removeprefix(prefix) for path in found]
+        found = (item for chunk in self._listed(prefix) for item in chunk)
+        return {item["path"].removeprefix(prefix): item["size"] for item in found}
 
     def settle(self, keys: Iterable[str]) -> None:
         """Nothing to do: what a bucket has taken is durable."""

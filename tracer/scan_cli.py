@@ -344,6 +344,9 @@ def status(store: str, repair: bool) -> None:
     found = open_place(place_of(store), to_write=repair)
     damaged = {}
     if repair:
+        reason = found.plan_damage()
+        if reason is not None:
+            raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
         for part in found.done_parts():
             reason = found.damage(part)
             if reason is not None:

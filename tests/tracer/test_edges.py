@@ -358,6 +358,6 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     there.place.delete("edges/weight/c.1.0")
     assert there.damage(1) == "file 'edges/weight/c.1.0' is missing"
     there.open_again(1)
-    assert "c.1.0" not in there.place.names("edges/source")
+    assert "c.1.0" not in there.place.files("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     assert [there.damage(part) for part in there.done_parts()] == [None] * there.n_parts

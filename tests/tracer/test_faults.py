@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -356,9 +357,8 @@ def test_damaged_parts_are_found_and_done_again(
         else:
             data[len(data) // 3] ^= 1
             file.write_bytes(data)
-    if damage != "missing":
-        with pytest.raises(StoreError, match="'tv', is damaged"):
-            open_store(job.out).tokens()
+    with pytest.raises(StoreError, match="'tv', is damaged"):
+        open_store(job.out).tokens()
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("damaged, not done any more") == 3
@@ -366,6 +366,35 @@ def test_damaged_parts_are_found_and_done_again(
     assert set(range(store.n_parts)) - set(store.done_parts()) == {2, 4, 7}
     run_here(job)
     assert_same_store(job.out, whole[0])
+
+
+PLANNED = ["plan/token/c.0", "plan/span/c.0.0", "plan/length/c.0", "plan/first/c.0", "text/c.0"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_damaged_plan_is_found_and_not_scanned(
+    jobs: Callable[[], Job], whole: tuple[Path, float], name: str, damage: str
+) -> None:
+    job = jobs()
+    shutil.copytree(whole[0], job.out)
+    (job.out / "part_done" / "c.3").unlink()
+    file = job.out / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+    result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
+    assert result.exit_code == 1
+    assert re.search(rf"the plan is damaged: .*{name.split('/')[-2]}", result.stderr)
+    if name.startswith("plan"):
+        with pytest.raises(StoreError, match="is damaged"):
+            run_here(job)
+    else:
+        with pytest.raises(StoreError, match="is damaged"):
+            _ = open_store(job.out).documents
 
 
 # ---- what changed in between ---------------------------------------------------------------------
