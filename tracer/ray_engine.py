@@ -115,10 +115,10 @@ def _tell(path: str, seen: set[int] | None, progress: Reporter) -> set[int] | No
     except StoreError:
         return None
     done = set(store.done_parts())
+    tokens = sum(map(store.part_tokens, done))
     if seen is None:
-        tokens = sum(map(store.part_tokens, done))
         progress.begin("tracing", int(store.lengths.sum()), tokens)
     else:
         progress.advance(sum(map(store.part_tokens, done - seen)))
-    progress.parts(len(done), store.n_parts, 0)
+    progress.parts(len(done), store.n_parts, 0, tokens)
     return done

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ModelError, ScanError
+from ..errors import ModelError, NotFiniteError, ScanError
 from .collect import EdgeRecorder
 from .edge_tables import EdgeSpool
 from .part import PADDING, batches, empty_part, fill, traces
@@ -41,23 +41,22 @@ UNLIMITED = Limits()
 
 @dataclass
 class Allowance:
-    """What is left of limits, whichever store is worked on; time counts from the first question."""
+    """What is left of limits, whichever store is worked on; time counts from when it is made."""
 
     limits: Limits
     taken: int = 0  # parts
-    _started: float | None = None
+    _started: float = field(default_factory=time.monotonic)
 
     def spent(self) -> bool:
         """Whether no further part may be begun."""
-        self._started = time.monotonic() if self._started is None else self._started
         limits, seconds = self.limits, time.monotonic() - self._started
         late = limits.seconds is not None and seconds > limits.seconds
         full = limits.max_parts is not None and self.taken >= limits.max_parts
         return late or full or limits.asked()
 
 
-class _Stopped(Exception):
-    """The part at hand is left: the worker was asked to stop."""
+class Stopped(Exception):
+    """What is at hand is left: the worker was asked to stop."""
 
 
 @dataclass
@@ -113,8 +112,9 @@ class Run:
                         written = writer.submit(self._write, traced)
                 if written is not None:
                     written.result()
-            self._wait_until_same()
-        except _Stopped:
+            if self.allowance.taken or not self.allowance.spent():
+                self._wait_until_same()
+        except Stopped:
             log.info("stopped on request")
         finally:
             self.reporter.end()
@@ -131,11 +131,11 @@ class Run:
         for pause in (*RETRY_SECONDS, None):
             try:
                 return self._trace(part)
-            except (ModelError, RuntimeError) as error:
-                # Weights or tokens that overflow do so again; a device may recover.
+            except (ModelError, RuntimeError, MemoryError) as error:
+                # Weights or tokens that overflow do so again; a device or disk may recover.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 about = {"part": part, "reason": reason}
-                if pause is None or isinstance(error, ModelError):
+                if pause is None or isinstance(error, NotFiniteError):
                     log.error("part failed", extra=about)
                     self._failed[part] = reason
                     note_failure(self.store.place, part, reason)
@@ -173,7 +173,7 @@ class Run:
                 self.reporter.advance(run)
                 self._claims.beat(part)
                 if self.allowance.limits.asked():
-                    raise _Stopped
+                    raise Stopped
                 if self.beside.done():
                     self.beside.result()
         except BaseException:
@@ -210,18 +210,20 @@ class Run:
         ]
 
     def _wait_until_same(self) -> None:
-        """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
+        """Until the corpus is known to be that of the store; `Stopped` if asked to stop."""
         if self.draft:
             return  # it is still read, and decides what becomes of the draft
         while not self.beside.done():
             if self.allowance.limits.asked():
-                raise _Stopped
+                raise Stopped
             wait([self.beside], POLL_SECONDS)
         self.beside.result()
 
     def _write(self, traced: "_TracedPart") -> None:
         try:
             self._wait_until_same()
+            if self.store.is_done(traced.part):  # by who took it over
+                return
             started = time.monotonic()
             size = self.store.write_part(traced.part, traced.arrays, traced.edges)
         finally:
@@ -232,8 +234,9 @@ class Run:
         about = {"write_seconds": time.monotonic() - started, "bytes": size}
         log.info("part done", extra=traced.about | about)
         if not self.draft:
-            done = len(self.store.done_parts())
-            self.reporter.parts(done, self.store.n_parts, len(self._failed))
+            done = self.store.done_parts()
+            tokens = sum(map(self.store.part_tokens, done))
+            self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
 
 
 @dataclass(frozen=True)

@@ -404,7 +404,10 @@ class Store:
     def open_again(self, part: int) -> None:
         """Take back that a part is done, and remove its shards, which writing anew would read."""
         with writing(self.path):
-            for key in self.keys(part):
+            mark, *shards = self.keys(part)
+            self.place.delete(mark)
+            self.place.settle([DONE])  # it does not come back without them
+            for key in shards:
                 self.place.delete(key)
 
     def keys(self, part: int) -> list[str]:

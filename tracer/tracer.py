@@ -229,7 +229,7 @@ class Tracer:
 
         Raises:
             InputError: arguments that cannot be used; the message says which and why.
-            ModelError: the model's output is not finite on this input.
+            NotFiniteError: the model's output is not finite on this input.
         """
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, NotFiniteError
 from . import layout
 from .batch import Batch
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
@@ -93,11 +93,11 @@ class Measured:
         """The results, once they are here.
 
         Raises:
-            ModelError: the model's output is not finite.
+            NotFiniteError: the model's output is not finite.
         """
         arrays = self.leaving.arrays()
         if not arrays.pop("finite"):
-            raise ModelError(
+            raise NotFiniteError(
                 "the model's output holds NaN or infinity on this input: its weights or its "
                 f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
             )

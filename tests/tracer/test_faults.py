@@ -30,10 +30,19 @@ from scan_workers import (
     write_corpus,
 )
 
-from densitrace import ScanError, Store, StoreError, Tracer, open_store, scan
-from densitrace.tracer import parts
+from densitrace import (
+    ModelError,
+    NotFiniteError,
+    ScanError,
+    Store,
+    StoreError,
+    Tracer,
+    open_store,
+    scan,
+)
+from densitrace.tracer import parts, place
 from densitrace.tracer.cli import cli
-from densitrace.tracer.parts import Claims, claims_of, failures_of
+from densitrace.tracer.parts import DEATHS, Claim, Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
 from densitrace.tracer.stored_plan import create_store
 
@@ -143,10 +152,10 @@ def test_two_who_plan_at_once_keep_what_either_has_done(
 ) -> None:
     job, created = jobs(), create_store
 
-    def after_another(*given: Any) -> Store:
+    def after_another(*given: Any, **how: Any) -> Store:
         monkeypatch.setattr("densitrace.tracer.scan.create_store", created)
         run_here(job, limits=Limits(max_parts=3))
-        return created(*given)
+        return created(*given, **how)
 
     monkeypatch.setattr("densitrace.tracer.scan.create_store", after_another)
     written: list[int] = []
@@ -233,7 +242,7 @@ def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limi
 
 
 class Failing:
-    """Raises on some parts, so many times."""
+    """Raises on parts 3 and 5, so many times each."""
 
     def __init__(self, times: int, error: Exception) -> None:
         self.left = {3: times, 5: times}
@@ -249,29 +258,75 @@ class Failing:
 TRACE = Run._trace
 
 
+OUT_OF_LUCK = RuntimeError("CUDA error: out of luck")
+
+
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Parts 3 and 5 fail, so many times each."""
 
-    def fail(times: int) -> None:
-        trouble = Failing(times, RuntimeError("CUDA error: out of luck"))
+    def fail(times: int, error: Exception = OUT_OF_LUCK) -> None:
+        trouble = Failing(times, error)
         monkeypatch.setattr(Run, "_trace", lambda run, part: trouble(run, part))
         monkeypatch.setattr("densitrace.tracer.run.RETRY_SECONDS", (0.0, 0.0))
 
     return fail
 
 
+@pytest.mark.parametrize(
+    "error", [OUT_OF_LUCK, MemoryError(), ModelError("weights cannot be read: Input/output error")]
+)
 def test_a_part_is_tried_again(
-    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+    jobs: Callable[[], Job],
+    whole: tuple[Path, float],
+    failing: Callable[..., None],
+    error: Exception,
 ) -> None:
-    failing(2)
+    failing(2, error)
     job = jobs()
     run_here(job)
     assert_same_store(job.out, whole[0])
 
 
+def test_what_overflows_is_not_tried_again(
+    jobs: Callable[[], Job], failing: Callable[..., None]
+) -> None:
+    failing(1, NotFiniteError("NaN"))
+    with pytest.raises(ScanError, match=r"2 of \d+ parts .* part 3 first: NaN"):
+        run_here(jobs())
+
+
+def test_a_part_whose_workers_died_comes_last(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=1))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    where = open_store(job.out).place
+    for part, deaths in ((1, DEATHS), (2, DEATHS - 1)):
+        claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=deaths)
+        where.put(f"part_done/claim.{part}", claim.to_bytes())
+    shown = CliRunner().invoke(cli, ["status", str(job.out)])
+    told = " ".join(shown.stdout.replace("│", " ").split())
+    assert f"which is gone; {DEATHS} before it died or stood still" in told
+    order: list[int] = []
+
+    def noted(run: Any, part: int) -> Any:
+        order.append(part)
+        deaths.append(claims_of(where)[part].deaths)
+        return TRACE(run, part)
+
+    deaths: list[int] = []
+    monkeypatch.setattr(Run, "_trace", noted)
+    run_here(job)
+    assert order == [2, *range(3, open_store(job.out).n_parts), 1]
+    assert (deaths[0], set(deaths[1:-1]), deaths[-1]) == (DEATHS, {0}, DEATHS + 1)
+    assert_same_store(job.out, whole[0])
+
+
 def test_parts_that_fail_are_named_and_the_rest_goes_on(
-    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[..., None]
 ) -> None:
     failing(3)
     job = jobs()
@@ -305,15 +360,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("left", [30_000, 0])  # room for claims, for nothing
 def test_a_disk_that_is_full(
-    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path
+    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path, left: int
 ) -> None:
     job = jobs()
     job = Job(job.model, job.corpus, small_disk / "store")
     run_here(job, limits=Limits(max_parts=2))
     ballast = small_disk / "ballast"
     free = shutil.disk_usage(small_disk).free
-    ballast.write_bytes(bytes(max(0, free - 30_000)))
+    ballast.write_bytes(bytes(max(0, free - left)))
     with pytest.raises(StoreError, match="No space left on device; parts that are done stay"):
         run_here(job)
     done = open_store(job.out).done_parts()
@@ -431,11 +487,39 @@ def test_a_tokenizer_that_changed(
 def test_a_clock_set_back(
     jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its time of day runs backwards; a part whose worker stands still is taken over all the same.
+
+    Who took the time of day for how long that was would wait for ever.
+    """
     now = time.time()
     passed = iter(np.linspace(0, -1e6, 1_000_000).tolist())
     monkeypatch.setattr(time, "time", lambda: now + next(passed))
     job = jobs()
     run_here(job, limits=Limits(max_parts=2))
+    open_store(job.out).place.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
     monkeypatch.setattr(time, "time", lambda: now - 1e7 + next(passed))
-    run_here(job)
+    run_here(job, lease_seconds=0.2)
     assert_same_store(job.out, whole[0])
+
+
+def test_a_part_is_durable_before_it_is_marked_done(
+    jobs: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its files and their folders are flushed, then the mark is put, then its folder is."""
+    happened: list[str] = []
+    flush = place._flush
+
+    def noted(path: Path) -> None:
+        happened.append(str(path))
+        flush(path)
+
+    monkeypatch.setattr(place, "_flush", noted)
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=1))
+    store = open_store(job.out)
+    mark, *files = store.keys(0)
+    put = max(n for n, path in enumerate(happened) if f"/.{Path(mark).name}." in path)
+    before, after = happened[:put], happened[put + 1 :]
+    assert {str(job.out / key) for key in files} <= set(before)
+    assert {str((job.out / key).parent) for key in files} <= set(before)
+    assert str((job.out / mark).parent) in after
