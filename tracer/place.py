@@ -7,6 +7,7 @@ all, which is all that workers need to agree on who does what.
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from .processes import Process
 if TYPE_CHECKING:
     import obstore.store
 
+KEPT = "kept"  # in a folder of `staging`: what is worth to go on from if that was interrupted
 LAST = "zarr.json"  # of what is published: whoever finds it finds all
 TICKET = ".planning"  # in a bucket, for as long as something is being published
 
@@ -44,7 +46,7 @@ class Place(Protocol):
         ...
 
     def tidy(self) -> None:
-        """Remove what processes that are gone left beside it."""
+        """Remove what processes that are gone left beside it, but for a `KEPT` that may be used."""
         ...
 
     def check_writable(self) -> None:
@@ -80,7 +82,11 @@ class Place(Protocol):
         ...
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A folder on a disk to make ready in what will be published; it is removed afterwards."""
+        """A folder on a disk to make ready in what will be published; it is removed afterwards.
+
+        If something cannot be read or written, or the process dies, its `KEPT` stays for the next
+        one, which then finds it in its own.
+        """
         ...
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
@@ -121,6 +127,8 @@ def place_of(path: str | Path) -> Place:
 
 # ---- a folder ------------------------------------------------------------------------------------
 
+NOBODY = Process("nowhere", 0)  # owns what was kept
+
 
 class Folder:
     """A folder on a disk."""
@@ -138,8 +146,12 @@ class Folder:
 
     def tidy(self) -> None:
         """See `Place`."""
+        planned = self.exists()
         for path in self._left():
-            _remove(path)
+            if planned or not (path / KEPT).is_dir():
+                _remove(path)
+            else:
+                _remove_all_but_kept(path)
 
     def check_writable(self) -> None:
         """See `Place`; of a folder that is not there, its nearest parent is tried."""
@@ -225,24 +237,42 @@ class Folder:
     def staging(self) -> Iterator[Path]:
         """See `Place`: a folder beside, which can be renamed."""
         folder = self._beside("planning")
-        folder.mkdir(parents=True)
+        self._parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        self._take_over(folder)
         try:
             yield folder
+        except (OSError, StoreError):
+            if (folder / KEPT).is_dir():
+                _remove_all_but_kept(folder)
+                folder.rename(self._beside("planning", NOBODY))
+            raise
         finally:
             _remove(folder)
 
-    def _beside(self, purpose: str) -> Path:
-        """A new name beside it that tells whose it is."""
-        process = Process.this()
-        owner = f"{uuid.uuid4().hex}.{process.host}.{process.number}"
-        return self._parent / f".{self.path.name}.{owner}.{purpose}"
+    def _beside(self, purpose: str, owner: Process | None = None) -> Path:
+        """A new name beside it that tells whose it is: this process's by default."""
+        owner = Process.this() if owner is None else owner
+        about = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
+        return self._parent / f".{self.path.name}.{about}"
 
     def _left(self) -> Iterator[Path]:
         """What lies beside it whose owners are gone."""
         for path in self._parent.glob(f".{glob.escape(self.path.name)}.*.*.*.*"):
             _, *host, number, _ = path.name.removeprefix(f".{self.path.name}.").split(".")
-            if number.isdecimal() and Process(".".join(host), int(number)).gone():
-                yield path
+            if number.isdecimal():
+                owner = Process(".".join(host), int(number))
+                if owner == NOBODY or owner.gone():
+                    yield path
+
+    def _take_over(self, folder: Path) -> None:
+        """What was kept by one who is gone, and by the same user, is in a new staging folder."""
+        for path in self._left():
+            # Another may be faster.
+            with suppress(FileNotFoundError):
+                if not (folder / KEPT).exists() and path.stat().st_uid == folder.stat().st_uid:
+                    (path / KEPT).rename(folder / KEPT)
+                    _remove(path)
 
     @property
     def _parent(self) -> Path:
@@ -265,6 +295,12 @@ class Folder:
         finally:
             _remove(replaced)
         return True
+
+
+def _remove_all_but_kept(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != KEPT:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -315,7 +351,8 @@ class Bucket:
         return self.size(TICKET) > 0 and self.size(LAST) == 0
 
     def tidy(self) -> None:
-        """See `Place`: nothing lies beside a bucket."""
+        """See `Place`: beside a bucket lies what was to be published."""
+        self._here.tidy()
 
     def check_writable(self) -> None:
         """See `Place`: with a file that is put and deleted."""
@@ -377,11 +414,15 @@ class Bucket:
     def settle(self, keys: Iterable[str]) -> None:
         """Nothing to do: what a bucket has taken is durable."""
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """See `Place`: a folder for temporary files."""
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+    def staging(self) -> AbstractContextManager[Path]:
+        """See `Place`: in the folder for temporary files."""
+        return self._here.staging()
+
+    @property
+    def _here(self) -> Folder:
+        """Where it would be among temporary files."""
+        name = hashlib.sha256(self.path.encode()).hexdigest()[:16]
+        return Folder(Path(tempfile.gettempdir()) / f"densitrace-{name}")
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
         """See `Place`: a ticket goes before everything, so that what a death leaves is known."""

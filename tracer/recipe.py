@@ -1,7 +1,7 @@
 """What a store is made from, and how two of them differ."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .graph import Count
@@ -29,16 +29,14 @@ class Recipe:
     controls: tuple[str, ...]
     context: int
     corpus_fingerprint: str
-    edges: int | None = None  # the stratum whose edges are kept; stores of before have none
+    edges: int | None  # the stratum whose edges are kept
+    batch_tokens: int  # what runs together, and on what: the last bits of sums depend on it
+    arithmetic: str
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
         """The recipe among a store's attributes."""
-        values = {
-            field.name: attributes[field.name]
-            for field in fields(cls)
-            if field.name in attributes or field.default is MISSING
-        }
+        values = {field.name: attributes[field.name] for field in fields(cls)}
         return cls(**{**values, "controls": tuple(values["controls"])})
 
     def difference(self, asked: "Recipe") -> str | None:

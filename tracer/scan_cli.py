@@ -151,7 +151,7 @@ class WorkerOf(click.ParamType["Worker"]):
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    help="Tokens that run together; bounds memory.",
+    help="Tokens that run together; bounds memory.  [as the store was planned; 1024]",
 )
 @click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @click.option(
@@ -229,7 +229,7 @@ def scan(
 
     from .progress import default_reporter
     from .run import Limits
-    from .scan import BATCH_TOKENS, kept_stratum
+    from .scan import kept_stratum
     from .scan import scan as run
     from .summary import print_summary
 
@@ -242,7 +242,6 @@ def scan(
         "select": rule,
         "controls": controls,
         "label_fields": label_fields or None,
-        "batch_tokens": options["batch_tokens"] or BATCH_TOKENS,
         "lease_seconds": lease,
     }
     seconds = None if time_limit is None else 60 * time_limit

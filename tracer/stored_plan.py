@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from ..errors import StoreError
 from . import layout
 from .corpus import CorpusReport
 from .graph import KIND_NAMES
@@ -80,6 +81,31 @@ def create_store(
         asked = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
         place.publish(ready, json.dumps(asked, sort_keys=True).encode(), replace)
     return open_place(place, to_write=True)
+
+
+def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
+    """The draft that lies there, if it is of the same things and windows."""
+    try:
+        draft = open_place(place, to_write=True)
+        same = draft.recipe == recipe and draft.rule == rule and _same_windows(draft, head)
+    except StoreError:
+        return None
+    return draft if same else None
+
+
+def _same_windows(draft: Store, head: Plan) -> bool:
+    """Whether a draft is of these windows; what was read beyond them does not matter."""
+    documents = slice(int(head.document[-1]) + 2)
+    tokens = slice(head.place(head.n_windows - 1).stop + 1)
+    pairs = [
+        (draft.owners, head.document),
+        (draft.starts, head.window_start),
+        (draft.lengths, head.length),
+        (draft.array(f"{PLAN}/first")[documents], head.first[documents]),
+        (draft.array(f"{PLAN}/token")[tokens], head.tokens[tokens]),
+        (draft.array(f"{PLAN}/span")[tokens], head.spans[tokens]),
+    ]
+    return all(np.array_equal(there, here) for there, here in pairs)
 
 
 def _move_parts(draft: Store, folder: Path) -> None:
