@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from ..errors import StoreError
@@ -97,7 +98,7 @@ def _same_windows(draft: Store, head: Plan) -> bool:
     """Whether a draft is of these windows; what was read beyond them does not matter."""
     documents = slice(int(head.document[-1]) + 2)
     tokens = slice(head.place(head.n_windows - 1).stop + 1)
-    pairs = [
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
         (draft.owners, head.document),
         (draft.starts, head.window_start),
         (draft.lengths, head.length),

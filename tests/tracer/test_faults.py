@@ -304,8 +304,8 @@ def test_a_part_whose_workers_died_comes_last(
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     where = open_store(job.out).place
-    for part, deaths in ((1, DEATHS), (2, DEATHS - 1)):
-        claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=deaths)
+    for part, before in ((1, DEATHS), (2, DEATHS - 1)):
+        claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=before)
         where.put(f"part_done/claim.{part}", claim.to_bytes())
     shown = CliRunner().invoke(cli, ["status", str(job.out)])
     told = " ".join(shown.stdout.replace("│", " ").split())
