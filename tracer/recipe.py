@@ -1,7 +1,7 @@
 """What a store is made from, and how two of them differ."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from .graph import Count
@@ -12,6 +12,7 @@ _NAMES = {
     "select": "rule",
     "corpus_fingerprint": "corpus",
 }
+_UNSAID = ("batch_tokens", "arithmetic")
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,27 @@ class Recipe:
     controls: tuple[str, ...]
     context: int
     corpus_fingerprint: str
-    edges: int | None  # the stratum whose edges are kept
-    batch_tokens: int  # what runs together, and on what: the last bits of sums depend on it
-    arithmetic: str
+    edges: int | None = None  # the stratum whose edges are kept; stores of before have none
+    # What runs together and on what, as the last bits of sums depend on it; stores of before do
+    # not say.
+    batch_tokens: int | None = None
+    arithmetic: str | None = None
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
         """The recipe among a store's attributes."""
-        values = {field.name: attributes[field.name] for field in fields(cls)}
+        values = {
+            field.name: attributes[field.name]
+            for field in fields(cls)
+            if field.name in attributes or field.default is MISSING
+        }
         return cls(**{**values, "controls": tuple(values["controls"])})
 
     def difference(self, asked: "Recipe") -> str | None:
         """The first thing that differs, with both values; None where nothing does."""
         for name, there in asdict(self).items():
             here = asdict(asked)[name]
-            if there != here:
+            if there != here and not (there is None and name in _UNSAID):
                 return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
         return None
 

@@ -140,9 +140,8 @@ def scan(
 
     allowance = Allowance(limits)
     store = _found(place, overwrite, worker, allowance, reporter)
-    together = BATCH_TOKENS if store is None else store.recipe.batch_tokens
-    if batch_tokens is not None:
-        together = batch_tokens
+    planned_for = None if store is None else store.recipe.batch_tokens
+    together = batch_tokens or planned_for or BATCH_TOKENS
     with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
 
         def work(store: Store, beside: Future[Any], draft: bool = False) -> None:

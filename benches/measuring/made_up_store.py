@@ -88,7 +88,6 @@ def make_store(
         weight_hash=f"{seed:064x}", tokenizer_hash="0" * 64, select=rule.to_json(),
         importance="norm_l1", attention="live", scope="all", count="window", seed=0,
         controls=controls, context=context, corpus_fingerprint="0" * 64,
-        edges=None, batch_tokens=1024, arithmetic="none",
     )  # fmt: skip
     facts = {"model": model, "architecture": "llama", "n_layers": BLOCKS}
     most = int(full_edges(np.array([context]))[0])
