@@ -261,7 +261,13 @@ def test_stores_of_before_go_on(byte_tracer: Tracer, corpus: Path, tmp_path: Pat
     scan(byte_tracer, corpus, tmp_path / "s", **options)
     about = tmp_path / "s" / "zarr.json"
     described = json.loads(about.read_text())
-    for name in ("edges", "blocks", "parallel"):  # which they know nothing of
+    for name in (
+        "edges",
+        "blocks",
+        "parallel",
+        "batch_tokens",
+        "arithmetic",
+    ):  # they say nothing of
         del described["attributes"][name]
     about.write_text(json.dumps(described))
     assert scan(byte_tracer, corpus, tmp_path / "s", **options).complete
