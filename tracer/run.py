@@ -7,20 +7,19 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..errors import ModelError, NotFiniteError, ScanError
 from .collect import EdgeRecorder
 from .edge_tables import EdgeSpool
-from .part import PADDING, batches, empty_part, fill, traces
+from .part import empty_part, fill, traces
 from .parts import POLL_SECONDS, Claims, Worker, forget_failure, note_failure, parts_for
 from .progress import Reporter
 from .store import Store
 from .tracer import Tracer
 from .tracing import Settings
-from .windows import Plan
+from .windows import Plan, batches, joined
 
 RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
 
@@ -154,22 +153,23 @@ class Run:
         started, store, plan = time.monotonic(), self.store, self._read(part)
         spent = self.tracer.device_seconds()
         arrays = empty_part(store, store.windows(part))
-        # To read the model once more costs more than padding does.
-        padding = np.inf if self.tracer.offloaded else PADDING
-        groups = batches(plan.length, self._tokens_together, padding)
-        tokens, padded = int(plan.length.sum()), 0
-        counted = 0
-        spool, recorders = self._recorders(plan, groups)
+        groups = batches(plan.length, self.batch_tokens)
+        tokens, counted = int(plan.length.sum()), 0
+        padded = sum(len(group) * int(plan.length[group].max()) for group in groups)
+        # One reading of the model's blocks serves several groups, which pass them in turn.
+        passes = (
+            joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
+        )
+        spool, recorders = self._recorders(plan, passes)
         try:
             tracing = traces(
-                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens, recorders
+                self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
             )
-            for windows, found in zip(groups, tracing, strict=True):
+            for windows, found in zip(passes, tracing, strict=True):
                 for window, trace in zip(windows, found, strict=True):
                     fill(arrays, window, plan, trace)
                 run = int(plan.length[windows].sum())
                 counted += run
-                padded += len(windows) * int(plan.length[windows].max())
                 self.reporter.advance(run)
                 self._claims.beat(part)
                 if self.allowance.limits.asked():

@@ -313,7 +313,7 @@ def _arithmetic(tracer: Tracer) -> str:
     device, by = tracer.device.type, [tracer.backend]
     if tracer.backend == "auto":
         by = sorted(set(kernels.backends(tracer.device).values()))
-    return f"{device} by {' and '.join(by)}{', blocks from files' if tracer.offloaded else ''}"
+    return f"{device} by {' and '.join(by)}"
 
 
 def _check_same(store: Store, recipe: Recipe) -> None:
