@@ -5,8 +5,8 @@
 // the row, the edges themselves. Nothing depends on the order in which blocks run.
 //
 // A block of threads owns a row, a thread a run of its columns, and a running sum over the threads
-// gives each its place. 4 bytes an edge are read, twice; a kept edge writes 44 bytes to the table
-// (sequence, head, source, target, weight, stratum) or 4 to a work list (its index in the tile).
+// gives each its place. 4 bytes an edge are read, twice; a kept edge writes 44 bytes to the table:
+// sequence, head, source, target, weight, stratum.
 
 #include <cmath>
 
@@ -37,19 +37,15 @@ struct Row {
   }
 };
 
-struct Counts {
-  unsigned kept, present;
-};
-
 struct CountRows {
   const float *weight, *floor;
   Tile tile;
   unsigned heads;
-  std::int64_t *kept, *present;  // present: null where nobody asks
+  std::int64_t* kept;
 
   static constexpr unsigned kThreads = kRowThreads;
   struct Shared {
-    Counts counts[kThreads];
+    std::int32_t kept;
   };
   struct Own {};
 
@@ -57,65 +53,28 @@ struct CountRows {
   DEVICE void operator()(Block& block) const {
     const Row row(tile, heads, block.x, block.y);
     const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
-    Counts* counts = block.shared.counts;
     block.each([&](unsigned thread, Own&) {
-      Counts found{0, 0};
-      for (unsigned s = thread; s < row.sources; s += kThreads) {
-        const float value = weight[row.first + s];
-        found.kept += value > lowest;
-        found.present += value > -INFINITY;
-      }
-      counts[thread] = found;
+      if (thread == 0) block.shared.kept = 0;
     });
-    for (unsigned half = kThreads / 2; half > 0; half /= 2)
-      block.each([&](unsigned thread, Own&) {
-        if (thread >= half) return;
-        counts[thread].kept += counts[thread + half].kept;
-        counts[thread].present += counts[thread + half].present;
-      });
     block.each([&](unsigned thread, Own&) {
-      if (thread != 0) return;
-      kept[row.index] = counts[0].kept;
-      if (present != nullptr) present[row.index] = counts[0].present;
+      std::int32_t found = 0;
+      for (unsigned s = thread; s < row.sources; s += kThreads)
+        found += weight[row.first + s] > lowest;
+      if (found != 0) add(block.shared.kept, found);
+    });
+    block.each([&](unsigned thread, Own&) {
+      if (thread == 0) kept[row.index] = block.shared.kept;
     });
   }
 };
 
-// What becomes of an edge: its place in the order, its row and source, its weight.
-struct ToList {
-  std::uint32_t* list;
-
-  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float, const Tile&) const {
-    list[place] = static_cast<std::uint32_t>(row.first + s);
-  }
-};
-
-struct ToTable {
-  Table table;
-  const float* cuts;
-  unsigned strata;
-
-  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float weight,
-                         const Tile& tile) const {
-    unsigned stratum = 0;  // the first whose cut it clears
-    for (unsigned k = 0; k < strata; ++k)
-      stratum += weight <= cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
-    table.sequence[place] = row.b;
-    table.head[place] = row.h;
-    table.source[place] = s;
-    table.target[place] = row.t;
-    table.weight[place] = weight;
-    table.stratum[place] = stratum;
-  }
-};
-
-template <typename Sink>
 struct WriteRows {
-  const float *weight, *floor;
+  const float *weight, *cuts;  // cuts [K, B, T]
+  unsigned strata;
   Tile tile;
   unsigned heads;
   const std::int64_t* starts;  // [B, H, T], of each row in the order
-  Sink sink;
+  Table table;
 
   static constexpr unsigned kThreads = kRowThreads;
   struct Shared {
@@ -128,7 +87,7 @@ struct WriteRows {
   template <typename Block>
   DEVICE void operator()(Block& block) const {
     const Row row(tile, heads, block.x, block.y);
-    const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
+    const float lowest = cut(row, strata - 1);
     unsigned* sums = block.shared.sums;
     block.each([&](unsigned thread, Own& own) {
       own.count = 0;
@@ -146,9 +105,25 @@ struct WriteRows {
       std::int64_t place = starts[row.index] + sums[thread] - own.count;
       for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s) {
         const float value = weight[row.first + s];
-        if (value > lowest) sink(place++, row, s, value, tile);
+        if (value > lowest) write(place++, row, s, value);
       }
     });
+  }
+
+ private:
+  DEVICE float cut(const Row& row, unsigned k) const {
+    return cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
+  }
+
+  DEVICE void write(std::int64_t place, const Row& row, unsigned s, float value) const {
+    unsigned stratum = 0;  // the first whose cut it clears
+    for (unsigned k = 0; k < strata; ++k) stratum += value <= cut(row, k);
+    table.sequence[place] = row.b;
+    table.head[place] = row.h;
+    table.source[place] = s;
+    table.target[place] = row.t;
+    table.weight[place] = value;
+    table.stratum[place] = stratum;
   }
 };
 
@@ -157,20 +132,13 @@ Blocks rows_of(const Tile& tile) { return {tile.rows, tile.batch * tile.heads}; 
 }  // namespace
 
 void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, std::int64_t* present, Where where) {
-  launch(CountRows{weight, floor, tile, heads, kept, present}, rows_of(tile), where);
-}
-
-void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-               const std::int64_t* starts, std::uint32_t* list, Where where) {
-  launch(WriteRows<ToList>{weight, floor, tile, heads, starts, {list}}, rows_of(tile), where);
+                std::int64_t* kept, Where where) {
+  launch(CountRows{weight, floor, tile, heads, kept}, rows_of(tile), where);
 }
 
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where) {
-  const float* floor = cuts + std::uint64_t{strata - 1} * tile.batch * tile.length;
-  const ToTable sink{table, cuts, strata};
-  launch(WriteRows<ToTable>{weight, floor, tile, heads, starts, sink}, rows_of(tile), where);
+  launch(WriteRows{weight, cuts, strata, tile, heads, starts, table}, rows_of(tile), where);
 }
 
 }  // namespace densitrace::cuda

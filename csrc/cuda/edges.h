@@ -44,4 +44,17 @@ struct Tile {
   unsigned sources() const { return first + rows; }
 };
 
+// The entries of each node [B, T, D] in ascending magnitude, and which dimension each is.
+struct Ranked {
+  const float* entry;
+  const std::uint32_t* dimension;
+};
+
+// What settle says of a row [B, H, T]: its weights' sum, where there are no cuts; its edges, and
+// those of them whose weight was summed.
+struct Settled {
+  float* sums;
+  std::int32_t *edges, *summed;
+};
+
 }  // namespace densitrace::cuda

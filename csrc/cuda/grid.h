@@ -7,10 +7,15 @@
 //   struct Shared                           what the threads of a block share
 //   struct Own                              what a thread keeps from one part of the body to the
 //   next void operator()(Block& block) const     the body, a template over Block
+//   kLanes                                  threads of a group, where it has parts for groups
 //
 // The body is made of parts: block.each(part) runs part(thread, own) for all threads of the block
 // and ends with a barrier. What stands between parts is the same for all threads of the block. So a
-// part may read what others wrote in the parts before it, never what they write in its own.
+// part may read what others wrote in the parts before it, never what they write in its own. What is
+// read between parts may not be written in the next one: a thread that is ahead would change it.
+//
+// block.each_group(part) is the same for groups of kLanes threads, which walk through their part
+// together and may add up what each of them has: lanes.sum(term).
 #pragma once
 
 #include <cstdint>
@@ -39,6 +44,25 @@ struct Blocks {
 
 #ifdef __CUDACC__
 
+// The threads of a group, of which this is one.
+template <unsigned kLanes>
+struct Lanes {
+  static_assert(kLanes < kWarp && kWarp % kLanes == 0);
+  unsigned lane;
+
+  // One of them, to write what all of them know.
+  DEVICE bool leads() const { return lane == 0; }
+
+  // The sum of term(lane) over them, always in the same order: a tree.
+  template <typename Term>
+  DEVICE float sum(const Term& term) const {
+    const unsigned those = ((1u << kLanes) - 1) << threadIdx.x % kWarp / kLanes * kLanes;
+    float sum = term(lane);
+    for (unsigned step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(those, sum, step);
+    return sum;
+  }
+};
+
 template <typename Kernel>
 struct Block {
   unsigned x, y, z;
@@ -55,6 +79,14 @@ struct Block {
   template <typename Part>
   DEVICE void each_warp(const Part& part) {
     part(threadIdx.x / kWarp, own);
+    __syncthreads();
+  }
+
+  // part(group, lanes).
+  template <typename Part>
+  DEVICE void each_group(const Part& part) {
+    constexpr unsigned kLanes = Kernel::kLanes;
+    part(threadIdx.x / kLanes, Lanes<kLanes>{threadIdx.x % kLanes});
     __syncthreads();
   }
 };
@@ -85,13 +117,27 @@ void launch(const Kernel& kernel, Blocks blocks, Where where) {
   check(status);
 }
 
-// An integer in shared memory: the order of the additions does not matter.
-DEVICE void add(std::int32_t& to, std::int32_t value) { atomicAdd(&to, value); }
+// To an integer in shared memory; returns what it was. The order of the additions is not known.
+DEVICE std::int32_t add(std::int32_t& to, std::int32_t value) { return atomicAdd(&to, value); }
 
 #else
 
 // The order in which a part goes through the threads. A result that depends on it has a race.
 inline bool backwards = false;
+
+template <unsigned kLanes>
+struct Lanes {
+  bool leads() const { return true; }
+
+  template <typename Term>
+  float sum(const Term& term) const {
+    float sums[kLanes];
+    for (unsigned lane = 0; lane < kLanes; ++lane) sums[lane] = term(lane);
+    for (unsigned step = kLanes / 2; step > 0; step /= 2)
+      for (unsigned lane = 0; lane < step; ++lane) sums[lane] += sums[lane + step];
+    return sums[0];
+  }
+};
 
 template <typename Kernel>
 struct Block {
@@ -106,6 +152,12 @@ struct Block {
   template <typename Part>
   void each_warp(const Part& part) {
     each_of(Kernel::kThreads / kWarp, kWarp, part);
+  }
+  template <typename Part>
+  void each_group(const Part& part) {
+    constexpr unsigned kLanes = Kernel::kLanes;
+    each_of(Kernel::kThreads / kLanes, kLanes,
+            [&](unsigned group, auto&) { part(group, Lanes<kLanes>{}); });
   }
 
  private:
@@ -136,7 +188,10 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
   }
 }
 
-inline void add(std::int32_t& to, std::int32_t value) { to += value; }
+inline std::int32_t add(std::int32_t& to, std::int32_t value) {
+  to += value;
+  return to - value;
+}
 
 #endif
 

@@ -31,16 +31,14 @@ void weigh(const Pattern& pattern, const Weights& weights, const Tile& tile, flo
 
 // collect_edges.cu: `heads` is H
 void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, std::int64_t* present, Where where);
-void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-               const std::int64_t* starts, std::uint32_t* list, Where where);
+                std::int64_t* kept, Where where);
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where);
 
-// proximity.cu
-void sum_listed(const std::uint32_t* list, const std::int64_t* count, const float* node,
-                const float* sent, const float* share, float* weight, const Tile& tile,
-                unsigned hidden, Where where);
+// proximity.cu: `heads` is H
+void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
+            const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
+            unsigned hidden, const Settled& settled, Where where);
 void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
            std::uint8_t* levels, std::int32_t* degrees, Where where);
 

@@ -229,6 +229,91 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
 
 
+def settled_weights(edges: AttentionEdges) -> Tensor:
+    """Proximities [B, H, T, T], all of them exact, as the kernels sum them; -inf: no edge."""
+    weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
+    for tile, weight in ops._Proximity(edges).tiles():
+        place = torch.arange(tile.rows.stop)
+        found = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
+        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = found
+    return weights
+
+
+@pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # of a tile: a row, three heads, all
+def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: a bound stays only where both ends of its interval have one label."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
+    edges = proximity_edges(Problem(shape, backend="reference"))
+    weights = settled_weights(edges)
+    ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
+    at_a_weight, between = ordered[..., 5], ordered[..., 9:11].mean(-1)
+    cuts = torch.stack([ordered[..., 1], at_a_weight, at_a_weight * 0.9999, between])
+    cuts = cuts.clamp(min=0).sort(0, descending=True).values
+    kept = weights > cuts[:, :, None, :, None]
+    for found in both_orders(lambda: ops.edge_levels(edges, cuts)):
+        assert torch.equal(found.levels.long(), kept.sum(0).amax(1))
+        assert torch.equal(found.degrees.long(), kept.sum((2, 4)))
+        assert 0 < float(found.evaluated) < 1
+    close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
+
+
+@pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
+def test_many_sources(length: int) -> None:
+    shape = Shape(batch=1, heads=2, groups=1, length=length, d_k=3, d_v=4, hidden=5)
+    problem = Problem(shape, backend="reference")
+    # Equal attention, so that all sources count.
+    even = replace(problem.pattern, q=torch.zeros_like(problem.pattern.q))
+    edges = replace(proximity_edges(problem), pattern=even)
+    expected = reference.edge_mass(edges)
+    first, second = both_orders(lambda: ops.edge_mass(edges))
+    assert torch.equal(first, second)
+    close("mass", first, expected.double().numpy())
+    found = ops._Proximity(edges)
+    list(found.tiles())
+    assert torch.equal(found.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+
+
+def test_an_entry_that_is_zero() -> None:
+    """Of a node: what is added to it takes the node no nearer, whichever sign the zero has."""
+    problem = Problem(replace(WIDE, length=30), backend="reference")
+    problem.node[:, ::2, ::3] = 0.0
+    problem.node[:, ::2, 1::3] = -0.0
+    problem.node[0, 4] = 0
+    edges = proximity_edges(problem)
+    expected = reference.edge_mass(edges)
+    close("mass", ops.edge_mass(edges), expected.double().numpy())
+    assert ops.edge_mass(edges)[0, 4] == 0
+    cuts = torch.tensor([0.1, 0.01])[:, None, None] * expected
+    assert_levels(ops.edge_levels(edges, cuts), reference.edge_levels(edges, cuts))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_not_hidden(value: float) -> None:
+    """Of a node or of what a source sends: the mass is NaN where the definition's is."""
+    problem = Problem(Shape(), backend="reference")
+    cuts = torch.full((1, 2, 13), 1e-3)
+    problem.node[0, 3, 2] = value
+    in_node = proximity_edges(problem)
+    problem = Problem(Shape(), backend="reference")
+    problem.v[1, :, 5, 1] = torch.nan  # of all heads: the definition's highest level is NaN's
+    for edges in (in_node, proximity_edges(problem)):
+        mass, expected = ops.edge_mass(edges), reference.edge_mass(edges)
+        assert torch.equal(mass.isnan(), expected.isnan())
+        assert 0 < int(expected.isnan().sum()) < 26
+        assert_levels(ops.edge_levels(edges, cuts), reference.edge_levels(edges, cuts))
+
+
+def test_entries_are_ranked_once() -> None:
+    weight = proximity_edges(Problem(Shape(), backend="reference")).weight
+    assert isinstance(weight, ProximityWeight)
+    entry, dimension = weight.ranked
+    assert weight.ranked[0] is entry
+    assert torch.equal(entry, weight.node.gather(-1, dimension.long()))
+    assert (entry.abs().diff(dim=-1) >= 0).all()
+    assert torch.equal(dimension.long().sort().values[0, 0], torch.arange(11))
+
+
 def test_small_proximities_are_not_rounded_away() -> None:
     """Of an edge so small that taking it from the node leaves the node's float32 as it is."""
     node, v = torch.full((1, 1, 3), 8.0), torch.full((1, 1, 1, 1), 1e-9)
@@ -240,13 +325,25 @@ def test_small_proximities_are_not_rounded_away() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # where nothing is computed, but checked
 def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> None:
-    left, right = torch.randn(2, 5, 300).to(dtype), torch.randn(7, 300).T
-    found = ops._product(left.to(device), right.to(device))
-    assert (found.dtype, found.shape) == (torch.float32, (2, 5, 7))
-    if device == "cpu":
-        expected = left.double() @ right.double()
-        rounded = (left.float() @ right - expected).abs().max()
-        assert (found - expected).abs().max() < 3 * rounded + 1e-6
+    many = torch.randn(2, 5, 300).to(dtype), torch.randn(2, 7, 300).transpose(1, 2)
+    for left, right in (many, (many[0][0], many[1][0])):  # several at once, and one
+        found = ops._product(left.to(device), right.to(device))
+        assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
+        if device == "cpu":
+            expected = left.double() @ right.double()
+            rounded = (left.float() @ right - expected).abs().max()
+            assert (found - expected).abs().max() < 3 * rounded + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count"), [(torch.float32, 3), (torch.float16, 2), (torch.bfloat16, 1)]
+)
+def test_pieces_of_8_bits(dtype: torch.dtype, count: int) -> None:
+    """bfloat16, and their sum is the tensor."""
+    tensor = torch.randn(50).to(dtype)
+    pieces = ops._pieces(tensor)
+    assert [piece.dtype for piece in pieces] == [torch.bfloat16] * count
+    assert torch.equal(sum(piece.double() for piece in pieces), tensor.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
