@@ -34,12 +34,14 @@ def _where(device: torch.device) -> tuple[int, int]:
     return stream.device_index, stream.cuda_stream
 
 
-def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int, on: torch.device) -> int:
     """Of a contiguous tensor: a kernel believes what it is told."""
     if tensor.dtype != dtype or not tensor.is_contiguous():
         raise TypeError(f"{name} is not a contiguous tensor of {dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(shape)}")
+    if tensor.device != on:
+        raise ValueError(f"{name} is on {tensor.device}; wanted on {on}, as the others are")
     return tensor.data_ptr()
 
 
@@ -55,35 +57,36 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
     result = torch.empty_like(reach, memory_format=torch.contiguous_format)
     if not result.numel():
         return result
-    shape = (batch, length, length)
+    shape, device, method = (batch, length, length), reach.device, method or METHOD
     reach, levels = reach.contiguous(), levels.contiguous()
     # On the device: the host need not know how many levels there are.
-    most = levels.amax()
+    most = levels.amax() if method == "boolean" else levels
     _cuda.bottleneck(
-        _address("reach", reach, torch.uint8, *shape),
-        _address("levels", levels, torch.uint8, *shape),
+        _address("reach", reach, torch.uint8, *shape, on=device),
+        _address("levels", levels, torch.uint8, *shape, on=device),
         most.data_ptr(),
         result.data_ptr(),
         batch,
         length,
-        method or METHOD,
-        *_where(reach.device),
+        method,
+        *_where(device),
     )
     return result
 
 
 def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
     strata, batch, length = degrees.shape
-    result = torch.empty(degrees.shape, dtype=torch.int64, device=degrees.device)
+    device = degrees.device
+    result = torch.empty(degrees.shape, dtype=torch.int64, device=device)
     reach, degrees = reach.contiguous(), degrees.contiguous()
     _cuda.trace_sizes(
-        _address("reach", reach, torch.uint8, batch, length, length),
-        _address("degrees", degrees, torch.int32, strata, batch, length),
+        _address("reach", reach, torch.uint8, batch, length, length, on=device),
+        _address("degrees", degrees, torch.int32, strata, batch, length, on=device),
         result.data_ptr(),
         strata,
         batch,
         length,
-        *_where(reach.device),
+        *_where(device),
     )
     return result
 
@@ -162,7 +165,7 @@ class _Weighing:
         if tensor is None:
             return 0
         self.held.append(_floats(tensor))
-        return _address(name, self.held[-1], torch.float32, *shape)
+        return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
 
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
         groups, width = pattern.k.shape[1], pattern.q.shape[-1]
@@ -170,7 +173,7 @@ class _Weighing:
         if pattern.segments is not None:
             self.held.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
-            segments = _address("segments", self.held[-1], torch.int32, *shape)
+            segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
             self.address("q", pattern.q, self.batch, self.heads, self.length, width),
             self.address("k", pattern.k, self.batch, groups, self.length, width),
@@ -255,10 +258,11 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    strata, batch, length = cuts.shape
     weighing = _Weighing(edges)
-    heads, device, where = weighing.heads, weighing.device, weighing.where
-    cuts = _floats(cuts)
+    batch, heads, length = edges.pattern.shape
+    device, where = weighing.device, weighing.where
+    cuts, strata = _floats(cuts), len(cuts)
+    every_cut = weighing.address("cuts", cuts, strata, batch, length)
     floor = cuts[-1]
     tiles = list(_tiles(batch, 0, heads, length))
     counts = torch.zeros(batch, heads, length, dtype=torch.int64, device=device)
@@ -283,7 +287,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
         weight = weight if len(tiles) == 1 and weight is not None else weighing.weigh(tile)
         _cuda.table_rows(
             weight.data_ptr(),
-            cuts.data_ptr(),
+            every_cut,
             strata,
             tile.plain,
             heads,
@@ -351,16 +355,16 @@ class _Proximity:
     ) -> None:
         """Put weights right in place."""
         batch, heads, length = self.sums.shape
-        hidden = sent.shape[-1]
+        hidden, device = self.weight.node.shape[-1], self.weighing.device
         entry, dimension = self.weight.ranked
         shape = (tile.heads, batch, length)
         _cuda.settle(
             (
-                _address("node", entry, torch.float32, batch, length, hidden),
-                _address("node", dimension, torch.int32, batch, length, hidden),
+                _address("node", entry, torch.float32, batch, length, hidden, on=device),
+                _address("node", dimension, torch.int32, batch, length, hidden, on=device),
             ),
-            _address("sent", sent, torch.float32, *shape, hidden),
-            _address("most", most, torch.float32, *shape),
+            _address("w_o", sent, torch.float32, *shape, hidden, on=device),
+            most.data_ptr(),
             share.data_ptr(),
             self.cuts,
             self.strata,

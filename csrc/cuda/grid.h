@@ -103,18 +103,36 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
 
 void check(cudaError_t status);  // throws what went wrong
 
+// Sets the device where it is not the current one already: setting it makes a context on it.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_));
+    if (device == before_) return;
+    check(cudaSetDevice(device));
+    changed_ = true;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 template <typename Kernel>
-void launch(const Kernel& kernel, Blocks blocks, Where where) {
+void launch(Kernel kernel, Blocks blocks, Where where) {
   if (blocks.count() == 0) return;
   if (blocks.count() > 0x7FFFFFFF) check(cudaErrorInvalidConfiguration);
-  int before = 0;
-  check(cudaGetDevice(&before));
-  check(cudaSetDevice(where.device));
-  run<Kernel><<<static_cast<unsigned>(blocks.count()), Kernel::kThreads, 0,
-                reinterpret_cast<cudaStream_t>(where.stream)>>>(kernel, blocks);
-  const cudaError_t status = cudaGetLastError();
-  check(cudaSetDevice(before));
-  check(status);
+  const OnDevice on_device(where.device);
+  void* arguments[] = {&kernel, &blocks};
+  // The status of this launch, and not what others left behind.
+  check(cudaLaunchKernel(run<Kernel>, dim3(static_cast<unsigned>(blocks.count())),
+                         dim3(Kernel::kThreads), arguments, 0,
+                         reinterpret_cast<cudaStream_t>(where.stream)));
 }
 
 // To an integer in shared memory; returns what it was. The order of the additions is not known.

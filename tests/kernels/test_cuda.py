@@ -140,10 +140,28 @@ def test_what_a_kernel_would_believe_is_checked() -> None:
         ops.bottleneck(square, square, "fast")
     with pytest.raises(ValueError, match="tensors are on meta"):
         ops.bottleneck(square.to("meta"), square.to("meta"))
+    with pytest.raises(ValueError, match="levels is on meta; wanted on cpu, as the others are"):
+        ops.bottleneck(square, square.to("meta"))
     problem = Problem(Shape(), backend="reference")
     edges = problem.edges(NormWeight(torch.ones(2, 3, 13)))
     with pytest.raises(ValueError, match=r"source has shape \[2, 3, 13\]; wanted \[2, 4, 13\]"):
         ops.collect_edges(edges, torch.zeros(1, 2, 13))
+    for op, whose in (
+        (ops.collect_edges, written_edges(problem)),
+        (ops.edge_levels, proximity_edges(problem)),
+    ):
+        with pytest.raises(ValueError, match=r"cuts has shape \[1, 2, 12\]; wanted \[1, 2, 13\]"):
+            op(whose, torch.zeros(1, 2, 12))
+        with pytest.raises(ValueError, match="cuts is on meta"):
+            op(whose, torch.zeros(1, 2, 13, device="meta"))
+
+
+def test_the_highest_level_is_looked_up_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reach, levels = level_maps(0, 1, 9, strata=3, zeros=0.3)
+    monkeypatch.setattr(Tensor, "amax", None)
+    ops.bottleneck(reach, levels, "packed")
+    with pytest.raises(TypeError):
+        ops.bottleneck(reach, levels, "boolean")
 
 
 # ---- edges -----------------------------------------------------------------------------------
