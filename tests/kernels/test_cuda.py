@@ -105,7 +105,7 @@ def test_tensors_of_any_layout(method: str) -> None:
     assert torch.equal(result, ops.bottleneck(reach, levels, method))
 
 
-@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5)])
+@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5), (130, 4), (40, 2)])
 @pytest.mark.usefixtures("order")
 def test_sizes_are_the_definition(length: int, strata: int) -> None:
     reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
