@@ -6,15 +6,18 @@
 //
 // Two ways, and which is faster on which GPU is to be measured:
 //
+// Blocks with the longest way between outputs and sources come first, so that none is left over at
+// the end; those with sources after outputs are not there, and the others write their zeros.
+//
 // Packed. A matrix product in another algebra, blocked like one: a block of threads owns 64 outputs
 // t and 64 sources i, walks over the nodes j between them 32 at a time, and each thread keeps 8 x 8
 // results in registers. Two levels share a register, as the last bits of two numbers in half
 // precision between 1 and 1.25: these compare as levels do, as whole numbers too. GPUs since sm_90
 // have a minimum of pairs of 16 bits and a maximum of three operands, so that two nodes cost two
 // minima and one maximum of pairs; older ones have minimum and maximum of pairs in half precision.
-// For 2 nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Threads
-// of a warp read a row of it in runs of 16 bytes; the rows of `reach` are padded so that storing
-// them transposed has no bank conflicts.
+// For 2 nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Levels
+// are read as words of four, a tile ahead, and a permutation of bytes makes a pair; byte by byte
+// where the diagonal or an edge runs through the tile, or rows begin anywhere.
 //
 // Boolean. The result is the number of levels k >= 1 for which some j has reach >= k and levels >=
 // k: a product of 0 / 1 matrices on the tensor cores for each k up to the highest, T^3 / 3
@@ -72,68 +75,134 @@ DEVICE Byte entry(const Byte* matrix, unsigned length, unsigned row, unsigned co
   return row < length && column <= row ? matrix[std::uint64_t{row} * length + column] : Byte{0};
 }
 
-// The outputs and sources of a block; the blocks with the longest way between them come first.
+// Pairs of a side of the outputs with one of the sources, those with the longest way between them
+// first; sources come after no output, so that half of all pairs are left out.
 struct Place {
-  unsigned first, column;
+  unsigned first, column;  // the first output, the first source
 
   DEVICE Place(unsigned block, unsigned length) {
-    const unsigned sides = (length + kSide - 1) / kSide;
-    first = (sides - 1 - block / sides) * kSide;
-    column = block % sides * kSide;
+    unsigned pairs = 1;  // with as long a way as the block's
+    for (; block >= pairs; ++pairs) block -= pairs;
+    column = block * kSide;
+    first = column + ((length + kSide - 1) / kSide - pairs) * kSide;
   }
-  // One past the nodes between them; `column` where there are none.
+  // One past the nodes between them.
   DEVICE unsigned end(unsigned length) const {
-    const unsigned last = first + kSide < length ? first + kSide : length;
-    return last > column ? last : column;
+    return first + kSide < length ? first + kSide : length;
   }
 };
 
 Blocks blocks_of(unsigned batch, unsigned length) {
   const unsigned sides = (length + kSide - 1) / kSide;
-  return {sides * sides, batch};
+  return {batch, sides * (sides + 1) / 2};
+}
+
+// A thread's share of the zeros above the diagonal: where outputs are the block's sources.
+template <unsigned kThreads>
+DEVICE void clear_above(Byte* result, unsigned length, const Place& place, unsigned thread) {
+  if (place.first == place.column) return;  // the diagonal: its block writes all of it
+  for (unsigned i = thread; i < kSide * kSide; i += kThreads) {
+    const unsigned t = place.column + i / kSide, s = place.first + i % kSide;
+    if (s < length) result[std::uint64_t{t} * length + s] = 0;
+  }
 }
 
 // ---- packed ------------------------------------------------------------------------------------
 
+using Word = std::uint32_t;  // four levels
+
 struct alignas(16) Quad {
   Pair pair[4];
+};
+
+#ifdef __CUDACC__
+
+// Two of the bytes of a word as a pair; the other bytes of the pair are those of kNone.
+DEVICE Pair pair_of(Word four, unsigned low, unsigned high) {
+  return __byte_perm(four, kNone >> 24, 0x4040 | low | high << 8);
+}
+// The levels of two pairs.
+DEVICE Word bytes_of(Pair low, Pair high) { return __byte_perm(low, high, 0x6420); }
+
+#else
+
+inline Pair pair_of(Word four, unsigned low, unsigned high) {
+  return kNone | (four >> 8 * low & 0xFF) | (four >> 8 * high & 0xFF) << 16;
+}
+inline Word bytes_of(Pair low, Pair high) {
+  const auto two = [](Pair pair) { return (pair & 0xFF) | (pair >> 8 & 0xFF00); };
+  return two(low) | two(high) << 16;
+}
+
+#endif
+
+// A tile of a matrix, of whose words, `across` a row, each thread takes some.
+struct Operand {
+  const Byte* matrix;
+  unsigned length, row, column, across;
+  bool whole;  // below the diagonal and inside, and its words may be read as such
+
+  DEVICE Word word(unsigned at) const {
+    const std::uint64_t from = std::uint64_t{row + at / across} * length;
+    return *reinterpret_cast<const Word*>(matrix + from + column + at % across * 4);
+  }
+  DEVICE Word gathered(unsigned at) const {
+    Word found = 0;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+      found |= Word{entry(matrix, length, row + at / across, column + at % across * 4 + i)}
+               << 8 * i;
+    return found;
+  }
 };
 
 struct Packed {
   const Byte *reach, *levels;
   Byte* result;
   unsigned length;
+  bool words;  // rows begin at multiples of 4 bytes
 
   static constexpr unsigned kEach = 8;    // outputs, and sources, of a thread
   static constexpr unsigned kAcross = 8;  // threads along the sources
   static constexpr unsigned kThreads = 64;
-  static constexpr unsigned kStride = (kSide + 4) / 4;  // quads
+  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kTurns = kSide * kNodes / 4 / kThreads;  // words of a thread
 
   struct Shared {
-    Quad reach[kNodes][kStride];     // [j, t], each level twice
+    Quad reach[kNodes][kSide / 4];   // [j, t], each level twice; see `swizzled`
     Quad levels[kNodes][kSide / 8];  // [j, i], two levels a pair
   };
   struct Own {
     Quad best[kEach];  // of each output, 8 sources
+    Word reach[kTurns], levels[kTurns];
   };
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const std::uint64_t sequence = std::uint64_t{block.y} * length * length;
-    const Place place(block.x, length);
-    block.each([&](unsigned, Own& own) {
+    const std::uint64_t sequence = std::uint64_t{block.x} * length * length;
+    const Place place(block.y, length);
+    const unsigned end = place.end(length);
+    block.each([&](unsigned thread, Own& own) {
 #pragma unroll
       for (unsigned r = 0; r < kEach; ++r) own.best[r] = {kNone, kNone, kNone, kNone};
+      fetch(reach_of(sequence, place, place.column), levels_of(sequence, place, place.column),
+            thread, own);
+      clear_above<kThreads>(result + sequence, length, place, thread);
     });
-    for (unsigned node = place.column; node < place.end(length); node += kNodes) {
-      block.each([&](unsigned thread, Own&) {
-        load_reach(reach + sequence, place.first, node, thread, block.shared);
-        load_levels(levels + sequence, node, place.column, thread, block.shared);
-      });
+    for (unsigned node = place.column; node < end; node += kNodes) {
+      const Operand left = reach_of(sequence, place, node);
+      const Operand right = levels_of(sequence, place, node);
+      block.each(
+          [&](unsigned thread, Own& own) { spread(left, right, thread, own, block.shared); });
       block.each([&](unsigned thread, Own& own) {
-        const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
-#pragma unroll 2
-        for (unsigned j = 0; j < kNodes; j += 2) add_nodes(block.shared, j, row, column, own);
+        const unsigned next = node + kNodes;
+        if (next < end)
+          fetch(reach_of(sequence, place, next), levels_of(sequence, place, next), thread, own);
+#pragma unroll 1
+        for (unsigned j = 0; j < kNodes; j += 4) {
+          add_nodes(block.shared, j, thread, own);
+          add_nodes(block.shared, j + 2, thread, own);
+        }
       });
     }
     block.each([&](unsigned thread, Own& own) {
@@ -142,21 +211,26 @@ struct Packed {
 #pragma unroll
       for (unsigned r = 0; r < kEach; ++r)
 #pragma unroll
-        for (unsigned c = 0; c < kEach; ++c)
+        for (unsigned c = 0; c < kEach; c += 4)
           if (t + r < length && i + c < length)
-            result[sequence + std::uint64_t{t + r} * length + i + c] =
-                static_cast<Byte>(own.best[r].pair[c / 2] >> c % 2 * 16);
+            write(result + sequence + std::uint64_t{t + r} * length, i + c,
+                  bytes_of(own.best[r].pair[c / 2], own.best[r].pair[c / 2 + 1]));
     });
   }
 
  private:
+  // Where the quad of outputs 4 q .. 4 q + 3 lies in the row of node j: a warp stores 8 quads of
+  // nodes of 4 outputs at once, in 32 banks, and reads whole quads.
+  static DEVICE unsigned swizzled(unsigned q, unsigned j) { return q ^ (j / 4); }
+
   // best <- max(best, min(reach, levels) of node j, the same of node j + 1).
-  DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned row, unsigned column,
-                        Own& own) const {
+  DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned thread, Own& own) const {
+    const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
     const Quad one = shared.levels[j][column], other = shared.levels[j + 1][column];
 #pragma unroll
     for (unsigned four = 0; four < kEach / 4; ++four) {
-      const Quad at = shared.reach[j][row + four], next = shared.reach[j + 1][row + four];
+      const unsigned q = swizzled(row + four, j);
+      const Quad at = shared.reach[j][q], next = shared.reach[j + 1][q];
 #pragma unroll
       for (unsigned r = 0; r < 4; ++r)
 #pragma unroll
@@ -168,27 +242,80 @@ struct Packed {
     }
   }
 
-  // A warp stores 8 nodes of 4 outputs: in 32 banks.
-  DEVICE void load_reach(const Byte* matrix, unsigned first, unsigned node, unsigned thread,
-                         Shared& shared) const {
-#pragma unroll 4
-    for (unsigned i = thread; i < kSide * kNodes; i += kThreads) {
-      const unsigned lane = i % kWarp, run = i / kWarp;
-      const unsigned j = lane / 4 + run % (kNodes / 8) * 8, t = lane % 4 + run / (kNodes / 8) * 4;
-      shared.reach[j][t / 4].pair[t % 4] =
-          kNone + 0x10001u * entry(matrix, length, first + t, node + j);
+  DEVICE Operand reach_of(std::uint64_t sequence, const Place& place, unsigned node) const {
+    const bool below = place.first + kSide <= length && node + kNodes <= place.first + 1;
+    return {reach + sequence, length, place.first, node, kNodes / 4, words && below};
+  }
+  DEVICE Operand levels_of(std::uint64_t sequence, const Place& place, unsigned node) const {
+    const bool below = node + kNodes <= length && place.column + kSide <= node + 1;
+    return {levels + sequence, length, node, place.column, kSide / 4, words && below};
+  }
+  // Which of an operand's words a thread takes: words of a row are next to one another.
+  static DEVICE unsigned reach_word(unsigned thread, unsigned turn) {
+    return thread + turn * kThreads;
+  }
+  static DEVICE unsigned levels_word(unsigned thread, unsigned turn) {
+    return (thread + turn / 2 * kThreads) * 2 + turn % 2;
+  }
+
+  // A tile's words, on their way while the one before is worked on.
+  DEVICE void fetch(const Operand& left, const Operand& right, unsigned thread, Own& own) const {
+    if (left.whole)
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        own.reach[turn] = left.word(reach_word(thread, turn));
+    if (right.whole)
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        own.levels[turn] = right.word(levels_word(thread, turn));
+  }
+
+  DEVICE void spread(const Operand& left, const Operand& right, unsigned thread, const Own& own,
+                     Shared& shared) const {
+    if (left.whole) {
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        put_reach(own.reach[turn], reach_word(thread, turn), shared);
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < kTurns; ++turn) {
+        const unsigned at = reach_word(thread, turn);
+        put_reach(left.gathered(at), at, shared);
+      }
+    }
+    if (right.whole) {
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        put_levels(own.levels[turn], levels_word(thread, turn), shared);
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < kTurns; ++turn) {
+        const unsigned at = levels_word(thread, turn);
+        put_levels(right.gathered(at), at, shared);
+      }
     }
   }
 
-  DEVICE void load_levels(const Byte* matrix, unsigned node, unsigned first, unsigned thread,
-                          Shared& shared) const {
-#pragma unroll 4
-    for (unsigned i = thread; i < kNodes * kSide / 2; i += kThreads) {
-      const unsigned j = i / (kSide / 2), pair = i % (kSide / 2), column = first + 2 * pair;
-      const Pair low = entry(matrix, length, node + j, column);
-      const Pair high = entry(matrix, length, node + j, column + 1);
-      shared.levels[j][pair / 4].pair[pair % 4] = kNone + (low | high << 16);
+  static DEVICE void put_reach(Word four, unsigned at, Shared& shared) {
+    const unsigned t = at / (kNodes / 4), j = at % (kNodes / 4) * 4;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+      shared.reach[j + i][swizzled(t / 4, j)].pair[t % 4] = pair_of(four, i, i);
+  }
+  static DEVICE void put_levels(Word four, unsigned at, Shared& shared) {
+    Quad& quad = shared.levels[at / (kSide / 4)][at % (kSide / 4) / 2];
+    quad.pair[at % 2 * 2] = pair_of(four, 0, 1);
+    quad.pair[at % 2 * 2 + 1] = pair_of(four, 2, 3);
+  }
+
+  DEVICE void write(Byte* row, unsigned i, Word found) const {
+    if (words) {
+      *reinterpret_cast<Word*>(row + i) = found;
+      return;
     }
+#pragma unroll
+    for (unsigned c = 0; c < 4; ++c)
+      if (i + c < length) row[i + c] = static_cast<Byte>(found >> 8 * c);
   }
 };
 
@@ -241,6 +368,7 @@ struct Boolean {
   unsigned length;
 
   static constexpr unsigned kThreads = 128;  // warps own 32 outputs and 32 sources
+  static constexpr unsigned kResident = 3;
   static constexpr unsigned kTiles = 2;
 
   struct Shared {  // in panels 16 wide: a product reads whole rows of them
@@ -254,10 +382,13 @@ struct Boolean {
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const std::uint64_t sequence = std::uint64_t{block.y} * length * length;
-    const Place place(block.x, length);
+    const std::uint64_t sequence = std::uint64_t{block.x} * length * length;
+    const Place place(block.y, length);
     const unsigned end = place.end(length), highest = *most;
     Shared& shared = block.shared;
+    block.each([&](unsigned thread, Own&) {
+      clear_above<kThreads>(result + sequence, length, place, thread);
+    });
     block.each_warp([&](unsigned, Own& own) {
       for_cells([&](unsigned r, unsigned c, unsigned i) { own.count[r][c][i] = 0; });
     });
@@ -330,7 +461,9 @@ struct Boolean {
 
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where) {
-  launch(Packed{reach, levels, result, length}, blocks_of(batch, length), where);
+  const auto address = [](const void* of) { return reinterpret_cast<std::uintptr_t>(of); };
+  const bool words = (length | address(reach) | address(levels) | address(result)) % 4 == 0;
+  launch(Packed{reach, levels, result, length, words}, blocks_of(batch, length), where);
 }
 
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,

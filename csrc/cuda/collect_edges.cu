@@ -44,6 +44,7 @@ struct CountRows {
   std::int64_t* kept;
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 16;
   struct Shared {
     std::int32_t kept;
   };
@@ -77,6 +78,7 @@ struct WriteRows {
   Table table;
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 16;
   struct Shared {
     unsigned sums[kThreads];
   };

@@ -4,6 +4,7 @@
 // A kernel is a structure of its arguments, with
 //
 //   kThreads                                threads of a block
+//   kResident                               blocks that a multiprocessor has registers for
 //   struct Shared                           what the threads of a block share
 //   struct Own                              what a thread keeps from one part of the body to the
 //   next void operator()(Block& block) const     the body, a template over Block
@@ -92,7 +93,7 @@ struct Block {
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, 1)
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kResident)
     run(const Kernel kernel, const Blocks blocks) {
   __shared__ typename Kernel::Shared shared;
   // In one dimension, as a device takes few blocks along the others.

@@ -69,6 +69,7 @@ struct Settle {
   Settled settled;
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 8;
   static constexpr unsigned kLanes = 8;
   static constexpr unsigned kSources = 1024;  // at a time
 
@@ -218,6 +219,7 @@ struct Label {
   std::int32_t* degrees;  // [K, B, T], of the heads so far
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 16;
   struct Shared {
     Cuts cuts;
     std::int32_t counts[kMostLevels];  // edges of each level

@@ -21,6 +21,7 @@ struct TraceSizes {
   unsigned strata, batch, length;
 
   static constexpr unsigned kThreads = 128;
+  static constexpr unsigned kResident = 4;
   static constexpr unsigned kOutputs = 8;
   static constexpr unsigned kStrata = 4;
   static constexpr unsigned kSums = kOutputs * kStrata;

@@ -36,6 +36,7 @@ struct Weigh {
   static constexpr unsigned kDepth = 16;
   static constexpr unsigned kAcross = kSide / 4;  // threads along either side
   static constexpr unsigned kThreads = kAcross * kAcross;
+  static constexpr unsigned kResident = 2;
 
   struct Shared {
     Four left[kDepth][kAcross + 1], right[kDepth][kAcross + 1];  // [d, t], [d, s]

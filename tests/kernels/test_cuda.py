@@ -71,7 +71,7 @@ def assert_product(reach: Tensor, levels: Tensor, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 193])
+@pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 132, 193, 256])
 @pytest.mark.usefixtures("order")
 def test_product_is_the_definition(length: int, method: str) -> None:
     strata = 255 if method == "packed" else 5  # a product a level
@@ -105,7 +105,21 @@ def test_tensors_of_any_layout(method: str) -> None:
     assert torch.equal(result, ops.bottleneck(reach, levels, method))
 
 
-@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5), (130, 4), (40, 2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_begin_anywhere(method: str) -> None:
+    """Of a length that is a multiple of 4, at an address that is not."""
+    maps = level_maps(7, 2, 132, strata=5, zeros=0.3)
+    shifted = []
+    for aligned in maps:
+        memory = torch.zeros(aligned.numel() + 1, dtype=torch.uint8)
+        shifted.append(memory[1:].view(aligned.shape).copy_(aligned))
+    for reach, levels in (shifted, (maps[0], shifted[1]), (shifted[0], maps[1])):
+        assert_product(reach, levels, method)
+
+
+@pytest.mark.parametrize(
+    ("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5), (130, 4), (40, 2)]
+)
 @pytest.mark.usefixtures("order")
 def test_sizes_are_the_definition(length: int, strata: int) -> None:
     reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
@@ -343,7 +357,8 @@ def test_small_proximities_are_not_rounded_away() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # where nothing is computed, but checked
 def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> None:
-    many = torch.randn(2, 5, 300).to(dtype), torch.randn(2, 7, 300).transpose(1, 2)
+    drawn = torch.randn(2, 12, 300, generator=torch.Generator().manual_seed(0))
+    many = drawn[:, :5].to(dtype), drawn[:, 5:].transpose(1, 2)
     for left, right in (many, (many[0][0], many[1][0])):  # several at once, and one
         found = ops._product(left.to(device), right.to(device))
         assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
