@@ -8,20 +8,29 @@ RuntimeError says what the CUDA runtime reports.
 DEVICE: str  # the type of the devices whose memory the addresses are of
 
 def bottleneck(
+    reach: int, levels: int, result: int, batch: int, length: int, device: int, stream: int
+) -> None:
+    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`."""
+
+def bottleneck_boolean(
     reach: int,
     levels: int,
     most: int,
+    planes: int,
+    some: int,
     result: int,
     batch: int,
     length: int,
-    method: str,
     device: int,
     stream: int,
 ) -> None:
-    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`.
+    """The same by a product of bits for each level up to the highest, `most`, uint8 [1].
 
-    `method` is packed or boolean; for the latter `most` is a uint8 [1], the highest level.
+    `planes` has room for those of `some` levels.
     """
+
+def plane_words(batch: int, length: int) -> int:
+    """Words, of 4 bytes, of the planes of one level."""
 
 def trace_sizes(
     reach: int,

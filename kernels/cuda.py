@@ -21,6 +21,7 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
 }
 
 METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
+PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 
 
@@ -57,20 +58,25 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
     result = torch.empty_like(reach, memory_format=torch.contiguous_format)
     if not result.numel():
         return result
-    shape, device, method = (batch, length, length), reach.device, method or METHOD
+    shape, device = (batch, length, length), reach.device
     reach, levels = reach.contiguous(), levels.contiguous()
-    # On the device: the host need not know how many levels there are.
-    most = levels.amax() if method == "boolean" else levels
-    _cuda.bottleneck(
+    maps = (
         _address("reach", reach, torch.uint8, *shape, on=device),
         _address("levels", levels, torch.uint8, *shape, on=device),
-        most.data_ptr(),
-        result.data_ptr(),
-        batch,
-        length,
-        method,
-        *_where(device),
     )
+    into = (result.data_ptr(), batch, length, *_where(device))
+    match method or METHOD:
+        case "packed":
+            _cuda.bottleneck(*maps, *into)
+        case "boolean":
+            # On the device: the host need not know how many levels there are.
+            most = levels.amax()
+            words = _cuda.plane_words(batch, length)
+            some = max(1, min(255, PLANE_WORDS // words))
+            planes = torch.empty(some * words, dtype=torch.int32, device=device)
+            _cuda.bottleneck_boolean(*maps, most.data_ptr(), planes.data_ptr(), some, *into)
+        case other:
+            raise ValueError(f"method={other!r} is neither packed nor boolean")
     return result
 
 

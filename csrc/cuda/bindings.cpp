@@ -9,7 +9,6 @@
 
 #include <array>
 #include <stdexcept>
-#include <string>
 
 #include "cuda/ops.h"
 
@@ -36,18 +35,19 @@ void check_strata(unsigned strata) {
   if (strata > 255) throw std::invalid_argument("cuts has more than 255 strata");
 }
 
-// `most` is read by the boolean way alone.
-void bind_bottleneck(Address reach, Address levels, Address most, Address result, unsigned batch,
-                     unsigned length, const std::string& method, int device, Address stream) {
-  const auto *from = at<const std::uint8_t>(reach), *by = at<const std::uint8_t>(levels);
-  auto* to = at<std::uint8_t>(result);
-  const Where where{device, stream};
-  if (method == "packed")
-    bottleneck(from, by, to, batch, length, where);
-  else if (method == "boolean")
-    bottleneck_boolean(from, by, at<const std::uint8_t>(most), to, batch, length, where);
-  else
-    throw std::invalid_argument("method='" + method + "' is neither packed nor boolean");
+void bind_bottleneck(Address reach, Address levels, Address result, unsigned batch, unsigned length,
+                     int device, Address stream) {
+  bottleneck(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
+             at<std::uint8_t>(result), batch, length, {device, stream});
+}
+
+void bind_bottleneck_boolean(Address reach, Address levels, Address most, Address planes,
+                             unsigned some, Address result, unsigned batch, unsigned length,
+                             int device, Address stream) {
+  if (some == 0) throw std::invalid_argument("planes of no level");
+  bottleneck_boolean(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
+                     at<const std::uint8_t>(most), at<std::uint32_t>(planes), some,
+                     at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
 void bind_trace_sizes(Address reach, Address degrees, Address result, unsigned strata,
@@ -153,9 +153,15 @@ PYBIND11_MODULE(MODULE, module) {
 #else
   module.attr("DEVICE") = "cuda";
 #endif
-  module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("most"),
-             py::arg("result"), py::arg("batch"), py::arg("length"), py::arg("method"), device,
-             stream, "Writes the (max, min) product into `result`.");
+  module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("result"),
+             py::arg("batch"), py::arg("length"), device, stream,
+             "Writes the (max, min) product into `result`.");
+  module.def("bottleneck_boolean", &bind_bottleneck_boolean, py::arg("reach"), py::arg("levels"),
+             py::arg("most"), py::arg("planes"), py::arg("some"), py::arg("result"),
+             py::arg("batch"), py::arg("length"), device, stream,
+             "The same by a product of bits for each level up to `most`.");
+  module.def("plane_words", &plane_words, py::arg("batch"), py::arg("length"),
+             "Words of the planes of one level.");
   module.def("trace_sizes", &bind_trace_sizes, py::arg("reach"), py::arg("degrees"),
              py::arg("result"), py::arg("strata"), py::arg("batch"), py::arg("length"), device,
              stream, "Writes the edges of every trace that enter one node layer into `result`.");

@@ -17,9 +17,12 @@ struct Where {
 // bottleneck.cu
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where);
+// In some levels at a time, planes of `some` of them being held: plane_words numbers a level.
+// `most` is the highest level [1].
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
-                        const std::uint8_t* most, std::uint8_t* result, unsigned batch,
-                        unsigned length, Where where);
+                        const std::uint8_t* most, std::uint32_t* planes, unsigned some,
+                        std::uint8_t* result, unsigned batch, unsigned length, Where where);
+std::uint64_t plane_words(unsigned batch, unsigned length);
 
 // trace_sizes.cu
 void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::int64_t* result,

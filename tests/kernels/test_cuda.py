@@ -78,8 +78,21 @@ def test_product_is_the_definition(length: int, method: str) -> None:
     assert_product(*level_maps(length, 2, length, strata, zeros=0.3), method)
 
 
-def test_boolean_product_of_all_levels_there_are() -> None:
-    assert_product(*level_maps(0, 1, 33, strata=255, zeros=0.5), "boolean")
+@pytest.mark.parametrize("levels", [1, 12, 127, 300])  # whose planes are held at once
+@pytest.mark.parametrize("strata", [0, 12, 13, 255])
+def test_boolean_product_of_all_levels_there_are(
+    levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "PLANE_WORDS", levels * ops._cuda.plane_words(2, 33))
+    assert_product(*level_maps(0, 2, 33, strata, zeros=0.5), "boolean")
+
+
+@pytest.mark.parametrize("length", [255, 256, 300])
+def test_boolean_product_of_many_nodes(length: int) -> None:
+    """Sparse, so that few of the paths that the product may miss are there twice."""
+    maps = level_maps(length, 1, length, strata=3, zeros=0.97)
+    for found in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
+        assert torch.equal(found, reference.bottleneck(*(m.tril() for m in maps)))
 
 
 @given(
