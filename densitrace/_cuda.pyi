@@ -120,7 +120,7 @@ def table_rows(
 ) -> None:
     """Writes the edges that clear the last of `cuts` [K, B, T] into a table, from `starts` on.
 
-    Its columns are sequence, head, source, target, weight (float32) and stratum, else int64.
+    Its columns are those of `densitrace.kernels.EdgeTable`.
     """
 
 def settle(

@@ -284,10 +284,17 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
         int(ends[-1]) if len(ends) else 0
     )  # the one wait: memory is wanted by how many there are
 
-    def column(dtype: torch.dtype = torch.int64) -> Tensor:
+    def column(dtype: torch.dtype) -> Tensor:
         return torch.empty(total, dtype=dtype, device=device)
 
-    table = EdgeTable(column(), column(), column(), column(), column(torch.float32), column())
+    table = EdgeTable(
+        column(torch.int32),
+        column(torch.int16),
+        column(torch.int32),
+        column(torch.int32),
+        column(torch.float32),
+        column(torch.uint8),
+    )
     for tile in tiles if total else ():
         # Weighed again, to the same bits, unless all of them are still held.
         weight = weight if len(tiles) == 1 and weight is not None else weighing.weigh(tile)

@@ -112,9 +112,9 @@ void bind_count_rows(Address weight, Address floor, const Tile& tile, unsigned h
 void bind_table_rows(Address weight, Address cuts, unsigned strata, const Tile& tile,
                      unsigned heads, Address starts, const std::array<Address, 6>& columns,
                      int device, Address stream) {
-  const auto integers = [&](std::size_t i) { return at<std::int64_t>(columns[i]); };
-  const Table table{integers(0), integers(1),           integers(2),
-                    integers(3), at<float>(columns[4]), integers(5)};
+  const Table table{at<std::int32_t>(columns[0]), at<std::int16_t>(columns[1]),
+                    at<std::int32_t>(columns[2]), at<std::int32_t>(columns[3]),
+                    at<float>(columns[4]),        at<std::uint8_t>(columns[5])};
   table_rows(at<const float>(weight), at<const float>(cuts), strata, tile, heads,
              at<const std::int64_t>(starts), table, {device, stream});
 }

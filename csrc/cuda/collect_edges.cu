@@ -4,9 +4,11 @@
 // passes: how many edges each row keeps; then, from where the caller's running sum of these puts
 // the row, the edges themselves. Nothing depends on the order in which blocks run.
 //
-// A block of threads owns a row, a thread a run of its columns, and a running sum over the threads
-// gives each its place. 4 bytes an edge are read, twice; a kept edge writes 44 bytes to the table:
-// sequence, head, source, target, weight, stratum.
+// A block of threads owns a row, and neighbours among them neighbouring columns. To write, it goes
+// over 4,096 columns at a time: which are kept is a bit each in shared memory; a word's bits are
+// counted, and a sum over the words before it, 16 of them and 16 at a time, gives each edge its
+// place. 4 bytes an edge are read twice, and kept ones once more from the caches; a kept edge
+// writes 19 bytes to the table: sequence, head, source, target, weight, stratum.
 
 #include <cmath>
 
@@ -17,7 +19,7 @@ namespace {
 
 constexpr unsigned kRowThreads = 128;
 
-// A block's row, and a thread's share of it.
+// A block's row.
 struct Row {
   unsigned b, h, t, sources;
   std::uint64_t index;  // [B, H, T]
@@ -30,11 +32,6 @@ struct Row {
         sources(t + 1),
         index((std::uint64_t{b} * heads + h) * tile.length + t),
         first((std::uint64_t{slice} * tile.rows + x) * (tile.first + tile.rows)) {}
-
-  DEVICE unsigned begin(unsigned thread) const {
-    const unsigned run = (sources + kRowThreads - 1) / kRowThreads;
-    return thread * run < sources ? thread * run : sources;
-  }
 };
 
 struct CountRows {
@@ -78,38 +75,63 @@ struct WriteRows {
   Table table;
 
   static constexpr unsigned kThreads = kRowThreads;
-  static constexpr unsigned kResident = 16;
+  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kBits = 32;
+  static constexpr unsigned kColumns = kThreads * kBits;  // at a time: a word a thread
+  static constexpr unsigned kRun = 16;                    // words summed by one thread
+  static constexpr unsigned kRuns = kThreads / kRun;
+
   struct Shared {
-    unsigned sums[kThreads];
+    std::int32_t words[kThreads];   // a bit a column: its edge is kept
+    unsigned counts[kThreads];      // of bits
+    unsigned runs[kRuns];           // and of those of runs of words
+    unsigned before[kThreads + 1];  // kept edges in earlier words
   };
   struct Own {
-    unsigned count, before;
+    std::int64_t place;  // of the next edge that is kept
   };
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
     const Row row(tile, heads, block.x, block.y);
     const float lowest = cut(row, strata - 1);
-    unsigned* sums = block.shared.sums;
-    block.each([&](unsigned thread, Own& own) {
-      own.count = 0;
-      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s)
-        own.count += weight[row.first + s] > lowest;
-      sums[thread] = own.count;
-    });
-    for (unsigned step = 1; step < kThreads; step *= 2) {
-      block.each([&](unsigned thread, Own& own) {
-        own.before = thread >= step ? sums[thread - step] : 0;
+    Shared& shared = block.shared;
+    block.each([&](unsigned, Own& own) { own.place = starts[row.index]; });
+    for (unsigned start = 0; start < row.sources; start += kColumns) {
+      const unsigned end = row.sources - start < kColumns ? row.sources : start + kColumns;
+      block.each([&](unsigned thread, Own&) { shared.words[thread] = 0; });
+      block.each([&](unsigned thread, Own&) {
+        for (unsigned s = start + thread; s < end; s += kThreads)
+          if (weight[row.first + s] > lowest)
+            add(shared.words[(s - start) / kBits], static_cast<std::int32_t>(1u << s % kBits));
       });
-      block.each([&](unsigned thread, Own& own) { sums[thread] += own.before; });
+      block.each([&](unsigned thread, Own&) {
+        shared.counts[thread] = bits(static_cast<unsigned>(shared.words[thread]));
+      });
+      block.each([&](unsigned thread, Own&) {
+        if (thread >= kRuns) return;
+        unsigned sum = 0;
+        for (unsigned i = 0; i < kRun; ++i) sum += shared.counts[thread * kRun + i];
+        shared.runs[thread] = sum;
+      });
+      block.each([&](unsigned thread, Own&) {
+        unsigned sum = 0;
+        for (unsigned run = 0; run < thread / kRun; ++run) sum += shared.runs[run];
+        for (unsigned i = thread / kRun * kRun; i < thread; ++i) sum += shared.counts[i];
+        shared.before[thread] = sum;
+        if (thread == kThreads - 1) shared.before[kThreads] = sum + shared.counts[thread];
+      });
+      block.each([&](unsigned thread, Own& own) {
+        for (unsigned s = start + thread; s < end; s += kThreads) {
+          const unsigned at = (s - start) / kBits, bit = 1u << s % kBits;
+          const unsigned word = static_cast<unsigned>(shared.words[at]);
+          if ((word & bit) == 0) continue;
+          const unsigned earlier = shared.before[at] + bits(word & (bit - 1));
+          write(own.place + earlier, row, s, weight[row.first + s]);
+        }
+        own.place += shared.before[kThreads];
+      });
     }
-    block.each([&](unsigned thread, Own& own) {
-      std::int64_t place = starts[row.index] + sums[thread] - own.count;
-      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s) {
-        const float value = weight[row.first + s];
-        if (value > lowest) write(place++, row, s, value);
-      }
-    });
   }
 
  private:
@@ -120,12 +142,12 @@ struct WriteRows {
   DEVICE void write(std::int64_t place, const Row& row, unsigned s, float value) const {
     unsigned stratum = 0;  // the first whose cut it clears
     for (unsigned k = 0; k < strata; ++k) stratum += value <= cut(row, k);
-    table.sequence[place] = row.b;
-    table.head[place] = row.h;
-    table.source[place] = s;
-    table.target[place] = row.t;
+    table.sequence[place] = static_cast<std::int32_t>(row.b);
+    table.head[place] = static_cast<std::int16_t>(row.h);
+    table.source[place] = static_cast<std::int32_t>(s);
+    table.target[place] = static_cast<std::int32_t>(row.t);
     table.weight[place] = value;
-    table.stratum[place] = stratum;
+    table.stratum[place] = static_cast<std::uint8_t>(stratum);
   }
 };
 

@@ -31,9 +31,11 @@ struct Weights {
 
 // A table of edges, a column an array.
 struct Table {
-  std::int64_t *sequence, *head, *source, *target;
+  std::int32_t* sequence;
+  std::int16_t* head;
+  std::int32_t *source, *target;
   float* weight;
-  std::int64_t* stratum;
+  std::uint8_t* stratum;
 };
 
 // Targets [first, first + rows) of the heads [head, head + heads) of all sequences, and their

@@ -139,6 +139,9 @@ void launch(Kernel kernel, Blocks blocks, Where where) {
 // To an integer in shared memory; returns what it was. The order of the additions is not known.
 DEVICE std::int32_t add(std::int32_t& to, std::int32_t value) { return atomicAdd(&to, value); }
 
+// How many bits of a word are set.
+DEVICE unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__popc(word)); }
+
 #else
 
 // The order in which a part goes through the threads. A result that depends on it has a race.
@@ -208,9 +211,12 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
 }
 
 inline std::int32_t add(std::int32_t& to, std::int32_t value) {
-  to += value;
-  return to - value;
+  const std::int32_t before = to;
+  to =
+      static_cast<std::int32_t>(static_cast<std::uint32_t>(to) + static_cast<std::uint32_t>(value));
+  return before;
 }
+inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builtin_popcount(word)); }
 
 #endif
 

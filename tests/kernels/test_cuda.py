@@ -226,6 +226,22 @@ def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time
+@pytest.mark.usefixtures("order")
+def test_table_of_long_rows(length: int) -> None:
+    problem = Problem(Shape(batch=1, heads=1, groups=1, length=length), backend="reference")
+    drawn = torch.full((1, 1, length, length), -1.0)
+    drawn[..., -3:, :] = problem.normal(1, 1, 3, length)  # the longest
+    edges = AttentionEdges(
+        replace(problem.pattern, lse=torch.zeros(1, 1, length)), GivenWeight(drawn)
+    )
+    cuts = torch.zeros(1, 1, length)
+    kept = (drawn[0, 0].tril() > 0).nonzero()
+    found = ops.collect_edges(edges, cuts)
+    assert torch.equal(torch.stack([found.target, found.source], 1), kept.int())
+    assert torch.equal(found.weight, drawn[0, 0][tuple(kept.T)])
+
+
 def test_table_of_nothing() -> None:
     edges = written_edges(Problem(Shape(), backend="reference"))
     assert rows_of(ops.collect_edges(edges, torch.full((2, 2, 13), torch.inf))) == []
@@ -241,7 +257,8 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
     first, second = both_orders(lambda: ops.collect_edges(edges, cuts))
     for name, column in vars(first).items():
         assert torch.equal(column, getattr(second, name)), name
-    at = dense[first.sequence, first.head, first.target, first.source]
+    columns = (first.sequence, first.head, first.target, first.source)
+    at = dense[tuple(column.long() for column in columns)]
     torch.testing.assert_close(first.weight, at, rtol=2e-5, atol=0)
     assert len(first.weight) == len(reference.collect_edges(edges, cuts).weight)
 
