@@ -21,7 +21,7 @@ failed=()
 part() {
     local name=$1 status
     shift
-    if [[ -n ${ONLY:-} && " build $ONLY " != *" $name "* ]]; then
+    if [[ -n ${ONLY:-} && " build built $ONLY " != *" $name "* ]]; then
         return 0
     fi
     echo "== $name"
@@ -54,6 +54,18 @@ build() {
     from_checkout
 }
 
+# Tests of what is not built are skipped: where it could be built that is no pass.
+built() {
+    if ! command -v "${CUDA_HOME:+$CUDA_HOME/bin/}nvcc" >/dev/null; then
+        echo "nvcc is not here: CUDA kernels are neither built nor tested"
+        return 0
+    fi
+    "$PYTHON" -P -c 'import densitrace._cuda' && return 0
+    echo "nvcc is here, but CUDA kernels were not built: pip install -v -e . shows why"
+    return 1
+}
+
+# checked BACKEND: its ops under both tools.
 checked() {
     local sanitizer
     sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
@@ -67,7 +79,7 @@ checked() {
     for tool in memcheck racecheck; do
         echo "-- $tool"
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            --target-processes all "$PYTHON" -P -m pytest -q -m gpu -k sanitized \
+            --target-processes all "$PYTHON" -P -m pytest -q -m gpu -k "sanitized and $1" \
             tests/kernels/test_gpu.py || status=$?
     done
     return "$status"
@@ -100,6 +112,7 @@ part build build
 if [[ -d build/checkout ]]; then
     export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
 fi
+part built built
 # Before the tests, which then hold for what was found.
 if [[ ${TUNE:-0} == 1 ]]; then
     part tune tune
@@ -107,7 +120,8 @@ fi
 # -P: the root stays off the path, where kernels/ would pass for another package. By name, as tests
 # of other parts import packages that a GPU machine may lack.
 part tests "$PYTHON" -P -m pytest -m gpu tests/kernels/test_gpu.py
-part sanitizer checked
+part sanitizer-cuda checked cuda
+part sanitizer-triton checked triton
 part kernels env OUT="$OUT/kernels" "$PYTHON" -P -m pytest -m gpu benches/test_kernels_gpu.py
 part engine env OUT="$OUT/engine" "$PYTHON" -P -m pytest -m gpu benches/test_engine_gpu.py
 part modes "$PYTHON" -P benches/scan_gpu.py modes --out "$OUT/modes"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import Costs, moved_bytes
 from device_models import SHAPES
+from device_timing import VECTOR_RATE
 from ledger import figure, write_record
 from op_cases import Case, cases
 from problems import STRATA, AttentionProblem, PredictionProblem
@@ -35,7 +36,6 @@ from densitrace.tracer.nodes import Node
 RATE = click.FloatRange(0, inf, min_open=True)  # a second
 META = torch.device("meta")
 DTYPE = torch.bfloat16
-VECTOR = ("bottleneck", "trace_sizes")  # beside what is weighed by proximity: no products
 # Calls a block in a scan under thresholds, live; a block has one attention and one MLP node layer.
 CALLS = {
     "source_norms, L1": 1,
@@ -53,7 +53,7 @@ class Device:
     """What a data sheet promises."""
 
     products: float = 989e12  # operations a second in bfloat16, dense: H100 SXM
-    vector: float = 33.5e12  # half of its 67 TFLOP/s, which count a fused addition
+    vector: float = VECTOR_RATE
     bytes: float = 3.35e12  # a second
 
 
@@ -152,7 +152,7 @@ def op_rows(config: Any, length: int, strata: int) -> list[Row]:
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), result(case, attention))
         calls = config.num_hidden_layers * CALLS.get(name, 0) + (name in ONCE)
-        products = case.op not in VECTOR and not by_proximity(case)
+        products = costs.are_products(case.op, case.arguments)
         operations = costs.operations(case.op, case.arguments)
         rows.append(Row(name, operations, moved, products, calls))
     return rows

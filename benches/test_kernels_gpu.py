@@ -1,9 +1,10 @@
 """How near is each op on a GPU to what the device reaches on work that suits it?
 
 Each op on an attention node of a random model of a well-known shape, one row of T tokens, bfloat16,
-12 strata. `of ceiling` is the time that the device's best would take, a large product for its
-operations or a large copy for its bytes, whichever is longer, over the time taken. Operations and
-bytes are those of measuring/costs.py. Beside attention stands causal SDPA on the same shapes.
+12 strata. `x limit` is the time taken over the least that it could take: its operations at the rate
+of a large product, or of the vector units where they are no products, or its bytes at that of a
+large copy, whichever is longest. Operations and bytes are those of measuring/costs.py. Beside
+attention stands causal SDPA on the same shapes.
 """
 
 import gc
@@ -65,12 +66,15 @@ def note_ops(
     """A row for each op, and for SDPA on the same shapes."""
     device, costs = attention.v.device, costs_of(attention, prediction)
 
-    def note(name: str, by: str, run: Run, operations: int, moved: int) -> None:
+    def note(
+        name: str, by: str, run: Run, operations: int, moved: int, products: bool = True
+    ) -> None:
+        limit = reached.limit(operations * products, operations * (not products), moved)
         seconds = measure_on(device, run, {}).seconds
         record.add(
             title, name, by=by, ms=1e3 * seconds, TFLOP=operations / 1e12, GB=moved / 1e9,
             TFLOP_a_second=operations / seconds / 1e12, GB_a_second=moved / seconds / 1e9,
-            of_ceiling=reached.fraction(seconds, operations, moved),
+            x_limit=seconds / limit,
         )  # fmt: skip
 
     for name, lanes in (("SDPA", False), ("SDPA of all lanes", True)):
@@ -86,12 +90,14 @@ def note_ops(
         if by == "reference" and costs.length not in PLAIN_LENGTHS:
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
-        note(name, by, case.run, costs.operations(case.op, case.arguments), moved)
+        operations = costs.operations(case.op, case.arguments)
+        products = costs.are_products(case.op, case.arguments)
+        note(name, by, case.run, operations, moved, products)
     if device.type == "cuda" and not dispatch.missing("cuda"):
         levels = kernels.edge_levels(attention.edges, attention.cuts).levels
         run = partial(import_module(CUDA).bottleneck, levels, levels, "boolean")
         moved = moved_bytes(levels, levels, run())
-        note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved)
+        note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved, False)
 
 
 # ---- on the GPU ------------------------------------------------------------------------------
@@ -103,7 +109,8 @@ def reached(record: DeviceRecord) -> Ceilings:
     record.add(
         "ceilings",
         "measured",
-        TFLOP_a_second=found.operations / 1e12,
+        TFLOP_a_second=found.products / 1e12,
+        vector_TOP_a_second=found.vector / 1e12,
         GB_a_second=found.bytes / 1e9,
     )
     return found

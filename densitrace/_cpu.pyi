@@ -131,12 +131,12 @@ def lane_attention(
 def collect_edges(
     edges: Edges, cuts: Floats, threads: int, isa: str = "auto"
 ) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.int16],
+    NDArray[np.int32],
+    NDArray[np.int32],
     Floats,
-    NDArray[np.int64],
+    NDArray[np.uint8],
 ]:
     """The kept edges: sequence, head, source, target, weight, stratum."""
 

@@ -8,20 +8,29 @@ RuntimeError says what the CUDA runtime reports.
 DEVICE: str  # the type of the devices whose memory the addresses are of
 
 def bottleneck(
+    reach: int, levels: int, result: int, batch: int, length: int, device: int, stream: int
+) -> None:
+    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`."""
+
+def bottleneck_boolean(
     reach: int,
     levels: int,
     most: int,
+    planes: int,
+    some: int,
     result: int,
     batch: int,
     length: int,
-    method: str,
     device: int,
     stream: int,
 ) -> None:
-    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`.
+    """The same by a product of bits for each level up to the highest, `most`, uint8 [1].
 
-    `method` is packed or boolean; for the latter `most` is a uint8 [1], the highest level.
+    `planes` has room for those of `some` levels.
     """
+
+def plane_words(batch: int, length: int) -> int:
+    """Words, of 4 bytes, of the planes of one level."""
 
 def trace_sizes(
     reach: int,
@@ -93,26 +102,10 @@ def count_rows(
     tile: Tile,
     heads: int,
     kept: int,
-    present: int,
     device: int,
     stream: int,
 ) -> None:
-    """Writes how many edges of each row there are and how many clear `floor` [B, T].
-
-    `kept` and `present` are int64 [B, H, T], H being `heads`; `present` may be 0.
-    """
-
-def list_rows(
-    weight: int,
-    floor: int,
-    tile: Tile,
-    heads: int,
-    starts: int,
-    list: int,
-    device: int,
-    stream: int,
-) -> None:
-    """Writes where in the tile the edges are that clear `floor`, uint32, from `starts` on."""
+    """Writes how many edges of each row clear `floor` [B, T], int64 [B, H, T]; H is `heads`."""
 
 def table_rows(
     weight: int,
@@ -127,24 +120,30 @@ def table_rows(
 ) -> None:
     """Writes the edges that clear the last of `cuts` [K, B, T] into a table, from `starts` on.
 
-    Its columns are sequence, head, source, target, weight (float32) and stratum, else int64.
+    Its columns are those of `densitrace.kernels.EdgeTable`.
     """
 
-def sum_listed(
-    list: int,
-    count: int,
-    node: int,
+def settle(
+    ranked: tuple[int, int],
     sent: int,
+    most: int,
     share: int,
+    cuts: int,
+    strata: int,
     weight: int,
     tile: Tile,
+    heads: int,
     hidden: int,
+    settled: tuple[int, int, int],
     device: int,
     stream: int,
 ) -> None:
-    """Writes the proximity of `count` [1] listed edges of one head in place of their bounds.
+    """Writes proximities in place of the bounds that leave a label under `cuts` in doubt.
 
-    `node` and `sent` are [B, T, D]: n, and the head's W_O v.
+    With `strata` 0 there are no cuts and all weights are wanted. `ranked` is
+    `densitrace.kernels.ProximityWeight.ranked`; `sent` [heads of the tile, B, T, D] is W_O v and
+    `most` [.., B, T] its largest magnitudes. `settled`, [B, H, T] with H `heads`, takes the rows'
+    sums (float32, 0 under cuts), their edges and how many of these were summed (int32).
     """
 
 def label(
@@ -157,4 +156,4 @@ def label(
     device: int,
     stream: int,
 ) -> None:
-    """Raises `levels` [B, T, T] to those of one more head, adds to `degrees` [K, B, T]."""
+    """Raises `levels` [B, T, T] to those of some more heads, adds to `degrees` [K, B, T]."""

@@ -6,7 +6,6 @@ some targets at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
 }
 
 METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
-TILE_ELEMENTS = 1 << 24  # weights held at once: 64 MiB
+PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
+TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 
 
 def _where(device: torch.device) -> tuple[int, int]:
@@ -35,12 +35,14 @@ def _where(device: torch.device) -> tuple[int, int]:
     return stream.device_index, stream.cuda_stream
 
 
-def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int, on: torch.device) -> int:
     """Of a contiguous tensor: a kernel believes what it is told."""
     if tensor.dtype != dtype or not tensor.is_contiguous():
         raise TypeError(f"{name} is not a contiguous tensor of {dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(shape)}")
+    if tensor.device != on:
+        raise ValueError(f"{name} is on {tensor.device}; wanted on {on}, as the others are")
     return tensor.data_ptr()
 
 
@@ -56,35 +58,41 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
     result = torch.empty_like(reach, memory_format=torch.contiguous_format)
     if not result.numel():
         return result
-    shape = (batch, length, length)
+    shape, device = (batch, length, length), reach.device
     reach, levels = reach.contiguous(), levels.contiguous()
-    # On the device: the host need not know how many levels there are.
-    most = levels.amax()
-    _cuda.bottleneck(
-        _address("reach", reach, torch.uint8, *shape),
-        _address("levels", levels, torch.uint8, *shape),
-        most.data_ptr(),
-        result.data_ptr(),
-        batch,
-        length,
-        method or METHOD,
-        *_where(reach.device),
+    maps = (
+        _address("reach", reach, torch.uint8, *shape, on=device),
+        _address("levels", levels, torch.uint8, *shape, on=device),
     )
+    into = (result.data_ptr(), batch, length, *_where(device))
+    match method or METHOD:
+        case "packed":
+            _cuda.bottleneck(*maps, *into)
+        case "boolean":
+            # On the device: the host need not know how many levels there are.
+            most = levels.amax()
+            words = _cuda.plane_words(batch, length)
+            some = max(1, min(255, PLANE_WORDS // words))
+            planes = torch.empty(some * words, dtype=torch.int32, device=device)
+            _cuda.bottleneck_boolean(*maps, most.data_ptr(), planes.data_ptr(), some, *into)
+        case other:
+            raise ValueError(f"method={other!r} is neither packed nor boolean")
     return result
 
 
 def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
     strata, batch, length = degrees.shape
-    result = torch.empty(degrees.shape, dtype=torch.int64, device=degrees.device)
+    device = degrees.device
+    result = torch.empty(degrees.shape, dtype=torch.int64, device=device)
     reach, degrees = reach.contiguous(), degrees.contiguous()
     _cuda.trace_sizes(
-        _address("reach", reach, torch.uint8, batch, length, length),
-        _address("degrees", degrees, torch.int32, strata, batch, length),
+        _address("reach", reach, torch.uint8, batch, length, length, on=device),
+        _address("degrees", degrees, torch.int32, strata, batch, length, on=device),
         result.data_ptr(),
         strata,
         batch,
         length,
-        *_where(reach.device),
+        *_where(device),
     )
     return result
 
@@ -163,7 +171,7 @@ class _Weighing:
         if tensor is None:
             return 0
         self.held.append(_floats(tensor))
-        return _address(name, self.held[-1], torch.float32, *shape)
+        return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
 
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
         groups, width = pattern.k.shape[1], pattern.q.shape[-1]
@@ -171,7 +179,7 @@ class _Weighing:
         if pattern.segments is not None:
             self.held.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
-            segments = _address("segments", self.held[-1], torch.int32, *shape)
+            segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
             self.address("q", pattern.q, self.batch, self.heads, self.length, width),
             self.address("k", pattern.k, self.batch, groups, self.length, width),
@@ -212,48 +220,55 @@ class _Weighing:
 
 
 def _along(node: Tensor, w_o: Tensor) -> Tensor:
-    """float32 [B, H, T, d_v]: W_O^T sign(n), whose product with v_s bounds what s adds to t."""
-    batch, length, _ = node.shape
-    heads, _, width = w_o.shape
-    signs = node.sign().bfloat16()
-    along = torch.empty(batch, heads, length, width, dtype=torch.float32, device=node.device)
-    for head in range(heads):
-        along[:, head] = _product(signs, w_o[head])
-    return along
+    """float32 [B, H, T, d_v]: W_O^T sign(n), whose product with v_s bounds what s adds to t.
+
+    An entry 0 counts as positive, as it does in csrc/cuda/proximity.cu. One that is no number, or
+    none to reckon with, leaves a NaN.
+    """
+    heads, hidden, width = w_o.shape
+    signs = torch.where(node < 0, -1.0, 1.0).masked_fill_(~node.isfinite(), torch.nan)
+    every = w_o.transpose(0, 1).reshape(hidden, heads * width)
+    along = _product(signs.bfloat16().flatten(0, 1), every)
+    return along.view(*node.shape[:2], heads, width).transpose(1, 2)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """float32 [B, n, m] of [B, n, d] and [d, m], as precise as float32.
+    """float32 [..., n, m] of [..., n, d] and [..., d, m], as precise as float32.
 
-    What is bfloat16 on the left is multiplied on the matrix units (cuBLAS): the right is cut into
-    three of as many bits, so that each product is exact, and sums are float32.
+    One product on the matrix units (cuBLAS), whatever torch is told about TF32: both are cut into
+    pieces of bfloat16, whose products are exact and whose sums are float32, and the pieces are
+    laid out along the inner dimension.
     """
-    if left.dtype != torch.bfloat16:
-        return left.float() @ right.float()
-    rows, rest, pieces = left.flatten(0, 1), right.float(), []
-    for _ in range(3):
+    lefts, rights = _pieces(left), _pieces(right)
+    # The smallest first; what is left out is below the rounding of float32.
+    pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < 3]
+    pairs.sort(key=sum, reverse=True)
+    left = torch.cat([lefts[i] for i, _ in pairs], -1)
+    right = torch.cat([rights[j] for _, j in pairs], -2)
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    if left.is_cpu:  # which sums no others in float32
+        return multiply(left.float(), right.float())
+    return multiply(left, right, out_dtype=torch.float32)
+
+
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    """bfloat16, of 8 bits each, with the tensor as their sum: one, two or three."""
+    rest, pieces = tensor.float(), []
+    for _ in range({torch.bfloat16: 1, torch.float16: 2}.get(tensor.dtype, 3)):
         pieces.append(rest.bfloat16())
         rest = rest - pieces[-1].float()
-    first, second, third = (_multiplied(rows, piece) for piece in pieces)
-    found: Tensor = first + (second + third)
-    return found.view(*left.shape[:2], -1)
-
-
-def _multiplied(left: Tensor, right: Tensor) -> Tensor:
-    """float32 [n, m] of bfloat16 [n, d] and [d, m]."""
-    if left.is_cpu:  # which sums no others in float32
-        return left.float() @ right.float()
-    return torch.mm(left, right, out_dtype=torch.float32)
+    return pieces
 
 
 # ---- the kept edges as a table -----------------------------------------------------------------
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    strata, batch, length = cuts.shape
     weighing = _Weighing(edges)
-    heads, device, where = weighing.heads, weighing.device, weighing.where
-    cuts = _floats(cuts)
+    batch, heads, length = edges.pattern.shape
+    device, where = weighing.device, weighing.where
+    cuts, strata = _floats(cuts), len(cuts)
+    every_cut = weighing.address("cuts", cuts, strata, batch, length)
     floor = cuts[-1]
     tiles = list(_tiles(batch, 0, heads, length))
     counts = torch.zeros(batch, heads, length, dtype=torch.int64, device=device)
@@ -261,7 +276,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
     for tile in tiles:
         weight = weighing.weigh(tile)
         _cuda.count_rows(
-            weight.data_ptr(), floor.data_ptr(), tile.plain, heads, counts.data_ptr(), 0, *where
+            weight.data_ptr(), floor.data_ptr(), tile.plain, heads, counts.data_ptr(), *where
         )
     ends = counts.flatten().cumsum(0)
     starts = ends - counts.flatten()
@@ -269,16 +284,23 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
         int(ends[-1]) if len(ends) else 0
     )  # the one wait: memory is wanted by how many there are
 
-    def column(dtype: torch.dtype = torch.int64) -> Tensor:
+    def column(dtype: torch.dtype) -> Tensor:
         return torch.empty(total, dtype=dtype, device=device)
 
-    table = EdgeTable(column(), column(), column(), column(), column(torch.float32), column())
+    table = EdgeTable(
+        column(torch.int32),
+        column(torch.int16),
+        column(torch.int32),
+        column(torch.int32),
+        column(torch.float32),
+        column(torch.uint8),
+    )
     for tile in tiles if total else ():
         # Weighed again, to the same bits, unless all of them are still held.
         weight = weight if len(tiles) == 1 and weight is not None else weighing.weigh(tile)
         _cuda.table_rows(
             weight.data_ptr(),
-            cuts.data_ptr(),
+            every_cut,
             strata,
             tile.plain,
             heads,
@@ -300,100 +322,94 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
 
 
 class _Proximity:
-    """Proximity of attention edges, of one head's targets at a time: METHOD §2."""
+    """Proximity of attention edges, of some heads' targets at a time: METHOD §2.
 
-    def __init__(self, edges: AttentionEdges) -> None:
+    Under `cuts` [K, B, T] a weight is exact where it decides a label, and else a bound with the
+    same label; without cuts all are exact.
+    """
+
+    def __init__(self, edges: AttentionEdges, cuts: Tensor | None = None) -> None:
         assert isinstance(edges.weight, ProximityWeight)
-        self.weighing = _Weighing(edges)
+        self.weighing = weighing = _Weighing(edges)
         self.weight = edges.weight
-        self.node = _floats(edges.weight.node)
-        device = edges.pattern.device
-        self.seen = torch.zeros((), dtype=torch.int64, device=device)  # edges
-        self.summed = torch.zeros((), dtype=torch.int64, device=device)  # those summed exactly
+        self.strata = 0 if cuts is None else len(cuts)
+        batch, heads, length = edges.pattern.shape
+        self.cuts = weighing.address("cuts", cuts, self.strata, batch, length)
+        # Of each row: its weights' sum, where there are no cuts; its edges, and how many of them
+        # were summed entry by entry.
+        self.sums = torch.empty(batch, heads, length, dtype=torch.float32, device=weighing.device)
+        self.edges, self.summed = torch.empty(
+            2, batch, heads, length, dtype=torch.int32, device=weighing.device
+        )
 
-    def tiles(self, floor: Tensor) -> Iterator[tuple[_Tile, Tensor]]:
-        """Tiles of one head each with their weights, float32 [B, 1, rows, sources].
-
-        Weights above `floor` [B, T] are exact; others are as they should be or bounds below it.
-        """
+    def tiles(self) -> Iterator[tuple[_Tile, Tensor]]:
+        """Tiles of some heads each with their weights, float32 [B, heads, rows, sources]."""
         batch, heads, length = self.weighing.batch, self.weighing.heads, self.weighing.length
-        for head in range(heads):
-            values = self.weight.v[:, head * self.weight.v.shape[1] // heads]
-            sent = _product(values, self.weight.w_o[head].T)  # [B, T, D]
-            for tile in _tiles(batch, head, 1, length):
-                share = torch.empty(tile.shape, dtype=torch.float32, device=floor.device)
-                bounds = self.weighing.weigh(tile, share)
-                yield tile, self._exact(replace(tile, head=0), bounds, share, sent, floor)
+        widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
+        together = max(1, TILE_ELEMENTS // widest)
+        for head in range(0, heads, together):
+            sent = self._sent(range(head, min(heads, head + together)))
+            most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
+            for tile in _tiles(batch, head, len(sent), length):
+                share = torch.empty(tile.shape, dtype=torch.float32, device=sent.device)
+                weight = self.weighing.weigh(tile, share)
+                self._settle(tile, weight, share, sent, most)
+                yield tile, weight
 
-    def _exact(
-        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, floor: Tensor
-    ) -> Tensor:
-        """The weights, bounds above the floor put right in place; the tile's head counts alone."""
-        where, device = self.weighing.where, floor.device
-        shape = (2, tile.batch * tile.length)
-        kept, present = torch.zeros(shape, dtype=torch.int64, device=device)
-        _cuda.count_rows(
-            weight.data_ptr(),
-            floor.data_ptr(),
-            tile.plain,
-            1,
-            kept.data_ptr(),
-            present.data_ptr(),
-            *where,
-        )
-        ends = kept.cumsum(0)
-        starts = ends - kept
-        # As long as it may get: how long it is the host does not know.
-        places = torch.empty(prod(tile.shape), dtype=torch.int32, device=device)
-        _cuda.list_rows(
-            weight.data_ptr(),
-            floor.data_ptr(),
-            tile.plain,
-            1,
-            starts.data_ptr(),
-            places.data_ptr(),
-            *where,
-        )
-        _cuda.sum_listed(
-            places.data_ptr(),
-            ends[-1:].data_ptr(),
-            _address("node", self.node, torch.float32, *sent.shape),
-            _address("sent", sent, torch.float32, *sent.shape),
+    def _sent(self, some: range) -> Tensor:
+        """float32 [heads, B, T, D]: what some heads' sources send, W_O v."""
+        groups, heads = self.weight.v.shape[1], self.weighing.heads
+        values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
+        w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
+        return _product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
+
+    def _settle(
+        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
+    ) -> None:
+        """Put weights right in place."""
+        batch, heads, length = self.sums.shape
+        hidden, device = self.weight.node.shape[-1], self.weighing.device
+        entry, dimension = self.weight.ranked
+        shape = (tile.heads, batch, length)
+        _cuda.settle(
+            (
+                _address("node", entry, torch.float32, batch, length, hidden, on=device),
+                _address("node", dimension, torch.int32, batch, length, hidden, on=device),
+            ),
+            _address("w_o", sent, torch.float32, *shape, hidden, on=device),
+            most.data_ptr(),
             share.data_ptr(),
+            self.cuts,
+            self.strata,
             weight.data_ptr(),
             tile.plain,
-            sent.shape[-1],
-            *where,
+            heads,
+            hidden,
+            (self.sums.data_ptr(), self.edges.data_ptr(), self.summed.data_ptr()),
+            *self.weighing.where,
         )
-        self.seen += present.sum()
-        self.summed += ends[-1]
-        return weight
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
-    strata, batch, length = cuts.shape
-    proximity = _Proximity(edges)
-    cuts = _floats(cuts)
+    batch, _, length = edges.pattern.shape
+    proximity = _Proximity(edges, cuts)
     levels = torch.zeros(batch, length, length, dtype=torch.uint8, device=cuts.device)
     degrees = torch.zeros(cuts.shape, dtype=torch.int32, device=cuts.device)
-    for tile, weight in proximity.tiles(cuts[-1].clamp(min=0)):
+    for tile, weight in proximity.tiles():
         _cuda.label(
             weight.data_ptr(),
-            cuts.data_ptr(),
-            strata,
+            proximity.cuts,
+            proximity.strata,
             tile.plain,
             levels.data_ptr(),
             degrees.data_ptr(),
             *proximity.weighing.where,
         )
-    return EdgeLevels(levels, degrees, proximity.summed / proximity.seen)
+    return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
 
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
-    batch, _, length = edges.pattern.shape
-    mass = torch.zeros(batch, length, dtype=torch.float32, device=edges.pattern.device)
-    for tile, weight in _Proximity(edges).tiles(torch.zeros_like(mass)):
-        place = torch.arange(tile.rows.stop, device=mass.device)
-        beyond = place > place[tile.rows, None]  # may not have been written
-        mass[:, tile.rows] += weight[:, 0].masked_fill_(beyond, 0.0).clamp_(min=0).sum(-1)
-    return mass
+    proximity = _Proximity(edges)
+    for _ in proximity.tiles():
+        pass  # their rows are summed up as they are settled
+    return proximity.sums.sum(1)

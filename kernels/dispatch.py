@@ -35,6 +35,8 @@ REMEDIES = {
     "again (pip install --force-reinstall --no-deps --no-cache-dir; -v shows why a build fails)",
 }
 
+OLDEST = (8, 0)  # compute capability that setup.py compiles for
+
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,16 @@ def missing(backend: str) -> str | None:
             f"backend={backend!r} is not built here: {' '.join(str(error).split())}; "
             f"{REMEDIES[backend]}"
         )
+    if backend == "cuda" and (old := _too_old()):
+        return f"backend={backend!r} needs compute capability 8.0; {old}"
     return None
+
+
+def _too_old() -> str | None:
+    """What the newest GPU here is, if nothing is compiled for it."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    newest = max(map(torch.cuda.get_device_capability, range(count)), default=OLDEST)
+    return None if newest >= OLDEST else f"the newest GPU here has {newest[0]}.{newest[1]}"
 
 
 def _module(backend: str) -> Any:

@@ -6,6 +6,7 @@ how important the edge (h, s, t) is, given alpha. Neither holds anything of size
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ class ProximityWeight:
     v: Tensor  # [B, G, T, d_v]
     w_o: Tensor  # float32 [H, D, d_v]
     target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
+
+    @cached_property
+    def ranked(self) -> tuple[Tensor, Tensor]:
+        """Each node's entries from the smallest magnitude on, float32 [B, T, D], and which
+        dimension each is, int32 [B, T, D]: what ops that stop early share."""
+        node = self.node.float()
+        order = node.abs().sort(dim=-1, stable=True).indices
+        return node.gather(-1, order), order.int()
 
 
 @dataclass(frozen=True)

@@ -356,7 +356,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
         weights.append(weight)
         strata.append((weight <= cuts[:, kept[:, 0], kept[:, 2]]).sum(0))
     sequence, head, target, source = torch.cat(index).T
-    return EdgeTable(sequence, head, source, target, torch.cat(weights), torch.cat(strata))
+    return EdgeTable.of(sequence, head, source, target, torch.cat(weights), torch.cat(strata))
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[str, E
             row, token = (weight > cuts[-1]).nonzero(as_tuple=True)
             stratum = (weight <= cuts)[:, row, token].sum(0)
             head = torch.full_like(token, -1)
-            found = EdgeTable(row, head, token, token, weight[row, token], stratum)
+            found = EdgeTable.of(row, head, token, token, weight[row, token], stratum)
         else:
             continue
         total = node.total[found.sequence, found.target]
@@ -106,11 +106,11 @@ class EdgeCollector:
         columns = {
             "layer": np.full(len(found.head), node.layer),
             "kind": pd.Categorical([kind] * len(found.head), categories=list(KINDS)),
-            "head": found.head.cpu().numpy(),
-            "source": found.source.cpu().numpy(),
-            "target": found.target.cpu().numpy(),
+            "head": found.head.cpu().long().numpy(),
+            "source": found.source.cpu().long().numpy(),
+            "target": found.target.cpu().long().numpy(),
             "weight": found.weight.cpu().numpy(),
-            "stratum": found.stratum.cpu().numpy(),
+            "stratum": found.stratum.cpu().long().numpy(),
         }
         self._tables.append(pd.DataFrame(columns))
 
@@ -149,7 +149,7 @@ class EdgeRecorder:
             self.spool.add(window, edges[order[ends[index] : ends[index + 1]]])
 
 
-def _records(layer: int, kind: str, found: EdgeTable) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _records(layer: int, kind: str, found: EdgeTable) -> tuple[NDArray[np.int32], NDArray[Any]]:
     """The rows of the batch [n] that edges are of, and the edges, `layout.EDGE` [n]."""
     edges = np.empty(len(found.head), dtype=layout.EDGE)
     edges["layer"], edges["kind"] = layer, KINDS.index(kind)

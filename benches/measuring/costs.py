@@ -67,6 +67,12 @@ class Costs:
         """One addition for each stratum, output and node."""
         return self.strata * self.length * (self.length + 1) // 2
 
+    @staticmethod
+    def are_products(op: str, arguments: Sequence[Any]) -> bool:
+        """Whether an op's operations are those of matrix products, or else of vector units."""
+        weight = getattr(arguments[0], "weight", None)
+        return op not in ("bottleneck", "trace_sizes") and not isinstance(weight, ProximityWeight)
+
     def operations(self, op: str, arguments: Sequence[Any]) -> int:
         """Of one call of an op on one sequence, its arguments as `kernels.reference` takes them."""
         match op:

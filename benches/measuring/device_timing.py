@@ -51,20 +51,36 @@ def measure_on(device: torch.device, run: Run, beside: dict[str, Run]) -> Timed:
     return Timed(taken.pop(""), taken)
 
 
+# Operations a second of an H100's vector units, by its data sheet: half of its 67 TFLOP/s, which
+# count a fused addition.
+VECTOR_RATE = 33.5e12
+VECTOR_UNITS = 132  # its multiprocessors
+
+
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches on work that suits it."""
+    """What the device reaches on work that suits it, a second."""
 
-    operations: float  # a second, of a large product in bfloat16
-    bytes: float  # a second, read and written, of a large copy
+    products: float  # operations of a large product in bfloat16
+    vector: float  # other operations
+    bytes: float  # read and written by a large copy
 
-    def fraction(self, seconds: float, operations: int, moved: int) -> float:
-        """The nearer ceiling's time over the time taken."""
-        return max(operations / self.operations, moved / self.bytes) / seconds
+    def limit(self, products: int, others: int, moved: int) -> float:
+        """Seconds that what is counted takes at least, under the ceiling that binds."""
+        return max(products / self.products, others / self.vector, moved / self.bytes)
+
+
+def vector_rate(device: torch.device) -> float:
+    """Of a GPU with an H100's multiprocessors, as many as it has, at that clock."""
+    if device.type != "cuda":
+        return VECTOR_RATE
+    units: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return VECTOR_RATE * units / VECTOR_UNITS
 
 
 def ceilings(device: torch.device, side: int = 8192, elements: int = 1 << 30) -> Ceilings:
-    """Measured: the product of two random `side` x `side` matrices, a copy of `elements` bfloat16.
+    """The product of two random `side` x `side` matrices and a copy of `elements` bfloat16, both
+    measured; and what vector units do, by their number.
 
     Random, as a product of zeros draws less power and runs faster.
     """
@@ -74,7 +90,8 @@ def ceilings(device: torch.device, side: int = 8192, elements: int = 1 << 30) ->
     target = torch.empty_like(large)
     multiplied = measure_on(device, lambda: torch.mm(left, right, out=product), {})
     copied = measure_on(device, lambda: target.copy_(large), {})
-    return Ceilings(2 * side**3 / multiplied.seconds, 2 * large.nbytes / copied.seconds)
+    products, moved = 2 * side**3 / multiplied.seconds, 2 * large.nbytes / copied.seconds
+    return Ceilings(products, vector_rate(device), moved)
 
 
 # ---- parts of a pass -------------------------------------------------------------------------
@@ -89,6 +106,7 @@ class Part:
     bytes: int = 0
     calls: int = 0
     backend: str = ""
+    products: int = 0  # operations of matrix products, among the others
 
 
 @contextmanager
@@ -112,7 +130,9 @@ def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str
             marks.append((name, start, clock.mark()))
             part = parts[name]
             part.calls += 1
-            part.operations += rows * costs.operations(name, arguments)
+            operations = rows * costs.operations(name, arguments)
+            part.operations += operations
+            part.products += operations * costs.are_products(name, arguments)
             part.bytes += moved_bytes(*arguments, result)
             part.backend = dispatch.serving(name, *where)
             return result

@@ -79,14 +79,16 @@ struct EdgeRows {
   explicit EdgeRows(std::size_t rows)
       : count(rows),
         sequence(rows),
-        head(rows),
         source(rows),
         target(rows),
+        head(rows),
         stratum(rows),
         weight(rows) {}
 
   std::size_t count;
-  Buffer<std::int64_t> sequence, head, source, target, stratum;
+  Buffer<std::int32_t> sequence, source, target;
+  Buffer<std::int16_t> head;
+  Buffer<std::uint8_t> stratum;
   Buffer<float> weight;
 };
 

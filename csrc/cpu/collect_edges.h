@@ -45,11 +45,11 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
     const float* cut = cuts + strip.sequence * length + strip.first + r;
     std::size_t level = 0;  // cuts descend: the first to be cleared is the lowest
     while (level < strata && weight > cut[(strata - 1 - level) * batch * length]) ++level;
-    rows.sequence[i] = static_cast<std::int64_t>(strip.sequence);
-    rows.head[i] = static_cast<std::int64_t>(h);
-    rows.source[i] = static_cast<std::int64_t>(strip.column() + s);
-    rows.target[i] = static_cast<std::int64_t>(strip.first + r);
-    rows.stratum[i] = static_cast<std::int64_t>(strata - level);
+    rows.sequence[i] = static_cast<std::int32_t>(strip.sequence);
+    rows.head[i] = static_cast<std::int16_t>(h);
+    rows.source[i] = static_cast<std::int32_t>(strip.column() + s);
+    rows.target[i] = static_cast<std::int32_t>(strip.first + r);
+    rows.stratum[i] = static_cast<std::uint8_t>(strata - level);
     rows.weight[i] = weight;
   });
   return rows;

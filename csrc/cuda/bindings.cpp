@@ -9,7 +9,6 @@
 
 #include <array>
 #include <stdexcept>
-#include <string>
 
 #include "cuda/ops.h"
 
@@ -32,18 +31,23 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// `most` is read by the boolean way alone.
-void bind_bottleneck(Address reach, Address levels, Address most, Address result, unsigned batch,
-                     unsigned length, const std::string& method, int device, Address stream) {
-  const auto *from = at<const std::uint8_t>(reach), *by = at<const std::uint8_t>(levels);
-  auto* to = at<std::uint8_t>(result);
-  const Where where{device, stream};
-  if (method == "packed")
-    bottleneck(from, by, to, batch, length, where);
-  else if (method == "boolean")
-    bottleneck_boolean(from, by, at<const std::uint8_t>(most), to, batch, length, where);
-  else
-    throw std::invalid_argument("method='" + method + "' is neither packed nor boolean");
+void check_strata(unsigned strata) {
+  if (strata > 255) throw std::invalid_argument("cuts has more than 255 strata");
+}
+
+void bind_bottleneck(Address reach, Address levels, Address result, unsigned batch, unsigned length,
+                     int device, Address stream) {
+  bottleneck(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
+             at<std::uint8_t>(result), batch, length, {device, stream});
+}
+
+void bind_bottleneck_boolean(Address reach, Address levels, Address most, Address planes,
+                             unsigned some, Address result, unsigned batch, unsigned length,
+                             int device, Address stream) {
+  if (some == 0) throw std::invalid_argument("planes of no level");
+  bottleneck_boolean(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
+                     at<const std::uint8_t>(most), at<std::uint32_t>(planes), some,
+                     at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
 void bind_trace_sizes(Address reach, Address degrees, Address result, unsigned strata,
@@ -99,39 +103,38 @@ void bind_weigh(const Pattern& pattern, const Weights& weights, const Tile& tile
 }
 
 void bind_count_rows(Address weight, Address floor, const Tile& tile, unsigned heads, Address kept,
-                     Address present, int device, Address stream) {
+                     int device, Address stream) {
   count_rows(at<const float>(weight), at<const float>(floor), tile, heads, at<std::int64_t>(kept),
-             at<std::int64_t>(present), {device, stream});
-}
-
-void bind_list_rows(Address weight, Address floor, const Tile& tile, unsigned heads, Address starts,
-                    Address list, int device, Address stream) {
-  list_rows(at<const float>(weight), at<const float>(floor), tile, heads,
-            at<const std::int64_t>(starts), at<std::uint32_t>(list), {device, stream});
+             {device, stream});
 }
 
 // `columns`: sequence, head, source, target, weight, stratum.
 void bind_table_rows(Address weight, Address cuts, unsigned strata, const Tile& tile,
                      unsigned heads, Address starts, const std::array<Address, 6>& columns,
                      int device, Address stream) {
-  const auto integers = [&](std::size_t i) { return at<std::int64_t>(columns[i]); };
-  const Table table{integers(0), integers(1),           integers(2),
-                    integers(3), at<float>(columns[4]), integers(5)};
+  const Table table{at<std::int32_t>(columns[0]), at<std::int16_t>(columns[1]),
+                    at<std::int32_t>(columns[2]), at<std::int32_t>(columns[3]),
+                    at<float>(columns[4]),        at<std::uint8_t>(columns[5])};
   table_rows(at<const float>(weight), at<const float>(cuts), strata, tile, heads,
              at<const std::int64_t>(starts), table, {device, stream});
 }
 
-void bind_sum_listed(Address list, Address count, Address node, Address sent, Address share,
-                     Address weight, const Tile& tile, unsigned hidden, int device,
-                     Address stream) {
-  sum_listed(at<const std::uint32_t>(list), at<const std::int64_t>(count), at<const float>(node),
-             at<const float>(sent), at<const float>(share), at<float>(weight), tile, hidden,
-             {device, stream});
+// `ranked`: entry, dimension; `settled`: sums, edges, summed.
+void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address most, Address share,
+                 Address cuts, unsigned strata, Address weight, const Tile& tile, unsigned heads,
+                 unsigned hidden, const std::array<Address, 3>& settled, int device,
+                 Address stream) {
+  check_strata(strata);
+  settle({at<const float>(ranked[0]), at<const std::uint32_t>(ranked[1])}, at<const float>(sent),
+         at<const float>(most), at<const float>(share), at<const float>(cuts), strata,
+         at<float>(weight), tile, heads, hidden,
+         {at<float>(settled[0]), at<std::int32_t>(settled[1]), at<std::int32_t>(settled[2])},
+         {device, stream});
 }
 
 void bind_label(Address weight, Address cuts, unsigned strata, const Tile& tile, Address levels,
                 Address degrees, int device, Address stream) {
-  if (strata > 255) throw std::invalid_argument("cuts has more than 255 strata");
+  check_strata(strata);
   label(at<const float>(weight), at<const float>(cuts), strata, tile, at<std::uint8_t>(levels),
         at<std::int32_t>(degrees), {device, stream});
 }
@@ -150,9 +153,15 @@ PYBIND11_MODULE(MODULE, module) {
 #else
   module.attr("DEVICE") = "cuda";
 #endif
-  module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("most"),
-             py::arg("result"), py::arg("batch"), py::arg("length"), py::arg("method"), device,
-             stream, "Writes the (max, min) product into `result`.");
+  module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("result"),
+             py::arg("batch"), py::arg("length"), device, stream,
+             "Writes the (max, min) product into `result`.");
+  module.def("bottleneck_boolean", &bind_bottleneck_boolean, py::arg("reach"), py::arg("levels"),
+             py::arg("most"), py::arg("planes"), py::arg("some"), py::arg("result"),
+             py::arg("batch"), py::arg("length"), device, stream,
+             "The same by a product of bits for each level up to `most`.");
+  module.def("plane_words", &plane_words, py::arg("batch"), py::arg("length"),
+             "Words of the planes of one level.");
   module.def("trace_sizes", &bind_trace_sizes, py::arg("reach"), py::arg("degrees"),
              py::arg("result"), py::arg("strata"), py::arg("batch"), py::arg("length"), device,
              stream, "Writes the edges of every trace that enter one node layer into `result`.");
@@ -177,17 +186,15 @@ PYBIND11_MODULE(MODULE, module) {
   module.def("weigh", &bind_weigh, py::arg("pattern"), py::arg("weights"), tile, weight,
              py::arg("share"), device, stream, "Writes the weights of a tile.");
   module.def("count_rows", &bind_count_rows, weight, py::arg("floor"), tile, heads, py::arg("kept"),
-             py::arg("present"), device, stream,
-             "Writes how many edges of each row clear a floor.");
-  module.def("list_rows", &bind_list_rows, weight, py::arg("floor"), tile, heads, py::arg("starts"),
-             py::arg("list"), device, stream, "Writes where in the tile these edges are.");
+             device, stream, "Writes how many edges of each row clear a floor.");
   module.def("table_rows", &bind_table_rows, weight, py::arg("cuts"), py::arg("strata"), tile,
              heads, py::arg("starts"), py::arg("columns"), device, stream,
              "Writes the edges that clear the last cut into the columns of a table.");
-  module.def("sum_listed", &bind_sum_listed, py::arg("list"), py::arg("count"), py::arg("node"),
-             py::arg("sent"), py::arg("share"), weight, tile, py::arg("hidden"), device, stream,
-             "Writes the proximity of the edges of a list in place of their bounds.");
+  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("most"),
+             py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile, heads,
+             py::arg("hidden"), py::arg("settled"), device, stream,
+             "Writes proximities in place of the bounds that leave a label in doubt.");
   module.def("label", &bind_label, weight, py::arg("cuts"), py::arg("strata"), tile,
              py::arg("levels"), py::arg("degrees"), device, stream,
-             "Raises levels to those of one more head, and adds its in-degrees.");
+             "Raises levels to those of some more heads, and adds their in-degrees.");
 }

@@ -6,31 +6,40 @@
 //
 // Two ways, and which is faster on which GPU is to be measured:
 //
+// Blocks with the longest way between outputs and sources come first, so that none is left over at
+// the end; those with sources after outputs are not there, and the others write their zeros.
+//
 // Packed. A matrix product in another algebra, blocked like one: a block of threads owns 64 outputs
 // t and 64 sources i, walks over the nodes j between them 32 at a time, and each thread keeps 8 x 8
 // results in registers. Two levels share a register, as the last bits of two numbers in half
 // precision between 1 and 1.25: these compare as levels do, as whole numbers too. GPUs since sm_90
 // have a minimum of pairs of 16 bits and a maximum of three operands, so that two nodes cost two
 // minima and one maximum of pairs; older ones have minimum and maximum of pairs in half precision.
-// For 2 nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Threads
-// of a warp read a row of it in runs of 16 bytes; the rows of `reach` are padded so that storing
-// them transposed has no bank conflicts.
+// For 2 nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Levels
+// are read as words of four, a tile ahead, and a permutation of bytes makes a pair; byte by byte
+// where the diagonal or an edge runs through the tile, or rows begin anywhere.
 //
 // Boolean. The result is the number of levels k >= 1 for which some j has reach >= k and levels >=
-// k: a product of 0 / 1 matrices on the tensor cores for each k up to the highest, T^3 / 3
-// multiplications with additions of int8 a level. Sums are at most 32 x 2^26, far from overflow.
+// k: a product of matrices of bits for each k up to the highest, in which 256 nodes are one
+// operation of the tensor cores, a conjunction and a count of bits. First both maps are cut into
+// planes of bits, one a level, in which 32 nodes are a word and words of consecutive rows lie side
+// by side: T^2 / 4 bytes a level are written. Then a block of threads walks over the planes, and
+// over the nodes of each, 256 at a time, a step ahead: T^3 / 6 conjunctions of bits a level. How
+// many levels there are is known on the device alone. So planes are made for some levels at a time,
+// as many as the caller has memory for, and launches beyond the highest end at once.
 
 #include "grid.h"
-
-#ifdef __CUDACC__
-#include <mma.h>
-#endif
 
 namespace densitrace::cuda {
 namespace {
 
 using Byte = std::uint8_t;
 using Pair = std::uint32_t;  // two levels: see above
+using Word = std::uint32_t;  // four levels, or 32 bits
+
+struct alignas(16) Quad {
+  std::uint32_t x[4];
+};
 
 constexpr unsigned kSide = 64;   // outputs, and sources, of a block
 constexpr unsigned kNodes = 32;  // nodes of a tile
@@ -72,68 +81,128 @@ DEVICE Byte entry(const Byte* matrix, unsigned length, unsigned row, unsigned co
   return row < length && column <= row ? matrix[std::uint64_t{row} * length + column] : Byte{0};
 }
 
-// The outputs and sources of a block; the blocks with the longest way between them come first.
+// Pairs of a side of the outputs with one of the sources, those with the longest way between them
+// first; sources come after no output, so that half of all pairs are left out.
 struct Place {
-  unsigned first, column;
+  unsigned first, column;  // the first output, the first source
 
   DEVICE Place(unsigned block, unsigned length) {
-    const unsigned sides = (length + kSide - 1) / kSide;
-    first = (sides - 1 - block / sides) * kSide;
-    column = block % sides * kSide;
+    unsigned pairs = 1;  // with as long a way as the block's
+    for (; block >= pairs; ++pairs) block -= pairs;
+    column = block * kSide;
+    first = column + ((length + kSide - 1) / kSide - pairs) * kSide;
   }
-  // One past the nodes between them; `column` where there are none.
+  // One past the nodes between them.
   DEVICE unsigned end(unsigned length) const {
-    const unsigned last = first + kSide < length ? first + kSide : length;
-    return last > column ? last : column;
+    return first + kSide < length ? first + kSide : length;
   }
 };
 
 Blocks blocks_of(unsigned batch, unsigned length) {
   const unsigned sides = (length + kSide - 1) / kSide;
-  return {sides * sides, batch};
+  return {batch, sides * (sides + 1) / 2};
+}
+
+// A thread's share of the zeros above the diagonal: where outputs are the block's sources.
+template <unsigned kThreads>
+DEVICE void clear_above(Byte* result, unsigned length, const Place& place, unsigned thread) {
+  if (place.first == place.column) return;  // the diagonal: its block writes all of it
+  for (unsigned i = thread; i < kSide * kSide; i += kThreads) {
+    const unsigned t = place.column + i / kSide, s = place.first + i % kSide;
+    if (s < length) result[std::uint64_t{t} * length + s] = 0;
+  }
 }
 
 // ---- packed ------------------------------------------------------------------------------------
 
-struct alignas(16) Quad {
-  Pair pair[4];
+#ifdef __CUDACC__
+
+// Two of the bytes of a word as a pair; the other bytes of the pair are those of kNone.
+DEVICE Pair pair_of(Word four, unsigned low, unsigned high) {
+  return __byte_perm(four, kNone >> 24, 0x4040 | low | high << 8);
+}
+// The levels of two pairs.
+DEVICE Word bytes_of(Pair low, Pair high) { return __byte_perm(low, high, 0x6420); }
+
+#else
+
+inline Pair pair_of(Word four, unsigned low, unsigned high) {
+  return kNone | (four >> 8 * low & 0xFF) | (four >> 8 * high & 0xFF) << 16;
+}
+inline Word bytes_of(Pair low, Pair high) {
+  const auto two = [](Pair pair) { return (pair & 0xFF) | (pair >> 8 & 0xFF00); };
+  return two(low) | two(high) << 16;
+}
+
+#endif
+
+// A tile of a matrix, of whose words, `across` a row, each thread takes some.
+struct Operand {
+  const Byte* matrix;
+  unsigned length, row, column, across;
+  bool whole;  // below the diagonal and inside, and its words may be read as such
+
+  DEVICE Word word(unsigned at) const {
+    const std::uint64_t from = std::uint64_t{row + at / across} * length;
+    return *reinterpret_cast<const Word*>(matrix + from + column + at % across * 4);
+  }
+  DEVICE Word gathered(unsigned at) const {
+    Word found = 0;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+      found |= Word{entry(matrix, length, row + at / across, column + at % across * 4 + i)}
+               << 8 * i;
+    return found;
+  }
 };
 
 struct Packed {
   const Byte *reach, *levels;
   Byte* result;
   unsigned length;
+  bool words;  // rows begin at multiples of 4 bytes
 
   static constexpr unsigned kEach = 8;    // outputs, and sources, of a thread
   static constexpr unsigned kAcross = 8;  // threads along the sources
   static constexpr unsigned kThreads = 64;
-  static constexpr unsigned kStride = (kSide + 4) / 4;  // quads
+  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kTurns = kSide * kNodes / 4 / kThreads;  // words of a thread
 
   struct Shared {
-    Quad reach[kNodes][kStride];     // [j, t], each level twice
+    Quad reach[kNodes][kSide / 4];   // [j, t], each level twice; see `swizzled`
     Quad levels[kNodes][kSide / 8];  // [j, i], two levels a pair
   };
   struct Own {
     Quad best[kEach];  // of each output, 8 sources
+    Word reach[kTurns], levels[kTurns];
   };
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const std::uint64_t sequence = std::uint64_t{block.y} * length * length;
-    const Place place(block.x, length);
-    block.each([&](unsigned, Own& own) {
+    const std::uint64_t sequence = std::uint64_t{block.x} * length * length;
+    const Place place(block.y, length);
+    const unsigned end = place.end(length);
+    block.each([&](unsigned thread, Own& own) {
 #pragma unroll
       for (unsigned r = 0; r < kEach; ++r) own.best[r] = {kNone, kNone, kNone, kNone};
+      fetch(reach_of(sequence, place, place.column), levels_of(sequence, place, place.column),
+            thread, own);
+      clear_above<kThreads>(result + sequence, length, place, thread);
     });
-    for (unsigned node = place.column; node < place.end(length); node += kNodes) {
-      block.each([&](unsigned thread, Own&) {
-        load_reach(reach + sequence, place.first, node, thread, block.shared);
-        load_levels(levels + sequence, node, place.column, thread, block.shared);
-      });
+    for (unsigned node = place.column; node < end; node += kNodes) {
+      const Operand left = reach_of(sequence, place, node);
+      const Operand right = levels_of(sequence, place, node);
+      block.each(
+          [&](unsigned thread, Own& own) { spread(left, right, thread, own, block.shared); });
       block.each([&](unsigned thread, Own& own) {
-        const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
-#pragma unroll 2
-        for (unsigned j = 0; j < kNodes; j += 2) add_nodes(block.shared, j, row, column, own);
+        const unsigned next = node + kNodes;
+        if (next < end)
+          fetch(reach_of(sequence, place, next), levels_of(sequence, place, next), thread, own);
+#pragma unroll 1
+        for (unsigned j = 0; j < kNodes; j += 4) {
+          add_nodes(block.shared, j, thread, own);
+          add_nodes(block.shared, j + 2, thread, own);
+        }
       });
     }
     block.each([&](unsigned thread, Own& own) {
@@ -142,201 +211,368 @@ struct Packed {
 #pragma unroll
       for (unsigned r = 0; r < kEach; ++r)
 #pragma unroll
-        for (unsigned c = 0; c < kEach; ++c)
+        for (unsigned c = 0; c < kEach; c += 4)
           if (t + r < length && i + c < length)
-            result[sequence + std::uint64_t{t + r} * length + i + c] =
-                static_cast<Byte>(own.best[r].pair[c / 2] >> c % 2 * 16);
+            write(result + sequence + std::uint64_t{t + r} * length, i + c,
+                  bytes_of(own.best[r].x[c / 2], own.best[r].x[c / 2 + 1]));
     });
   }
 
  private:
+  // Where the quad of outputs 4 q .. 4 q + 3 lies in the row of node j: a warp stores 8 quads of
+  // nodes of 4 outputs at once, in 32 banks, and reads whole quads.
+  static DEVICE unsigned swizzled(unsigned q, unsigned j) { return q ^ (j / 4); }
+
   // best <- max(best, min(reach, levels) of node j, the same of node j + 1).
-  DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned row, unsigned column,
-                        Own& own) const {
+  DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned thread, Own& own) const {
+    const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
     const Quad one = shared.levels[j][column], other = shared.levels[j + 1][column];
 #pragma unroll
     for (unsigned four = 0; four < kEach / 4; ++four) {
-      const Quad at = shared.reach[j][row + four], next = shared.reach[j + 1][row + four];
+      const unsigned q = swizzled(row + four, j);
+      const Quad at = shared.reach[j][q], next = shared.reach[j + 1][q];
 #pragma unroll
       for (unsigned r = 0; r < 4; ++r)
 #pragma unroll
         for (unsigned c = 0; c < 4; ++c) {
-          Pair& best = own.best[four * 4 + r].pair[c];
-          best =
-              largest(best, smaller(at.pair[r], one.pair[c]), smaller(next.pair[r], other.pair[c]));
+          Pair& best = own.best[four * 4 + r].x[c];
+          best = largest(best, smaller(at.x[r], one.x[c]), smaller(next.x[r], other.x[c]));
         }
     }
   }
 
-  // A warp stores 8 nodes of 4 outputs: in 32 banks.
-  DEVICE void load_reach(const Byte* matrix, unsigned first, unsigned node, unsigned thread,
-                         Shared& shared) const {
-#pragma unroll 4
-    for (unsigned i = thread; i < kSide * kNodes; i += kThreads) {
-      const unsigned lane = i % kWarp, run = i / kWarp;
-      const unsigned j = lane / 4 + run % (kNodes / 8) * 8, t = lane % 4 + run / (kNodes / 8) * 4;
-      shared.reach[j][t / 4].pair[t % 4] =
-          kNone + 0x10001u * entry(matrix, length, first + t, node + j);
+  DEVICE Operand reach_of(std::uint64_t sequence, const Place& place, unsigned node) const {
+    const bool below = place.first + kSide <= length && node + kNodes <= place.first + 1;
+    return {reach + sequence, length, place.first, node, kNodes / 4, words && below};
+  }
+  DEVICE Operand levels_of(std::uint64_t sequence, const Place& place, unsigned node) const {
+    const bool below = node + kNodes <= length && place.column + kSide <= node + 1;
+    return {levels + sequence, length, node, place.column, kSide / 4, words && below};
+  }
+  // Which of an operand's words a thread takes: words of a row are next to one another.
+  static DEVICE unsigned reach_word(unsigned thread, unsigned turn) {
+    return thread + turn * kThreads;
+  }
+  static DEVICE unsigned levels_word(unsigned thread, unsigned turn) {
+    return (thread + turn / 2 * kThreads) * 2 + turn % 2;
+  }
+
+  // A tile's words, on their way while the one before is worked on.
+  DEVICE void fetch(const Operand& left, const Operand& right, unsigned thread, Own& own) const {
+    if (left.whole)
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        own.reach[turn] = left.word(reach_word(thread, turn));
+    if (right.whole)
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        own.levels[turn] = right.word(levels_word(thread, turn));
+  }
+
+  DEVICE void spread(const Operand& left, const Operand& right, unsigned thread, const Own& own,
+                     Shared& shared) const {
+    if (left.whole) {
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        put_reach(own.reach[turn], reach_word(thread, turn), shared);
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < kTurns; ++turn) {
+        const unsigned at = reach_word(thread, turn);
+        put_reach(left.gathered(at), at, shared);
+      }
+    }
+    if (right.whole) {
+#pragma unroll
+      for (unsigned turn = 0; turn < kTurns; ++turn)
+        put_levels(own.levels[turn], levels_word(thread, turn), shared);
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < kTurns; ++turn) {
+        const unsigned at = levels_word(thread, turn);
+        put_levels(right.gathered(at), at, shared);
+      }
     }
   }
 
-  DEVICE void load_levels(const Byte* matrix, unsigned node, unsigned first, unsigned thread,
-                          Shared& shared) const {
-#pragma unroll 4
-    for (unsigned i = thread; i < kNodes * kSide / 2; i += kThreads) {
-      const unsigned j = i / (kSide / 2), pair = i % (kSide / 2), column = first + 2 * pair;
-      const Pair low = entry(matrix, length, node + j, column);
-      const Pair high = entry(matrix, length, node + j, column + 1);
-      shared.levels[j][pair / 4].pair[pair % 4] = kNone + (low | high << 16);
+  static DEVICE void put_reach(Word four, unsigned at, Shared& shared) {
+    const unsigned t = at / (kNodes / 4), j = at % (kNodes / 4) * 4;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+      shared.reach[j + i][swizzled(t / 4, j)].x[t % 4] = pair_of(four, i, i);
+  }
+  static DEVICE void put_levels(Word four, unsigned at, Shared& shared) {
+    Quad& quad = shared.levels[at / (kSide / 4)][at % (kSide / 4) / 2];
+    quad.x[at % 2 * 2] = pair_of(four, 0, 1);
+    quad.x[at % 2 * 2 + 1] = pair_of(four, 2, 3);
+  }
+
+  DEVICE void write(Byte* row, unsigned i, Word found) const {
+    if (words) {
+      *reinterpret_cast<Word*>(row + i) = found;
+      return;
     }
+#pragma unroll
+    for (unsigned c = 0; c < 4; ++c)
+      if (i + c < length) row[i + c] = static_cast<Byte>(found >> 8 * c);
   }
 };
 
 // ---- boolean -----------------------------------------------------------------------------------
 
-constexpr unsigned kCell = 16;  // outputs, nodes and sources of one product on the tensor cores
+constexpr unsigned kBits = 32;                 // of a word
+constexpr unsigned kStepBits = 256;            // of a product of the tensor cores
+constexpr unsigned kStep = kStepBits / kBits;  // words of it
+constexpr unsigned kMostLevels = 255;
 
-// Integers [16, 16], held by a warp together.
-struct Cells {
-#ifdef __CUDACC__
-  template <typename Use, typename... Layout>
-  using Fragment =
-      nvcuda::wmma::fragment<Use, kCell, kCell, kCell,
-                             std::conditional_t<sizeof...(Layout) == 0, int, signed char>,
-                             Layout...>;
-  Fragment<nvcuda::wmma::accumulator> held;
-  static constexpr unsigned kHeld = 8;  // by a thread
+// Where planes lie: [level, reach or levels, sequence, word, row]; a step's words and a side's rows
+// are all there, beyond the ends with zeros.
+struct Layout {
+  unsigned batch, words, rows;
 
-  // + a [16, 16] b [16, 16], each with rows of 16 bytes.
-  DEVICE void multiply_add(const signed char* a, const signed char* b) {
-    Fragment<nvcuda::wmma::matrix_a, nvcuda::wmma::row_major> left;
-    Fragment<nvcuda::wmma::matrix_b, nvcuda::wmma::row_major> right;
-    nvcuda::wmma::load_matrix_sync(left, a, kCell);
-    nvcuda::wmma::load_matrix_sync(right, b, kCell);
-    nvcuda::wmma::mma_sync(held, left, right, held);
+  DEVICE std::uint64_t map() const { return std::uint64_t{words} * rows; }
+  DEVICE std::uint64_t level() const { return 2 * batch * map(); }
+  // Of a sequence's map at a level, which counts from 0.
+  DEVICE std::uint64_t at(unsigned level_index, unsigned which, unsigned b) const {
+    return level_index * level() + (std::uint64_t{which} * batch + b) * map();
   }
-  DEVICE int& operator[](unsigned i) { return held.x[i]; }
-  DEVICE void store(int* to, unsigned stride) const {
-    nvcuda::wmma::store_matrix_sync(to, held, stride, nvcuda::wmma::mem_row_major);
-  }
-#else
-  int held[kCell * kCell];
-  static constexpr unsigned kHeld = kCell * kCell;
-
-  void multiply_add(const signed char* a, const signed char* b) {
-    for (unsigned i = 0; i < kHeld; ++i)
-      for (unsigned j = 0; j < kCell; ++j)
-        held[i] += a[i / kCell * kCell + j] * b[j * kCell + i % kCell];
-  }
-  int& operator[](unsigned i) { return held[i]; }
-  void store(int* to, unsigned stride) const {
-    for (unsigned i = 0; i < kHeld; ++i) to[i / kCell * stride + i % kCell] = held[i];
-  }
-#endif
 };
 
-struct Boolean {
-  const Byte *reach, *levels, *most;  // most [1]: the highest level
-  Byte* result;
+// Levels first + 1 .. first + count, or as far as there are.
+struct Range {
+  const Byte* most;
+  unsigned first, count;
+
+  DEVICE unsigned here() const {
+    const unsigned highest = *most;
+    if (highest <= first) return 0;
+    return highest - first < count ? highest - first : count;
+  }
+};
+
+// A thread makes one word of all planes.
+struct Planes {
+  const Byte *reach, *levels;
+  Word* planes;
+  Layout layout;
+  Range range;
   unsigned length;
+  bool words;  // rows of `reach` begin at multiples of 4 bytes
 
-  static constexpr unsigned kThreads = 128;  // warps own 32 outputs and 32 sources
-  static constexpr unsigned kTiles = 2;
-
-  struct Shared {  // in panels 16 wide: a product reads whole rows of them
-    alignas(32) signed char reach[kNodes / kCell][kSide][kCell];   // [.., t, j]
-    alignas(32) signed char levels[kSide / kCell][kNodes][kCell];  // [.., j, i]
-    alignas(32) int counts[kSide][kSide];
-  };
-  struct Own {
-    Cells sum[kTiles][kTiles], count[kTiles][kTiles];
-  };
+  static constexpr unsigned kThreads = kSide;
+  static constexpr unsigned kResident = 8;
+  struct Shared {};
+  struct Own {};
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const std::uint64_t sequence = std::uint64_t{block.y} * length * length;
-    const Place place(block.x, length);
-    const unsigned end = place.end(length), highest = *most;
-    Shared& shared = block.shared;
-    block.each_warp([&](unsigned, Own& own) {
-      for_cells([&](unsigned r, unsigned c, unsigned i) { own.count[r][c][i] = 0; });
-    });
-    for (unsigned k = 1; k <= highest; ++k) {
-      block.each_warp([&](unsigned, Own& own) {
-        for_cells([&](unsigned r, unsigned c, unsigned i) { own.sum[r][c][i] = 0; });
-      });
-      for (unsigned node = place.column; node < end; node += kNodes) {
-        block.each([&](unsigned thread, Own&) {
-          for (unsigned i = thread; i < kSide * kNodes; i += kThreads) {
-            const unsigned t = i / kNodes, j = i % kNodes;
-            shared.reach[j / kCell][t][j % kCell] =
-                entry(reach + sequence, length, place.first + t, node + j) >= k;
-          }
-          for (unsigned i = thread; i < kNodes * kSide; i += kThreads) {
-            const unsigned j = i / kSide, s = i % kSide;
-            shared.levels[s / kCell][j][s % kCell] =
-                entry(levels + sequence, length, node + j, place.column + s) >= k;
-          }
-        });
-        block.each_warp([&](unsigned warp, Own& own) {
-          const unsigned row = warp / 2 * kTiles, column = warp % 2 * kTiles;
-#pragma unroll
-          for (unsigned j = 0; j < kNodes / kCell; ++j)
-#pragma unroll
-            for (unsigned r = 0; r < kTiles; ++r)
-#pragma unroll
-              for (unsigned c = 0; c < kTiles; ++c)
-                own.sum[r][c].multiply_add(shared.reach[j][(row + r) * kCell],
-                                           shared.levels[column + c][j * kCell]);
-        });
-      }
-      block.each_warp([&](unsigned, Own& own) {
-        for_cells([&](unsigned r, unsigned c, unsigned i) {
-          own.count[r][c][i] += own.sum[r][c][i] > 0;
-        });
-      });
-    }
-    block.each_warp([&](unsigned warp, Own& own) {
-      const unsigned row = warp / 2 * kTiles, column = warp % 2 * kTiles;
-#pragma unroll
-      for (unsigned r = 0; r < kTiles; ++r)
-#pragma unroll
-        for (unsigned c = 0; c < kTiles; ++c)
-          own.count[r][c].store(&shared.counts[(row + r) * kCell][(column + c) * kCell], kSide);
-    });
+    const unsigned which = block.z / layout.batch, b = block.z % layout.batch;
+    const unsigned here = range.here();
+    const std::uint64_t sequence = std::uint64_t{b} * length * length;
     block.each([&](unsigned thread, Own&) {
-      for (unsigned i = thread; i < kSide * kSide; i += kThreads) {
-        const unsigned t = place.first + i / kSide, s = place.column + i % kSide;
-        if (t < length && s < length)
-          result[sequence + std::uint64_t{t} * length + s] =
-              static_cast<Byte>(shared.counts[i / kSide][i % kSide]);
+      const unsigned row = block.x * kThreads + thread, node = block.y * kBits;
+      Byte level[kBits];
+#pragma unroll
+      for (unsigned i = 0; i < kBits; i += 4) {
+        Word found = 0;
+        if (which == 0)
+          found = four(reach + sequence, row, node + i);
+        else
+#pragma unroll
+          for (unsigned j = 0; j < 4; ++j)
+            found |= Word{entry(levels + sequence, length, node + i + j, row)} << 8 * j;
+#pragma unroll
+        for (unsigned j = 0; j < 4; ++j) level[i + j] = static_cast<Byte>(found >> 8 * j);
+      }
+      const std::uint64_t to = std::uint64_t{block.y} * layout.rows + row;
+      for (unsigned k = 0; k < here; ++k) {
+        Word bits = 0;
+#pragma unroll
+        for (unsigned i = 0; i < kBits; ++i) bits |= Word{level[i] > range.first + k} << i;
+        planes[layout.at(k, which, b) + to] = bits;
       }
     });
   }
 
  private:
+  DEVICE Word four(const Byte* matrix, unsigned row, unsigned column) const {
+    const bool whole = words && row < length && column + 3 <= row;
+    const Operand one{matrix, length, row, column, 1, whole};
+    return whole ? one.word(0) : one.gathered(0);
+  }
+};
+
+// Words of 64 rows, as a product of the tensor cores reads them: 4 words of 8 rows in 32 banks.
+struct Bits {
+  Quad quads[kStep][(kSide + 8) / 4];
+
+  DEVICE Word at(unsigned word, unsigned row) const { return quads[word][row / 4].x[row % 4]; }
+};
+
+// Numbers [16, 8], held by a warp together.
+struct Cells {
+  static constexpr unsigned kRows = 16, kColumns = 8;
+#ifdef __CUDACC__
+  static constexpr unsigned kHeld = 4;  // by a thread
+  int held[kHeld];
+
+  // += how many bits rows of the one, from `row` on, and of the other, from `column` on, share.
+  DEVICE void multiply_add(const Bits& left, unsigned row, const Bits& right, unsigned column) {
+    const unsigned eighth = threadIdx.x % kWarp / 4, word = threadIdx.x % 4;
+    const Word a[4] = {left.at(word, row + eighth), left.at(word, row + eighth + 8),
+                       left.at(word + 4, row + eighth), left.at(word + 4, row + eighth + 8)};
+    const Word b[2] = {right.at(word, column + eighth), right.at(word + 4, column + eighth)};
+    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(held[0]), "+r"(held[1]), "+r"(held[2]), "+r"(held[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+  static DEVICE unsigned row(unsigned i) { return threadIdx.x % kWarp / 4 + i / 2 * 8; }
+  static DEVICE unsigned column(unsigned i) { return threadIdx.x % 4 * 2 + i % 2; }
+#else
+  static constexpr unsigned kHeld = kRows * kColumns;
+  int held[kHeld];
+
+  void multiply_add(const Bits& left, unsigned first, const Bits& right, unsigned second) {
+    for (unsigned i = 0; i < kHeld; ++i)
+      for (unsigned word = 0; word < kStep; ++word)
+        held[i] +=
+            __builtin_popcount(left.at(word, first + row(i)) & right.at(word, second + column(i)));
+  }
+  static unsigned row(unsigned i) { return i / kColumns; }
+  static unsigned column(unsigned i) { return i % kColumns; }
+#endif
+};
+
+struct Boolean {
+  const Word* planes;
+  Byte* result;
+  Layout layout;
+  Range range;
+  unsigned length;
+
+  static constexpr unsigned kThreads = 128;  // warps own 32 outputs and 32 sources
+  static constexpr unsigned kResident = 4;
+  static constexpr unsigned kDown = 32 / Cells::kRows, kAcross = 32 / Cells::kColumns;
+
+  struct Shared {
+    Bits reach, levels;
+  };
+  struct Own {
+    Quad reach, levels;  // of the next step
+    Cells sum[kDown][kAcross];
+    int count[kDown][kAcross][Cells::kHeld];
+  };
+
+  template <typename Block>
+  DEVICE void operator()(Block& block) const {
+    const unsigned b = block.x, here = range.here();
+    if (here == 0 && range.first != 0) return;
+    const std::uint64_t sequence = std::uint64_t{b} * length * length;
+    const Place place(block.y, length);
+    const unsigned begin = place.column / kStepBits;
+    const unsigned steps = (place.end(length) + kStepBits - 1) / kStepBits - begin;
+    Shared& shared = block.shared;
+    block.each([&](unsigned thread, Own& own) {
+      if (here != 0) fetch(0, begin, b, place, thread, own);
+      if (range.first == 0) clear_above<kThreads>(result + sequence, length, place, thread);
+    });
+    block.each_warp([&](unsigned, Own& own) {
+      for_cells([&](unsigned r, unsigned c, unsigned i) {
+        own.sum[r][c].held[i] = own.count[r][c][i] = 0;
+      });
+    });
+    for (unsigned turn = 0; turn < here * steps; ++turn) {
+      const unsigned next = turn + 1;
+      block.each([&](unsigned thread, Own& own) {
+        const unsigned word = thread / (kSide / 4), quad = thread % (kSide / 4);
+        shared.reach.quads[word][quad] = own.reach;
+        shared.levels.quads[word][quad] = own.levels;
+        if (next < here * steps) fetch(next / steps, begin + next % steps, b, place, thread, own);
+      });
+      block.each_warp([&](unsigned warp, Own& own) {
+        const unsigned row = warp / 2 * 32, column = warp % 2 * 32;
+#pragma unroll
+        for (unsigned r = 0; r < kDown; ++r)
+#pragma unroll
+          for (unsigned c = 0; c < kAcross; ++c)
+            own.sum[r][c].multiply_add(shared.reach, row + r * Cells::kRows, shared.levels,
+                                       column + c * Cells::kColumns);
+        if (next % steps != 0) return;  // the level goes on
+        for_cells([&](unsigned r, unsigned c, unsigned i) {
+          own.count[r][c][i] += own.sum[r][c].held[i] > 0;
+          own.sum[r][c].held[i] = 0;
+        });
+      });
+    }
+    block.each_warp([&](unsigned warp, Own& own) {
+      for_cells([&](unsigned r, unsigned c, unsigned i) {
+        const unsigned t = place.first + warp / 2 * 32 + r * Cells::kRows + Cells::row(i);
+        const unsigned s = place.column + warp % 2 * 32 + c * Cells::kColumns + Cells::column(i);
+        if (t >= length || s >= length) return;
+        Byte& to = result[sequence + std::uint64_t{t} * length + s];
+        to = static_cast<Byte>(own.count[r][c][i] + (range.first == 0 ? 0 : to));
+      });
+    });
+  }
+
+ private:
+  // A quad of a step's words of each map: 16 quads of rows a word.
+  DEVICE void fetch(unsigned level, unsigned step, unsigned b, const Place& place, unsigned thread,
+                    Own& own) const {
+    static_assert(kThreads == kStep * kSide / 4);
+    const std::uint64_t word = step * kStep + thread / (kSide / 4);
+    const unsigned row = thread % (kSide / 4) * 4;
+    const Word* from = planes + word * layout.rows + row;
+    own.reach = *reinterpret_cast<const Quad*>(from + layout.at(level, 0, b) + place.first);
+    own.levels = *reinterpret_cast<const Quad*>(from + layout.at(level, 1, b) + place.column);
+  }
+
   template <typename Cell>
   DEVICE void for_cells(const Cell& cell) const {
 #pragma unroll
-    for (unsigned r = 0; r < kTiles; ++r)
+    for (unsigned r = 0; r < kDown; ++r)
 #pragma unroll
-      for (unsigned c = 0; c < kTiles; ++c)
+      for (unsigned c = 0; c < kAcross; ++c)
 #pragma unroll
         for (unsigned i = 0; i < Cells::kHeld; ++i) cell(r, c, i);
   }
 };
 
+// Whether words may be read from where rows of an array begin.
+bool in_words(const void* array, unsigned length) {
+  return (length | reinterpret_cast<std::uintptr_t>(array)) % 4 == 0;
+}
+
+Layout layout_of(unsigned batch, unsigned length) {
+  return {batch, (length + kStepBits - 1) / kStepBits * kStep,
+          (length + kSide - 1) / kSide * kSide};
+}
+
 }  // namespace
 
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where) {
-  launch(Packed{reach, levels, result, length}, blocks_of(batch, length), where);
+  const bool words =
+      in_words(reach, length) && in_words(levels, length) && in_words(result, length);
+  launch(Packed{reach, levels, result, length, words}, blocks_of(batch, length), where);
+}
+
+std::uint64_t plane_words(unsigned batch, unsigned length) {
+  const Layout layout = layout_of(batch, length);
+  return std::uint64_t{2} * batch * layout.words * layout.rows;
 }
 
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
-                        const std::uint8_t* most, std::uint8_t* result, unsigned batch,
-                        unsigned length, Where where) {
-  launch(Boolean{reach, levels, most, result, length}, blocks_of(batch, length), where);
+                        const std::uint8_t* most, std::uint32_t* planes, unsigned some,
+                        std::uint8_t* result, unsigned batch, unsigned length, Where where) {
+  const Layout layout = layout_of(batch, length);
+  for (unsigned first = 0; first < kMostLevels; first += some) {
+    const Range range{most, first, some};
+    launch(Planes{reach, levels, planes, layout, range, length, in_words(reach, length)},
+           {layout.rows / kSide, layout.words, 2 * batch}, where);
+    launch(Boolean{planes, result, layout, range, length}, blocks_of(batch, length), where);
+  }
 }
 
 }  // namespace densitrace::cuda

@@ -4,9 +4,11 @@
 // passes: how many edges each row keeps; then, from where the caller's running sum of these puts
 // the row, the edges themselves. Nothing depends on the order in which blocks run.
 //
-// A block of threads owns a row, a thread a run of its columns, and a running sum over the threads
-// gives each its place. 4 bytes an edge are read, twice; a kept edge writes 44 bytes to the table
-// (sequence, head, source, target, weight, stratum) or 4 to a work list (its index in the tile).
+// A block of threads owns a row, and neighbours among them neighbouring columns. To write, it goes
+// over 4,096 columns at a time: which are kept is a bit each in shared memory; a word's bits are
+// counted, and a sum over the words before it, 16 of them and 16 at a time, gives each edge its
+// place. 4 bytes an edge are read twice, and kept ones once more from the caches; a kept edge
+// writes 19 bytes to the table: sequence, head, source, target, weight, stratum.
 
 #include <cmath>
 
@@ -17,7 +19,7 @@ namespace {
 
 constexpr unsigned kRowThreads = 128;
 
-// A block's row, and a thread's share of it.
+// A block's row.
 struct Row {
   unsigned b, h, t, sources;
   std::uint64_t index;  // [B, H, T]
@@ -30,26 +32,18 @@ struct Row {
         sources(t + 1),
         index((std::uint64_t{b} * heads + h) * tile.length + t),
         first((std::uint64_t{slice} * tile.rows + x) * (tile.first + tile.rows)) {}
-
-  DEVICE unsigned begin(unsigned thread) const {
-    const unsigned run = (sources + kRowThreads - 1) / kRowThreads;
-    return thread * run < sources ? thread * run : sources;
-  }
-};
-
-struct Counts {
-  unsigned kept, present;
 };
 
 struct CountRows {
   const float *weight, *floor;
   Tile tile;
   unsigned heads;
-  std::int64_t *kept, *present;  // present: null where nobody asks
+  std::int64_t* kept;
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 16;
   struct Shared {
-    Counts counts[kThreads];
+    std::int32_t kept;
   };
   struct Own {};
 
@@ -57,98 +51,103 @@ struct CountRows {
   DEVICE void operator()(Block& block) const {
     const Row row(tile, heads, block.x, block.y);
     const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
-    Counts* counts = block.shared.counts;
     block.each([&](unsigned thread, Own&) {
-      Counts found{0, 0};
-      for (unsigned s = thread; s < row.sources; s += kThreads) {
-        const float value = weight[row.first + s];
-        found.kept += value > lowest;
-        found.present += value > -INFINITY;
-      }
-      counts[thread] = found;
+      if (thread == 0) block.shared.kept = 0;
     });
-    for (unsigned half = kThreads / 2; half > 0; half /= 2)
-      block.each([&](unsigned thread, Own&) {
-        if (thread >= half) return;
-        counts[thread].kept += counts[thread + half].kept;
-        counts[thread].present += counts[thread + half].present;
-      });
     block.each([&](unsigned thread, Own&) {
-      if (thread != 0) return;
-      kept[row.index] = counts[0].kept;
-      if (present != nullptr) present[row.index] = counts[0].present;
+      std::int32_t found = 0;
+      for (unsigned s = thread; s < row.sources; s += kThreads)
+        found += weight[row.first + s] > lowest;
+      if (found != 0) add(block.shared.kept, found);
+    });
+    block.each([&](unsigned thread, Own&) {
+      if (thread == 0) kept[row.index] = block.shared.kept;
     });
   }
 };
 
-// What becomes of an edge: its place in the order, its row and source, its weight.
-struct ToList {
-  std::uint32_t* list;
-
-  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float, const Tile&) const {
-    list[place] = static_cast<std::uint32_t>(row.first + s);
-  }
-};
-
-struct ToTable {
-  Table table;
-  const float* cuts;
-  unsigned strata;
-
-  DEVICE void operator()(std::int64_t place, const Row& row, unsigned s, float weight,
-                         const Tile& tile) const {
-    unsigned stratum = 0;  // the first whose cut it clears
-    for (unsigned k = 0; k < strata; ++k)
-      stratum += weight <= cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
-    table.sequence[place] = row.b;
-    table.head[place] = row.h;
-    table.source[place] = s;
-    table.target[place] = row.t;
-    table.weight[place] = weight;
-    table.stratum[place] = stratum;
-  }
-};
-
-template <typename Sink>
 struct WriteRows {
-  const float *weight, *floor;
+  const float *weight, *cuts;  // cuts [K, B, T]
+  unsigned strata;
   Tile tile;
   unsigned heads;
   const std::int64_t* starts;  // [B, H, T], of each row in the order
-  Sink sink;
+  Table table;
 
   static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kBits = 32;
+  static constexpr unsigned kColumns = kThreads * kBits;  // at a time: a word a thread
+  static constexpr unsigned kRun = 16;                    // words summed by one thread
+  static constexpr unsigned kRuns = kThreads / kRun;
+
   struct Shared {
-    unsigned sums[kThreads];
+    std::int32_t words[kThreads];   // a bit a column: its edge is kept
+    unsigned counts[kThreads];      // of bits
+    unsigned runs[kRuns];           // and of those of runs of words
+    unsigned before[kThreads + 1];  // kept edges in earlier words
   };
   struct Own {
-    unsigned count, before;
+    std::int64_t place;  // of the next edge that is kept
   };
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
     const Row row(tile, heads, block.x, block.y);
-    const float lowest = floor[std::uint64_t{row.b} * tile.length + row.t];
-    unsigned* sums = block.shared.sums;
-    block.each([&](unsigned thread, Own& own) {
-      own.count = 0;
-      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s)
-        own.count += weight[row.first + s] > lowest;
-      sums[thread] = own.count;
-    });
-    for (unsigned step = 1; step < kThreads; step *= 2) {
-      block.each([&](unsigned thread, Own& own) {
-        own.before = thread >= step ? sums[thread - step] : 0;
+    const float lowest = cut(row, strata - 1);
+    Shared& shared = block.shared;
+    block.each([&](unsigned, Own& own) { own.place = starts[row.index]; });
+    for (unsigned start = 0; start < row.sources; start += kColumns) {
+      const unsigned end = row.sources - start < kColumns ? row.sources : start + kColumns;
+      block.each([&](unsigned thread, Own&) { shared.words[thread] = 0; });
+      block.each([&](unsigned thread, Own&) {
+        for (unsigned s = start + thread; s < end; s += kThreads)
+          if (weight[row.first + s] > lowest)
+            add(shared.words[(s - start) / kBits], static_cast<std::int32_t>(1u << s % kBits));
       });
-      block.each([&](unsigned thread, Own& own) { sums[thread] += own.before; });
+      block.each([&](unsigned thread, Own&) {
+        shared.counts[thread] = bits(static_cast<unsigned>(shared.words[thread]));
+      });
+      block.each([&](unsigned thread, Own&) {
+        if (thread >= kRuns) return;
+        unsigned sum = 0;
+        for (unsigned i = 0; i < kRun; ++i) sum += shared.counts[thread * kRun + i];
+        shared.runs[thread] = sum;
+      });
+      block.each([&](unsigned thread, Own&) {
+        unsigned sum = 0;
+        for (unsigned run = 0; run < thread / kRun; ++run) sum += shared.runs[run];
+        for (unsigned i = thread / kRun * kRun; i < thread; ++i) sum += shared.counts[i];
+        shared.before[thread] = sum;
+        if (thread == kThreads - 1) shared.before[kThreads] = sum + shared.counts[thread];
+      });
+      block.each([&](unsigned thread, Own& own) {
+        for (unsigned s = start + thread; s < end; s += kThreads) {
+          const unsigned at = (s - start) / kBits, bit = 1u << s % kBits;
+          const unsigned word = static_cast<unsigned>(shared.words[at]);
+          if ((word & bit) == 0) continue;
+          const unsigned earlier = shared.before[at] + bits(word & (bit - 1));
+          write(own.place + earlier, row, s, weight[row.first + s]);
+        }
+        own.place += shared.before[kThreads];
+      });
     }
-    block.each([&](unsigned thread, Own& own) {
-      std::int64_t place = starts[row.index] + sums[thread] - own.count;
-      for (unsigned s = row.begin(thread); s < row.begin(thread + 1); ++s) {
-        const float value = weight[row.first + s];
-        if (value > lowest) sink(place++, row, s, value, tile);
-      }
-    });
+  }
+
+ private:
+  DEVICE float cut(const Row& row, unsigned k) const {
+    return cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
+  }
+
+  DEVICE void write(std::int64_t place, const Row& row, unsigned s, float value) const {
+    unsigned stratum = 0;  // the first whose cut it clears
+    for (unsigned k = 0; k < strata; ++k) stratum += value <= cut(row, k);
+    table.sequence[place] = static_cast<std::int32_t>(row.b);
+    table.head[place] = static_cast<std::int16_t>(row.h);
+    table.source[place] = static_cast<std::int32_t>(s);
+    table.target[place] = static_cast<std::int32_t>(row.t);
+    table.weight[place] = value;
+    table.stratum[place] = static_cast<std::uint8_t>(stratum);
   }
 };
 
@@ -157,20 +156,13 @@ Blocks rows_of(const Tile& tile) { return {tile.rows, tile.batch * tile.heads}; 
 }  // namespace
 
 void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, std::int64_t* present, Where where) {
-  launch(CountRows{weight, floor, tile, heads, kept, present}, rows_of(tile), where);
-}
-
-void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-               const std::int64_t* starts, std::uint32_t* list, Where where) {
-  launch(WriteRows<ToList>{weight, floor, tile, heads, starts, {list}}, rows_of(tile), where);
+                std::int64_t* kept, Where where) {
+  launch(CountRows{weight, floor, tile, heads, kept}, rows_of(tile), where);
 }
 
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where) {
-  const float* floor = cuts + std::uint64_t{strata - 1} * tile.batch * tile.length;
-  const ToTable sink{table, cuts, strata};
-  launch(WriteRows<ToTable>{weight, floor, tile, heads, starts, sink}, rows_of(tile), where);
+  launch(WriteRows{weight, cuts, strata, tile, heads, starts, table}, rows_of(tile), where);
 }
 
 }  // namespace densitrace::cuda

@@ -31,9 +31,11 @@ struct Weights {
 
 // A table of edges, a column an array.
 struct Table {
-  std::int64_t *sequence, *head, *source, *target;
+  std::int32_t* sequence;
+  std::int16_t* head;
+  std::int32_t *source, *target;
   float* weight;
-  std::int64_t* stratum;
+  std::uint8_t* stratum;
 };
 
 // Targets [first, first + rows) of the heads [head, head + heads) of all sequences, and their
@@ -42,6 +44,19 @@ struct Tile {
   unsigned batch, head, heads, first, rows, length;
 
   unsigned sources() const { return first + rows; }
+};
+
+// The entries of each node [B, T, D] in ascending magnitude, and which dimension each is.
+struct Ranked {
+  const float* entry;
+  const std::uint32_t* dimension;
+};
+
+// What settle says of a row [B, H, T]: its weights' sum, where there are no cuts; its edges, and
+// those of them whose weight was summed.
+struct Settled {
+  float* sums;
+  std::int32_t *edges, *summed;
 };
 
 }  // namespace densitrace::cuda

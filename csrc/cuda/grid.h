@@ -4,13 +4,19 @@
 // A kernel is a structure of its arguments, with
 //
 //   kThreads                                threads of a block
+//   kResident                               blocks that a multiprocessor has registers for
 //   struct Shared                           what the threads of a block share
 //   struct Own                              what a thread keeps from one part of the body to the
 //   next void operator()(Block& block) const     the body, a template over Block
+//   kLanes                                  threads of a group, where it has parts for groups
 //
 // The body is made of parts: block.each(part) runs part(thread, own) for all threads of the block
 // and ends with a barrier. What stands between parts is the same for all threads of the block. So a
-// part may read what others wrote in the parts before it, never what they write in its own.
+// part may read what others wrote in the parts before it, never what they write in its own. What is
+// read between parts may not be written in the next one: a thread that is ahead would change it.
+//
+// block.each_group(part) is the same for groups of kLanes threads, which walk through their part
+// together and may add up what each of them has: lanes.sum(term).
 #pragma once
 
 #include <cstdint>
@@ -39,6 +45,25 @@ struct Blocks {
 
 #ifdef __CUDACC__
 
+// The threads of a group, of which this is one.
+template <unsigned kLanes>
+struct Lanes {
+  static_assert(kLanes < kWarp && kWarp % kLanes == 0);
+  unsigned lane;
+
+  // One of them, to write what all of them know.
+  DEVICE bool leads() const { return lane == 0; }
+
+  // The sum of term(lane) over them, always in the same order: a tree.
+  template <typename Term>
+  DEVICE float sum(const Term& term) const {
+    const unsigned those = ((1u << kLanes) - 1) << threadIdx.x % kWarp / kLanes * kLanes;
+    float sum = term(lane);
+    for (unsigned step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(those, sum, step);
+    return sum;
+  }
+};
+
 template <typename Kernel>
 struct Block {
   unsigned x, y, z;
@@ -57,10 +82,18 @@ struct Block {
     part(threadIdx.x / kWarp, own);
     __syncthreads();
   }
+
+  // part(group, lanes).
+  template <typename Part>
+  DEVICE void each_group(const Part& part) {
+    constexpr unsigned kLanes = Kernel::kLanes;
+    part(threadIdx.x / kLanes, Lanes<kLanes>{threadIdx.x % kLanes});
+    __syncthreads();
+  }
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, 1)
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kResident)
     run(const Kernel kernel, const Blocks blocks) {
   __shared__ typename Kernel::Shared shared;
   // In one dimension, as a device takes few blocks along the others.
@@ -71,27 +104,62 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
 
 void check(cudaError_t status);  // throws what went wrong
 
+// Sets the device where it is not the current one already: setting it makes a context on it.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_));
+    if (device == before_) return;
+    check(cudaSetDevice(device));
+    changed_ = true;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 template <typename Kernel>
-void launch(const Kernel& kernel, Blocks blocks, Where where) {
+void launch(Kernel kernel, Blocks blocks, Where where) {
   if (blocks.count() == 0) return;
   if (blocks.count() > 0x7FFFFFFF) check(cudaErrorInvalidConfiguration);
-  int before = 0;
-  check(cudaGetDevice(&before));
-  check(cudaSetDevice(where.device));
-  run<Kernel><<<static_cast<unsigned>(blocks.count()), Kernel::kThreads, 0,
-                reinterpret_cast<cudaStream_t>(where.stream)>>>(kernel, blocks);
-  const cudaError_t status = cudaGetLastError();
-  check(cudaSetDevice(before));
-  check(status);
+  const OnDevice on_device(where.device);
+  void* arguments[] = {&kernel, &blocks};
+  // The status of this launch, and not what others left behind.
+  check(cudaLaunchKernel(run<Kernel>, dim3(static_cast<unsigned>(blocks.count())),
+                         dim3(Kernel::kThreads), arguments, 0,
+                         reinterpret_cast<cudaStream_t>(where.stream)));
 }
 
-// An integer in shared memory: the order of the additions does not matter.
-DEVICE void add(std::int32_t& to, std::int32_t value) { atomicAdd(&to, value); }
+// To an integer in shared memory; returns what it was. The order of the additions is not known.
+DEVICE std::int32_t add(std::int32_t& to, std::int32_t value) { return atomicAdd(&to, value); }
+
+// How many bits of a word are set.
+DEVICE unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__popc(word)); }
 
 #else
 
 // The order in which a part goes through the threads. A result that depends on it has a race.
 inline bool backwards = false;
+
+template <unsigned kLanes>
+struct Lanes {
+  bool leads() const { return true; }
+
+  template <typename Term>
+  float sum(const Term& term) const {
+    float sums[kLanes];
+    for (unsigned lane = 0; lane < kLanes; ++lane) sums[lane] = term(lane);
+    for (unsigned step = kLanes / 2; step > 0; step /= 2)
+      for (unsigned lane = 0; lane < step; ++lane) sums[lane] += sums[lane + step];
+    return sums[0];
+  }
+};
 
 template <typename Kernel>
 struct Block {
@@ -106,6 +174,12 @@ struct Block {
   template <typename Part>
   void each_warp(const Part& part) {
     each_of(Kernel::kThreads / kWarp, kWarp, part);
+  }
+  template <typename Part>
+  void each_group(const Part& part) {
+    constexpr unsigned kLanes = Kernel::kLanes;
+    each_of(Kernel::kThreads / kLanes, kLanes,
+            [&](unsigned group, auto&) { part(group, Lanes<kLanes>{}); });
   }
 
  private:
@@ -136,7 +210,13 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
   }
 }
 
-inline void add(std::int32_t& to, std::int32_t value) { to += value; }
+inline std::int32_t add(std::int32_t& to, std::int32_t value) {
+  const std::int32_t before = to;
+  to =
+      static_cast<std::int32_t>(static_cast<std::uint32_t>(to) + static_cast<std::uint32_t>(value));
+  return before;
+}
+inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builtin_popcount(word)); }
 
 #endif
 

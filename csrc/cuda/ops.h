@@ -17,9 +17,12 @@ struct Where {
 // bottleneck.cu
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where);
+// In some levels at a time, planes of `some` of them being held: plane_words numbers a level.
+// `most` is the highest level [1].
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
-                        const std::uint8_t* most, std::uint8_t* result, unsigned batch,
-                        unsigned length, Where where);
+                        const std::uint8_t* most, std::uint32_t* planes, unsigned some,
+                        std::uint8_t* result, unsigned batch, unsigned length, Where where);
+std::uint64_t plane_words(unsigned batch, unsigned length);
 
 // trace_sizes.cu
 void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::int64_t* result,
@@ -31,16 +34,14 @@ void weigh(const Pattern& pattern, const Weights& weights, const Tile& tile, flo
 
 // collect_edges.cu: `heads` is H
 void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, std::int64_t* present, Where where);
-void list_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-               const std::int64_t* starts, std::uint32_t* list, Where where);
+                std::int64_t* kept, Where where);
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where);
 
-// proximity.cu
-void sum_listed(const std::uint32_t* list, const std::int64_t* count, const float* node,
-                const float* sent, const float* share, float* weight, const Tile& tile,
-                unsigned hidden, Where where);
+// proximity.cu: `heads` is H
+void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
+            const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
+            unsigned hidden, const Settled& settled, Where where);
 void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
            std::uint8_t* levels, std::int32_t* degrees, Where where);
 

@@ -1,17 +1,35 @@
 // Proximity of attention edges, bound first: METHOD, section 2.
 //
-// The edge of source s and head h adds a u to its target, u = W_O v_s [D], a = alpha / rho_t:
+// The edge of source s and head h adds a u to its target, u = W_O v_s [D], a = alpha / rho_t, and
 //
-//   proximity = max(0, sum over d of |n_d| - |n_d - a u_d|)  <=  max(0, a c).
+//   proximity = max(0, a c - 2 excess),   c = <sign(n), u>, n = 0 counting as positive,
+//   excess    = sum over d of max(0, a sign(n_d) u_d - |n_d|).
 //
-// weigh.cu writes the bounds and the a of one head's tile, collect_edges.cu lists the edges whose
-// bound clears a floor, and here these get their exact sum in the bound's place: what it labels
-// then is what all sums would. A warp sums an edge, entry by entry in a fixed order: 5 operations
-// and 8 bytes an entry, from the caches for the most part, as the list goes along the sources of a
-// target. The length of the list is read on the device, so that the host need not wait for it.
+// weigh.cu writes the bounds max(0, a c) and the a of a tile. An entry adds to the excess only
+// where |n_d| is below far = a max |u|, so the entries of a target are wanted in ascending |n_d|:
+// those below far are the first j, and
 //
-// Then a block of threads labels a target: the level of each source, raised where this head's is
-// higher than those before, and how many edges clear each cut: 4 bytes an edge.
+//   0 <= excess <= j (far - |n_d| of the first).
+//
+// Settle puts the weight in the bound's place wherever the label is in doubt: where the bound
+// clears a cut that the bound from below, a c - 2 j (far - ..), does not. Elsewhere the bound
+// stays, whose label is the weight's. (2.002 stands for 2 there: the rounding of an excess of j
+// terms, j / 8 + 3 additions of 6e-8 each, is below a thousandth for any hidden size to 100,000.
+// Rounding is monotone, so all else is certain as it stands.) Without cuts the weights themselves
+// are wanted: every positive bound that may exceed its weight is in doubt, and rows are summed up.
+//
+// A block of threads owns a row: a target of a head. It goes over the sources 1,024 at a time,
+// lists those in doubt in shared memory, in any order, and then 8 lanes serve an edge, 16 edges at
+// once. Each edge's sum is its own and its order fixed, so the order of the list changes nothing.
+//
+// Reads of an edge: 4 bytes of the bound, and where it clears a cut 8 for a and max |u|, and some
+// 2 log2 j sizes. Of each of the j terms: 8 bytes of n, which a row's edges share in the first
+// cache, and 4 of u at a place of its own, a sector of 32 bytes from the second cache: its
+// bandwidth is the limit, before 5 operations a term.
+//
+// Label then owns a target, for all heads of the tile: the level of each source, raised where one
+// of these heads' is higher than those before, and how many edges clear each cut; 4 bytes an edge,
+// and 2 a pair of target and source.
 
 #include <cmath>
 
@@ -20,66 +38,191 @@
 namespace densitrace::cuda {
 namespace {
 
-struct SumListed {
-  const std::uint32_t* list;  // indices in the tile
-  const std::int64_t* count;  // [1]
-  const float *node, *sent;   // n and u: [B, T, D]
-  const float* share;         // a: as the tile
-  float* weight;
-  Tile tile;  // of one head
-  unsigned hidden, blocks;
+constexpr unsigned kRowThreads = 128;
+constexpr unsigned kMostLevels = 256;  // 0 among them
 
-  static constexpr unsigned kThreads = 128;
-  static constexpr unsigned kEdges = kThreads / kWarp;  // at a time
+// Cuts of a target in shared memory.
+struct Cuts {
+  float cut[kMostLevels];  // [strata], descending
+
+  DEVICE void load(const float* cuts, unsigned strata, std::uint64_t stride, std::uint64_t target,
+                   unsigned thread) {
+    for (unsigned k = thread; k < strata; k += kRowThreads) cut[k] = cuts[k * stride + target];
+  }
+  // How many a weight clears: they descend, so the last is the first to be cleared.
+  DEVICE unsigned level(float weight, unsigned strata) const {
+    unsigned level = 0;
+    while (level < strata && weight > cut[strata - 1 - level]) ++level;
+    return level;
+  }
+};
+
+DEVICE float clamped(float weight) { return weight < 0 ? 0.0f : weight; }  // NaN stays NaN
+
+struct Settle {
+  Ranked ranked;
+  const float *sent, *most;   // u and max |u|: [heads of the tile, B, T, D], [.., B, T]
+  const float *share, *cuts;  // a: as the tile; cuts [K, B, T]
+  float* weight;              // in: the bounds
+  Tile tile;
+  unsigned heads, hidden, strata;  // strata 0: weights are wanted
+  Settled settled;
+
+  static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kLanes = 8;
+  static constexpr unsigned kSources = 1024;  // at a time
+
   struct Shared {
-    float sums[kEdges][kWarp];
+    Cuts cuts;
+    std::int32_t listed, summed, edges;
+    unsigned source[kSources];  // of the listed edges
+    unsigned terms[kSources];   // and their j
+    float sums[kThreads];
   };
-  struct Own {};
+  struct Own {
+    float sum;
+    std::int32_t edges;
+  };
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const std::int64_t edges = *count;
-    const unsigned sources = tile.first + tile.rows;
-    for (std::int64_t first = std::int64_t{block.x} * kEdges; first < edges;
-         first += std::int64_t{blocks} * kEdges) {
-      block.each([&](unsigned thread, Own&) {
-        const unsigned edge = thread / kWarp, lane = thread % kWarp;
-        if (first + edge >= edges) return;
-        const std::uint32_t at = list[first + edge], row = at / sources;
-        const std::uint64_t sequence = std::uint64_t{row / tile.rows} * tile.length;
-        const float* n = node + (sequence + tile.first + row % tile.rows) * hidden;
-        const float* u = sent + (sequence + at % sources) * hidden;
-        const float a = share[at];
-        float sum = 0;
-        for (unsigned d = lane; d < hidden; d += kWarp) {
-          // |n| - |n - a u|, without the rounding of n - a u, which may be all of a small edge.
-          const float size = fabsf(n[d]), toward = copysignf(a, n[d]) * u[d];
-          sum += toward <= size ? toward : 2 * size - toward;
+    const unsigned b = block.y / tile.heads, h = block.y % tile.heads;
+    const unsigned row = tile.rows - 1 - block.x, t = tile.first + row;  // the long ones come first
+    const std::uint64_t target = std::uint64_t{b} * tile.length + t;
+    const std::uint64_t first =
+        (std::uint64_t{block.y} * tile.rows + row) * (tile.first + tile.rows);
+    const std::uint64_t sender = (std::uint64_t{h} * tile.batch + b) * tile.length;
+    const float* entries = ranked.entry + target * hidden;
+    const std::uint64_t stride = std::uint64_t{tile.batch} * tile.length;
+    Shared& shared = block.shared;
+    block.each([&](unsigned thread, Own& own) {
+      own = {0, 0};
+      shared.cuts.load(cuts, strata, stride, target, thread);
+      if (thread == 0) shared.listed = shared.summed = shared.edges = 0;
+    });
+    for (unsigned start = 0; start <= t; start += kSources) {
+      const unsigned end = t - start < kSources ? t + 1 : start + kSources;
+      block.each([&](unsigned thread, Own& own) {
+        for (unsigned s = start + thread; s < end; s += kThreads) {
+          const float bound = weight[first + s];
+          own.edges += bound != -INFINITY;
+          const unsigned terms = in_doubt(shared.cuts, bound, first + s, sender + s, entries);
+          if (terms == 0) continue;
+          const std::int32_t place = add(shared.listed, 1);
+          shared.source[place] = s;
+          shared.terms[place] = terms;
         }
-        block.shared.sums[edge][lane] = sum;
       });
-      block.each([&](unsigned thread, Own&) {
-        if (thread >= kEdges || first + thread >= edges) return;
-        float sum = 0;
-        for (unsigned lane = 0; lane < kWarp; ++lane) sum += block.shared.sums[thread][lane];
-        weight[list[first + thread]] = fmaxf(0.0f, sum);
+      block.each_group([&](unsigned group, const auto& lanes) {
+        for (unsigned edge = group; edge < static_cast<unsigned>(shared.listed);
+             edge += kThreads / kLanes) {
+          const unsigned s = shared.source[edge], terms = shared.terms[edge];
+          const float a = share[first + s];
+          const float* u = sent + (sender + s) * hidden;
+          const float excess = lanes.sum([&](unsigned lane) {
+            return excess_of(lane, terms, a, u, entries, ranked.dimension + target * hidden);
+          });
+          if (lanes.leads()) weight[first + s] = clamped(weight[first + s] - 2 * excess);
+        }
+      });
+      block.each([&](unsigned thread, Own& own) {
+        if (thread == 0) {
+          shared.summed += shared.listed;
+          shared.listed = 0;
+        }
+        if (strata != 0) return;
+        for (unsigned s = start + thread; s < end; s += kThreads) {
+          const float found = weight[first + s];
+          own.sum += found == -INFINITY ? 0.0f : found;
+        }
       });
     }
+    block.each([&](unsigned thread, Own& own) {
+      shared.sums[thread] = own.sum;
+      add(shared.edges, own.edges);
+    });
+    const std::uint64_t index = (std::uint64_t{b} * heads + tile.head + h) * tile.length + t;
+    block.each_group([&](unsigned group, const auto& lanes) {
+      if (group != 0) return;
+      const float sum = lanes.sum([&](unsigned lane) {
+        float sum = 0;
+#pragma unroll 4
+        for (unsigned i = lane; i < kThreads; i += kLanes) sum += shared.sums[i];
+        return sum;
+      });
+      if (!lanes.leads()) return;
+      settled.sums[index] = sum;
+      settled.edges[index] = shared.edges;
+      settled.summed[index] = shared.summed;
+    });
+  }
+
+ private:
+  // Terms of the excess of an edge whose label is in doubt, else 0. `at`: in the tile; `sender`:
+  // its source.
+  DEVICE unsigned in_doubt(const Cuts& found, float bound, std::uint64_t at, std::uint64_t sender,
+                           const float* entries) const {
+    const unsigned level = strata == 0 ? bound > 0 : found.level(bound, strata);
+    if (level == 0) return 0;
+    const float far = share[at] * most[sender], near = fabsf(entries[0]);
+    if (!(far > near)) return 0;
+    const unsigned terms = below(far, entries);
+    if (strata == 0) return terms;
+    const float lowest = clamped(bound - 2.002f * static_cast<float>(terms) * (far - near));
+    return lowest > found.cut[strata - level] ? 0 : terms;
+  }
+
+  // A lane's terms, some at a time so that their reads overlap.
+  DEVICE float excess_of(unsigned lane, unsigned terms, float a, const float* u,
+                         const float* entries, const std::uint32_t* dimensions) const {
+    constexpr unsigned kAhead = 4;
+    float sum = 0;
+    for (unsigned first = lane; first < terms; first += kAhead * kLanes) {
+      float n[kAhead], toward[kAhead];
+#pragma unroll
+      for (unsigned i = 0; i < kAhead; ++i) {
+        const unsigned at = first + i * kLanes;
+        n[i] = at < terms ? entries[at] : 0.0f;
+        toward[i] = at < terms ? u[dimensions[at]] : 0.0f;
+      }
+#pragma unroll
+      for (unsigned i = 0; i < kAhead; ++i)
+        sum += clamped((n[i] < 0 ? -a : a) * toward[i] - fabsf(n[i]));
+    }
+    return sum;
+  }
+
+  // How many sizes are below `far`, which the first is. Most often few: so the search goes up in
+  // doubling steps before it halves the last.
+  DEVICE unsigned below(float far, const float* entries) const {
+    unsigned high = 1;
+    while (high < hidden && fabsf(entries[high]) < far) high *= 2;
+    unsigned low = high / 2 + 1;
+    if (high > hidden) high = hidden;
+    while (low < high) {
+      const unsigned middle = (low + high) / 2;
+      if (fabsf(entries[middle]) < far)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
   }
 };
 
 struct Label {
   const float *weight, *cuts;  // cuts [K, B, T]
-  Tile tile;                   // of one head
+  Tile tile;
   unsigned strata;
   std::uint8_t* levels;   // [B, T, T], of the heads so far
   std::int32_t* degrees;  // [K, B, T], of the heads so far
 
-  static constexpr unsigned kThreads = 128;
-  static constexpr unsigned kMost = 256;  // levels, 0 among them
+  static constexpr unsigned kThreads = kRowThreads;
+  static constexpr unsigned kResident = 16;
   struct Shared {
-    float cuts[kMost];
-    std::int32_t counts[kMost];  // edges of each level
+    Cuts cuts;
+    std::int32_t counts[kMostLevels];  // edges of each level
   };
   struct Own {};
 
@@ -88,22 +231,24 @@ struct Label {
     const unsigned b = block.y, t = tile.first + block.x, length = tile.length;
     const std::uint64_t target = std::uint64_t{b} * length + t;
     const std::uint64_t stride = std::uint64_t{tile.batch} * length;
-    const float* row = weight + (std::uint64_t{b} * tile.rows + block.x) * (tile.first + tile.rows);
+    const unsigned sources = tile.first + tile.rows;
+    const std::uint64_t slice = std::uint64_t{tile.rows} * sources;  // of a head
+    const float* row = weight + b * tile.heads * slice + std::uint64_t{block.x} * sources;
     Shared& shared = block.shared;
     block.each([&](unsigned thread, Own&) {
-      for (unsigned k = thread; k <= strata; k += kThreads) {
-        shared.counts[k] = 0;
-        if (k < strata) shared.cuts[k] = cuts[k * stride + target];
-      }
+      shared.cuts.load(cuts, strata, stride, target, thread);
+      for (unsigned level = thread; level <= strata; level += kThreads) shared.counts[level] = 0;
     });
     block.each([&](unsigned thread, Own&) {
       for (unsigned s = thread; s <= t; s += kThreads) {
-        unsigned level = 0;  // cuts descend: the first to be cleared is the lowest
-        while (level < strata && row[s] > shared.cuts[strata - 1 - level]) ++level;
-        if (level == 0) continue;
-        add(shared.counts[level], 1);
-        std::uint8_t& highest = levels[target * length + s];
-        if (level > highest) highest = static_cast<std::uint8_t>(level);
+        unsigned highest = 0;
+        for (unsigned h = 0; h < tile.heads; ++h) {
+          const unsigned level = shared.cuts.level(row[h * slice + s], strata);
+          if (level != 0) add(shared.counts[level], 1);
+          highest = level > highest ? level : highest;
+        }
+        std::uint8_t& so_far = levels[target * length + s];
+        if (highest > so_far) so_far = static_cast<std::uint8_t>(highest);
       }
     });
     block.each([&](unsigned thread, Own&) {
@@ -118,13 +263,11 @@ struct Label {
 
 }  // namespace
 
-void sum_listed(const std::uint32_t* list, const std::int64_t* count, const float* node,
-                const float* sent, const float* share, float* weight, const Tile& tile,
-                unsigned hidden, Where where) {
-  // Enough to fill any GPU; each goes on through the list from where it begins.
-  const std::uint64_t most = std::uint64_t{tile.batch} * tile.rows * tile.sources();
-  const unsigned blocks = most / SumListed::kEdges < 4096 ? most / SumListed::kEdges + 1 : 4096;
-  launch(SumListed{list, count, node, sent, share, weight, tile, hidden, blocks}, {blocks}, where);
+void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
+            const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
+            unsigned hidden, const Settled& settled, Where where) {
+  launch(Settle{ranked, sent, most, share, cuts, weight, tile, heads, hidden, strata, settled},
+         {tile.rows, tile.batch * tile.heads}, where);
 }
 
 void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,

@@ -3,9 +3,11 @@
 // result[k, b, t] = sum over j <= t of degrees[k, b, j] where reach[b, t, j] >= strata - k; reach
 // uint8 [batch, length, length], degrees int32 and result int64 [strata, batch, length].
 //
-// A block owns one stratum and 8 outputs, so that a degree is loaded once for 8 of them: K T^2 / 2
-// comparisons with additions. `reach` is read once a stratum, from the second on out of the
-// caches; degrees T / 8 times. Sums are whole numbers, so no order of them matters.
+// A block owns 8 outputs and 4 strata: K T^2 / 2 comparisons with additions. A byte of `reach` that
+// is loaded serves 4 strata, and a degree 8 outputs: T^2 / 2 bytes are read K / 4 times, from the
+// second time on out of the caches, and degrees T / 8 times. A thread adds up nodes 128 apart, then
+// 32 of a block's threads at a time have their sums added. Sums are whole numbers of 64 bits, so no
+// order of them matters.
 
 #include "grid.h"
 
@@ -19,44 +21,69 @@ struct TraceSizes {
   unsigned strata, batch, length;
 
   static constexpr unsigned kThreads = 128;
+  static constexpr unsigned kResident = 4;
   static constexpr unsigned kOutputs = 8;
+  static constexpr unsigned kStrata = 4;
+  static constexpr unsigned kSums = kOutputs * kStrata;
+  static constexpr unsigned kParts = kThreads / kSums;  // threads that add up the same sum
 
   struct Shared {
-    std::int64_t sums[kOutputs][kThreads];
+    std::int64_t sums[kSums][kThreads + 1];  // padded: threads read down a column
+    std::int64_t parts[kParts][kSums];
   };
   struct Own {};
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const unsigned b = block.y, k = block.z;
+    const unsigned b = block.y, first_stratum = block.z * kStrata;
     const unsigned blocks = (length + kOutputs - 1) / kOutputs;
     const unsigned first = (blocks - 1 - block.x) * kOutputs;  // the long ones come first
-    const std::uint64_t row = (std::uint64_t{k} * batch + b) * length;
+    Shared& shared = block.shared;
     block.each([&](unsigned thread, Own&) {
-      std::int64_t sums[kOutputs] = {};
+      std::int64_t sums[kOutputs][kStrata] = {};
       const unsigned end = first + kOutputs < length ? first + kOutputs : length;
       for (unsigned j = thread; j < end; j += kThreads) {
-        const std::int32_t degree = degrees[row + j];
+        std::int32_t degree[kStrata];
+#pragma unroll
+        for (unsigned k = 0; k < kStrata; ++k)
+          degree[k] = first_stratum + k < strata ? degrees[row(first_stratum + k, b) + j] : 0;
+        std::uint8_t level[kOutputs];
 #pragma unroll
         for (unsigned i = 0; i < kOutputs; ++i) {
           const unsigned t = first + i;
-          if (t < end && j <= t &&
-              reach[(std::uint64_t{b} * length + t) * length + j] >= strata - k)
-            sums[i] += degree;
+          const bool within = t < end && j <= t;
+          level[i] = within ? reach[(std::uint64_t{b} * length + t) * length + j] : 0;
         }
+        // A level 0 clears nothing: thresholds are 1 and more, or the stratum has no degrees.
+#pragma unroll
+        for (unsigned i = 0; i < kOutputs; ++i)
+#pragma unroll
+          for (unsigned k = 0; k < kStrata; ++k)
+            sums[i][k] += level[i] >= strata - first_stratum - k ? degree[k] : 0;
       }
 #pragma unroll
-      for (unsigned i = 0; i < kOutputs; ++i) block.shared.sums[i][thread] = sums[i];
+      for (unsigned i = 0; i < kSums; ++i) shared.sums[i][thread] = sums[i / kStrata][i % kStrata];
     });
-    for (unsigned half = kThreads / 2; half > 0; half /= 2)
-      block.each([&](unsigned thread, Own&) {
-        for (unsigned i = thread; i < kOutputs * half; i += kThreads)
-          block.shared.sums[i / half][i % half] += block.shared.sums[i / half][i % half + half];
-      });
     block.each([&](unsigned thread, Own&) {
-      if (thread < kOutputs && first + thread < length)
-        result[row + first + thread] = block.shared.sums[thread][0];
+      const unsigned which = thread % kSums, part = thread / kSums;
+      std::int64_t sum = 0;
+#pragma unroll 8
+      for (unsigned i = part * kSums; i < (part + 1) * kSums; ++i) sum += shared.sums[which][i];
+      shared.parts[part][which] = sum;
     });
+    block.each([&](unsigned thread, Own&) {
+      const unsigned t = first + thread / kStrata, k = first_stratum + thread % kStrata;
+      if (thread >= kSums || t >= length || k >= strata) return;
+      std::int64_t sum = 0;
+#pragma unroll
+      for (unsigned part = 0; part < kParts; ++part) sum += shared.parts[part][thread];
+      result[row(k, b) + t] = sum;
+    });
+  }
+
+ private:
+  DEVICE std::uint64_t row(unsigned stratum, unsigned b) const {
+    return (std::uint64_t{stratum} * batch + b) * length;
   }
 };
 
@@ -64,8 +91,10 @@ struct TraceSizes {
 
 void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::int64_t* result,
                  unsigned strata, unsigned batch, unsigned length, Where where) {
-  const unsigned blocks = (length + TraceSizes::kOutputs - 1) / TraceSizes::kOutputs;
-  launch(TraceSizes{reach, degrees, result, strata, batch, length}, {blocks, batch, strata}, where);
+  using Kernel = TraceSizes;
+  const unsigned outputs = (length + Kernel::kOutputs - 1) / Kernel::kOutputs;
+  const unsigned some = (strata + Kernel::kStrata - 1) / Kernel::kStrata;
+  launch(Kernel{reach, degrees, result, strata, batch, length}, {outputs, batch, some}, where);
 }
 
 }  // namespace densitrace::cuda

@@ -7,7 +7,7 @@
 //   scores     the score itself
 //   norm       alpha source[h, s] target[t]
 //   proximity  max(0, a c), an upper bound, with a = alpha target[t], kept in `share` [as weight],
-//              and c = <W_O^T sign(n_t), v_s> = <along[h, t], v[g, s]>
+//              and c = <W_O^T sign(n_t), v_s> = <along[h, t], v[g, s]>; a NaN stays one
 //   given      what is written in an array [B, H, T, T]
 //
 // A block of threads owns 64 targets and 64 sources of a head and multiplies in float32, 16
@@ -36,6 +36,7 @@ struct Weigh {
   static constexpr unsigned kDepth = 16;
   static constexpr unsigned kAcross = kSide / 4;  // threads along either side
   static constexpr unsigned kThreads = kAcross * kAcross;
+  static constexpr unsigned kResident = 2;
 
   struct Shared {
     Four left[kDepth][kAcross + 1], right[kDepth][kAcross + 1];  // [d, t], [d, s]
@@ -134,7 +135,8 @@ struct Weigh {
       weight[to] = alpha * weights.source[head * length + s] * target;
     if constexpr (kImportance == Importance::kProximity) {
       share[to] = alpha * target;
-      weight[to] = fmaxf(0.0f, share[to] * along);
+      const float bound = share[to] * along;
+      weight[to] = bound < 0 ? 0.0f : bound;
     }
   }
 

@@ -8,7 +8,8 @@ import torch
 from bench_files import bench
 from device_models import SHAPES, device_work, random_model, spread_thresholds, tiny_llama
 from device_record import DeviceRecord
-from device_timing import Ceilings, ceilings, measure_on, parts_of
+from device_timing import VECTOR_RATE, Ceilings, ceilings, measure_on, parts_of
+from op_cases import cases
 from problems import Work, attention_problem_of, prediction_problem_of
 from transformers import LlamaConfig, PreTrainedModel
 
@@ -68,7 +69,7 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
     assert frozen.rule == work.rule
     engine.note_times(record, "times", work, frozen)
     engine.note_sizes(record, "times", work)
-    engine.note_parts(record, "parts", {"live": work, "frozen": frozen}, Ceilings(1e9, 1e9))
+    engine.note_parts(record, "parts", {"live": work, "frozen": frozen}, Ceilings(1e9, 1e9, 1e9))
     names = [name for name, _ in record.sections["times"]]
     assert names == [*engine.passes(work, frozen), "sizes, apart"]
     parts = dict(record.sections["parts"])
@@ -84,20 +85,45 @@ def test_kernel_rows(work: Work, tmp_path: Path) -> None:
     row = Work(work.model, work.ids[:1].tolist(), work.rule)
     with torch.inference_mode():
         attention, prediction = attention_problem_of(row), prediction_problem_of(row)
-    ops.note_ops(record, "ops", attention, prediction, Ceilings(1e9, 1e9))
+    ops.note_ops(record, "ops", attention, prediction, Ceilings(1e9, 1e9, 1e9))
     record.write(tmp_path / "found" / "ops")
     written = json.loads((tmp_path / "found" / "ops.json").read_text())
     rows = {row["name"]: row for row in written["sections"]["ops"]}
     assert rows.keys() == {"SDPA", "SDPA of all lanes", *ops.cases(attention, prediction)}
-    assert all(row["ms"] > 0 and row["of ceiling"] > 0 for row in rows.values())
+    assert all(row["ms"] > 0 and row["x limit"] > 0 for row in rows.values())
     page = (tmp_path / "found" / "ops.md").read_text().splitlines()
     assert sum(line.startswith("| lane_attention") for line in page) == 2
 
 
 def test_ceilings_are_rates() -> None:
     found = ceilings(CPU, side=16, elements=1 << 10)
-    assert found.operations > 0 and found.bytes > 0
-    assert found.fraction(1.0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
+    assert found.products > 0 and found.bytes > 0
+    assert found.vector == VECTOR_RATE
+    assert found.limit(0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
+
+
+def test_limits_go_by_what_an_op_does(work: Work) -> None:
+    """Minima and additions do not run at the rate of products."""
+    device = Ceilings(products=100.0, vector=10.0, bytes=1.0)
+    assert device.limit(1000, 0, 5) == 10
+    assert device.limit(0, 1000, 5) == 100
+    assert device.limit(0, 10, 50) == 50
+    with parts_of(CPU, work.costs, 2) as parts:
+        work.sizes()
+    for op in ("bottleneck", "trace_sizes"):
+        assert parts[op].products == 0 < parts[op].operations, op
+    for op in ("attention_stats", "edge_levels"):
+        assert 0 < parts[op].products == parts[op].operations, op
+
+
+def test_cases_do_their_work_in_each_run(work: Work) -> None:
+    """And leave what they are given as it is."""
+    row = Work(work.model, work.ids[:1].tolist(), work.rule)
+    with torch.inference_mode():
+        attention, prediction = attention_problem_of(row), prediction_problem_of(row)
+    case = cases(attention, prediction)["edge_mass, proximity"]
+    case.run()
+    assert case.edges is not None and "ranked" not in vars(case.edges.weight)
 
 
 def test_parts_put_dispatch_back(work: Work) -> None:

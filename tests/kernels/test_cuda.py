@@ -71,15 +71,28 @@ def assert_product(reach: Tensor, levels: Tensor, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 193])
+@pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 132, 193, 256])
 @pytest.mark.usefixtures("order")
 def test_product_is_the_definition(length: int, method: str) -> None:
     strata = 255 if method == "packed" else 5  # a product a level
     assert_product(*level_maps(length, 2, length, strata, zeros=0.3), method)
 
 
-def test_boolean_product_of_all_levels_there_are() -> None:
-    assert_product(*level_maps(0, 1, 33, strata=255, zeros=0.5), "boolean")
+@pytest.mark.parametrize("levels", [1, 12, 127, 300])  # whose planes are held at once
+@pytest.mark.parametrize("strata", [0, 12, 13, 255])
+def test_boolean_product_of_all_levels_there_are(
+    levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "PLANE_WORDS", levels * ops._cuda.plane_words(2, 33))
+    assert_product(*level_maps(0, 2, 33, strata, zeros=0.5), "boolean")
+
+
+@pytest.mark.parametrize("length", [255, 256, 300])
+def test_boolean_product_of_many_nodes(length: int) -> None:
+    """Sparse, so that few of the paths that the product may miss are there twice."""
+    maps = level_maps(length, 1, length, strata=3, zeros=0.97)
+    for found in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
+        assert torch.equal(found, reference.bottleneck(*(m.tril() for m in maps)))
 
 
 @given(
@@ -105,7 +118,21 @@ def test_tensors_of_any_layout(method: str) -> None:
     assert torch.equal(result, ops.bottleneck(reach, levels, method))
 
 
-@pytest.mark.parametrize(("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5)])
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_begin_anywhere(method: str) -> None:
+    """Of a length that is a multiple of 4, at an address that is not."""
+    maps = level_maps(7, 2, 132, strata=5, zeros=0.3)
+    shifted = []
+    for aligned in maps:
+        memory = torch.zeros(aligned.numel() + 1, dtype=torch.uint8)
+        shifted.append(memory[1:].view(aligned.shape).copy_(aligned))
+    for reach, levels in (shifted, (maps[0], shifted[1]), (shifted[0], maps[1])):
+        assert_product(reach, levels, method)
+
+
+@pytest.mark.parametrize(
+    ("length", "strata"), [(1, 1), (8, 12), (9, 255), (65, 12), (257, 5), (130, 4), (40, 2)]
+)
 @pytest.mark.usefixtures("order")
 def test_sizes_are_the_definition(length: int, strata: int) -> None:
     reach = level_maps(length, 2, length, strata, zeros=0.3)[0]
@@ -140,10 +167,28 @@ def test_what_a_kernel_would_believe_is_checked() -> None:
         ops.bottleneck(square, square, "fast")
     with pytest.raises(ValueError, match="tensors are on meta"):
         ops.bottleneck(square.to("meta"), square.to("meta"))
+    with pytest.raises(ValueError, match="levels is on meta; wanted on cpu, as the others are"):
+        ops.bottleneck(square, square.to("meta"))
     problem = Problem(Shape(), backend="reference")
     edges = problem.edges(NormWeight(torch.ones(2, 3, 13)))
     with pytest.raises(ValueError, match=r"source has shape \[2, 3, 13\]; wanted \[2, 4, 13\]"):
         ops.collect_edges(edges, torch.zeros(1, 2, 13))
+    for op, whose in (
+        (ops.collect_edges, written_edges(problem)),
+        (ops.edge_levels, proximity_edges(problem)),
+    ):
+        with pytest.raises(ValueError, match=r"cuts has shape \[1, 2, 12\]; wanted \[1, 2, 13\]"):
+            op(whose, torch.zeros(1, 2, 12))
+        with pytest.raises(ValueError, match="cuts is on meta"):
+            op(whose, torch.zeros(1, 2, 13, device="meta"))
+
+
+def test_the_highest_level_is_looked_up_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reach, levels = level_maps(0, 1, 9, strata=3, zeros=0.3)
+    monkeypatch.setattr(Tensor, "amax", None)
+    ops.bottleneck(reach, levels, "packed")
+    with pytest.raises(TypeError):
+        ops.bottleneck(reach, levels, "boolean")
 
 
 # ---- edges -----------------------------------------------------------------------------------
@@ -181,6 +226,22 @@ def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time
+@pytest.mark.usefixtures("order")
+def test_table_of_long_rows(length: int) -> None:
+    problem = Problem(Shape(batch=1, heads=1, groups=1, length=length), backend="reference")
+    drawn = torch.full((1, 1, length, length), -1.0)
+    drawn[..., -3:, :] = problem.normal(1, 1, 3, length)  # the longest
+    edges = AttentionEdges(
+        replace(problem.pattern, lse=torch.zeros(1, 1, length)), GivenWeight(drawn)
+    )
+    cuts = torch.zeros(1, 1, length)
+    kept = (drawn[0, 0].tril() > 0).nonzero()
+    found = ops.collect_edges(edges, cuts)
+    assert torch.equal(torch.stack([found.target, found.source], 1), kept.int())
+    assert torch.equal(found.weight, drawn[0, 0][tuple(kept.T)])
+
+
 def test_table_of_nothing() -> None:
     edges = written_edges(Problem(Shape(), backend="reference"))
     assert rows_of(ops.collect_edges(edges, torch.full((2, 2, 13), torch.inf))) == []
@@ -196,7 +257,8 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
     first, second = both_orders(lambda: ops.collect_edges(edges, cuts))
     for name, column in vars(first).items():
         assert torch.equal(column, getattr(second, name)), name
-    at = dense[first.sequence, first.head, first.target, first.source]
+    columns = (first.sequence, first.head, first.target, first.source)
+    at = dense[tuple(column.long() for column in columns)]
     torch.testing.assert_close(first.weight, at, rtol=2e-5, atol=0)
     assert len(first.weight) == len(reference.collect_edges(edges, cuts).weight)
 
@@ -229,6 +291,91 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
 
 
+def settled_weights(edges: AttentionEdges) -> Tensor:
+    """Proximities [B, H, T, T], all of them exact, as the kernels sum them; -inf: no edge."""
+    weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
+    for tile, weight in ops._Proximity(edges).tiles():
+        place = torch.arange(tile.rows.stop)
+        found = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
+        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = found
+    return weights
+
+
+@pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # of a tile: a row, three heads, all
+def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: a bound stays only where both ends of its interval have one label."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
+    edges = proximity_edges(Problem(shape, backend="reference"))
+    weights = settled_weights(edges)
+    ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
+    at_a_weight, between = ordered[..., 5], ordered[..., 9:11].mean(-1)
+    cuts = torch.stack([ordered[..., 1], at_a_weight, at_a_weight * 0.9999, between])
+    cuts = cuts.clamp(min=0).sort(0, descending=True).values
+    kept = weights > cuts[:, :, None, :, None]
+    for found in both_orders(lambda: ops.edge_levels(edges, cuts)):
+        assert torch.equal(found.levels.long(), kept.sum(0).amax(1))
+        assert torch.equal(found.degrees.long(), kept.sum((2, 4)))
+        assert 0 < float(found.evaluated) < 1
+    close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
+
+
+@pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
+def test_many_sources(length: int) -> None:
+    shape = Shape(batch=1, heads=2, groups=1, length=length, d_k=3, d_v=4, hidden=5)
+    problem = Problem(shape, backend="reference")
+    # Equal attention, so that all sources count.
+    even = replace(problem.pattern, q=torch.zeros_like(problem.pattern.q))
+    edges = replace(proximity_edges(problem), pattern=even)
+    expected = reference.edge_mass(edges)
+    first, second = both_orders(lambda: ops.edge_mass(edges))
+    assert torch.equal(first, second)
+    close("mass", first, expected.double().numpy())
+    found = ops._Proximity(edges)
+    list(found.tiles())
+    assert torch.equal(found.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+
+
+def test_an_entry_that_is_zero() -> None:
+    """Of a node: what is added to it takes the node no nearer, whichever sign the zero has."""
+    problem = Problem(replace(WIDE, length=30), backend="reference")
+    problem.node[:, ::2, ::3] = 0.0
+    problem.node[:, ::2, 1::3] = -0.0
+    problem.node[0, 4] = 0
+    edges = proximity_edges(problem)
+    expected = reference.edge_mass(edges)
+    close("mass", ops.edge_mass(edges), expected.double().numpy())
+    assert ops.edge_mass(edges)[0, 4] == 0
+    cuts = torch.tensor([0.1, 0.01])[:, None, None] * expected
+    assert_levels(ops.edge_levels(edges, cuts), reference.edge_levels(edges, cuts))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_not_hidden(value: float) -> None:
+    """Of a node or of what a source sends: the mass is NaN where the definition's is."""
+    problem = Problem(Shape(), backend="reference")
+    cuts = torch.full((1, 2, 13), 1e-3)
+    problem.node[0, 3, 2] = value
+    in_node = proximity_edges(problem)
+    problem = Problem(Shape(), backend="reference")
+    problem.v[1, :, 5, 1] = torch.nan  # of all heads: the definition's highest level is NaN's
+    for edges in (in_node, proximity_edges(problem)):
+        mass, expected = ops.edge_mass(edges), reference.edge_mass(edges)
+        assert torch.equal(mass.isnan(), expected.isnan())
+        assert 0 < int(expected.isnan().sum()) < 26
+        assert_levels(ops.edge_levels(edges, cuts), reference.edge_levels(edges, cuts))
+
+
+def test_entries_are_ranked_once() -> None:
+    weight = proximity_edges(Problem(Shape(), backend="reference")).weight
+    assert isinstance(weight, ProximityWeight)
+    entry, dimension = weight.ranked
+    assert weight.ranked[0] is entry
+    assert torch.equal(entry, weight.node.gather(-1, dimension.long()))
+    assert (entry.abs().diff(dim=-1) >= 0).all()
+    assert torch.equal(dimension.long().sort().values[0, 0], torch.arange(11))
+
+
 def test_small_proximities_are_not_rounded_away() -> None:
     """Of an edge so small that taking it from the node leaves the node's float32 as it is."""
     node, v = torch.full((1, 1, 3), 8.0), torch.full((1, 1, 1, 1), 1e-9)
@@ -240,13 +387,26 @@ def test_small_proximities_are_not_rounded_away() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # where nothing is computed, but checked
 def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> None:
-    left, right = torch.randn(2, 5, 300).to(dtype), torch.randn(7, 300).T
-    found = ops._product(left.to(device), right.to(device))
-    assert (found.dtype, found.shape) == (torch.float32, (2, 5, 7))
-    if device == "cpu":
-        expected = left.double() @ right.double()
-        rounded = (left.float() @ right - expected).abs().max()
-        assert (found - expected).abs().max() < 3 * rounded + 1e-6
+    drawn = torch.randn(2, 12, 300, generator=torch.Generator().manual_seed(0))
+    many = drawn[:, :5].to(dtype), drawn[:, 5:].transpose(1, 2)
+    for left, right in (many, (many[0][0], many[1][0])):  # several at once, and one
+        found = ops._product(left.to(device), right.to(device))
+        assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
+        if device == "cpu":
+            expected = left.double() @ right.double()
+            rounded = (left.float() @ right - expected).abs().max()
+            assert (found - expected).abs().max() < 3 * rounded + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count"), [(torch.float32, 3), (torch.float16, 2), (torch.bfloat16, 1)]
+)
+def test_pieces_of_8_bits(dtype: torch.dtype, count: int) -> None:
+    """bfloat16, and their sum is the tensor."""
+    tensor = torch.randn(50).to(dtype)
+    pieces = ops._pieces(tensor)
+    assert [piece.dtype for piece in pieces] == [torch.bfloat16] * count
+    assert torch.equal(sum(piece.double() for piece in pieces), tensor.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -177,3 +177,16 @@ def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:
     for op, backend in (("edge_mass", "triton"), ("lane_attention", "triton")):
         with pytest.raises(BackendError, match=f"no {op} for ProximityWeight"):
             dispatch.serving(op, "cuda", backend, PROXIMITY)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "found"), [([(7, 5), (7, 0)], "7.5"), ([(7, 5), (8, 0)], ""), ([], "")]
+)
+def test_cuda_needs_a_gpu_that_it_is_compiled_for(
+    capabilities: list[tuple[int, int]], found: str, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    expected = "backend='cuda' needs compute capability 8.0; the newest GPU here has " + found
+    assert dispatch.missing("cuda") == (expected if found else None)

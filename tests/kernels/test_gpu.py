@@ -159,10 +159,14 @@ def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 def check_bottleneck(problem: Problem) -> None:
     reach, levels = levels_of(problem)
+    paths = [np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
+             for row, other in zip(reach, levels, strict=True)]  # fmt: skip
     found = kernels.bottleneck(reach, levels, backend=problem.backend)
-    paths = (np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
-             for row, other in zip(reach, levels, strict=True))  # fmt: skip
-    np.testing.assert_array_equal(found, np.stack(list(paths)))
+    np.testing.assert_array_equal(found, np.stack(paths))
+    if problem.backend == "cuda":  # and the way that is not taken
+        other = import_module("densitrace.kernels.cuda").bottleneck
+        found = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
+        np.testing.assert_array_equal(found.cpu(), np.stack(paths))
 
 
 def check_trace_sizes(problem: Problem) -> None:
@@ -254,7 +258,7 @@ def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
 
 
 @BUILT
-@pytest.mark.parametrize("length", [65, 700])
+@pytest.mark.parametrize("length", [65, 255, 700, 704])
 def test_ways_of_the_max_min_product_agree(length: int) -> None:
     cuda = import_module("densitrace.kernels.cuda")
     drawn = torch.randint(0, 13, (2, 2, length, length), dtype=torch.uint8, device=DEVICE)

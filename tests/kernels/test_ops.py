@@ -197,6 +197,11 @@ def test_collect_edges(problem: Problem) -> None:
     places = list(zip(*(column.tolist() for column in columns), strict=True))
     assert dict(zip(places, found.stratum.tolist(), strict=True)) == expected
     assert len(places) == len(expected)
+    kinds = {name: str(column.numpy().dtype) for name, column in vars(found).items()}
+    assert kinds == {
+        "sequence": "int32", "head": "int16", "source": "int32", "target": "int32",
+        "weight": "float32", "stratum": "uint8",
+    }  # fmt: skip
     ours = np.array([weights[place] for place in places])
     np.testing.assert_allclose(found.weight, ours, rtol=1e-4)
 

@@ -1,0 +1,70 @@
+"""benches/gpu.sh with a Python that only notes what it was asked."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTED = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$NOTES"
+case "$*" in *densitrace._cuda*) exit ${CUDA_STATUS:-0};; esac
+"""
+STAND_INS = ("python", "nvcc", "compute-sanitizer")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Where programs are found that note how they are called."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in STAND_INS:
+        (programs / name).write_text(NOTED)
+        (programs / name).chmod(0o755)
+    own = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHON": str(programs / "python"),
+        "NOTES": str(tmp_path / "notes"),
+        "OUT": str(tmp_path / "out"),
+    }
+    rest = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    return rest | own
+
+
+def run(environment: dict[str, str], **more: str) -> tuple[int, str, list[str]]:
+    """Exit status, what it printed, and the calls it made."""
+    done = subprocess.run(
+        [ROOT / "benches" / "gpu.sh"],
+        env=environment | more, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, Path(environment["NOTES"]).read_text().splitlines()
+
+
+def test_all_parts(environment: dict[str, str]) -> None:
+    status, said, calls = run(environment)
+    assert status == 0, said
+    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    assert parts[:5] == ["build", "built", "tests", "sanitizer-cuda", "sanitizer-triton"]
+    assert "scan-8b" in parts
+    checked = [call for call in calls if call.startswith("compute-sanitizer")]
+    for backend in ("cuda", "triton"):
+        mine = [call for call in checked if f"-k sanitized and {backend} " in call]
+        assert [call.split()[2] for call in mine] == ["memcheck", "racecheck"]
+    assert len(checked) == 4
+
+
+def test_some_parts(environment: dict[str, str]) -> None:
+    status, said, calls = run(environment, ONLY="sanitizer-cuda modes")
+    assert status == 0, said
+    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    assert parts == ["build", "built", "sanitizer-cuda", "modes"]
+    assert not any("triton" in call for call in calls)
+
+
+def test_cuda_kernels_that_could_be_built_are_there(environment: dict[str, str]) -> None:
+    """Where they are not, tests of them are skipped: the run says so and fails."""
+    status, said, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
+    assert status == 1
+    assert "nvcc is here, but CUDA kernels were not built" in said
+    assert said.splitlines()[-1] == "FAILED: built"
