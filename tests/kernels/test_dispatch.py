@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -177,3 +178,26 @@ def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:
     for op, backend in (("edge_mass", "triton"), ("lane_attention", "triton")):
         with pytest.raises(BackendError, match=f"no {op} for ProximityWeight"):
             dispatch.serving(op, "cuda", backend, PROXIMITY)
+
+
+def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever was current before: layers of a model may be on several."""
+    current = [0]
+
+    @contextmanager
+    def guard(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    def where(reach: torch.Tensor, levels: torch.Tensor) -> int:
+        return current[-1]
+
+    bottleneck = reference.bottleneck
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(reference, "bottleneck", where)
+    for device, index in (("cuda:1", 1), ("cuda:0", 0), ("cuda", 0), ("cpu", 0)):
+        assert dispatch.pick(bottleneck, torch.device(device), "reference")(*MAPS) == index
+        assert current == [0]
