@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import on_device
 from ..results import NUCLEUS_PERCENT, OutputErrors
 from . import configs
 from .arguments import rows, tile_width
@@ -151,8 +152,8 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
         log_p, log_q: [..., C] of tokens in the clean order.
         agreeing: int [...], how many of them lead the lane's order too.
     """
-    percent = torch.tensor(NUCLEUS_PERCENT, device=log_p.device)
-    wanted = (percent.double() / 100).expand(*log_p.shape[:-1], -1).contiguous()
+    percent = on_device(NUCLEUS_PERCENT, torch.float64, log_p.device)
+    wanted = (percent / 100).expand(*log_p.shape[:-1], -1).contiguous()
     p_length, q_length = (
         torch.searchsorted(log.exp().double().cumsum(-1), wanted) + 1 for log in (log_p, log_q)
     )

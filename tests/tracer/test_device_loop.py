@@ -96,10 +96,12 @@ def test_nothing_waits_until_results_leave(
     monkeypatch.setattr(tracing, "evaluate", lambda *_: Evaluation({}, *torch.zeros(2, 14)))
     with (
         waits_in(tracing.Tracing, "_measure", monkeypatch) as measuring,
+        waits_in(tracing, "_outcome", monkeypatch) as ending,
         waits_in(tracing, "all_traces", monkeypatch) as sizing,
     ):
         traced(tracer)
-    assert measuring == {"lift_fresh": 1}  # the windows, a tensor on the host
+    assert ending == {"lift_fresh": 1}  # the windows, a tensor on the host
+    assert not measuring
     assert not sizing
 
 
