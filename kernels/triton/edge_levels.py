@@ -14,7 +14,7 @@ from ..edges import AttentionEdges
 from ..results import EdgeLevels
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
-from .tiles import allowed_tile, load_rows
+from .tiles import allowed_tile, block_and_row, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 FEW_STRATA = 16  # beyond, a program's degrees [BT, BK] leave no registers for tiles as large
@@ -39,7 +39,8 @@ def edge_levels_kernel(
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_span, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_t, i_b = block_and_row(length, BT)
+    i_span = tl.program_id(1)
     o_t, o_d, o_k = i_t * BT + tl.arange(0, BT), tl.arange(0, BD), tl.arange(0, BK)
     m_t = o_t < length
     p_q += i_b * s_q_n
@@ -96,7 +97,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     shape, weight = geometry(pattern), edge_weight(edges)
     op = "edge_levels" if strata <= FEW_STRATA else "edge_levels_many"
     config = configs.launch(op, max(shape["BD"], weight["BSENT"]), pattern.q)
-    grid = triton.cdiv(length, config["BT"]), triton.cdiv(length, config["SPAN"]), batch
+    grid = triton.cdiv(length, config["BT"]) * batch, triton.cdiv(length, config["SPAN"])
     edge_levels_kernel[grid](
         p_lse=pattern.lse,
         p_cuts=cuts.float().contiguous(),

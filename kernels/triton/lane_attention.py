@@ -18,7 +18,7 @@ from ..edges import AttentionEdges, Pattern
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys, rows, strides, tile_width
 from .edge_levels import load_cut
-from .tiles import allowed_tile, first_source, load_rows, product, score_tile
+from .tiles import allowed_tile, block_and_row, first_source, load_rows, product, score_tile
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 
@@ -46,8 +46,8 @@ def lane_attention_kernel(
     HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
     LIVE: tl.constexpr, INVERT: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i_first = tl.program_id(2).to(tl.int64) * LANES
+    i_t, i_row = block_and_row(length, BT)
+    i_first = tl.program_id(1).to(tl.int64) * LANES
     i_b, i_h = i_row // HEADS, i_row % HEADS
     i_g = i_h * GROUPS // HEADS
     o_t, o_d, o_v = i_t * BT + tl.arange(0, BT), tl.arange(0, BD), tl.arange(0, BV)
@@ -149,8 +149,7 @@ def lane_attention(
     config = configs.launch(f"lane_attention_{attention}", widest, values)
     config["LANES"] = min(config["LANES"], strata)
     programs = (
-        triton.cdiv(length, config["BT"]),
-        batch * heads,
+        triton.cdiv(length, config["BT"]) * batch * heads,
         triton.cdiv(strata, config["LANES"]),
     )
     lane_attention_kernel[programs](

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import configs
 from .arguments import rows, strides, tile_width
-from .tiles import load_rows, product
+from .tiles import block_and_row, load_rows, product
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def source_norms_kernel(
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_V: tl.constexpr, BV: tl.constexpr,
     BS: tl.constexpr, BR: tl.constexpr, GRAM: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    i_s, i_row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_s, i_row = block_and_row(length, BS)
     i_b, i_h = i_row // HEADS, i_row % HEADS
     o_s, o_v = i_s * BS + tl.arange(0, BS), tl.arange(0, BV)
     p_v += i_b * s_v_n + i_h * GROUPS // HEADS * s_v_m
@@ -70,7 +70,7 @@ def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     norms = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     tiles = values if split else matrix  # what the products are of
     config = configs.launch("source_norms", tile_width(width), tiles)
-    source_norms_kernel[(triton.cdiv(length, config["BS"]), batch * heads)](
+    source_norms_kernel[(triton.cdiv(length, config["BS"]) * batch * heads,)](
         p_v=values,
         p_matrix=matrix,
         p_norms=norms,

@@ -65,6 +65,16 @@ def allowed_tile(o_t, o_s, length, p_segments, WINDOW: tl.constexpr, HAS_SEGMENT
 
 
 @triton.jit
+def block_and_row(length, BT: tl.constexpr):
+    # Of a program's place on the grid's first axis, which alone has room for every head of every
+    # sequence: the block of tokens, the last ones first, and the row. The last targets attend to
+    # the most sources: were they to come last, a few programs would run on alone.
+    blocks = tl.cdiv(length, BT)
+    i_program = tl.program_id(0)
+    return blocks - 1 - i_program % blocks, (i_program // blocks).to(tl.int64)
+
+
+@triton.jit
 def first_source(i_t, BT: tl.constexpr, BS: tl.constexpr, WINDOW: tl.constexpr):
     # Of the tiles that any target of block i_t attends to: a multiple of BS
     first = 0
