@@ -63,7 +63,8 @@ def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Te
 
     Args:
         v: [B, G, T, d_v] values.
-        w_o: [H, D, d_v] output projection by head, with a norm's gamma folded in.
+        w_o: [H, D, d_v] output projection by head, with a norm's gamma folded in. For p = 2 any
+            [H, n, d_v] with the same Gram matrices w_o^T w_o gives the same norms.
         p: 1 or 2.
 
     Returns:

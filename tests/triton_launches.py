@@ -37,9 +37,11 @@ def edge_mass(width: int, dtype: torch.dtype) -> object:
 STRATA = 12
 
 
-def source_norms(width: int, dtype: torch.dtype) -> object:
+def source_norms(width: int, dtype: torch.dtype, folded: bool) -> object:
+    """Of a projection as the model has it, or in float32 with a norm folded in."""
     given = problem(width, dtype)
-    return [ops.source_norms(given.v, given.w_o, p) for p in (1, 2)]
+    matrix = given.w_o if folded else given.w_o.to(dtype)
+    return [ops.source_norms(given.v, matrix, p) for p in (1, 2)]
 
 
 def node_cuts(width: int, dtype: torch.dtype) -> object:
@@ -82,7 +84,8 @@ CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "edge_mass": edge_mass,
     "node_cuts": node_cuts,
     "row_cuts": row_cuts,
-    "source_norms": source_norms,
+    "source_norms": partial(source_norms, folded=False),
+    "source_norms_split": partial(source_norms, folded=True),
     "lane_attention_frozen": partial(lane_attention, live=False),
     "lane_attention_live": partial(lane_attention, live=True),
 }

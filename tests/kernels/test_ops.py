@@ -85,6 +85,14 @@ def test_source_norms(problem: Problem, p: int) -> None:
     )
 
 
+@serving("source_norms")
+def test_source_norms_of_a_matrix_as_the_model_has_it(problem: Problem) -> None:
+    """In the values' dtype: exact products, as reference and CPU make of it in float32."""
+    problem.w_o = problem.w_o.to(problem.shape.dtype)
+    found = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
+    close("source norms", found, np.abs(problem.sent()).sum(-1))
+
+
 @serving("attention_stats")
 def test_attention_stats(problem: Problem) -> None:
     assert_attention_stats(problem)
