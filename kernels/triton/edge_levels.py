@@ -27,7 +27,7 @@ def load_cut(p_cuts, k, i_b, batch, o_t, length):
     return tl.load(p_cuts + o_t, mask=o_t < length, other=float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "strata", "seed", "stream"])
 def edge_levels_kernel(
     p_q, p_k, p_lse, p_cuts, p_levels, p_degrees, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
@@ -86,7 +86,8 @@ def edge_levels_kernel(
         o_level = o_t.to(tl.int64)[:, None] * length + o_s[None, :]
         tl.store(p_levels + o_level, b_level.to(tl.uint8), mask=m_level)
     o_degree = (o_k.to(tl.int64)[None, :] * batch + i_b) * length + o_t[:, None]
-    tl.atomic_add(p_degrees + o_degree, b_degrees, mask=m_t[:, None] & (b_degrees > 0))
+    m_degree = m_t[:, None] & (b_degrees > 0)
+    tl.atomic_add(p_degrees + o_degree, b_degrees, mask=m_degree, sem="relaxed")
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:

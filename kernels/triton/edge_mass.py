@@ -15,7 +15,7 @@ from .tiles import allowed_tile, block_and_row, first_source, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "stream"])
 def edge_mass_kernel(
     p_q, p_k, p_lse, p_mass, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,

@@ -31,7 +31,7 @@ def add_kept(b_output, b_alpha, m_kept, p_v, s_v_t, o_s, length, o_v, D_V: tl.co
     return b_output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "strata", "seed", "stream"])
 def lane_attention_kernel(
     p_q, p_k, p_lse, p_lane_q, p_lane_k, p_v, p_cuts, p_output, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,

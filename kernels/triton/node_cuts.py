@@ -40,7 +40,7 @@ FIXED_BITS = tl.constexpr(
 # ---- the weights, written out ----------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_column"])
 def weight_rows_kernel(
     p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
@@ -146,7 +146,7 @@ def clear_bins(p_bins, bins, BE: tl.constexpr):
     tl.debug_barrier()  # of the program alone, as are its bins
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "first_target", "targets", "nodes"])
 def row_cuts_kernel(
     p_rows, p_wanted, p_total, p_bins, p_cuts, rows, columns, first_target, targets, length, nodes,
     K: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr,

@@ -44,7 +44,7 @@ RANKING_BYTES = 96  # a token, of all that ranking a row in full takes
 NOWHERE = tl.constexpr(-1e30)  # the padding's logit: of probability 0, but 0 times it is 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tiles"])
 def logits_kernel(
     p_states, p_table, p_bias, p_logits, p_lse,
     s_states, s_table, s_logits, scale, softcap, count, vocabulary, tiles,
@@ -75,7 +75,7 @@ def logits_kernel(
     tl.store(p_lse + o_t.to(tl.int64) * tiles + i_v, b_top + tl.log(b_sum), mask=m_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "count"])
 def distances_kernel(
     p_logits, p_lse, p_least, p_tv, p_kl, p_entropy, p_outsider, p_token,
     s_logits, tokens, count, vocabulary, PART: tl.constexpr, VECTOR: tl.constexpr,

@@ -3,6 +3,9 @@
 Names in kernels: `i_` program ids and loop counters, `o_` offsets, `p_` pointers, `s_` strides,
 `b_` tiles, `m_` masks; BT targets and BS sources of a tile, BD and BV head sizes rounded up to what
 a product takes. Everything is float32 once it has left the tensors of the model.
+
+Counters are not specialised on (`do_not_specialize`): a batch of one sequence or a block of sixteen
+rows is no other kernel.
 """
 
 import os
