@@ -8,6 +8,7 @@ import torch
 from attention_problem import Problem, Shape
 
 from densitrace.kernels import triton as ops
+from densitrace.kernels.triton.edge_levels import GROUP
 
 
 def problem(width: int, dtype: torch.dtype) -> Problem:
@@ -60,13 +61,9 @@ def row_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def edge_levels(width: int, dtype: torch.dtype) -> object:
-    return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(STRATA, 1, 33))
-
-
-def edge_levels_many(width: int, dtype: torch.dtype) -> object:
-    """In every number of columns that degrees of so many strata take."""
+    """In as many strata as a scan has, and in two whole groups."""
     edges = problem(width, dtype).norm_edges()
-    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (17, 33, 65, 255)]
+    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (STRATA, 2 * GROUP)]
 
 
 def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:
@@ -80,7 +77,6 @@ CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "attention_stats": attention_stats,
     "output_errors": output_errors,
     "edge_levels": edge_levels,
-    "edge_levels_many": edge_levels_many,
     "edge_mass": edge_mass,
     "node_cuts": node_cuts,
     "row_cuts": row_cuts,
