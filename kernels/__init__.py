@@ -184,6 +184,7 @@ def lane_attention(
     lanes: Pattern | None = None,
     *,
     invert: bool = False,
+    dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
     """Attention output of the masked lanes: METHOD §5.
@@ -198,12 +199,13 @@ def lane_attention(
         lanes: the lanes' own queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] (live), or None:
             the clean attention weights serve all lanes (frozen).
         invert: keep what does not clear the cut instead.
+        dtype: of the result, to which float32 sums are rounded once: what is read next.
 
     Returns:
-        float32 [K, B, H, T, d_v].
+        [K, B, H, T, d_v] in `dtype`.
     """
     pick = dispatch.pick(reference.lane_attention, v.device, backend, edges)
-    return pick(edges, cuts, v, lanes, invert)
+    return pick(edges, cuts, v, lanes, invert, dtype)
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeTable:

@@ -326,11 +326,16 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
 
 
 def lane_attention(
-    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+    edges: AttentionEdges,
+    cuts: Tensor,
+    v: Tensor,
+    lanes: Pattern | None,
+    invert: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
-    output = torch.empty(strata, batch, heads, length, width, dtype=torch.float32, device=v.device)
+    output = torch.empty(strata, batch, heads, length, width, dtype=dtype, device=v.device)
     for rows in target_blocks(length, batch * heads * length * 2):
         alpha = alpha_tile(edges.pattern, rows)
         weight = weight_tile(edges, rows, alpha)

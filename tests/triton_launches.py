@@ -70,7 +70,8 @@ def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:
     given = problem(width, dtype)
     q, k, v = (x.expand(STRATA, *x.shape) for x in (given.pattern.q, given.pattern.k, given.v))
     lanes = replace(given.pattern, q=q, k=k) if live else None
-    return ops.lane_attention(given.norm_edges(), torch.zeros(STRATA, 1, 33), v, lanes, False)
+    cuts = torch.zeros(STRATA, 1, 33)
+    return ops.lane_attention(given.norm_edges(), cuts, v, lanes, False, dtype)
 
 
 CALLS: dict[str, Callable[[int, torch.dtype], object]] = {

@@ -100,7 +100,10 @@ class NormImportance:
         return Node(layer, tuple(kinds), None, weights, weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
-        return torch.stack([vector.float().norm(self.p, -1) for vector in side])
+        # Summed in float32 without a copy in it
+        return torch.stack(
+            [torch.linalg.vector_norm(each, self.p, -1, dtype=torch.float32) for each in side]
+        )
 
 
 @dataclass(frozen=True)

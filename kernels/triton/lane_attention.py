@@ -190,18 +190,24 @@ def lane_attention_kernel(
         o_row = (i_lane[i] * length + o_t) * HEADS + i_h
         end_row = tl.where(i_first + i < strata, length, 0)
         m_output = (o_t < end_row)[:, None] & (o_v < D_V)[None, :]
+        b_result = b_result.to(p_output.dtype.element_ty)
         tl.store(p_output + o_row[:, None] * D_V + o_v[None, :], b_result, mask=m_output)
 
 
 def lane_attention(
-    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+    edges: AttentionEdges,
+    cuts: Tensor,
+    v: Tensor,
+    lanes: Pattern | None,
+    invert: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     strata, batch, length = cuts.shape
     pattern = with_lse(edges).pattern
     heads, width = pattern.shape[1], v.shape[-1]
     # Tokens before heads in memory, as the output projection reads them.
     output = torch.empty(
-        strata, batch, length, heads, width, dtype=torch.float32, device=v.device
+        strata, batch, length, heads, width, dtype=dtype, device=v.device
     ).transpose(2, 3)
     own = (
         pattern
