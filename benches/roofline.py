@@ -100,7 +100,8 @@ def attention_problem(config: Any, length: int, strata: int) -> AttentionProblem
         node=Node(0, ("res_attn",), edges, side, total),
         edges=edges,
         v=empty(1, groups, length, width, dtype=DTYPE),
-        w_o=empty(heads, hidden, width),
+        w_o=empty(heads, hidden, width, dtype=DTYPE),
+        root=empty(heads, width, width),
         vector=empty(1, length, hidden),
         cuts=empty(strata, 1, length),
         lanes=Pattern(

@@ -101,7 +101,7 @@ def source_norms(length: int, p: int) -> Case:
         "SDPA": sdpa(problem.edges.pattern, problem.v),
         "matmul": matmul(flat, problem.w_o.transpose(-1, -2)),
     }
-    arguments = (problem.v, problem.w_o, p)
+    arguments = (problem.v, problem.w_o if p == 1 else problem.root, p)
     return Case("source_norms", arguments, costs(length).source_norms(p), yardsticks, "matmul")
 
 

@@ -42,7 +42,7 @@ STRAY = 1e-3  # of the numbers of a result: rankings and cuts jump where two wei
 MISCOUNTED = 1e-5  # of a result's sum of integers; a tile left out or counted twice is far more
 
 # Least and most of each argument; products take 16 rows, and what is not named here is a tile.
-BOUNDS = {"num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8), "SPAN": (128, 4096)}
+BOUNDS = {"num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8)}
 TILE_BOUNDS = (16, 512)
 
 

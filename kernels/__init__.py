@@ -63,7 +63,8 @@ def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Te
 
     Args:
         v: [B, G, T, d_v] values.
-        w_o: [H, D, d_v] output projection by head, with a norm's gamma folded in.
+        w_o: [H, D, d_v] output projection by head, with a norm's gamma folded in. For p = 2 any
+            [H, n, d_v] with the same Gram matrices w_o^T w_o gives the same norms.
         p: 1 or 2.
 
     Returns:
@@ -183,6 +184,7 @@ def lane_attention(
     lanes: Pattern | None = None,
     *,
     invert: bool = False,
+    dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
     """Attention output of the masked lanes: METHOD §5.
@@ -197,12 +199,13 @@ def lane_attention(
         lanes: the lanes' own queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] (live), or None:
             the clean attention weights serve all lanes (frozen).
         invert: keep what does not clear the cut instead.
+        dtype: of the result, to which float32 sums are rounded once: what is read next.
 
     Returns:
-        float32 [K, B, H, T, d_v].
+        [K, B, H, T, d_v] in `dtype`.
     """
     pick = dispatch.pick(reference.lane_attention, v.device, backend, edges)
-    return pick(edges, cuts, v, lanes, invert)
+    return pick(edges, cuts, v, lanes, invert, dtype)
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeTable:

@@ -186,7 +186,12 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
 
 
 def lane_attention(
-    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+    edges: AttentionEdges,
+    cuts: Tensor,
+    v: Tensor,
+    lanes: Pattern | None,
+    invert: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
@@ -205,7 +210,7 @@ def lane_attention(
         output.numpy(),
         *_how(),
     )
-    return output
+    return output.to(dtype)
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:

@@ -4,13 +4,16 @@ A backend is a module beside this one that has a function of the op's name. `aut
 of the device's backends that has the op; it goes on without one that is not built, and warns of
 that once. A backend asked for by name never falls back.
 
+An op runs with its tensors' GPU as the current one: that is where Triton launches, whatever GPU the
+tensors are on, and the layers of a model may be spread over several.
+
 A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`, or in one an
 op by name where they differ; `auto` takes the next one for the others.
 """
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
@@ -121,6 +124,19 @@ def _warn_of(reason: str) -> None:
     log.warning("Plain torch serves the compiled ops, slower: %s", reason)
 
 
+def _on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
+    """The function with a GPU as the current one; a device without an index is the current one."""
+    if device.type != "cuda" or device.index is None:
+        return function
+
+    @wraps(function)
+    def there(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device(device):
+            return function(*args, **kwargs)
+
+    return there
+
+
 def pick(
     op: Callable[P, R],
     device: torch.device | str,
@@ -133,4 +149,4 @@ def pick(
             _warn_of(reason)
     name = op.__name__
     function: Callable[P, R] = getattr(_module(serving(name, device, backend, edges)), name)
-    return function
+    return _on(torch.device(device), function)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .constants import on_device
 from .edges import (
     AttentionEdges,
     CosineWeight,
@@ -325,11 +326,16 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
 
 
 def lane_attention(
-    edges: AttentionEdges, cuts: Tensor, v: Tensor, lanes: Pattern | None, invert: bool
+    edges: AttentionEdges,
+    cuts: Tensor,
+    v: Tensor,
+    lanes: Pattern | None,
+    invert: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
-    output = torch.empty(strata, batch, heads, length, width, dtype=torch.float32, device=v.device)
+    output = torch.empty(strata, batch, heads, length, width, dtype=dtype, device=v.device)
     for rows in target_blocks(length, batch * heads * length * 2):
         alpha = alpha_tile(edges.pattern, rows)
         weight = weight_tile(edges, rows, alpha)
@@ -455,8 +461,8 @@ def shared_nucleus(p: Tensor, q: Tensor, p_top: Ranking, q_top: Ranking) -> Tens
     """
     vocabulary, width = p.shape[-1], p_top.token.shape[-1]
     agreeing = (p_top.token == q_top.token).cumprod(-1).sum(-1, keepdim=True)
-    percent = torch.tensor(NUCLEUS_PERCENT, device=p.device)
-    wanted = (percent.double() / 100).expand(len(p), -1).contiguous()
+    percent = on_device(NUCLEUS_PERCENT, torch.float64, p.device)
+    wanted = (percent / 100).expand(len(p), -1).contiguous()
     p_length = torch.searchsorted(p_top.mass.double().cumsum(-1), wanted) + 1
     q_length = torch.searchsorted(q_top.mass.double().cumsum(-1), wanted) + 1
     same = (p_length == q_length) & (p_length <= agreeing)

@@ -64,7 +64,8 @@ def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
             attributes[place,] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, int) and value % 16 == 0:
+            aligned = isinstance(value, int) and value % 16 == 0
+            if aligned and not parameter.do_not_specialize:
                 attributes[place,] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes)
 

@@ -8,6 +8,7 @@ import torch
 from attention_problem import Problem, Shape
 
 from densitrace.kernels import triton as ops
+from densitrace.kernels.triton.edge_levels import GROUP
 
 
 def problem(width: int, dtype: torch.dtype) -> Problem:
@@ -37,9 +38,11 @@ def edge_mass(width: int, dtype: torch.dtype) -> object:
 STRATA = 12
 
 
-def source_norms(width: int, dtype: torch.dtype) -> object:
+def source_norms(width: int, dtype: torch.dtype, folded: bool) -> object:
+    """Of a projection as the model has it, or in float32 with a norm folded in."""
     given = problem(width, dtype)
-    return [ops.source_norms(given.v, given.w_o, p) for p in (1, 2)]
+    matrix = given.w_o if folded else given.w_o.to(dtype)
+    return [ops.source_norms(given.v, matrix, p) for p in (1, 2)]
 
 
 def node_cuts(width: int, dtype: torch.dtype) -> object:
@@ -58,31 +61,28 @@ def row_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def edge_levels(width: int, dtype: torch.dtype) -> object:
-    return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(STRATA, 1, 33))
-
-
-def edge_levels_many(width: int, dtype: torch.dtype) -> object:
-    """In every number of columns that degrees of so many strata take."""
+    """In as many strata as a scan has, and in two whole groups."""
     edges = problem(width, dtype).norm_edges()
-    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (17, 33, 65, 255)]
+    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (STRATA, 2 * GROUP)]
 
 
 def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:
     given = problem(width, dtype)
     q, k, v = (x.expand(STRATA, *x.shape) for x in (given.pattern.q, given.pattern.k, given.v))
     lanes = replace(given.pattern, q=q, k=k) if live else None
-    return ops.lane_attention(given.norm_edges(), torch.zeros(STRATA, 1, 33), v, lanes, False)
+    cuts = torch.zeros(STRATA, 1, 33)
+    return ops.lane_attention(given.norm_edges(), cuts, v, lanes, False, dtype)
 
 
 CALLS: dict[str, Callable[[int, torch.dtype], object]] = {
     "attention_stats": attention_stats,
     "output_errors": output_errors,
     "edge_levels": edge_levels,
-    "edge_levels_many": edge_levels_many,
     "edge_mass": edge_mass,
     "node_cuts": node_cuts,
     "row_cuts": row_cuts,
-    "source_norms": source_norms,
+    "source_norms": partial(source_norms, folded=False),
+    "source_norms_split": partial(source_norms, folded=True),
     "lane_attention_frozen": partial(lane_attention, live=False),
     "lane_attention_live": partial(lane_attention, live=True),
 }

@@ -324,6 +324,7 @@ class LaneLoop:
             value,
             live,
             invert=some.group == "inverse",
+            dtype=value.dtype,  # in which the projection reads it
             backend=self.backend,
         )
 

@@ -86,8 +86,9 @@ class NormImportance:
     def attention_node(
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
-        w_o = branch.block.folded_w_o(branch.norms)
-        source = kernels.source_norms(branch.v, w_o, self.p, backend=self.backend)
+        block, norms = branch.block, branch.norms
+        matrix = block.folded_w_o(norms) if self.p == 1 else block.folded_root(norms)
+        source = kernels.source_norms(branch.v, matrix, self.p, backend=self.backend)
         stats = kernels.attention_stats(branch.pattern, branch.v, source, backend=self.backend)
         target = _inverse_scale(branch, stats.output)
         mass = stats.mass if target is None else stats.mass * target
@@ -100,7 +101,10 @@ class NormImportance:
         return Node(layer, tuple(kinds), None, weights, weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
-        return torch.stack([vector.float().norm(self.p, -1) for vector in side])
+        # Summed in float32 without a copy in it
+        return torch.stack(
+            [torch.linalg.vector_norm(each, self.p, -1, dtype=torch.float32) for each in side]
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class VectorImportance:
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
-        w_o = branch.block.folded_w_o(branch.norms)
+        w_o = branch.block.folded_w_o(branch.norms).float()
         target = _inverse_scale(branch, stats.output)
         # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
         attention = torch.einsum("bhtd,hed->bte", stats.output, w_o)
@@ -122,7 +126,7 @@ class VectorImportance:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
         node = attention + sum(vectors)
-        weight = self._weight(branch.v, w_o, node, target)
+        weight = self._weight(branch, w_o, node, target)
         edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
         weights = self._side(vectors, node)
         total = torch.ones_like(weights[0])
@@ -136,10 +140,14 @@ class VectorImportance:
         total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
         return Node(layer, tuple(kinds), None, weights, total)
 
-    def _weight(self, v: Tensor, w_o: Tensor, node: Tensor, target: Tensor | None) -> EdgeWeight:
+    def _weight(
+        self, branch: AttentionBranch, w_o: Tensor, node: Tensor, target: Tensor | None
+    ) -> EdgeWeight:
+        v = branch.v
         if self.name == "proximity":
             return ProximityWeight(node, v, w_o, target)
-        norms = kernels.source_norms(v, w_o, 2, backend=self.backend)
+        root = branch.block.folded_root(branch.norms)
+        norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
         direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o)
         return CosineWeight(direction, inverse, v)

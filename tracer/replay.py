@@ -1,7 +1,9 @@
 """CUDA graphs of passes over the model whose shapes come again.
 
 A graph replays all kernels of a pass at once, where the host would launch thousands. The first pass
-of a shape runs as it is (kernels are compiled, constants copied), the second is captured.
+of a shape runs as it is (kernels are compiled, constants copied), the second is captured. Nothing
+on the host may depend on what a captured pass computes: whose passes are replayed ends them before
+they are measured, and keeps those away that draw random controls.
 """
 
 import logging
@@ -14,17 +16,33 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 Pass = Callable[[Tensors], dict[str, Tensor]]
+Run = Callable[[], dict[str, Tensor]]
+Capture = Callable[[Run, torch.device], Run]
 
 MOST_GRAPHS = 4  # each keeps what its pass holds at its peak
 
 log = logging.getLogger(__name__)
 
 
-def captured(run: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-    """A CUDA graph of `run`: what replays it, into the same tensors every time."""
+def captured(run: Run, device: torch.device) -> Run:
+    """A CUDA graph of what `run` does on a GPU: what replays it, into the same tensors every time.
+
+    Raises:
+        RuntimeError: `run` does what no graph holds; the GPU's current stream is as it was.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        try:
+            # Other threads go on with what this one may not do meanwhile. The stream is of this
+            # GPU: torch's own for captures is of whichever GPU the first was on.
+            with torch.cuda.graph(
+                graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
+            ):
+                outputs = run()
+        finally:
+            # Where a capture has failed, ending it raises too, before torch leaves its stream.
+            torch.cuda.set_stream(before)
 
     def replay() -> dict[str, Tensor]:
         graph.replay()
@@ -42,12 +60,10 @@ class Replays:
         >>> outputs = replays(("scan", ids.shape), run, {"ids": ids})  # doctest: +SKIP
     """
 
-    capture: Callable[[Callable[[], dict[str, Tensor]]], Callable[[], dict[str, Tensor]]] = captured
+    capture: Capture = captured
     _seen: set[Hashable] = field(default_factory=set)
     _refused: set[Hashable] = field(default_factory=set)
-    _graphs: "OrderedDict[Hashable, tuple[Tensors, Callable[[], dict[str, Tensor]]]]" = field(
-        default_factory=OrderedDict
-    )
+    _graphs: "OrderedDict[Hashable, tuple[Tensors, Run]]" = field(default_factory=OrderedDict)
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
         """What `run` gives of the inputs.
@@ -55,6 +71,7 @@ class Replays:
         Args:
             key: equal where `run` does the same to inputs of the same shapes.
             run: a pass that nothing on the host depends on.
+            inputs: all on one device, which is all that the pass uses.
         """
         if key not in self._graphs:
             if key in self._refused or key not in self._seen:
@@ -77,4 +94,5 @@ class Replays:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         held = {name: tensor.clone() for name, tensor in inputs.items()}
-        self._graphs[key] = held, self.capture(lambda: run(held))
+        (device,) = {tensor.device for tensor in held.values()}
+        self._graphs[key] = held, self.capture(lambda: run(held), device)

@@ -55,11 +55,12 @@ class Tracer:
         backend: of the ops, see `densitrace info`.
         cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
             graphs: worth it where launching kernels takes longer than they do, for their memory.
+            Passes with the random control are not, whose drawing the host waits for.
         offloaded: of a model whose blocks are read when they run; see `from_pretrained`.
 
     Raises:
         ModelError: an undeclared architecture, or weights that hold NaN or infinity.
-        InputError: CUDA graphs of a model whose weights come and go.
+        InputError: CUDA graphs of a model whose weights come and go, or lie on several GPUs.
 
     Example:
         >>> tracer = Tracer.from_pretrained("examples/model")
@@ -82,6 +83,10 @@ class Tracer:
             raise InputError("cuda_graphs replay weights that stay where they are: not offloaded")
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
+        if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:
+            raise InputError(
+                "cuda_graphs hold what one GPU does: this model is spread over several"
+            )
         for name, parameter in model.named_parameters():
             if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")

@@ -117,8 +117,10 @@ class Measured:
 class Tracing:
     """The passes over one decoder under one set of settings; batches are the host's.
 
-    `replays`, where given, holds CUDA graphs of passes over all outputs; `tokens_at_once` bounds
-    how many tokens, times lanes, are inside a block together, at least one row of the batch.
+    `replays`, where given, holds CUDA graphs of passes over all outputs, from token ids to the
+    sizes and final states that are measured. Passes with the random control run as they are: the
+    host waits for how many edges there are to draw from. `tokens_at_once` bounds how many tokens,
+    times lanes, are inside a block together, at least one row of the batch.
     `packed`: what leaves the device of all outputs is what a store holds, and no more.
     """
 
@@ -188,17 +190,18 @@ class Tracing:
             run = self.loop(here, rule, observers=observers, parts=parts).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             outputs = inputs["output"].to(counts.device)
-            topology = counts.flatten(0, 1).index_select(0, outputs)
-            found = self._measure(run, topology, inputs)
-            return self._packed(found, here.ids.shape[1]) if self.packed else found
+            return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
 
         if observers and self.replays is not None:
             raise InputError("cuda_graphs replay passes in which nothing is observed")
-        if self.replays is None:
-            found = one_pass(inputs)
+        if self.replays is None or "random" in self.settings.controls:
+            outcome = one_pass(inputs)
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
-            found = self.replays((shapes, self.settings, rule, self.packed), one_pass, inputs)
+            outcome = self.replays((shapes, self.settings, rule), one_pass, inputs)
+        found = self._measure(outcome, inputs["following"])
+        if self.packed:
+            found = self._packed(found, batch.ids.shape[1])
         return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
@@ -210,7 +213,8 @@ class Tracing:
         levels = self.loop(row, rule, weigh, masked_lanes=False).run().levels
         trace = output_trace(levels, len(rule), len(self.decoder.blocks))
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
-        found = self._measure(run, trace.counts.flatten(0, 1), inputs)
+        outcome = _outcome(run, trace.counts.flatten(0, 1), inputs)
+        found = self._measure(outcome, inputs["following"])
         last = scored[:, -1:].numpy()
         return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
 
@@ -225,18 +229,14 @@ class Tracing:
         return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
 
     @torch.inference_mode()
-    def _measure(
-        self, run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _measure(self, outcome: Mapping[str, Tensor], following: Tensor) -> dict[str, Tensor]:
         """All that leaves for the host of the M outputs that are scored; see `Results`."""
-        hidden = run.hidden.flatten(1, 2).index_select(1, inputs["output"])
-        found = evaluate(
-            self.decoder, hidden, inputs["following"], self.settings.controls, self.backend
-        )
+        hidden = outcome["hidden"]
+        found = evaluate(self.decoder, hidden, following, self.settings.controls, self.backend)
         return {
-            "topology": topology,
+            "topology": outcome["topology"],
             "finite": torch.isfinite(hidden[0]).all(),
-            "windows": torch.tensor([window or 0 for window in run.windows]),
+            "windows": outcome["windows"],
             "surprisal": found.surprisal,
             "model_entropy": found.model_entropy,
             **found.errors,
@@ -375,3 +375,13 @@ def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:
     """Of the M outputs that are scored [B, T]: places in the flat batch, and what follows."""
     place = scored.flatten().nonzero().squeeze(-1)
     return {"output": place, "following": batch.next_ids.flatten()[place]}
+
+
+@torch.inference_mode()
+def _outcome(run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is measured of a pass: of the M outputs that are scored, and the blocks' windows."""
+    return {
+        "topology": topology,
+        "hidden": run.hidden.flatten(1, 2).index_select(1, inputs["output"]),
+        "windows": torch.tensor([window or 0 for window in run.windows]),
+    }

@@ -39,12 +39,9 @@ class Costs:
         return self.heads * self.length * (self.length + 1) * self.width
 
     def source_norms(self, p: int) -> int:
-        """L1: each value through the projection, D sums. L2: through a d x d Gram matrix."""
+        """L1: each value through the projection, D sums. L2: through a d x d root, d sums."""
         each = self.length * self.heads
-        if p == 1:
-            return each * self.hidden * (2 * self.width + 2)
-        gram = 2 * self.heads * self.hidden * self.width**2
-        return gram + each * (2 * self.width**2 + 2 * self.width)
+        return each * (self.hidden if p == 1 else self.width) * (2 * self.width + 2)
 
     def lane_attention(self, live: bool) -> int:
         """See above."""

@@ -63,7 +63,7 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
     states = (prediction.hidden, prediction.lanes, prediction.unembedding)
     return {
         "source_norms, L1": Case.of("source_norms", attention.v, attention.w_o, 1),
-        "source_norms, L2": Case.of("source_norms", attention.v, attention.w_o, 2),
+        "source_norms, L2": Case.of("source_norms", attention.v, attention.root, 2),
         "attention_stats": Case.of(
             "attention_stats", edges.pattern, attention.v, edges.weight.source
         ),

@@ -193,6 +193,7 @@ class AttentionProblem:
     edges: AttentionEdges  # of the node, along the clean pattern
     v: Tensor  # [1, G, T, d] clean values
     w_o: Tensor  # [H, D, d]
+    root: Tensor  # [H, d, d] of its Gram matrices
     vector: Tensor  # [1, T, D] the sum of the node's in-edges
     cuts: Tensor  # [K, 1, T]
     lanes: Pattern  # of all lanes: q [K, 1, H, T, d], k [K, 1, G, T, d]
@@ -201,7 +202,9 @@ class AttentionProblem:
     @property
     def proximity(self) -> AttentionEdges:
         """The same edges under the other importance that costs more than its attention."""
-        return AttentionEdges(self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o))
+        return AttentionEdges(
+            self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o.float())
+        )
 
 
 class Witness:
@@ -242,7 +245,8 @@ def _attention_problem(
         node.edges,
         branch.v,
         w_o,
-        residual + torch.einsum("bhtd,hed->bte", output, w_o),
+        branch.block.folded_root(branch.norms),
+        residual + torch.einsum("bhtd,hed->bte", output, w_o.float()),
         # A threshold rule on a trained model's weights of real text: what is empty, and skipped,
         # is as much as in a scan.
         rule.cuts(node),

@@ -14,7 +14,7 @@ from ..edges import Pattern
 from ..results import AttentionStats
 from . import configs
 from .arguments import geometry, queries_and_keys, rows, strides, tile_width
-from .tiles import allowed_tile, first_source, load_rows, product, score_tile
+from .tiles import allowed_tile, block_and_row, first_source, load_rows, product, score_tile
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def attention_stats_kernel(
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SOURCE: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_t, i_row = block_and_row(length, BT)
     i_b, i_h = i_row // HEADS, i_row % HEADS
     i_g = i_h * GROUPS // HEADS
     o_t, o_d, o_v = i_t * BT + tl.arange(0, BT), tl.arange(0, BD), tl.arange(0, BV)
@@ -90,7 +90,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     mass = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     shape = geometry(pattern)
     config = configs.launch("attention_stats", max(shape["BD"], tile_width(width)), values)
-    attention_stats_kernel[(triton.cdiv(length, config["BT"]), batch * heads)](
+    attention_stats_kernel[(triton.cdiv(length, config["BT"]) * batch * heads,)](
         p_v=values,
         p_source=lse if source is None else source.contiguous(),
         p_output=output,

@@ -3,7 +3,7 @@
 A file maps an op, the bits of the numbers it reads and the width of its head tiles to tile sizes,
 warps and pipeline stages. `default.json` has all entries; a file named after a compute capability
 ("sm_90") has those that are better there, and the default serves the rest. benches/tune_gpu.py
-writes it.
+writes it; what "sm_90" has before that are larger tiles than older GPUs have registers for.
 """
 
 import json

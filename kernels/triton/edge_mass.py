@@ -11,11 +11,11 @@ from torch import Tensor
 from ..edges import AttentionEdges
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
-from .tiles import allowed_tile, first_source, load_rows
+from .tiles import allowed_tile, block_and_row, first_source, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "stream"])
 def edge_mass_kernel(
     p_q, p_k, p_lse, p_mass, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
@@ -26,7 +26,7 @@ def edge_mass_kernel(
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_t, i_row = block_and_row(length, BT)
     i_b, i_h = i_row // HEADS, i_row % HEADS
     o_t, o_d = i_t * BT + tl.arange(0, BT), tl.arange(0, BD)
     m_t = o_t < length
@@ -63,7 +63,7 @@ def edge_mass(edges: AttentionEdges) -> Tensor:
     mass = torch.empty(batch, heads, length, dtype=torch.float32, device=pattern.device)
     shape, weight = geometry(pattern), edge_weight(edges)
     config = configs.launch("edge_mass", max(shape["BD"], weight["BSENT"]), pattern.q)
-    edge_mass_kernel[(triton.cdiv(length, config["BT"]), batch * heads)](
+    edge_mass_kernel[(triton.cdiv(length, config["BT"]) * batch * heads,)](
         p_lse=pattern.lse,
         p_mass=mass,
         **queries_and_keys(pattern),

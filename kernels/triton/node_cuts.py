@@ -21,7 +21,7 @@ from torch import Tensor
 from ..edges import AttentionEdges
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
-from .tiles import allowed_tile, load_rows
+from .tiles import allowed_tile, block_and_row, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 SCRATCH_ELEMENTS = 1 << 25  # float32 weights held at once, 128 MiB; or those of one target
@@ -40,7 +40,7 @@ FIXED_BITS = tl.constexpr(
 # ---- the weights, written out ----------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_column"])
 def weight_rows_kernel(
     p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
@@ -52,7 +52,8 @@ def weight_rows_kernel(
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_s, i_row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_t, i_row = block_and_row(end_target - first_target, BT)
+    i_s = tl.program_id(1)
     i_b, i_h = i_row // HEADS, i_row % HEADS
     o_t = first_target + i_t * BT + tl.arange(0, BT)
     o_s = first_column + i_s * BS + tl.arange(0, BS)
@@ -145,7 +146,7 @@ def clear_bins(p_bins, bins, BE: tl.constexpr):
     tl.debug_barrier()  # of the program alone, as are its bins
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "first_target", "targets", "nodes"])
 def row_cuts_kernel(
     p_rows, p_wanted, p_total, p_bins, p_cuts, rows, columns, first_target, targets, length, nodes,
     K: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr,
@@ -252,8 +253,8 @@ def weight_rows(
         columns = count + heads * (end - first)
         scratch = torch.empty(batch, end - start, columns, dtype=torch.float32, device=side.device)
         scratch[..., :count] = side[:, :, start:end].permute(1, 2, 0)
-        tiles = triton.cdiv(end - start, config["BT"]), triton.cdiv(end - first, config["BS"])
-        weight_rows_kernel[(*tiles, batch * heads)](
+        blocks = triton.cdiv(end - start, config["BT"]) * batch * heads
+        weight_rows_kernel[(blocks, triton.cdiv(end - first, config["BS"]))](
             p_lse=lse,
             p_rows=scratch,
             first_target=start,

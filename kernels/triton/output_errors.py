@@ -1,14 +1,18 @@
 """Errors of the lanes' next-token distributions: METHOD §6.
 
-A few tokens at a time, with all their lanes, so that the logits that are held stay under
-LOGIT_BYTES: a product that writes them with a log-sum-exp a tile of the vocabulary, then one sweep
-over them for the sums. Held, a logit is written and read once or twice, some 12 bytes; computed a
-second time it costs 2 D operations, which on tensor cores takes longer from D of about 1000 on (in
-float32, from 100 on). And all that follows sees the same bits.
+A few tokens at a time, with all their lanes, so that the logits that are held stay within
+`logit_bytes`: a product that writes them with a log-sum-exp a tile of the vocabulary, then one
+sweep over them for the sums. Held, a logit is written and read once or twice, some 12 bytes;
+computed a second time it costs 2 D operations, which on tensor cores takes longer from D of about
+1000 on (in float32, from 100 on). And all that follows sees the same bits.
 
-The shared nucleus needs no ranking of a lane's tokens: see `shared_nucleus`.
+The shared nucleus needs no ranking of a lane's tokens: see `shared_nucleus`. Where the candidates
+do not decide it, tokens are ranked in full after all others are done: the host waits once to learn
+of how many, and their logits, computed anew, are the same to the bit.
 
-Operations: 2 D a logit. Bytes: the unembedding once for every LOGIT_BYTES of logits, and those.
+Operations: 2 D a logit. Bytes: the unembedding once for all the logits that are held together, and
+those. Held at the peak: `logit_bytes` of them, beside the states of the tokens in hand; at the end
+RANKED_BYTES more.
 Sums: VECTOR running sums a program, over PART / VECTOR logits each, then a tree, then torch's over
 V / PART parts: all in an order that the size of the vocabulary fixes, and within some 30 roundings.
 """
@@ -20,12 +24,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import on_device
 from ..results import NUCLEUS_PERCENT, OutputErrors
 from . import configs
 from .arguments import rows, tile_width
 from .tiles import load_rows, product, tanh
 
-LOGIT_BYTES = 1 << 28  # 500 rows of 130,000: enough for a product that is not bound by its reads
+LOGIT_BYTES = 1 << 30  # held at most: 2,000 rows of 130,000, so that few launches do much
+FEW_LOGIT_BYTES = (
+    1 << 28
+)  # whatever a pass holds besides: 500 rows, still no product bound by reads
+STATE_BYTES = 8  # in between, so many times the states: less than a plain forward's MLP would hold
+RANKED_BYTES = 1 << 28  # of tokens that are ranked in full at a time
 CANDIDATES = 64  # of the clean ranking; most lanes part from it within these
 PART = 8192  # logits that a program sums
 VECTOR = 1024  # of them at a time
@@ -34,7 +44,7 @@ RANKING_BYTES = 96  # a token, of all that ranking a row in full takes
 NOWHERE = tl.constexpr(-1e30)  # the padding's logit: of probability 0, but 0 times it is 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tiles"])
 def logits_kernel(
     p_states, p_table, p_bias, p_logits, p_lse,
     s_states, s_table, s_logits, scale, softcap, count, vocabulary, tiles,
@@ -65,7 +75,7 @@ def logits_kernel(
     tl.store(p_lse + o_t.to(tl.int64) * tiles + i_v, b_top + tl.log(b_sum), mask=m_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "count"])
 def distances_kernel(
     p_logits, p_lse, p_least, p_tv, p_kl, p_entropy, p_outsider, p_token,
     s_logits, tokens, count, vocabulary, PART: tl.constexpr, VECTOR: tl.constexpr,
@@ -151,8 +161,8 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
         log_p, log_q: [..., C] of tokens in the clean order.
         agreeing: int [...], how many of them lead the lane's order too.
     """
-    percent = torch.tensor(NUCLEUS_PERCENT, device=log_p.device)
-    wanted = (percent.double() / 100).expand(*log_p.shape[:-1], -1).contiguous()
+    percent = on_device(NUCLEUS_PERCENT, torch.float64, log_p.device)
+    wanted = (percent / 100).expand(*log_p.shape[:-1], -1).contiguous()
     p_length, q_length = (
         torch.searchsorted(log.exp().double().cumsum(-1), wanted) + 1 for log in (log_p, log_q)
     )
@@ -181,10 +191,16 @@ def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) 
     return ((order[..., :-1] == tokens) & candidate).cumprod(-1).sum(-1)
 
 
-def shared_nucleus(
-    logits: Logits, found: Distances, top: Tensor, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Whether the likeliest token is the same, and the largest shared mass: float32 [K, N] each.
+class Nucleus(NamedTuple):
+    """What is shared with the clean prediction: each [K, N]."""
+
+    top1: Tensor  # float32, 1 where the likeliest token is the same
+    percent: Tensor  # float32, the largest shared mass
+    undecided: Tensor  # bool, where these hang on tokens that are no candidates
+
+
+def shared_nucleus(logits: Logits, found: Distances, top: Tensor, least: Tensor) -> Nucleus:
+    """What the candidates say of the likeliest token and of the largest shared mass.
 
     Args:
         top: int64 [N, C], the likeliest tokens of the clean prediction.
@@ -197,26 +213,25 @@ def shared_nucleus(
     candidate = clean > least[:, None]
     agreeing = agreement(candidate, token, lane, found)
     log_p = (clean - logits.lse[0, :, None]).expand(lane.shape)
-    nucleus = shared_mass(log_p, lane - logits.lse[1:, :, None], agreeing)
+    percent = shared_mass(log_p, lane - logits.lse[1:, :, None], agreeing)
     same = found.tv[1:] == 0
-    nucleus[same] = NUCLEUS_PERCENT[-1]
+    percent.masked_fill_(same, NUCLEUS_PERCENT[-1])
     known = candidate.sum(-1)
-    undecided = (agreeing == known) & (nucleus < NUCLEUS_PERCENT[-1]) & (known < vocabulary)
-    for pairs in undecided.nonzero().split(max(1, LOGIT_BYTES // (RANKING_BYTES * vocabulary))):
-        k, n = pairs.T
-        agreeing[k, n], nucleus[k, n] = full_rankings(logits, k + 1, n)
-    return ((agreeing > 0) | same).float(), nucleus
+    undecided = (agreeing == known) & (percent < NUCLEUS_PERCENT[-1]) & (known < vocabulary)
+    return Nucleus(((agreeing > 0) | same).float(), percent, undecided)
 
 
-def full_rankings(logits: Logits, lane: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Agreement and shared mass, as above, of lanes [n] at tokens [n]: two tensors [n]."""
-    clean, order = logits.value[0, token].sort(stable=True, dim=-1, descending=True)
-    value = logits.value[lane, token]
-    same = order == value.sort(stable=True, dim=-1, descending=True).indices
+def full_rankings(logits: Logits) -> tuple[Tensor, Tensor]:
+    """Whether the likeliest token is the same, and the largest shared mass: float32 [N] each.
+
+    Of one lane, whose rankings agree further than the candidates.
+    """
+    clean, order = logits.value[0].sort(stable=True, dim=-1, descending=True)
+    same = order == logits.value[1].sort(stable=True, dim=-1, descending=True).indices
     agreeing = same.cumprod(-1).sum(-1)
-    log_p = clean - logits.lse[0, token, None]
-    log_q = value.gather(-1, order) - logits.lse[lane, token, None]
-    return agreeing, shared_mass(log_p, log_q, agreeing)
+    log_p = clean - logits.lse[0, :, None]
+    log_q = logits.value[1].gather(-1, order) - logits.lse[1, :, None]
+    return (agreeing > 0).float(), shared_mass(log_p, log_q, agreeing)
 
 
 class Unembedding(NamedTuple):
@@ -228,12 +243,23 @@ class Unembedding(NamedTuple):
     softcap: float | None
 
 
+def product_type(states: Tensor, head: Unembedding) -> torch.dtype:
+    """What states and unembedding are multiplied in."""
+    return torch.promote_types(states.dtype, head.table.dtype)
+
+
+def product_config(states: Tensor, head: Unembedding) -> configs.Config:
+    """Of the product of states [..., D] with the unembedding."""
+    like = states.new_empty(0, dtype=product_type(states, head))
+    return configs.launch("output_errors", tile_width(states.shape[-1]), like)
+
+
 def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
     """Logits of states [1 + K, N, D], in the first rows of a float32 buffer."""
     lanes, tokens, hidden = states.shape
     vocabulary, count = len(head.table), lanes * tokens
-    states = states.to(torch.promote_types(states.dtype, head.table.dtype))
-    config = configs.launch("output_errors", tile_width(hidden), states)
+    states = states.to(product_type(states, head))
+    config = product_config(states, head)
     tiles = triton.cdiv(vocabulary, config["BV"])
     lse = torch.empty(lanes, tokens, tiles, device=states.device)
     logits_kernel[(triton.cdiv(count, config["BT"]), tiles)](
@@ -259,6 +285,22 @@ def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
     return Logits(value, lse.logsumexp(-1))
 
 
+def logit_bytes(states: int) -> int:
+    """How many bytes of logits may be held, by those of all states of the op.
+
+    So a pass holds no more here than in its blocks, however short it is.
+    """
+    return min(LOGIT_BYTES, max(FEW_LOGIT_BYTES, STATE_BYTES * states))
+
+
+def rows_at_once(states: Tensor, padded: int, head: Unembedding) -> int:
+    """Rows of logits that are held together: whole tiles of the product, if one fits."""
+    lanes, tokens, hidden = states.shape
+    rows = logit_bytes((1 + lanes) * tokens * hidden * states.itemsize) // (4 * padded)
+    tile = product_config(states, head)["BT"]
+    return max(1, rows if rows < tile else rows // tile * tile)
+
+
 def output_errors(
     hidden: Tensor,
     lanes: Tensor,
@@ -271,9 +313,10 @@ def output_errors(
     strata, tokens, _ = lanes.shape
     vocabulary = len(unembedding)
     errors = OutputErrors.empty(strata, tokens, hidden.device)
+    undecided: list[Tensor] = []
     head = Unembedding(rows(unembedding), bias, scale, softcap)
     padded = triton.cdiv(vocabulary, ALIGNED) * ALIGNED
-    block = max(1, min(tokens, LOGIT_BYTES // (4 * padded * (1 + strata))))
+    block = max(1, min(tokens, rows_at_once(lanes, padded, head) // (1 + strata)))
     buffer = torch.empty((1 + strata) * block, padded, device=hidden.device)
     for first in range(0, tokens, block):
         few = slice(first, min(tokens, first + block))
@@ -287,9 +330,16 @@ def output_errors(
         errors.kl[:, few] = found.kl[1:]
         errors.entropy[:, few], errors.clean_entropy[few] = found.entropy[1:], found.entropy[0]
         nucleus = shared_nucleus(logits, found, top.indices, least)
-        errors.top1[:, few], errors.nucleus[:, few] = nucleus
+        errors.top1[:, few], errors.nucleus[:, few] = nucleus.top1, nucleus.percent
+        undecided.append(nucleus.undecided)
         loss = losses(logits, next_ids[few])
         errors.loss[:, few], errors.clean_loss[few] = loss[1:], loss[0]
+    pairs = min(len(buffer) // 2, max(1, RANKED_BYTES // (RANKING_BYTES * vocabulary)))
+    left = torch.cat(undecided, 1).nonzero()
+    for some in left.split(pairs) if len(left) else ():
+        k, n = some.T
+        logits = logits_of(torch.stack([hidden[n], lanes[k, n]]), head, buffer)
+        errors.top1[k, n], errors.nucleus[k, n] = full_rankings(logits)
     return errors
 
 

@@ -3,16 +3,26 @@
 The kind is a compile-time string: "norm", "cosine", "random" or "given"; `arguments.edge_weight`
 gives everything else of it by the names used here. A weight is float32 and -inf where there is no
 edge, so that it clears no cut.
+
+Kernels that only compare weights with cuts compare `measure_tile` with `cut_rows` + `bar_rows`,
+all of them, so that what one counts the other keeps. Of norms these are logarithms to the base 2,
+log nu + score against log cut + lse - log target, which take no exponential. They say what weights
+say: +inf is cleared by nothing, 0 by what is not 0, and a cut below 0 by everything.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import triton
 import triton.language as tl
 
 from ..edges import AttentionEdges
 from .attention_stats import attention_stats
-from .tiles import load_rows, product, score_tile
+from .tiles import LOG2_E, load_rows, product, score_tile
+
+# Logarithms of nothing: of a cut 0, below that of any weight; of a norm 0, below that.
+NO_CUT = tl.constexpr(-1e30)
+NO_NORM = tl.constexpr(-2e30)
 
 
 @triton.constexpr_function  # what a jitted function returns is no constant in every Triton
@@ -86,6 +96,71 @@ def weight_tile(
         tl.static_assert(KIND == "given")
         b_weight = load_rows(p_given + i_row * length * length, length, o_t, length, o_s, length)
     return tl.where(m_allowed, b_weight, float("-inf"))
+
+
+@triton.jit
+def measure_tile(
+    b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
+    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, stream,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
+    KIND: tl.constexpr, HAS_TARGET: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    # [BT, BS]; of norms it is a number where there is no edge too, and `p_source` is logarithms'
+    if KIND == "norm":
+        p_source += (i_b * HEADS + i_h) * length
+        if WHOLE:
+            b_source = tl.load(p_source + o_s)
+        else:
+            b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)
+        # Said, not left to the compiler, so that every kernel rounds alike
+        b_measure = tl.fma(b_scores, tl.zeros_like(b_scores) + unit, b_source[None, :])
+    else:
+        b_measure = weight_tile(
+            b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
+            p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
+            seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
+        )  # fmt: skip
+    return b_measure
+
+
+@triton.jit
+def log_or(b_number, b_nothing):
+    # To the base 2; of what is not above 0 the other
+    m_some = b_number > 0
+    return tl.where(m_some, tl.log2(tl.where(m_some, b_number, 1.0)), b_nothing)
+
+
+@triton.jit
+def cut_rows(b_cut, KIND: tl.constexpr):
+    # [BT]: the part of a bar that all heads share
+    if KIND == "norm":
+        b_nothing = tl.where(b_cut < 0, float("-inf"), b_cut + NO_CUT)  # NaN stays
+        b_cut = log_or(b_cut, b_nothing)
+    return b_cut
+
+
+@triton.jit
+def bar_rows(
+    p_lse, p_target, o_t, i_b, i_h, length, HEADS: tl.constexpr, KIND: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+):  # fmt: skip
+    # [BT]: a head's part; an edge's weight exceeds a cut iff its measure exceeds the parts' sum
+    b_bar = tl.zeros_like(o_t).to(tl.float32)
+    if KIND == "norm":
+        m_t = o_t < length
+        p_lse += (i_b * HEADS + i_h) * length
+        b_bar = tl.load(p_lse + o_t, mask=m_t, other=0.0) * LOG2_E
+        if HAS_TARGET:
+            b_target = tl.load(p_target + i_b * length + o_t, mask=m_t, other=1.0)
+            b_bar -= log_or(b_target, NO_NORM)
+    return b_bar
+
+
+def with_logarithms(weight: dict[str, Any]) -> dict[str, Any]:
+    """What `measure_tile` reads, from what `weight_tile` reads (`arguments.edge_weight`)."""
+    if weight["KIND"] != "norm":
+        return weight
+    return weight | {"p_source": weight["p_source"].log2().clamp(min=NO_NORM.value)}
 
 
 def with_lse(edges: AttentionEdges) -> AttentionEdges:

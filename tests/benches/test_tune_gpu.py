@@ -209,5 +209,7 @@ def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
             for run in tune.served(found, CPU).values():
                 run()
     listed = {(place.op, place.bits) for place in configs.places()}
-    assert {(place.op, place.bits) for place in pins.asked} == listed
+    asked = {(place.op, place.bits) for place in pins.asked}
+    # A CPU's projection is float32: its product with bfloat16 values goes in two parts.
+    assert asked | {("source_norms", "16-bit")} == listed
     assert {place.width for place in pins.asked if place.op == "row_cuts"} == {"16", "64", "256"}

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -190,3 +191,26 @@ def test_cuda_needs_a_gpu_that_it_is_compiled_for(
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
     expected = "backend='cuda' needs compute capability 8.0; the newest GPU here has " + found
     assert dispatch.missing("cuda") == (expected if found else None)
+
+
+def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever was current before: layers of a model may be on several."""
+    current = [0]
+
+    @contextmanager
+    def guard(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    def where(reach: torch.Tensor, levels: torch.Tensor) -> int:
+        return current[-1]
+
+    bottleneck = reference.bottleneck
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(reference, "bottleneck", where)
+    for device, index in (("cuda:1", 1), ("cuda:0", 0), ("cuda", 0), ("cpu", 0)):
+        assert dispatch.pick(bottleneck, torch.device(device), "reference")(*MAPS) == index
+        assert current == [0]

@@ -13,6 +13,7 @@ from attention_problem import (
     VARIANTS,
     Floats,
     Problem,
+    Shape,
     assert_attention_stats,
     close,
     cuts_for,
@@ -83,6 +84,14 @@ def test_source_norms(problem: Problem, p: int) -> None:
         expected,
         problem.norm_ratio,
     )
+
+
+@serving("source_norms")
+def test_source_norms_of_a_matrix_as_the_model_has_it(problem: Problem) -> None:
+    """In the values' dtype: exact products, as reference and CPU make of it in float32."""
+    problem.w_o = problem.w_o.to(problem.shape.dtype)
+    found = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
+    close("source norms", found, np.abs(problem.sent()).sum(-1))
 
 
 @serving("attention_stats")
@@ -240,6 +249,22 @@ def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: in
     """All in-edges' weights of one node, heaviest first."""
     attention = weights[b, :, t][:, allowed[b, t]].ravel()
     return sorted([*attention, *side[:, b, t]], reverse=True)
+
+
+@serving("lane_attention")
+def test_lane_attention_in_the_dtype_that_is_read_next(backend: str) -> None:
+    """Rounded once, from float32."""
+    problem = Problem(Shape(batch=1, length=9), backend=backend)
+    cuts, v = torch.zeros(2, 1, 9), problem.v.expand(2, *problem.v.shape)
+
+    def found(dtype: torch.dtype) -> torch.Tensor:
+        edges = problem.norm_edges()
+        return kernels.lane_attention(edges, cuts, v, dtype=dtype, backend=backend)
+
+    exact, rounded = found(torch.float32), found(torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    # Triton's interpreter truncates where a device rounds.
+    torch.testing.assert_close(rounded.float(), exact, atol=0, rtol=2.0**-7)
 
 
 @serving("nucleus_cuts")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from attention_problem import Problem, Shape, assert_errors_agree, errors_of
+from host_waits import HostWaits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import errors as oracle_errors
@@ -95,3 +96,32 @@ def test_lanes_that_are_the_clean_one_differ_by_nothing(poisoned: None) -> None:
     assert (found.nucleus == 99).all() and found.top1.all()
     assert torch.equal(found.loss, found.clean_loss.expand(20, -1))
     assert torch.equal(found.entropy, found.clean_entropy.expand(20, -1))
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_the_host_waits_once(tokens: int, poisoned: None) -> None:
+    """However many blocks of tokens there are: for what is left to rank in full."""
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(tokens, 9, generator=generator)
+    lanes = states + 1e-3 * torch.randn(3, tokens, 9, generator=generator)
+    table, ids = torch.randn(157, 9, generator=generator), torch.arange(tokens)
+
+    def found() -> kernels.OutputErrors:
+        return kernels.output_errors(states, lanes, table, next_ids=ids, backend="triton")
+
+    with small_blocks(157, 5):
+        found()  # constants are copied
+        with HostWaits() as waits:
+            found()
+    assert waits.found == {"nonzero": 1}
+
+
+def test_rows_fill_whole_tiles() -> None:
+    module = import_module("densitrace.kernels.triton.output_errors")
+    lanes, table = torch.empty(12, 2048, 4096, device="meta").bfloat16(), torch.empty(128256, 1)
+    head = module.Unembedding(table.bfloat16(), None, 1.0, None)
+    rows = module.rows_at_once(lanes, 128256, head)
+    tile = module.product_config(lanes, head)["BT"]
+    assert rows % tile == 0
+    assert rows * 4 * 128256 <= module.logit_bytes(13 * 2048 * 4096 * 2) == 1 << 30
+    assert (rows + tile) * 4 * 128256 > 1 << 30

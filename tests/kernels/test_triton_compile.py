@@ -40,7 +40,7 @@ def test_kernels_compile_without_spills(table: str, capability: int) -> None:
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert {kernel["op"] for kernel in kernels} == set(CALLS)
-    called = {re.sub("_(live|frozen|many)$", "", name) for name in CALLS}
+    called = {re.sub("_(live|frozen|split)$", "", name) for name in CALLS}
     assert called | {"nucleus_cuts", "fraction_cuts"} == {*triton.__all__, "node_cuts", "row_cuts"}
     assert all(kernel["spilled"] == 0 for kernel in kernels), kernels
     assert all(kernel["shared"] <= SHARED_BYTES[capability] for kernel in kernels), kernels

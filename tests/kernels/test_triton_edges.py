@@ -193,3 +193,41 @@ def test_any_cuts_are_those_of_the_definition(
         found = both("triton")
         assert torch.equal(found, both("triton"))
     assert torch.equal(found, both("reference"))
+
+
+def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
+    """As weights are compared, though norms are by their logarithms: exact, whatever is 0."""
+    problem = Problem(
+        Shape(batch=1, heads=2, groups=1, length=9, d_k=4, d_v=4), backend="reference"
+    )
+    source = problem.normal(1, 2, 9).abs()
+    source[:, :, ::3] = 0
+    target = problem.target.clone()
+    target[:, 4] = 0
+    edges = problem.edges(NormWeight(source, target))
+    cuts = torch.tensor([torch.inf, 1e30, 1e-30, 0.0, -1.0])[:, None, None].expand(-1, 1, 9)
+    found, expected = (
+        kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
+    )
+    assert torch.equal(found.degrees, expected.degrees)
+    assert torch.equal(found.levels, expected.levels)
+    nothing = kernels.edge_levels(edges, cuts * torch.nan, backend="triton")
+    assert not nothing.degrees.any()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
+    """Also of those whose weight is the cut itself, but for rounding: the sizes are the lanes'."""
+    length, strata = 33, 3
+    problem = Problem(Shape(batch=1, heads=2, groups=1, length=length, d_k=4, d_v=4))
+    edges = problem.edges(NormWeight(problem.normal(1, 2, length).abs(), problem.target))
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)[0]  # [H, T, T]
+    ordered = weights.transpose(0, 1).flatten(1).sort(-1, descending=True).values
+    cuts = ordered[:, [0, 4, 9]].T[:, None].contiguous()
+    degrees = kernels.edge_levels(edges, cuts, backend="triton").degrees
+    # Each source sends a unit vector of its own, so that an output says what was kept.
+    v = torch.eye(length).expand(strata, 1, 1, -1, -1)
+    q, k = (tensor.expand(strata, *tensor.shape) for tensor in (edges.pattern.q, edges.pattern.k))
+    lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
+    output = kernels.lane_attention(edges, cuts, v, lanes, backend="triton")
+    assert torch.equal((output > 0).sum((2, 4)), degrees)

@@ -9,6 +9,7 @@ either sign err by some sqrt(256) 2^-24 = 1e-6 of their size.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -128,3 +129,43 @@ def test_op(op: str, shape: Shape) -> None:
             close(op, ours, theirs.double().numpy(), ratio)
         else:
             assert torch.equal(ours, theirs)
+
+
+class Grids:
+    """Stands in for a kernel: notes the grids it would be launched on."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        self.seen.append(grid)
+        return lambda **_: None
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_grids_have_room(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever grows with the batch is on the first axis: the others end at 65,535."""
+    edges = kernels.AttentionEdges(
+        kernels.Pattern(
+            torch.ones(70_000, 2, 1, 1), torch.ones(70_000, 1, 1, 1), 1.0,
+            lse=torch.zeros(70_000, 2, 1),
+        ),
+        NormWeight(torch.ones(70_000, 2, 1)),
+    )  # fmt: skip
+    value, side, grids = edges.pattern.k, torch.ones(1, 70_000, 1), Grids()
+    calls: dict[str, Callable[[], object]] = {
+        "source_norms": lambda: triton.source_norms(value, torch.ones(2, 1, 1), 1),
+        "attention_stats": lambda: triton.attention_stats(edges.pattern, value, None),
+        "edge_mass": lambda: triton.edge_mass(edges),
+        "edge_levels": lambda: triton.edge_levels(edges, side),
+        "nucleus_cuts": lambda: triton.nucleus_cuts(edges, side, side[:, 0, 0], side[0]),
+        "fraction_cuts": lambda: triton.fraction_cuts(edges, side, side[:, 0, 0]),
+        "lane_attention": lambda: triton.lane_attention(edges, side, value[None], None, False),
+    }
+    name = "node_cuts" if op.endswith("_cuts") else op
+    module = import_module(f"densitrace.kernels.triton.{name}")  # the op hides its module
+    for kernel in [kernel for kernel in vars(module) if kernel.endswith("_kernel")]:
+        monkeypatch.setattr(module, kernel, grids)
+    calls[op]()
+    assert grids.seen
+    assert all(size < 1 << 16 for grid in grids.seen for size in grid[1:])

@@ -215,7 +215,7 @@ def test_two_blocks_at_most(family: str, folder: Folder, monkeypatch: pytest.Mon
     assert alive.blocks() == {0}  # what the next pass begins with
     for block in tracer._decoder.blocks:
         assert not {"w_o", "attention_norm"} & vars(block).keys()
-        assert not block._folded
+        assert not block._folded and not block._roots
         assert all(parameter.is_meta for parameter in block.module.parameters())
 
 

@@ -1,6 +1,7 @@
 """Passes replayed as CUDA graphs, with a graph that runs on a CPU in place of CUDA's."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from tiny_models import tiny_model
 from torch import Tensor
 
-from densitrace import Threshold, Trace, Tracer
+from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.tracer import replay
-from densitrace.tracer.replay import Replays
+from densitrace.tracer.models.decoder import Block
+from densitrace.tracer.replay import Replays, captured
 from densitrace.tracer.tracing import Settings
 
 Outputs = dict[str, Tensor]
+Run = Callable[[], Outputs]
 RULE = Threshold([0.4, 0.1, 0.01])
 
 
@@ -25,7 +28,7 @@ class Graphs:
     def __init__(self) -> None:
         self.captured, self.replayed = 0, 0
 
-    def __call__(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def __call__(self, run: Run, device: torch.device) -> Run:
         self.captured += 1
         with torch.inference_mode():
             outputs = {name: tensor.clone() for name, tensor in run().items()}
@@ -60,7 +63,7 @@ def test_the_second_pass_of_a_shape_is_captured(graphs: Graphs) -> None:
 def test_what_cannot_be_captured_runs_as_it_is() -> None:
     tried = []
 
-    def refuse(run: Callable[[], Outputs]) -> Any:
+    def refuse(run: Run, device: torch.device) -> Run:
         tried.append(run)
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -89,7 +92,7 @@ def test_replayed_traces_are_the_traces(
     tracer = Tracer(tiny_model(family))
     batches = [([[5, 9, 33, 2, 60, 17], [7, 7, 1, 30]], [3, -1]) for _ in range(2)]
     batches += [([[8, 1, 2, 44, 6, 9], [1, 2, 3, 4]], [-1, 5]), ([[1, 2]], [3])]
-    settings = Settings(controls=("inverse", "random"))
+    settings = Settings(controls=("inverse",))
 
     def traced() -> list[list[Trace]]:
         return list(tracer.trace_batches(batches, RULE, settings, packed=packed))
@@ -103,3 +106,53 @@ def test_replayed_traces_are_the_traces(
         np.testing.assert_array_equal(ours.full_edge_count, expected.full_edge_count)
         for name, values in expected.errors.items():
             np.testing.assert_array_equal(ours.errors[name], values, err_msg=name)
+
+
+def test_passes_that_draw_at_random_run_as_they_are(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host waits for the numbers of edges to draw from."""
+    tracer = Tracer(tiny_model("llama"))
+    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    batches = [([[5, 9, 33, 2]], [3])] * 3
+    settings = Settings(controls=("random",))
+    assert len(list(tracer.trace_batches(batches, RULE, settings))) == 3
+    assert graphs.captured == 0
+
+
+def test_a_model_on_several_devices_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = iter(["cuda:0", "cuda:1"] * 9)
+    monkeypatch.setattr(Block, "device", property(lambda _: torch.device(next(devices))))
+    with pytest.raises(InputError, match="spread over several"):
+        Tracer(tiny_model("llama"), cuda_graphs=True)
+
+
+def test_a_capture_that_fails_gives_the_stream_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending it fails too, and before torch would have gone back to the stream of before."""
+    current = ["the model's"]
+
+    class Capturing:
+        def __init__(self, graph: object, stream: str, capture_error_mode: str) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            current[0] = self.stream
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("capture invalidated")
+
+    def waits() -> Outputs:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for name, value in {
+        "CUDAGraph": object,
+        "device": lambda device: nullcontext(),
+        "Stream": lambda: "a side stream",
+        "current_stream": lambda: current[0],
+        "set_stream": lambda stream: current.__setitem__(0, stream),
+        "graph": Capturing,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with pytest.raises(RuntimeError, match="capture invalidated"):
+        captured(waits, torch.device("cuda", 0))
+    assert current == ["the model's"]

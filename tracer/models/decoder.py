@@ -77,6 +77,7 @@ class Block:
         self._after_mlp = _optional(module, norms.after_mlp)
         self._norm_kind = architecture.norm_kind
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
+        self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -140,22 +141,46 @@ class Block:
 
     @cached_property
     def w_o(self) -> Tensor:
-        """float32 [H, D, d_v]: the output projection by head."""
+        """[H, D, d_v]: the output projection by head; float32 on a CPU, whose ops read no other.
+
+        On a GPU it stays in the dtype of the model, in which one product of it is exact.
+        """
         weight = matrix(self.projection, self.dtype)
-        return weight.view(len(weight), self.heads, -1).transpose(0, 1).contiguous()
+        by_head = weight.view(len(weight), self.heads, -1).transpose(0, 1)
+        if weight.device.type == "cpu":
+            return by_head.float().contiguous()
+        return by_head if by_head.stride(-1) == 1 else by_head.contiguous()
 
     def folded_w_o(self, norms: tuple[LinearNorm, ...]) -> Tensor:
-        """float32 [H, D, d_v]: the output projection seen through linearised norms, cached."""
+        """[H, D, d_v]: the output projection seen through linearised norms, cached.
+
+        float32 where there are norms, else as `w_o`.
+        """
         folded = self.w_o
         for norm in norms:
             if id(norm) not in self._folded:
-                self._folded[id(norm)] = (norm, norm.fold(folded.transpose(1, 2)).transpose(1, 2))
+                through = norm.fold(folded.transpose(1, 2)).transpose(1, 2).contiguous()
+                self._folded[id(norm)] = (norm, through)
             folded = self._folded[id(norm)][1]
         return folded
+
+    def folded_root(self, norms: tuple[LinearNorm, ...]) -> Tensor:
+        """float32 [H, d_v, d_v]: a matrix R with |R v| = |W v| for W of `folded_w_o`, cached.
+
+        A root of the Gram matrix, R^T R = W^T W: lengths at the price of d_v rows in place of D.
+        """
+        key = tuple(map(id, norms))
+        if key not in self._roots:
+            wide = self.folded_w_o(norms).double()
+            sizes, axes = torch.linalg.eigh(wide.mT @ wide)
+            root = sizes.clamp(min=0).sqrt()[..., None] * axes.mT
+            self._roots[key] = (norms, root.float())
+        return self._roots[key][1]
 
     def forget_weights(self, *_: Any) -> None:
         """Drop what is derived from weights."""
         self._folded.clear()
+        self._roots.clear()
         for name in ("attention_norm", "w_o"):
             self.__dict__.pop(name, None)
 

@@ -19,16 +19,16 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """float32 [outputs, inputs]: what a projection multiplies by.
+    """[outputs, inputs]: what a projection multiplies by, in the dtype that holds it.
 
-    A quantised one is asked: it is given the unit vectors.
+    A quantised one is asked: it is given the unit vectors, and answers in float32.
 
     Args:
         module: the projection.
         dtype: of the states that a quantised one takes.
     """
     if is_plain(module):
-        weight = module.get_parameter("weight").detach().float()
+        weight = module.get_parameter("weight").detach()
         return weight.T if isinstance(module, Conv1D) else weight
     inputs: Any = module.nx if isinstance(module, Conv1D) else module.in_features
     device = next(chain(module.parameters(), module.buffers())).device

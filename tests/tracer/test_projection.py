@@ -1,0 +1,39 @@
+"""The output projection as edges are weighed with it."""
+
+import pytest
+import torch
+from tiny_models import VARIANTS, tiny_model
+from torch import nn
+
+from densitrace.tracer.models import Decoder, architecture_of
+
+
+def decoder(family: str, device: str, dtype: torch.dtype) -> Decoder:
+    model = tiny_model(family)
+    nn.Module.to(model, device=device, dtype=dtype)
+    return Decoder(model, architecture_of(model.config))
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_a_root_keeps_lengths(family: str) -> None:
+    """Of what the last block sends, through its own norm and the final one."""
+    model = decoder(family, "cpu", torch.float32)
+    block = model.blocks[-1]
+    own = () if block.attention_norm is None else (block.attention_norm,)
+    for norms in ((), own, (*own, model.final_norm)):
+        w_o, root = block.folded_w_o(norms), block.folded_root(norms)
+        heads, _, width = w_o.shape
+        assert root.shape == (heads, width, width)
+        v = torch.randn(heads, width, 9, generator=torch.Generator().manual_seed(1))
+        expected = (w_o.double() @ v.double()).norm(dim=1)
+        torch.testing.assert_close((root @ v).norm(dim=1).double(), expected, atol=0, rtol=1e-5)
+    block.forget_weights()
+    assert not block._roots
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_a_gpu_multiplies_the_weights_as_they_are(family: str) -> None:
+    """No copy in another dtype, of every block of the model; a CPU's ops read float32."""
+    for device, dtype in (("meta", torch.bfloat16), ("cpu", torch.float32)):
+        w_o = decoder(family, device, torch.bfloat16).blocks[0].w_o
+        assert (w_o.dtype, w_o.stride(-1)) == (dtype, 1)
