@@ -3,6 +3,7 @@
 Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -31,6 +32,7 @@ from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+TRITON_OPS = tuple(triton.__all__)
 CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity")
 
 WIDE = {
@@ -125,6 +127,21 @@ def check_nucleus_cuts(problem: Problem) -> None:
         wanted = masses[k] * total[b, t]
         assert kept.sum() >= wanted * (1 - 1e-5)
         assert kept.sum() - kept.min() <= wanted * (1 + 1e-5)
+
+
+def check_fraction_cuts(problem: Problem) -> None:
+    """As many edges are above the cut as the fraction of those that the node has, rounded up."""
+    weights, allowed = problem.norm_weights(), problem.allowed()
+    side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+    fractions = (0.1, 0.5, 1.0)
+    edges = exact_norm_edges(problem)
+    cuts = kernels.fraction_cuts(edges, side, fractions, backend="triton").double().numpy()
+    for (k, b, t), cut in np.ndenumerate(cuts):
+        node = np.append(weights[b, :, t][:, allowed[b, t]], side[:, b, t].double().numpy())
+        wanted = math.ceil(fractions[k] * len(node))
+        # Two neighbours that rounding swaps lie as near to the cut, which is between them.
+        assert (node > cut + 1e-4 * abs(cut)).sum() <= wanted
+        assert (node > cut - 1e-4 * abs(cut)).sum() >= wanted
 
 
 def check_lane_attention(problem: Problem) -> None:
@@ -231,6 +248,7 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
     "edge_mass": check_edge_mass,
     "edge_levels": check_edge_levels,
     "nucleus_cuts": check_nucleus_cuts,
+    "fraction_cuts": check_fraction_cuts,
     "lane_attention": check_lane_attention,
     "bottleneck": check_bottleneck,
     "trace_sizes": check_trace_sizes,
@@ -242,7 +260,7 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
 
 BUILT = pytest.mark.skipif(dispatch.missing("cuda") is not None, reason="no nvcc, no build")
 SERVED = [
-    *(pytest.param("triton", op) for op in triton.__all__),
+    *(pytest.param("triton", op) for op in TRITON_OPS),
     *(pytest.param("cuda", op, marks=BUILT) for op in CUDA_OPS),
 ]
 
