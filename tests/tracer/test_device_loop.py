@@ -20,7 +20,9 @@ ROWS = [[5, 9, 33, 2, 60, 17, 8, 41, 12, 50], [7, 7, 1, 30]]
 RULE = Threshold([0.6, 0.4, 0.1, 0.01])
 ATTENTION = ("live", "frozen")
 # Ops whose result the host reads, and the copy that every `torch.tensor(number)` makes.
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh")
+READS = (
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "lift_fresh",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_no_block_waits(
     family: str, attention: str, as_device: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracer = Tracer(tiny_model(family), backend="reference")
-    options: dict[str, Any] = {"attention": attention, "controls": ("inverse",)}
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     with waits_in(LaneLoop, "_run_block", monkeypatch) as found:
         traced(tracer, **options)
     assert found["nonzero"] > 0  # on a CPU rows are gathered
