@@ -265,6 +265,12 @@ for size in 8b 1b qwen3; do
         part "$name" bench "$name" "benches/test_engine_gpu.py::test_passes[${shapes[$size]}-$length]"
     done
 done
+for size in 8b 1b qwen3; do
+    for length in 2048 512; do
+        name=replays-$size-$length
+        part "$name" bench "$name" "benches/test_engine_gpu.py::test_replays[${shapes[$size]}-$length]"
+    done
+done
 part memory bench memory benches/test_engine_gpu.py::test_memory_curve
 for size in 8b 1b qwen3; do
     for length in 2048 512 8192; do
