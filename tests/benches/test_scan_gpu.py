@@ -176,6 +176,28 @@ def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) ->
     rows = rows_of(script, tmp_path / "b", *command)
     assert rows.keys() == {spec.name for spec in layout.window_arrays((), most_edges=0)}
     assert all(row["share equal"] == 1 for row in rows.values())
+    assert {row["verdict"] for row in rows.values()} == {"rounding"}
+
+
+def test_two_devices_that_differ_by_more_than_rounding(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command fails, once its rows are there."""
+    loaded, dtypes = Tracer.from_pretrained, iter(("bfloat16", "float32"))
+    monkeypatch.setattr(
+        Tracer,
+        "from_pretrained",
+        lambda path, device, dtype, backend: loaded(path, device, next(dtypes), backend),
+    )
+    out = tmp_path / "b"
+    command = ["bundled", "--device", "cpu", "--documents", "1", "--out", str(out)]
+    result = CliRunner().invoke(script.main, command)
+    assert result.exit_code == 1
+    (section,) = json.loads(out.with_suffix(".json").read_text())["sections"].values()
+    wrong = [row["name"] for row in section if row["verdict"] != "rounding"]
+    assert {"surprisal", "tv", "topology"} <= set(wrong)
+    assert not {"token", "position", "full_edge_count"} & set(wrong)
+    assert f"more than rounding: {', '.join(wrong)}" in result.output
 
 
 def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from oracles import errors as oracle_errors
 
 from densitrace import Threshold, Trace, Tracer, kernels
 from densitrace.kernels import dispatch, triton
+from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
@@ -336,6 +337,36 @@ def test_every_output(family: str, attention: str) -> None:
             assert (found.errors[name] != values).any(1).sum() <= 2, name
         else:
             np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_block_makes_the_host_wait(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA sees it, under every control, once kernels are compiled and constants copied."""
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
+    traced(tracer_on(family), family, **options)
+    run_block, blocks = LaneLoop._run_block, []
+
+    def watched(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            states = run_block(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        blocks.append(states)
+        return states
+
+    monkeypatch.setattr(LaneLoop, "_run_block", watched)
+    traced(tracer_on(family), family, **options)
+    assert len(blocks) == tracer_on(family).n_layers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            blocks[0].sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_two_runs_agree() -> None:
