@@ -57,8 +57,9 @@ def capability(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+@cache  # asked for at every launch
 def table_for(device: torch.device) -> str:
-    """The table of a device's compute capability, or the default."""
+    """The table of a device's compute capability, or the default, for as long as a process lasts."""
     if device.type != "cuda":
         return DEFAULT
     name = capability(device)
