@@ -254,7 +254,9 @@ if [[ ${TUNE:-0} == 1 ]]; then
     part tune "$PYTHON" -P benches/tune_gpu.py ${TUNE_ARGS:-}
     [[ -n ${LIST:-} ]] || keep_tuned
 fi
-part tests-triton tests triton
+# Compiling its variants takes lane_attention as long as all others together.
+part tests-triton-lanes tests "triton and lane_attention"
+part tests-triton-others tests "triton and not lane_attention"
 part tests-cuda tests "cuda and not triton"
 part tests-engine tests "not cuda and not triton"
 part sanitizer checked

@@ -60,6 +60,9 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
     made: list[torch.device] = []
 
     class Made(TorchDispatchMode):
+        def __init__(self) -> None:
+            TorchDispatchMode.__init__(self)
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:

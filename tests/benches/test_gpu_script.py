@@ -86,7 +86,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
-    """Each bench by name, in one part; the tests in three that leave none out."""
+    """Each bench by name, in one part; the tests in four that leave none out."""
     result = checkout.run()
     asked = " ".join(checkout.asked)
     benches = re.findall(r"benches/\S+::\S+", asked)
@@ -105,7 +105,8 @@ def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
     assert collected(named.stdout) == collected(every.stdout) != []
     chosen = [re.search(r"-k (.*) tests/", line) for line in checkout.asked]
     assert [found[1] for found in chosen if found] == [
-        "triton", "cuda and not triton", "not cuda and not triton",
+        "triton and lane_attention", "triton and not lane_attention", "cuda and not triton",
+        "not cuda and not triton",
     ]  # fmt: skip
     # No sanitizer, and in this checkout no store was scanned: what fails does not end the rest.
     assert "FAILED: sanitizer" in result.stdout

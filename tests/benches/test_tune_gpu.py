@@ -84,7 +84,7 @@ def tables_read_again() -> Any:
     """What was read from a folder of a test is forgotten."""
     yield
     configs._table.cache_clear()
-    configs.table_for.cache_clear()
+    configs._tuned.cache_clear()
 
 
 def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> Config | None:
@@ -193,7 +193,12 @@ def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     asked: list[torch.device] = []
     (tmp_path / "sm_90.json").write_text("{}")
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: asked.append(d) or (9, 0))
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 9, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     devices = [torch.device("cuda", index) for index in (0, 1)]
     assert [configs.table_for(device) for device in devices * 3] == ["sm_90"] * 6
     assert asked == devices
