@@ -81,6 +81,7 @@ allowed() {
 part() {
     local name=$1 seconds status started=$SECONDS
     shift
+    local command="$*"
     chosen "$name" || return 0
     if [[ -n ${LIST:-} ]]; then
         echo "$name"
@@ -104,8 +105,7 @@ part() {
         echo "== $name STOPPED: $seconds s were not enough"
         failed+=("$name (stopped)")
     elif ((status != 0)); then
-        echo "== $name FAILED with status $status: $*" | head -c 400
-        echo
+        echo "== $name FAILED with status $status: $command"
         failed+=("$name")
     fi
     echo "== $name took $((SECONDS - started)) s"
@@ -212,15 +212,18 @@ bench() {
 
 # Scans write a store, which needs more than torch.
 scans() {
-    local within=()
+    local limited=() most=360
     if ! "$PYTHON" -c 'import zarr'; then
         echo "zarr is not here: nothing was scanned"
         return 1
     fi
-    if [[ $1 == store ]] && ((PART_SECONDS)); then # the rest is for the rows that come at the end
-        within=(--time-limit "$((PART_SECONDS > 240 ? PART_SECONDS - 90 : PART_SECONDS / 2))")
+    if ((PART_SECONDS)); then # the rest is for the rows that come at the end
+        most=$((PART_SECONDS > 240 ? PART_SECONDS - 90 : PART_SECONDS / 2))
     fi
-    "$PYTHON" -P benches/scan_gpu.py "$@" "${within[@]}"
+    if [[ $1 == store ]]; then
+        limited=(--time-limit "$((most < 360 ? most : 360))")
+    fi
+    "$PYTHON" -P benches/scan_gpu.py "$@" "${limited[@]}"
 }
 
 # What got better is in the checkout, for the parts that follow, and beside their results: an entry
