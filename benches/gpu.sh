@@ -108,7 +108,7 @@ part() {
         echo "== $name FAILED with status $status: $command"
         failed+=("$name")
     fi
-    echo "== $name took $((SECONDS - started)) s"
+    echo "-- $name took $((SECONDS - started)) s"
     if [[ ${PACK:-0} == 1 ]]; then
         pack
     fi

@@ -92,16 +92,33 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
     assert sum(shares) == pytest.approx(1)
 
 
-def test_both_ways_of_the_bottleneck_are_timed(work: Work) -> None:
+def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     module, seen = SimpleNamespace(METHOD="packed"), []
-    work.scan = lambda: seen.append(module.METHOD)  # type: ignore[assignment, method-assign, return-value]
+    monkeypatch.setattr(work, "scan", lambda: seen.append(module.METHOD))
     engine.note_ways(record, "ways", work, module)
     assert seen[:2] == ["packed", "boolean"]
     assert module.METHOD == "packed"
     rows = [name for name, _ in record.sections["ways"]]
     passes = ("sizes", "scan with sizes")
     assert rows == [f"{name}, bottleneck {way}" for name in passes for way in ("packed", "boolean")]
+
+
+@pytest.mark.parametrize(("graphs", "said"), [({"shape": 1}, "yes"), ({}, "no")])
+def test_a_row_says_whether_the_pass_was_captured(
+    graphs: dict[str, int], said: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was refused runs as it is."""
+    engine, record = bench("test_engine_gpu"), DeviceRecord()
+    results = SimpleNamespace(results=lambda: None)
+    tracing = SimpleNamespace(replays=SimpleNamespace(_graphs=graphs))
+    monkeypatch.setattr(work, "scan", lambda: results)
+    monkeypatch.setattr(
+        work, "replayed", lambda: SimpleNamespace(scan=lambda: results, tracing=tracing)
+    )
+    engine.note_replays(record, "replays", work)
+    ((_, figures),) = record.sections["replays"]
+    assert str(figures["captured"]).startswith(said)
 
 
 def test_memory_begins_with_nothing_kept(

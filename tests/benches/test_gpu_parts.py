@@ -135,7 +135,7 @@ def test_a_part_is_interrupted_at_its_limit(checkout: Checkout, before: tuple[st
     result = checkout.run(*before, ONLY="modes", LIMIT="1", SLOW="out/modes-1b")
     assert result.returncode == 1
     assert "interrupted: offline 1\n== modes-1b STOPPED: 1 s were not enough" in result.stdout
-    assert "== modes-trained took" in result.stdout
+    assert "-- modes-trained took" in result.stdout
     assert "FAILED: modes-1b (stopped)" in result.stdout
     assert "interrupted" in (checkout.root / "out/modes-1b.log").read_text()
 
