@@ -52,7 +52,7 @@ fi
 
 chosen() {
     local word
-    if [[ -z ${ONLY:-} || $1 == build ]]; then
+    if [[ -z ${ONLY:-} || $1 == build || $1 == built ]]; then
         return 0
     fi
     for word in $ONLY; do
