@@ -1,6 +1,7 @@
 """What pytest-benchmark writes of a run, made a record of the ledger; and what a GPU showed."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,22 @@ from device_record import DeviceRecord
 FOUND = pytest.StashKey[DeviceRecord]()
 
 
+@pytest.hookimpl(trylast=True)  # after the terminal's reporter
 def pytest_configure(config: pytest.Config) -> None:
-    """A record that the benches on a GPU fill."""
-    config.stash[FOUND] = DeviceRecord()
+    """A record that the benches on a GPU fill: written to $OUT, and told, row by row."""
+    plugins = config.pluginmanager
+    reporter, capture = map(plugins.getplugin, ("terminalreporter", "capturemanager"))
+
+    def say(row: str) -> None:
+        if reporter is None:
+            return
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(row)
+            reporter.flush()
+
+    stem = Path(os.environ.get("OUT", "build/gpu")) / "benches"
+    config.stash[FOUND] = DeviceRecord(stem=stem, say=say)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,13 +49,11 @@ def record(request: pytest.FixtureRequest) -> DeviceRecord:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """The table of what a GPU showed, also in $OUT (build/gpu where that is not set)."""
+    """The table of what a GPU showed; it is in $OUT, too (build/gpu where that is not set)."""
     found = config.stash[FOUND]
     if found.sections:
-        stem = Path(os.environ.get("OUT", "build/gpu")) / "benches"
-        found.write(stem)
         terminalreporter.write_line(found.page())
-        terminalreporter.write_line(f"wrote {stem}.json and .md")
+        terminalreporter.write_line(f"wrote {found.stem}.json and .md")
 
 
 def pytest_benchmark_update_machine_info(

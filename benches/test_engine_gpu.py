@@ -2,16 +2,19 @@
 
 Models of 1 and 8 billion random parameters in bfloat16, 12 strata. Each pass is timed in turns with
 the plain forward of the same batch (logits included), `x forward` is the ratio of the two. Sizes,
-which follow from the levels of the clean pass, stand apart too. Then what each op takes of a pass,
-and over its counted limit (`x limit`, see test_kernels_gpu.py). Then the peak memory over that of
-the plain forward of as many rows as the pass runs.
+which follow from the levels of the clean pass, stand apart too; scans are there with and without
+them. Then what each op takes of a pass, and over its counted limit (`x limit`, see
+test_kernels_gpu.py), and the peak memory over that of the plain forward of as many rows as the pass
+runs. CUDA graphs come last, as a capture that fails may spoil what follows.
 """
 
 import gc
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from device_models import SHAPES, device_work, random_model
@@ -30,13 +33,17 @@ from transformers import PreTrainedModel
 
 from densitrace.kernels import dispatch
 
+CUDA = "densitrace.kernels.cuda"
 LENGTHS = (512, 2048, 8192)
 LIMITS = {  # over the plain forward, at 2,048 tokens: METHOD §8
     "importance and cuts": 1.2,
     "importance + sizes": 1.25,
     "scan, live": 1.15 * 13,
     "scan, frozen": 13.0,
+    "scan with sizes, live": 1.15 * 13,
+    "scan with sizes, frozen": 13.0,
 }
+MEMORY_LIMIT = 1.3
 LONG = (4096, 8192, 16384, 32768)  # of the memory curve
 LAST_SIZES = 2048  # beyond this the sizes are timed only where `bottleneck` has a kernel
 
@@ -58,16 +65,21 @@ def sizes_are_timed(work: Work) -> bool:
     return work.ids.shape[1] <= LAST_SIZES or served != "reference"
 
 
-def note_times(record: DeviceRecord, title: str, live: Work, frozen: Work) -> None:
+def with_sizes(live: Work, frozen: Work) -> dict[str, Run]:
+    """Whole scans, by name."""
+    return {"scan with sizes, live": live.scan, "scan with sizes, frozen": frozen.scan}
+
+
+def note_times(record: DeviceRecord, title: str, work: Work, runs: dict[str, Run]) -> None:
     """Each pass against the plain forward, in turns with it."""
-    forward = {"forward": live.forward}
-    for name, run in passes(live, frozen).items():
-        timed = measure_on(live.ids.device, run, forward)
+    forward = {"forward": work.forward}
+    for name, run in runs.items():
+        timed = measure_on(work.ids.device, run, forward)
         low, ratio, high = timed.over("forward")
-        limit = {"wanted": LIMITS[name]} if name in LIMITS and live.ids.shape[1] == 2048 else {}
+        limit = {"wanted": LIMITS[name]} if name in LIMITS and work.ids.shape[1] == 2048 else {}
         record.add(
             title, name, ms=1e3 * timed.seconds, x_forward=ratio, from_=low, to=high,
-            tokens_a_second=live.ids.numel() / timed.seconds, **limit,
+            tokens_a_second=work.ids.numel() / timed.seconds, **limit,
         )  # fmt: skip
 
 
@@ -79,6 +91,31 @@ def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
     seconds = clock.seconds(lambda: work.sizes_of(run))
     forward = clock.seconds(work.forward)
     record.add(title, "sizes, apart", ms=1e3 * seconds, x_forward=seconds / forward)
+
+
+def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None:
+    """Sizes, and scans with them, by each way of the (max, min) product, in turns."""
+    run = work.clean_lane()
+
+    def by(way: str, passes: Run) -> Run:
+        def timed() -> object:
+            before, module.METHOD = module.METHOD, way
+            try:
+                return passes()
+            finally:
+                module.METHOD = before
+
+        return timed
+
+    for name, passes in {"sizes": lambda: work.sizes_of(run), "scan with sizes": work.scan}.items():
+        timed = measure_on(work.ids.device, by("boolean", passes), {"packed": by("packed", passes)})
+        low, ratio, high = timed.over("packed")
+        packed = float(np.median(timed.beside["packed"]))
+        record.add(title, f"{name}, bottleneck packed", ms=1e3 * packed)
+        record.add(
+            title, f"{name}, bottleneck boolean", ms=1e3 * timed.seconds, x_packed=ratio,
+            from_=low, to=high,
+        )  # fmt: skip
 
 
 def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
@@ -93,9 +130,12 @@ def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
 
     timed = measure_on(work.ids.device, replayed, {"as it is": as_it_is})
     low, ratio, high = timed.over("as it is")
+    replays = graph.tracing.replays
+    assert replays is not None
     record.add(
         title, "scan with sizes, as a CUDA graph", ms=1e3 * timed.seconds, x_as_it_is=ratio,
         from_=low, to=high, tokens_a_second=work.ids.numel() / timed.seconds,
+        captured="yes" if replays._graphs else "no: both as they are",
     )  # fmt: skip
 
 
@@ -121,21 +161,23 @@ def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached
 
 
 def note_memory(record: DeviceRecord, title: str, name: str, live: Work, frozen: Work) -> None:
-    """Peak memory of each pass, over the plain forward of as many rows."""
+    """Peak memory of each pass, over the plain forward of as many rows.
+
+    What a pass keeps of the model's weights counts as its own: each begins with none of it.
+    """
     device = live.ids.device
     alone = peak_added(device, live.without_unembedding)
     lanes = peak_added(device, live.forward_of_all_lanes)
     record.add(title, f"{name} forward of all lanes", peak_GiB=lanes / 2**30)
     for part, run, over in (
-        ("importance and cuts", live.clean_lane, alone),
-        ("scan, live", live.lanes, lanes),
-        ("scan, frozen", frozen.lanes, lanes),
+        ("importance and cuts", live.afresh().clean_lane, alone),
+        ("scan, live", live.afresh().lanes, lanes),
+        ("scan, frozen", frozen.afresh().lanes, lanes),
     ):
         peak = peak_added(device, run)
-        limit = {"wanted": 1.3} if part.startswith("scan") else {}
         record.add(
             title, f"{name} {part}", peak_GiB=peak / 2**30, x_forward_of_its_rows=peak / over,
-            **limit,
+            wanted=MEMORY_LIMIT,
         )  # fmt: skip
 
 
@@ -182,10 +224,12 @@ def works(model: PreTrainedModel, length: int) -> tuple[Work, Work]:
 def test_passes(model: PreTrainedModel, length: int, record: DeviceRecord) -> None:
     live, frozen = works(model, length)
     name = f"{name_of(model)}, {len(live.ids)} x {length} tokens"
-    note_times(record, name, live, frozen)
+    note_times(record, name, live, passes(live, frozen))
     if sizes_are_timed(live):
         note_sizes(record, name, live)
-        note_replays(record, name, live)
+        note_times(record, name, live, with_sizes(live, frozen))
+    if length == LAST_SIZES and dispatch.serving("bottleneck", live.ids.device) == "cuda":
+        note_ways(record, name, live, import_module(CUDA))
     note_memory(record, "peak memory", f"{name_of(model)} T={length}", live, frozen)
     parts = {"live": live, "frozen": frozen}
     note_parts(record, f"ops of a scan of {name}", parts, reached())
@@ -198,3 +242,13 @@ def test_memory_curve(length: int, device: torch.device, record: DeviceRecord) -
     model = random_model(SHAPES["llama-1b"](), device)
     live, frozen = works(model, length)
     note_memory(record, "peak memory by length, llama-1b", f"T={length}", live, frozen)
+
+
+# Last, and without the fixture whose models pytest would sort it by: after a capture that failed,
+# nothing that draws random numbers need work any more. benches/gpu.sh gives each a process.
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", LENGTHS[:2])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_replays(shape: str, length: int, device: torch.device, record: DeviceRecord) -> None:
+    work = device_work(random_model(SHAPES[shape](), device), length)
+    note_replays(record, f"{shape}, {len(work.ids)} x {length} tokens", work)

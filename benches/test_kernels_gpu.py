@@ -4,7 +4,8 @@ Each op on an attention node of a random model of a well-known shape, one row of
 12 strata. `x limit` is the time taken over the least that it could take: its operations at the rate
 of a large product, or of the vector units where they are no products, or its bytes at that of a
 large copy, whichever is longest. Operations and bytes are those of measuring/costs.py. Beside
-attention stands causal SDPA on the same shapes.
+attention stands causal SDPA on the same shapes. Times are those of the kernels: the device waits in
+a kernel that does nothing until a round is launched.
 """
 
 import gc
@@ -70,7 +71,8 @@ def note_ops(
         name: str, by: str, run: Run, operations: int, moved: int, products: bool = True
     ) -> None:
         limit = reached.limit(operations * products, operations * (not products), moved)
-        seconds = measure_on(device, run, {}).seconds
+        # Of a short op the host would take longer to launch the kernels than they run.
+        seconds = measure_on(device, run, {}, launched=True).seconds
         record.add(
             title, name, by=by, ms=1e3 * seconds, TFLOP=operations / 1e12, GB=moved / 1e9,
             TFLOP_a_second=operations / seconds / 1e12, GB_a_second=moved / seconds / 1e9,

@@ -282,16 +282,16 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
         histogram = torch.zeros(rows_of, batch, half, dtype=torch.int64, device=device)
         for rows in target_blocks(length, batch * heads * length):
             tile = weight_tile(edges, rows)
-            is_edge = (tile >= 0) & eligible[:, None, rows, None]
-            bits = (tile.clamp(min=0) * 2.0**24).long()
-            for b in range(batch):
-                value = bits[b][is_edge[b]]
-                for k in range(rows_of):
-                    if prefix is None:
-                        part = value >> 12
-                    else:
-                        part = value[value >> 12 == prefix[k, b]] & (half - 1)
-                    histogram[k, b] += torch.bincount(part, minlength=half)
+            is_edge = ((tile >= 0) & eligible[:, None, rows, None]).flatten(1)  # [B, H * n * S]
+            bits = (tile.clamp(min=0) * 2.0**24).long().flatten(1)
+            upper, lower = bits >> 12, bits & (half - 1)
+            # What does not count adds 0 to its bin: the host would wait for a choice of the others.
+            for k in range(rows_of):
+                if prefix is None:
+                    histogram[k].scatter_add_(1, upper, is_edge.long())
+                else:
+                    under = is_edge & (upper == prefix[k, :, None])
+                    histogram[k].scatter_add_(1, lower, under.long())
         return histogram
 
     def descend(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

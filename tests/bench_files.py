@@ -1,17 +1,22 @@
-"""Files of benches/ as modules: they are scripts, in no package."""
+"""Files that are in no package as modules: scripts of benches/, or tests that another one reads."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-BENCHES = Path(__file__).parents[1] / "benches"
+ROOT = Path(__file__).parents[1]
 
 
-def bench(name: str) -> ModuleType:
-    """The module of benches/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, BENCHES / f"{name}.py")
+def module_at(path: Path) -> ModuleType:
+    """The module of a file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def bench(name: str) -> ModuleType:
+    """The module of benches/NAME.py."""
+    return module_at(ROOT / "benches" / f"{name}.py")

@@ -7,7 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Ops whose result the host reads, and the copy that every `torch.tensor(number)` makes.
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh")
+READS = (
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "lift_fresh",
+)  # fmt: skip
 
 
 class HostWaits(TorchDispatchMode):

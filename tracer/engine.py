@@ -224,7 +224,8 @@ class LaneLoop:
             for some in self._mlp_rows(mlp):
                 before = rows[some]
                 branch = self._kept_mlp(block, before, mlp[some])
-                rows[some] = branch.addcmul_(before, residual[some, None])
+                torch.addcmul(branch, before, residual[some, None], out=before)
+                _put(rows, some, before)
         return states
 
     def _parallel_block(
@@ -241,7 +242,7 @@ class LaneLoop:
             before, rows = self._masked(hidden), self._masked(states)
             mlp = keep.rows("mlp")
             for some in self._mlp_rows(mlp):
-                rows[some] += self._kept_mlp(block, before[some], mlp[some])
+                _put(rows, some, rows[some].add_(self._kept_mlp(block, before[some], mlp[some])))
         return states
 
     def _attend(
@@ -479,6 +480,12 @@ def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
         some = index[start : start + MLP_ROWS]
         first, last = int(some[0]), int(some[-1])
         yield slice(first, last + 1) if last - first + 1 == len(some) else some
+
+
+def _put(rows: Tensor, some: slice | Tensor, values: Tensor) -> None:
+    """Write back what was read as `rows[some]`: of a slice that is the rows themselves."""
+    if not isinstance(some, slice):
+        rows[some] = values
 
 
 def _all_rows(rows: int, at_once: int) -> Iterator[slice]:

@@ -1,5 +1,7 @@
 """Seconds on a device, by its own events; and the rates that it reaches at its best."""
 
+import gc
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,39 +18,74 @@ from densitrace.tracer.clock import Clock as DeviceClock
 
 BUDGET_SECONDS = 4.0  # of the rounds of one row, what is timed beside it included
 SHORTEST_SECONDS = 2e-3  # of what is timed at once: shorter work is repeated within a round
+MOST_LAUNCHED = 16  # repeats that are launched before the first begins: a device's queue is bounded
+LONGEST_WAIT = 0.1  # seconds that a device waits for the host to have launched them
+CYCLES_A_SECOND = 2e9  # of a GPU's clock, about; of a slower one the wait is longer
 
 
 class Clock(DeviceClock):
     """Times work on a device by events on its stream; on a CPU by the wall."""
 
-    def seconds(self, run: Run, repeats: int = 1) -> float:
-        """Of one run, the mean of some in a row."""
+    def seconds(self, run: Run, repeats: int = 1, ahead: float = 0.0) -> float:
+        """Of one run, the mean of some in a row, begun when the host is so many seconds ahead."""
+        if ahead:
+            self.wait(ahead)
         start = self.mark()
         for _ in range(repeats):
             run()
         return self.between(start, self.mark()) / repeats
 
+    def wait(self, seconds: float) -> None:
+        """Lets a GPU do nothing, while the host launches what comes next."""
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda._sleep(int(seconds * CYCLES_A_SECOND))
 
-def measure_on(device: torch.device, run: Run, beside: dict[str, Run]) -> Timed:
+    def launching(self, run: Run) -> float:
+        """Seconds that the host takes to launch a run; no more on a CPU, where it does the work."""
+        if self.device.type != "cuda":
+            return 0.0
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+
+def measure_on(
+    device: torch.device, run: Run, beside: dict[str, Run], *, launched: bool = False
+) -> Timed:
     """Time `run` in alternation with what is `beside` it, after two runs each to warm up.
 
     The first run compiles kernels and chooses algorithms; the second is free of that.
+
+    Args:
+        launched: begin a round when the host has launched all of it, a kernel that does nothing
+            being before it: what is timed are then kernels, however long Python takes to launch
+            them. Where the host waits inside a run, that counts nevertheless.
     """
     clock = Clock(device)
     every = {**beside, "": run}
     for work in every.values():
         work()
-    once = {name: clock.seconds(work) for name, work in every.items()}
+    host = {name: clock.launching(work) if launched else 0.0 for name, work in every.items()}
+    once = {name: clock.seconds(work, 1, _ahead(host[name])) for name, work in every.items()}
+    most = MOST_LAUNCHED if any(host.values()) else 1000
     repeats = {
-        name: int(np.clip(SHORTEST_SECONDS / taken, 1, 1000)) for name, taken in once.items()
+        name: int(np.clip(SHORTEST_SECONDS / taken, 1, most)) for name, taken in once.items()
     }
     a_round = sum(once[name] * repeats[name] for name in every)
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
     taken = {name: np.empty(rounds) for name in every}
     for index in range(rounds):
         for name, work in every.items():
-            taken[name][index] = clock.seconds(work, repeats[name])
+            ahead = _ahead(host[name] * repeats[name])
+            taken[name][index] = clock.seconds(work, repeats[name], ahead)
     return Timed(taken.pop(""), taken)
+
+
+def _ahead(launching: float) -> float:
+    """Seconds to wait for what takes so long to launch."""
+    return min(LONGEST_WAIT, 1.5 * launching + 1e-4) if launching else 0.0
 
 
 # Operations a second of an H100's vector units, by its data sheet: half of its 67 TFLOP/s, which
@@ -152,11 +189,16 @@ def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str
 
 
 def peak_added(device: torch.device, run: Run) -> int:
-    """Bytes that a run holds at its peak, beyond what was held before it."""
-    run()  # compiled kernels, folded weights and other things that stay
+    """Bytes that a run holds at its peak, beyond what was held before it ever ran.
+
+    So what it keeps for the next run counts, folded weights say, and it must not have run before.
+    """
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    run()  # compiles kernels and chooses algorithms, which takes memory of its own
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)

@@ -66,11 +66,9 @@ def enlarged(
         model: LlamaForCausalLM = LlamaForCausalLM._from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         )
-    weights = small.state_dict()
-    found = {
-        name: _like(name, weights, by, small.config).to(device, dtype)
-        for name in model.state_dict()
-    }
+    # First to the device, where it is small yet: billions of weights are tiled there.
+    weights = {name: weight.to(device) for name, weight in small.state_dict().items()}
+    found = {name: _like(name, weights, by, small.config).to(dtype) for name in model.state_dict()}
     model.load_state_dict(found, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)

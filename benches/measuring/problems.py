@@ -156,6 +156,12 @@ class Work:
         other.tracing = replace(self.tracing, replays=Replays())
         return other
 
+    def afresh(self) -> "Work":
+        """The same passes, of which nothing is kept yet: no projection in float32, say."""
+        other = copy(self)
+        other.tracing = replace(self.tracing, decoder=Tracer(self.model)._decoder)
+        return other
+
     def clean_lane(self) -> LaneRun:
         """Importance, cuts and levels, without the sizes that follow from the levels."""
         return self.tracing.loop(self.batch, self.rule, masked_lanes=False).run()

@@ -57,12 +57,15 @@ def capability(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def table_for(device: torch.device) -> str:
-    """The table of a device's compute capability, or the default."""
-    if device.type != "cuda":
-        return DEFAULT
+@cache  # asked for at every launch; neither a driver nor a folder is
+def _tuned(device: torch.device) -> str:
     name = capability(device)
     return name if (FOLDER / f"{name}.json").is_file() else DEFAULT
+
+
+def table_for(device: torch.device) -> str:
+    """The table of a device's compute capability, or the default."""
+    return _tuned(device) if device.type == "cuda" else DEFAULT
 
 
 def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:

@@ -2,13 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from bench_files import bench
 from device_models import SHAPES, device_work, random_model, spread_thresholds, tiny_llama
 from device_record import DeviceRecord
-from device_timing import VECTOR_RATE, Ceilings, ceilings, measure_on, parts_of
+from device_timing import (
+    MOST_LAUNCHED,
+    VECTOR_RATE,
+    Ceilings,
+    Clock,
+    ceilings,
+    measure_on,
+    parts_of,
+    peak_added,
+)
 from op_cases import cases
 from problems import Work, attention_problem_of, prediction_problem_of
 from transformers import LlamaConfig, PreTrainedModel
@@ -67,17 +78,114 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     frozen = device_work(model, 24, STRATA, rows=2, attention="frozen")
     assert frozen.rule == work.rule
-    engine.note_times(record, "times", work, frozen)
+    engine.note_times(record, "times", work, engine.passes(work, frozen))
     engine.note_sizes(record, "times", work)
+    engine.note_times(record, "times", work, engine.with_sizes(work, frozen))
     engine.note_parts(record, "parts", {"live": work, "frozen": frozen}, Ceilings(1e9, 1e9, 1e9))
     names = [name for name, _ in record.sections["times"]]
-    assert names == [*engine.passes(work, frozen), "sizes, apart"]
+    scans = ["scan with sizes, live", "scan with sizes, frozen"]
+    assert names == [*engine.passes(work, frozen), "sizes, apart", *scans]
+    assert set(engine.LIMITS) < set(names)
     parts = dict(record.sections["parts"])
     ops = ("source_norms", "attention_stats", "edge_levels", "lane_attention", "output_errors")
     wanted = {f"{lanes}: {op}" for lanes in ("live", "frozen") for op in ops}
     assert parts.keys() == wanted | {"live: model and engine", "frozen: model and engine"}
     shares = [float(row["share"]) for name, row in parts.items() if name.startswith("live")]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, record = bench("test_engine_gpu"), DeviceRecord()
+    module, seen = SimpleNamespace(METHOD="packed"), []
+    monkeypatch.setattr(work, "scan", lambda: seen.append(module.METHOD))
+    engine.note_ways(record, "ways", work, module)
+    assert seen[:2] == ["packed", "boolean"]
+    assert module.METHOD == "packed"
+    rows = [name for name, _ in record.sections["ways"]]
+    passes = ("sizes", "scan with sizes")
+    assert rows == [f"{name}, bottleneck {way}" for name in passes for way in ("packed", "boolean")]
+
+
+@pytest.mark.parametrize(("graphs", "said"), [({"shape": 1}, "yes"), ({}, "no")])
+def test_a_row_says_whether_the_pass_was_captured(
+    graphs: dict[str, int], said: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was refused runs as it is."""
+    engine, record = bench("test_engine_gpu"), DeviceRecord()
+    results = SimpleNamespace(results=lambda: None)
+    tracing = SimpleNamespace(replays=SimpleNamespace(_graphs=graphs))
+    monkeypatch.setattr(work, "scan", lambda: results)
+    monkeypatch.setattr(
+        work, "replayed", lambda: SimpleNamespace(scan=lambda: results, tracing=tracing)
+    )
+    engine.note_replays(record, "replays", work)
+    ((_, figures),) = record.sections["replays"]
+    assert str(figures["captured"]).startswith(said)
+
+
+def test_memory_begins_with_nothing_kept(
+    work: Work, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pass by a decoder of its own, and every row with its limit."""
+    engine, record = bench("test_engine_gpu"), DeviceRecord()
+    frozen = device_work(model, 24, STRATA, rows=2, attention="frozen")
+    kept: list[bool] = []
+
+    def peak_added(device: torch.device, run: Any) -> int:
+        blocks = run.__self__.tracing.decoder.blocks
+        kept.append("w_o" in vars(blocks[0]))
+        run()
+        return 1 << 20
+
+    monkeypatch.setattr(engine, "peak_added", peak_added)
+    engine.note_memory(record, "memory", "model", work, frozen)
+    assert kept == [True, True, False, False, False]  # the plain forwards keep nothing
+    limits = [figures.get("wanted") for _, figures in record.sections["memory"]]
+    assert limits == [None, 1.3, 1.3, 1.3]
+
+
+def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an allocator that is made up: 5 bytes before, 7 kept from the first run on, 10 more."""
+    held, peak = [5], [0]
+
+    def run() -> None:
+        if len(held) == 1:
+            held.append(7)
+        peak[0] = max(peak[0], sum(held) + 10)
+
+    fakes = {
+        "synchronize": lambda _: None,
+        "empty_cache": lambda: None,
+        "memory_allocated": lambda _: sum(held),
+        "max_memory_allocated": lambda _: peak[0],
+        "reset_peak_memory_stats": lambda _: peak.__setitem__(0, sum(held)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert peak_added(CPU, run) == 7 + 10
+
+
+def test_a_device_waits_until_the_host_has_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock and a launch that are made up: the wait comes before the first moment of a round."""
+    told: list[Any] = []
+    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 0.0)
+    monkeypatch.setattr(Clock, "wait", lambda self, seconds: told.append(round(seconds, 4)))
+    monkeypatch.setattr(Clock, "launching", lambda self, run: 2e-3)
+    mark = Clock.mark
+
+    def marked(self: Clock) -> Any:
+        told.append("mark")
+        return mark(self)
+
+    monkeypatch.setattr(Clock, "mark", marked)
+    measure_on(CPU, lambda: told.append("run"), {}, launched=True)
+    warm_up, first, rounds = told[:1], told[1:5], told[5:]
+    assert warm_up == ["run"]
+    assert first == [0.0031, "mark", "run", "mark"]
+    a_round = rounds[: len(rounds) // 4]
+    repeats = a_round.count("run")
+    assert repeats == MOST_LAUNCHED
+    assert a_round == [round(1.5 * repeats * 2e-3 + 1e-4, 4), "mark", *["run"] * repeats, "mark"]
 
 
 def test_kernel_rows(work: Work, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """A model tiled up computes what the small one does."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from device_models import random_model, tiny_llama
 from enlarged import LIKE_8B, Enlargement, enlarged
 from problems import bundled
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from densitrace import Threshold, Trace, Tracer
@@ -50,6 +53,28 @@ def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
         assert isinstance(found, Trace)
         counts.append(found.edge_count)
     np.testing.assert_array_equal(counts[0], counts[1])
+
+
+def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> None:
+    """On a device without memory in place of one with another: nothing large is on the CPU."""
+    made: list[torch.device] = []
+
+    class Made(TorchDispatchMode):
+        def __init__(self) -> None:
+            TorchDispatchMode.__init__(self)
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.numel() > 32 * 96:
+                made.append(found.device)
+            return found
+
+    with Made():
+        large = enlarged(small, Enlargement(hidden=3, heads=2), torch.device("meta"))
+    assert {parameter.device.type for parameter in large.parameters()} == {"meta"}
+    assert {device.type for device in made} == {"meta"}
 
 
 @torch.no_grad()

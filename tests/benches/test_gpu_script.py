@@ -45,7 +45,9 @@ def test_all_parts(environment: dict[str, str]) -> None:
     status, said, calls = run(environment)
     assert status == 0, said
     parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
-    assert parts[:5] == ["build", "built", "tests", "sanitizer-cuda", "sanitizer-triton"]
+    tests = ["triton-lanes", "triton-others", "cuda", "engine"]
+    checks = ["sanitizer-cuda", "sanitizer-triton"]
+    assert parts[:8] == ["build", "built", *(f"tests-{name}" for name in tests), *checks]
     assert "scan-8b" in parts
     checked = [call for call in calls if call.startswith("compute-sanitizer")]
     for backend in ("cuda", "triton"):
@@ -58,7 +60,7 @@ def test_some_parts(environment: dict[str, str]) -> None:
     status, said, calls = run(environment, ONLY="sanitizer-cuda modes")
     assert status == 0, said
     parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
-    assert parts == ["build", "built", "sanitizer-cuda", "modes"]
+    assert parts == ["build", "built", "sanitizer-cuda", "modes-1b", "modes-trained"]
     assert not any("triton" in call for call in calls)
 
 

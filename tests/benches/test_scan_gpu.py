@@ -71,7 +71,7 @@ def test_what_was_scanned_in_time_is_told(script: ModuleType, tmp_path: Path) ->
 def test_a_part_under_the_profiler(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Kernels of a made-up device: a part that was done is scanned again to see them."""
+    """Kernels of a made-up device, held against the part as it runs without the profiler."""
     monkeypatch.setattr(torch.profiler, "profile", made_up_profile)
     assert script.kernel_seconds(list) == 3e-6
     tracer = Tracer(script.random_model(script.tiny_llama(), torch.device("cpu"), torch.float32))
@@ -87,12 +87,54 @@ def test_a_part_under_the_profiler(
     store = scanned()
     script.open_first_part(store)
     assert not store.is_done(0)
+    told: list[dict[str, float]] = []
+    figures_of = script.part_figures
+
+    def noted(parts: Any) -> dict[str, float]:
+        told.append(dict(figures_of(parts)))
+        return dict(told[-1])
+
+    def again() -> None:
+        script.open_first_part(store)
+        scanned(max_parts=1)
+
+    monkeypatch.setattr(script, "part_figures", noted)
     record = script.DeviceRecord()
-    script.note_kernels(record, "title", lambda: scanned(max_parts=1))
+    script.note_kernels(record, "title", again)
     assert store.complete
     ((_, figures),) = record.sections["title"]
-    assert figures["parts"] == 1
-    assert figures["outside kernels"] == 1 - 3e-6 / figures["seconds"]
+    without, slowed = (part["seconds"] for part in told)
+    assert [part["parts"] for part in told] == [1, 1]
+    assert figures["seconds"] == without
+    assert figures["outside kernels"] == 1 - 3e-6 / without
+    assert figures["x slower under the profiler"] == slowed / without
+
+
+def test_an_interrupt_leaves_what_was_measured(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The parts that were done, and they are told one by one."""
+    scan_once, calls = script.densitrace.scan, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["limits"])
+        if len(calls) < 3:  # plan, first part, all others
+            return scan_once(*arguments, **options)
+        scan_once(*arguments, **options | {"limits": type(calls[0])(max_parts=2)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.densitrace, "scan", interrupted)
+    out = tmp_path / "scan"
+    options = ("--tokens", str(TOKENS), "--context", "32", "--batch-tokens", "96")
+    result = CliRunner().invoke(script.main, ["store", *TINY, *options, "--out", str(out)])
+    assert result.exit_code == 1
+    assert [line.split(":")[0] for line in result.output.splitlines() if line[:5] == "part "] == [
+        "part 0", "part 1", "part 2",
+    ]  # fmt: skip
+    (section,) = json.loads(out.with_suffix(".json").read_text())["sections"].values()
+    assert [(row["name"], row["parts"]) for row in section] == [
+        ("first part", 1), ("other parts", 2),
+    ]  # fmt: skip
 
 
 RULE = Threshold([0.2, 0.05])
@@ -134,6 +176,28 @@ def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) ->
     rows = rows_of(script, tmp_path / "b", *command)
     assert rows.keys() == {spec.name for spec in layout.window_arrays((), most_edges=0)}
     assert all(row["share equal"] == 1 for row in rows.values())
+    assert {row["verdict"] for row in rows.values()} == {"rounding"}
+
+
+def test_two_devices_that_differ_by_more_than_rounding(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command fails, once its rows are there."""
+    loaded, dtypes = Tracer.from_pretrained, iter(("bfloat16", "float32"))
+    monkeypatch.setattr(
+        Tracer,
+        "from_pretrained",
+        lambda path, device, dtype, backend: loaded(path, device, next(dtypes), backend),
+    )
+    out = tmp_path / "b"
+    command = ["bundled", "--device", "cpu", "--documents", "1", "--out", str(out)]
+    result = CliRunner().invoke(script.main, command)
+    assert result.exit_code == 1
+    (section,) = json.loads(out.with_suffix(".json").read_text())["sections"].values()
+    wrong = [row["name"] for row in section if row["verdict"] != "rounding"]
+    assert {"surprisal", "tv", "topology"} <= set(wrong)
+    assert not {"token", "position", "full_edge_count"} & set(wrong)
+    assert f"more than rounding: {', '.join(wrong)}" in result.output
 
 
 def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def tables_read_again() -> Any:
     """What was read from a folder of a test is forgotten."""
     yield
     configs._table.cache_clear()
+    configs._tuned.cache_clear()
 
 
 def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> Config | None:
@@ -185,6 +186,22 @@ def test_a_table_of_a_device_lies_over_the_default(
     assert found == [OPTIMUM, START]
     assert configs.launch(PLACE.op, 64, torch.zeros(1).half()) == START
     assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
+
+
+def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a device can do does not change: it is asked once, and so is the folder."""
+    asked: list[torch.device] = []
+    (tmp_path / "sm_90.json").write_text("{}")
+    monkeypatch.setattr(configs, "FOLDER", tmp_path)
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 9, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    devices = [torch.device("cuda", index) for index in (0, 1)]
+    assert [configs.table_for(device) for device in devices * 3] == ["sm_90"] * 6
+    assert asked == devices
 
 
 def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -27,10 +28,12 @@ from oracles import errors as oracle_errors
 
 from densitrace import Threshold, Trace, Tracer, kernels
 from densitrace.kernels import dispatch, triton
+from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+TRITON_OPS = tuple(triton.__all__)
 CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity")
 
 WIDE = {
@@ -125,6 +128,21 @@ def check_nucleus_cuts(problem: Problem) -> None:
         wanted = masses[k] * total[b, t]
         assert kept.sum() >= wanted * (1 - 1e-5)
         assert kept.sum() - kept.min() <= wanted * (1 + 1e-5)
+
+
+def check_fraction_cuts(problem: Problem) -> None:
+    """As many edges are above the cut as the fraction of those that the node has, rounded up."""
+    weights, allowed = problem.norm_weights(), problem.allowed()
+    side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
+    fractions = (0.1, 0.5, 1.0)
+    edges = exact_norm_edges(problem)
+    cuts = kernels.fraction_cuts(edges, side, fractions, backend="triton").double().numpy()
+    for (k, b, t), cut in np.ndenumerate(cuts):
+        node = np.append(weights[b, :, t][:, allowed[b, t]], side[:, b, t].double().numpy())
+        wanted = math.ceil(fractions[k] * len(node))
+        # Two neighbours that rounding swaps lie as near to the cut, which is between them.
+        assert (node > cut + 1e-4 * abs(cut)).sum() <= wanted
+        assert (node > cut - 1e-4 * abs(cut)).sum() >= wanted
 
 
 def check_lane_attention(problem: Problem) -> None:
@@ -235,6 +253,7 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
     "edge_mass": check_edge_mass,
     "edge_levels": check_edge_levels,
     "nucleus_cuts": check_nucleus_cuts,
+    "fraction_cuts": check_fraction_cuts,
     "lane_attention": check_lane_attention,
     "bottleneck": check_bottleneck,
     "trace_sizes": check_trace_sizes,
@@ -246,7 +265,7 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
 
 BUILT = pytest.mark.skipif(dispatch.missing("cuda") is not None, reason="no nvcc, no build")
 SERVED = [
-    *(pytest.param("triton", op) for op in triton.__all__),
+    *(pytest.param("triton", op) for op in TRITON_OPS),
     *(pytest.param("cuda", op, marks=BUILT) for op in CUDA_OPS),
 ]
 
@@ -322,6 +341,36 @@ def test_every_output(family: str, attention: str) -> None:
             assert (found.errors[name] != values).any(1).sum() <= 2, name
         else:
             np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("attention", ["live", "frozen"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_block_makes_the_host_wait(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA sees it, under every control, once kernels are compiled and constants copied."""
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
+    traced(tracer_on(family), family, **options)
+    run_block, blocks = LaneLoop._run_block, []
+
+    def watched(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            states = run_block(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        blocks.append(states)
+        return states
+
+    monkeypatch.setattr(LaneLoop, "_run_block", watched)
+    traced(tracer_on(family), family, **options)
+    assert len(blocks) == tracer_on(family).n_layers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            blocks[0].sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_two_runs_agree() -> None:

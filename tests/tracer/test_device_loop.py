@@ -57,7 +57,7 @@ def test_no_block_waits(
     family: str, attention: str, as_device: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracer = Tracer(tiny_model(family), backend="reference")
-    options: dict[str, Any] = {"attention": attention, "controls": ("inverse",)}
+    options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     with waits_in(LaneLoop, "_run_block", monkeypatch) as found:
         traced(tracer, **options)
     assert found["nonzero"] > 0  # on a CPU rows are gathered
@@ -124,3 +124,13 @@ def test_infinite_branches_are_dropped(family: str, as_device: Callable[[], None
         branch = loop._kept_mlp(block, rows, torch.tensor([False, True, False]))
     assert not branch[[0, 2]].any()
     assert branch[1].isnan().all()
+
+
+@pytest.mark.parametrize("kept", [slice(2, 5), torch.tensor([0, 3, 4])])
+def test_rows_are_put_back_where_they_were_read(kept: slice | torch.Tensor) -> None:
+    """A slice in place, others gathered: nothing else is touched."""
+    rows = torch.arange(12.0).view(6, 2)
+    expected = rows.clone()
+    expected[kept] *= 3
+    engine._put(rows, kept, rows[kept].mul_(3))
+    assert torch.equal(rows, expected)

@@ -1,0 +1,24 @@
+"""What test_gpu.py checks on a GPU: every op that is served, and in the interpreter it holds."""
+
+from pathlib import Path
+
+import pytest
+from attention_problem import Problem, Shape
+from bench_files import module_at
+
+on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
+SHAPES = {"odd": Shape(length=9), "all": Shape(length=7, window=4, softcap=2.0, sinks=True)}
+# Those of CUDA take the definition in its place: what is tested here is the check.
+BACKENDS = dict.fromkeys(on_gpu.CUDA_OPS, "reference") | dict.fromkeys(on_gpu.TRITON_OPS, "triton")
+
+
+def test_every_op_that_is_served_has_a_check() -> None:
+    served = {parameters.values[1] for parameters in on_gpu.SERVED}
+    assert served == {*on_gpu.TRITON_OPS, *on_gpu.CUDA_OPS} == on_gpu.CHECKS.keys()
+
+
+@pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
+@pytest.mark.parametrize("op", list(on_gpu.CHECKS))
+def test_checks_hold(op: str, shape: Shape) -> None:
+    """Without a GPU."""
+    on_gpu.CHECKS[op](Problem(shape, backend=BACKENDS[op]))
