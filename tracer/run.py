@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,12 +119,7 @@ class Run:
         finally:
             self.reporter.end()
         if self._failed and not self.draft:
-            first, reason = next(iter(self._failed.items()))
-            raise ScanError(
-                f"{len(self._failed)} of {store.n_parts} parts could not be traced, "
-                f"part {first} first: {reason}; all others are done, run the same scan again "
-                "to try these again"
-            )
+            raise parts_failed(self._failed, store.n_parts)
 
     def _traced(self, part: int) -> "_TracedPart | None":
         """A part's arrays; None where it failed, again and again."""
@@ -234,6 +229,15 @@ class Run:
         if not self.draft:
             done = len(self.store.done_parts())
             self.reporter.parts(done, self.store.n_parts, len(self._failed))
+
+
+def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:
+    """The error of parts that could not be traced: why, by part."""
+    first, reason = next(iter(failed.items()))
+    return ScanError(
+        f"{len(failed)} of {n_parts} parts could not be traced, part {first} first: {reason}; "
+        "all others are done, run the same scan again to try these again"
+    )
 
 
 @dataclass(frozen=True)

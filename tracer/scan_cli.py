@@ -1,11 +1,8 @@
 """The commands `densitrace scan` and `densitrace status`."""
 
-import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -231,6 +228,8 @@ def scan(
     from .run import Limits
     from .scan import BATCH_TOKENS, kept_stratum
     from .scan import scan as run
+    from .scan_log import json_log
+    from .signals import stop_signals
     from .summary import print_summary
 
     try:
@@ -254,10 +253,16 @@ def scan(
         "offload": offload,
         "cuda_graphs": cuda_graphs,
     }
-    with stop_signals() as asked, json_log(log_file):
-        if engine == "ray":
-            from .ray_engine import scan_with_ray
+    if engine == "ray":
+        from .ray_engine import scan_with_ray, start_ray
 
+        start_ray()  # sets handlers of signals, in place of which ours come
+    with stop_signals() as asked, ExitStack() as logged:
+        try:
+            logged.enter_context(json_log(log_file))
+        except InputError as error:
+            raise click.UsageError(f"--log: {error}") from error
+        if engine == "ray":
             store = scan_with_ray(
                 {"path": model, **loading},
                 corpus,
@@ -265,6 +270,8 @@ def scan(
                 workers=workers,
                 limits=limits,
                 progress=reporter,
+                asked=asked.is_set,
+                log_file=log_file,
                 **options,
             )
         else:
@@ -276,53 +283,6 @@ def scan(
     print_summary(store, reporter, Console())
     if asked.is_set():
         raise Failure("stopped by a signal; what is done stays, the same command goes on")
-
-
-@contextmanager
-def stop_signals() -> Iterator[Event]:
-    """SIGTERM and the first interrupt set an event; a second interrupt is one."""
-    asked = Event()
-
-    def ask(number: int, _: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def json_log(path: Path | None) -> Iterator[None]:
-    """What densitrace logs goes to a file too, one JSON object a line: parts, seconds, failures."""
-    if path is None:
-        yield
-        return
-    from pythonjsonlogger.json import JsonFormatter
-
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise click.UsageError(
-            f"--log {str(path)!r} cannot be written: {error.strerror}"
-        ) from error
-    handler.setFormatter(
-        JsonFormatter("{asctime}{levelname}{process}{message}", style="{", timestamp=True)
-    )
-    logger = logging.getLogger("densitrace")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
 
 
 @click.command(epilog=example("status traces.zarr"))
