@@ -292,8 +292,9 @@ def scan(
     is_flag=True,
     help="Read every part; the next scan does again those that are damaged.",
 )
+@click.option("--check", is_flag=True, help="Exit with status 1 unless every part is done.")
 @debug_option
-def status(store: str, repair: bool) -> None:
+def status(store: str, repair: bool, check: bool) -> None:
     """Show how far the scan of STORE is: parts done, failed, and at whose hands."""
     from rich.console import Console
 
@@ -310,3 +311,6 @@ def status(store: str, repair: bool) -> None:
                 found.open_again(part)
                 damaged[part] = reason
     print_status(found, damaged, Console())
+    left = found.n_parts - len(found.done_parts())
+    if check and left:
+        raise Failure(f"{left:,} of {found.n_parts:,} parts are not done")

@@ -121,6 +121,19 @@ def test_a_log_that_cannot_be_opened(byte_folder: Path, corpus: Path, tmp_path: 
     assert f"--log: {str(log)!r} cannot be written: No such file or directory" in line(result)
 
 
+def test_status_says_by_its_own_whether_parts_are_left(
+    byte_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    command = ("scan", corpus, "--model", byte_folder, "--out", tmp_path / "s")
+    run(*command, "--time-limit", 0)
+    assert run("status", tmp_path / "s").exit_code == 0
+    result = run("status", tmp_path / "s", "--check")
+    assert result.exit_code == 1
+    assert line(result) == "densitrace: 1 of 1 parts are not done\n"
+    run(*command)
+    assert run("status", tmp_path / "s", "--check").exit_code == 0
+
+
 def test_verify(byte_folder: Path) -> None:
     result = run("verify", "--model", byte_folder)
     assert result.exit_code == 0
