@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, ScanError, StoreError
+from .corpus import check_alone
 from .parts import Worker, failures_of
 from .place import place_of
 from .progress import Meter, Reporter
@@ -112,10 +113,11 @@ def scan_with_ray(
         log_file: what every worker logs is appended to it, on the machine that it runs on.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or `corpus` is standard input.
         ScanError: parts that could not be traced, or workers that died too often.
         DensitraceError: as `scan`.
     """
+    check_alone(corpus, alone=False)
     ray = start_ray()
     where = str(path) if "://" in str(path) else str(Path(path).absolute())
     absolute = {

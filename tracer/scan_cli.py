@@ -224,6 +224,8 @@ def scan(
         raise click.UsageError("--workers goes with --engine ray; elsewhere start more processes")
     from rich.console import Console
 
+    from .corpus import check_alone
+    from .parts import Worker
     from .progress import default_reporter
     from .run import Limits
     from .scan import BATCH_TOKENS, kept_stratum
@@ -236,6 +238,11 @@ def scan(
         kept_stratum(options["edges"], rule)
     except InputError as error:
         raise click.UsageError(f"--edges: {error}") from error
+    worker = worker or Worker.of_environment()
+    try:
+        check_alone(corpus, alone=engine == "here" and worker.count == 1)
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
     reporter = default_reporter()
     options |= {
         "select": rule,

@@ -134,6 +134,14 @@ def test_status_says_by_its_own_whether_parts_are_left(
     assert run("status", tmp_path / "s", "--check").exit_code == 0
 
 
+@pytest.mark.parametrize("sharing", [("--worker", "0/2"), ("--engine", "ray")])
+def test_standard_input_is_not_shared(tmp_path: Path, sharing: tuple[str, str]) -> None:
+    command = ("scan", "-", "--model", "m", "--out", tmp_path / "s", *sharing)
+    result = run(*command, stdin="a text")
+    assert result.exit_code == 2
+    assert "can be read by one process alone" in line(result)
+
+
 def test_verify(byte_folder: Path) -> None:
     result = run("verify", "--model", byte_folder)
     assert result.exit_code == 0
