@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DensitraceError,
         InputError,
         ModelError,
+        NotFiniteError,
         ScanError,
         StoreError,
     )
@@ -53,6 +54,7 @@ _HOME = {  # the module of each public name, relative to this package
     "FactorExplanation": ".estimator.explain",
     "InputError": ".errors",
     "ModelError": ".errors",
+    "NotFiniteError": ".errors",
     "Nucleus": ".tracer.select",
     "Rule": ".tracer.select",
     "ScanError": ".errors",
@@ -81,6 +83,7 @@ __all__ = [
     "FactorExplanation",
     "InputError",
     "ModelError",
+    "NotFiniteError",
     "Nucleus",
     "Rule",
     "ScanError",

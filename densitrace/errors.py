@@ -16,6 +16,10 @@ class ModelError(DensitraceError):
     """A model that cannot be loaded or traced: no weights, NaN, an undeclared architecture."""
 
 
+class NotFiniteError(ModelError):
+    """A model that computes NaN or infinity from what it is given, however often it is asked."""
+
+
 class CorpusError(DensitraceError):
     """A corpus that cannot be read: no such file, nothing in it, the wrong field."""
 

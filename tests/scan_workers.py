@@ -135,6 +135,11 @@ def shards(path: Path) -> Mapping[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
+def beside(store: Path) -> list[str]:
+    """What lies in a store's folder and has its name, but for the store."""
+    return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
+
+
 def assert_same_store(ours: Path, expected: Path) -> None:
     """Complete, with the same bytes, and every token there once."""
     store = open_store(ours)
@@ -144,7 +149,7 @@ def assert_same_store(ours: Path, expected: Path) -> None:
     different = [name for name in mine if mine[name] != theirs[name]]
     assert not different, different
     assert not [
-        name for name in Folder(ours).names("part_done") if name.startswith(("claim", "failed"))
+        name for name in Folder(ours).files("part_done") if name.startswith(("claim", "failed"))
     ]
     tokens = store.tokens([])
     assert len(tokens) == store.attributes["tokens"]

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
@@ -30,14 +32,29 @@ class Batch:
         """The same batch on a device."""
         return Batch(*(to_device(tensor, device) for tensor in vars(self).values()))
 
-    def rows(self, rows: slice) -> "Batch":
-        """Some rows, with their padding."""
-        return Batch(*(tensor[rows] for tensor in vars(self).values()))
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [B]: columns of each row up to its last token; waits for a device."""
+        columns = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        found: NDArray[np.int64] = (columns * self.valid).amax(1).numpy(force=True)
+        return found
+
+    def part(self, part: "BatchPart") -> "Batch":
+        """Some rows, without the padding that all of them end with."""
+        return Batch(*(tensor[part.rows, : part.columns] for tensor in vars(self).values()))
 
     def row(self, index: int, end: int) -> "Batch":
         """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]
         return Batch(*(tensor[index, :end][keep][None] for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Rows of a batch, up to the column at which the longest of them ends."""
+
+    rows: slice
+    columns: int
 
 
 def batch_of_lists(

@@ -124,7 +124,7 @@ class EdgeCollector:
 class EdgeRecorder:
     """Lays aside the edges of a batch that a stratum keeps, block by block; of windows of a part.
 
-    It takes the rows of the batch together, or some after others as `LaneLoop.rows_at_once` has it.
+    It takes the rows of the batch together, or some after others as `LaneLoop.parts` has it.
     """
 
     windows: Sequence[int]  # of each row of the batch: its place in the part

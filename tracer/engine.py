@@ -15,12 +15,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import kernels
 from ..kernels import AttentionEdges, Pattern, RandomWeight
-from .batch import Batch
-from .models import Block, Decoder, LinearNorm, call_on, rows_of_call
-from .nodes import AttentionBranch, Importance, Node, RandomImportance, of_rows
+from .batch import Batch, BatchPart
+from .models import Block, Decoder, LinearNorm, call_on, part_of_call
+from .nodes import AttentionBranch, Importance, Node, RandomImportance, of_part
 from .select import Rule
 
 Attention = Literal["live", "frozen"]
@@ -45,17 +46,22 @@ class NodeLevels:
     attention: Tensor | None = None  # uint8 [B, T, T] level map of the attention edges
 
     @classmethod
-    def of_all_rows(cls, parts: Sequence["NodeLevels"]) -> "NodeLevels":
-        """A node layer of a batch from those of its rows, in order."""
+    def of_parts(cls, parts: Sequence["NodeLevels"], columns: int) -> "NodeLevels":
+        """A node layer of a batch from those of its parts, in order; 0 in columns they lack."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            return pad(tensor, (0, columns - tensor.shape[-1]))
+
         maps = [part.attention for part in parts if part.attention is not None]
+        square = [pad(wide(each), (0, 0, 0, columns - each.shape[-1])) for each in maps]
         return cls(
             parts[0].layer,
-            torch.cat([part.side for part in parts]),
+            torch.cat([wide(part.side) for part in parts]),
             {
-                kind: torch.cat([part.degrees[kind] for part in parts], 1)
+                kind: torch.cat([wide(part.degrees[kind]) for part in parts], 1)
                 for kind in parts[0].degrees
             },
-            torch.cat(maps) if maps else None,
+            torch.cat(square) if square else None,
         )
 
 
@@ -121,8 +127,8 @@ class LaneLoop:
     `gates`, where given, holds for each node layer (from the embedding up) which strata's traces a
     node is in, bool [K, B, T]: `scope="output"`. A node outside keeps nothing.
 
-    `rows_at_once`, where given, bounds what a block holds while it runs: so many rows of the batch,
-    with all their lanes, pass it one after another. Observers then see each of these for itself.
+    `parts`, where given, bounds what a block holds while it runs: they pass it one after another,
+    with all their lanes. Observers then see each of these for itself.
     """
 
     decoder: Decoder
@@ -137,7 +143,7 @@ class LaneLoop:
     seed: int = 0
     backend: str = "auto"
     observers: Sequence[Observer] = ()
-    rows_at_once: int | None = None
+    parts: Sequence[BatchPart] = ()
     _levels: list[NodeLevels] = field(default_factory=list, init=False)
     _windows: list[int | None] = field(default_factory=list, init=False)
 
@@ -173,28 +179,29 @@ class LaneLoop:
         # A model may be spread over devices: what a block reads is where its weights are.
         self.batch = self.batch.to(block.device)
         hidden, call = hidden.to(block.device), call_on(call, block.device)
-        if self.rows_at_once is None or self.rows_at_once >= len(self.batch.ids):
+        if len(self.parts) <= 1:
             return self._block(layer, block, hidden, call)
         place = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
-        parts = []
-        for some in _all_rows(len(self.batch.ids), self.rows_at_once):
-            part, index = self._of_rows(some), place[:, some].flatten()
-            its_call = rows_of_call(call, hidden, index)
+        passes = []
+        for part in self.parts:
+            some, index = self._of_part(part), place[:, part.rows].flatten()
+            its_call = part_of_call(call, hidden, index, part.columns)
+            states = hidden[index, : part.columns]
             # In place: nobody reads a block's input again.
-            hidden[index] = part._block(layer, block, hidden[index], its_call)
-            parts.append(part)
-        levels = zip(*(part._levels for part in parts), strict=True)
-        self._levels += [NodeLevels.of_all_rows(node) for node in levels]
-        self._windows += parts[0]._windows
+            hidden[index, : part.columns] = some._block(layer, block, states, its_call)
+            passes.append(some)
+        levels = zip(*(some._levels for some in passes), strict=True)
+        self._levels += [NodeLevels.of_parts(node, hidden.shape[1]) for node in levels]
+        self._windows += passes[0]._windows
         return hidden
 
-    def _of_rows(self, rows: slice) -> "LaneLoop":
-        """This pass for some rows of the batch alone, from the node layer on that comes next."""
+    def _of_part(self, part: BatchPart) -> "LaneLoop":
+        """This pass for a part of the batch alone, from the node layer on that comes next."""
         gates = self.gates
         if gates is not None:
-            gates = [gate[:, rows] for gate in gates[len(self._levels) :]]
-        importance, batch = of_rows(self.importance, rows), self.batch.rows(rows)
-        return replace(self, batch=batch, importance=importance, gates=gates)
+            gates = [gate[:, part.rows, : part.columns] for gate in gates[len(self._levels) :]]
+        importance, batch = of_part(self.importance, part), self.batch.part(part)
+        return replace(self, batch=batch, importance=importance, gates=gates, parts=())
 
     def _block(self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]) -> Tensor:
         if self.decoder.parallel:
@@ -270,11 +277,11 @@ class LaneLoop:
 
         states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         clean = self._clean(hidden)
-        its_call = rows_of_call(call, hidden, slice(len(self.batch.ids)))
+        its_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
         torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
         keep = selected[0]
         for some in self._lane_runs():
-            its_call = rows_of_call(call, hidden, some.rows)
+            its_call = part_of_call(call, hidden, some.rows)
             branch = self._lane_branch(block, keep, some, hidden[some.rows], its_call)
             kept = keep.side["res_attn"][some.lanes].flatten(0, 1)[..., None]
             torch.addcmul(branch, hidden[some.rows], kept, out=states[some.rows])

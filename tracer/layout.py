@@ -23,6 +23,7 @@ PARTS = 64  # of a corpus that makes parts between the two: enough to share amon
 CHUNK_VALUES = 1 << 17  # what is read at once of a part
 EDGES_PER_CHUNK = 1 << 17
 EDGES_PER_SHARD = 1 << 22  # as many are held to be written
+LOST = -2  # what numbers of a plan are where their file is gone: none of them is so small
 LAST = "token"  # written last of a part's arrays, and set in every window
 
 KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder

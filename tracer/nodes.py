@@ -18,6 +18,7 @@ from ..kernels import (
     ProximityWeight,
     RandomWeight,
 )
+from .batch import BatchPart
 from .graph import KINDS
 
 if TYPE_CHECKING:  # who reads a store waits for no transformers
@@ -237,8 +238,8 @@ def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -
     raise KeyError(name)  # names are checked at the face
 
 
-def of_rows(importance: Importance, rows: slice) -> Importance:
-    """The importance of some rows of a batch: the random one knows their positions."""
+def of_part(importance: Importance, part: BatchPart) -> Importance:
+    """The importance of a part of a batch: the random one knows its positions."""
     if isinstance(importance, RandomImportance):
-        return replace(importance, positions=importance.positions[rows])
+        return replace(importance, positions=importance.positions[part.rows, : part.columns])
     return importance

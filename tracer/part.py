@@ -18,35 +18,6 @@ from .tracer import Tracer
 from .tracing import Settings
 from .windows import Plan
 
-PADDING = 0.05  # of a batch's tokens, at most
-
-
-def batches(
-    lengths: NDArray[np.int32], batch_tokens: int, padding: float = PADDING
-) -> list[list[int]]:
-    """Windows grouped by similar length, each group at most `batch_tokens` with its padding.
-
-    Args:
-        lengths: tokens of each window.
-        batch_tokens: bound of a group of more than one window.
-        padding: most of it in a group, as a share of its tokens.
-
-    Example:
-        >>> batches(np.array([30, 90, 29, 20]), 90)
-        [[1], [0, 2], [3]]
-    """
-    groups: list[list[int]] = []
-    longest = held = 0
-    for window in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[window])
-        padded = (len(groups[-1]) + 1) * longest if groups else 0
-        if not groups or padded > batch_tokens or padded > (1 + padding) * (held + length):
-            groups.append([])
-            longest, held = length, 0
-        groups[-1].append(window)
-        held += length
-    return groups
-
 
 def traces(
     tracer: Tracer,
@@ -57,7 +28,10 @@ def traces(
     batch_tokens: int,
     observers: Sequence[Observer] = (),
 ) -> Iterator[list[Trace]]:
-    """The traces of each group of windows; observers, one a group, see its graph."""
+    """The traces of each group of windows; observers, one a group, see its graph.
+
+    `batch_tokens` of a group are inside a block together, as `windows.batches` would group them.
+    """
     if settings.scope == "all":
         batches = (
             ([plan.ids(window) for window in group], [plan.next_token(window) for window in group])

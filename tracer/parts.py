@@ -8,18 +8,19 @@ is the same twice, so no clock, no lock and no coordinator has to be right.
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .place import Place
+from .place import Place, writing
+from .processes import Process
 from .store import DONE, Store
 
 LEASE_SECONDS = 600.0  # a claim that stands still for longer is taken over
 POLL_SECONDS = 1.0  # between looks at parts that others have claimed
 BEATS_A_LEASE = 20
+DEATHS = 2  # of workers at a part: it comes after all others then, as it may be what kills them
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Claim:
     host: str
     process: int
     beat: int  # grows while the worker gets on
+    deaths: int = 0  # of workers that had claimed the part before
 
     def to_bytes(self) -> bytes:
         """As `of` reads it."""
@@ -80,17 +82,8 @@ class Claim:
 
     def alive(self) -> bool:
         """False where its process is known to be gone, or to be this one, which has left it."""
-        if self.host != socket.gethostname():
-            return True
-        if self.process == os.getpid():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        owner = Process(self.host, self.process)
+        return owner != Process.this() and not owner.gone()
 
 
 @dataclass
@@ -102,25 +95,29 @@ class Claims:
     clock: Callable[[], float] = time.monotonic  # of this process alone
     _beats: int = 0
     _last_beat: float = 0.0
+    _deaths: dict[int, int] = field(default_factory=dict)
     _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
-    def _own(self) -> bytes:
-        return Claim(socket.gethostname(), os.getpid(), self._beats).to_bytes()
+    def _own(self, part: int) -> bytes:
+        this = Process.this()
+        return Claim(this.host, this.number, self._beats, self._deaths.get(part, 0)).to_bytes()
 
     def take(self, part: int) -> bool:
         """Whether the part is this worker's now."""
         self._last_beat = self.clock()
-        if self.place.create(_claim(part), self._own()):
-            return True
-        if not self._abandoned(part):
-            return False
-        self.place.delete(_claim(part))
-        return self.place.create(_claim(part), self._own())
+        with writing(self.place.path):
+            if self.place.create(_claim(part), self._own(part)):
+                return True
+            data = self.place.get(_claim(part))
+            if data is not None:
+                if not self._abandoned(part, data):
+                    return False
+                left = Claim.of(data)
+                self._deaths[part] = 1 + (0 if left is None else left.deaths)
+                self.place.delete(_claim(part))
+            return self.place.create(_claim(part), self._own(part))
 
-    def _abandoned(self, part: int) -> bool:
-        data = self.place.get(_claim(part))
-        if data is None:
-            return True
+    def _abandoned(self, part: int, data: bytes) -> bool:
         claim = Claim.of(data)
         if claim is not None and not claim.alive():
             return True
@@ -136,18 +133,21 @@ class Claims:
         """Tell that the worker gets on with a part; rarely writes."""
         if self.clock() - self._last_beat > self.lease / BEATS_A_LEASE:
             self._beats += 1
-            self.place.put(_claim(part), self._own())
+            with writing(self.place.path):
+                self.place.put(_claim(part), self._own(part))
             self._last_beat = self.clock()
 
     def release(self, part: int) -> None:
         """Leave a part, done or not."""
-        self.place.delete(_claim(part))
+        with writing(self.place.path):
+            self.place.delete(_claim(part))
+        self._deaths.pop(part, None)
 
 
 def claims_of(place: Place) -> dict[int, Claim]:
     """Who is at which part."""
     found = {}
-    for name in place.names(DONE):
+    for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "claim" else None
         claim = None if data is None else Claim.of(data)
@@ -170,18 +170,20 @@ def _failure(part: int) -> str:
 
 def note_failure(place: Place, part: int, reason: str) -> None:
     """Leave word that a part could not be traced."""
-    place.put(_failure(part), reason.encode())
+    with writing(place.path):
+        place.put(_failure(part), reason.encode())
 
 
 def forget_failure(place: Place, part: int) -> None:
     """It could, after all."""
-    place.delete(_failure(part))
+    with writing(place.path):
+        place.delete(_failure(part))
 
 
 def failures_of(place: Place) -> dict[int, str]:
     """Why parts could not be traced, by part."""
     found = {}
-    for name in place.names(DONE):
+    for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "failed" else None
         if data is not None:
@@ -197,21 +199,20 @@ def parts_for(
 ) -> Iterator[int]:
     """The parts that this worker gets to trace, each claimed, until all are done.
 
-    Where others are at all that is left it waits for them, to take over what they leave.
+    Those at which several workers died come last, so that they do not keep the others from being
+    done. Where others are at all that is left it waits for them, to take over what they leave.
 
     Args:
         skip: parts not to take: those taken already, which may be waiting to be written.
         stop: asked before every part.
     """
-    numbers = range(store.n_parts)
-    order = sorted(numbers, key=lambda part: (part - worker.index) % worker.count)
     while not stop():
-        left = set(numbers) - set(store.done_parts()) - skip
-        taken = None
-        for part in order:
-            if part in left and claims.take(part):
-                taken = part
-                break
+        left = set(range(store.n_parts)) - set(store.done_parts()) - skip
+        deadly = {part for part, claim in claims_of(store.place).items() if claim.deaths >= DEATHS}
+        order = sorted(
+            left, key=lambda part: (part in deadly, (part - worker.index) % worker.count, part)
+        )
+        taken = next(filter(claims.take, order), None)
         if taken is not None:
             if store.is_done(taken):  # since it was looked at
                 claims.release(taken)

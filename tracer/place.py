@@ -5,20 +5,28 @@ and renamed; a bucket's own writes are so. What is created is there before anybo
 all, which is all that workers need to agree on who does what.
 """
 
+import errno
+import glob
+import hashlib
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import StoreError
+from .processes import Process
 
 if TYPE_CHECKING:
     import obstore.store
+
+KEPT = "kept"  # in a folder of `staging`: what is worth to go on from if that was interrupted
+LAST = "zarr.json"  # of what is published: whoever finds it finds all
+TICKET = ".planning"  # in a bucket, for as long as something is being published
 
 
 class Place(Protocol):
@@ -31,6 +39,14 @@ class Place(Protocol):
 
     def exists(self) -> bool:
         """Whether anything is there."""
+        ...
+
+    def unfinished(self) -> bool:
+        """Whether what is there is a part of something that is being published, or was to be."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what processes that are gone left beside it, but for a `KEPT` that may be used."""
         ...
 
     def check_writable(self) -> None:
@@ -57,8 +73,8 @@ class Place(Protocol):
         """Remove what is there, if anything is."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """The names of what lies directly in a folder, in no order."""
+    def files(self, folder: str) -> dict[str, int]:
+        """Bytes of what lies directly in a folder, by name, in no order."""
         ...
 
     def settle(self, keys: Iterable[str]) -> None:
@@ -66,11 +82,24 @@ class Place(Protocol):
         ...
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A folder on a disk to make ready in what will be published; it is removed afterwards."""
+        """A folder on a disk to make ready in what will be published; it is removed afterwards.
+
+        If something cannot be read or written, or the process dies, its `KEPT` stays for the next
+        one, which then finds it in its own.
+        """
         ...
 
-    def publish(self, folder: Path, first: str) -> None:
-        """Replace everything by what a folder holds; whoever finds the file `first` finds all."""
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
+        """Put everything that a folder holds in place, `LAST` last.
+
+        Args:
+            folder: of `staging`.
+            ticket: the same for all who would publish the same.
+            replace: what is there; otherwise only what was left unfinished.
+
+        Returns:
+            Whether it was: somebody else may have been first.
+        """
         ...
 
 
@@ -98,6 +127,8 @@ def place_of(path: str | Path) -> Place:
 
 # ---- a folder ------------------------------------------------------------------------------------
 
+NOBODY = Process("nowhere", 0)  # owns what was kept
+
 
 class Folder:
     """A folder on a disk."""
@@ -108,6 +139,19 @@ class Folder:
     def exists(self) -> bool:
         """See `Place`."""
         return self.path.exists() or self.path.is_symlink()
+
+    def unfinished(self) -> bool:
+        """See `Place`: a folder is there at once."""
+        return False
+
+    def tidy(self) -> None:
+        """See `Place`."""
+        planned = self.exists()
+        for path in self._left():
+            if planned or not (path / KEPT).is_dir():
+                _remove(path)
+            else:
+                _remove_all_but_kept(path)
 
     def check_writable(self) -> None:
         """See `Place`; of a folder that is not there, its nearest parent is tried."""
@@ -134,7 +178,7 @@ class Folder:
         """See `Place`."""
         try:
             return (self.path / key).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def put(self, key: str, data: bytes) -> None:
@@ -169,13 +213,19 @@ class Folder:
         """See `Place`."""
         (self.path / key).unlink(missing_ok=True)
 
-    def names(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
+        found: dict[str, int] = {}
         try:
-            found = [path.name for path in (self.path / folder).iterdir()]
-            return [name for name in found if not name.startswith(".")]
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        # One that was renamed or removed meanwhile is not there.
+                        with suppress(FileNotFoundError):
+                            found[entry.name] = entry.stat().st_size
         except FileNotFoundError:
-            return []
+            pass
+        return found
 
     def settle(self, keys: Iterable[str]) -> None:
         """See `Place`."""
@@ -187,27 +237,78 @@ class Folder:
     def staging(self) -> Iterator[Path]:
         """See `Place`: a folder beside, which can be renamed."""
         folder = self._beside("planning")
-        folder.mkdir(parents=True)
+        self._parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        self._take_over(folder)
         try:
             yield folder
+        except (OSError, StoreError):
+            if (folder / KEPT).is_dir():
+                _remove_all_but_kept(folder)
+                folder.rename(self._beside("planning", NOBODY))
+            raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
-    def _beside(self, purpose: str) -> Path:
-        path = self.path.absolute()
-        return path.parent / f".{path.name}.{uuid.uuid4().hex}.{purpose}"
+    def _beside(self, purpose: str, owner: Process | None = None) -> Path:
+        """A new name beside it that tells whose it is: this process's by default."""
+        owner = Process.this() if owner is None else owner
+        about = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
+        return self._parent / f".{self.path.name}.{about}"
 
-    def publish(self, folder: Path, first: str) -> None:
+    def _left(self) -> Iterator[Path]:
+        """What lies beside it whose owners are gone."""
+        for path in self._parent.glob(f".{glob.escape(self.path.name)}.*.*.*.*"):
+            _, *host, number, _ = path.name.removeprefix(f".{self.path.name}.").split(".")
+            if number.isdecimal():
+                owner = Process(".".join(host), int(number))
+                if owner == NOBODY or owner.gone():
+                    yield path
+
+    def _take_over(self, folder: Path) -> None:
+        """What was kept by one who is gone, and by the same user, is in a new staging folder."""
+        for path in self._left():
+            # Another may be faster.
+            with suppress(FileNotFoundError):
+                if not (folder / KEPT).exists() and path.stat().st_uid == folder.stat().st_uid:
+                    (path / KEPT).rename(folder / KEPT)
+                    _remove(path)
+
+    @property
+    def _parent(self) -> Path:
+        return self.path.absolute().parent
+
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
         """See `Place`: the folder is renamed."""
         Folder(folder).settle(_files(folder))
         replaced = self._beside("replaced")
         try:
-            if self.path.exists():
+            if replace and self.exists():
                 self.path.rename(replaced)
-            folder.rename(self.path)
-            _flush(self.path.absolute().parent)
+            try:
+                folder.rename(self.path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            _flush(self._parent)
         finally:
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
+        return True
+
+
+def _remove_all_but_kept(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != KEPT:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder and what is in it, or a link to one; what cannot be removed stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[str]:
@@ -238,11 +339,20 @@ class Bucket:
     def exists(self) -> bool:
         """See `Place`; StoreError if it cannot be reached."""
         try:
-            return any(chunk for chunk in self._listed("", 1))
+            found = (item["path"] for chunk in self._listed("") for item in chunk)
+            return any(not path.startswith(".") for path in found)
         except OSError as error:
             raise StoreError(
                 f"store {self.path!r} cannot be reached: {_first_line(error)}"
             ) from error
+
+    def unfinished(self) -> bool:
+        """See `Place`: it bears a ticket."""
+        return self.size(TICKET) > 0 and self.size(LAST) == 0
+
+    def tidy(self) -> None:
+        """See `Place`: beside a bucket lies what was to be published."""
+        self._here.tidy()
 
     def check_writable(self) -> None:
         """See `Place`: with a file that is put and deleted."""
@@ -295,29 +405,44 @@ class Bucket:
         except FileNotFoundError:
             pass
 
-    def names(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
         prefix = f"{folder}/"
-        found = (item["path"] for chunk in self._listed(prefix) for item in chunk)
-        return [path.removeprefix(prefix) for path in found]
+        found = (item for chunk in self._listed(prefix) for item in chunk)
+        return {item["path"].removeprefix(prefix): item["size"] for item in found}
 
     def settle(self, keys: Iterable[str]) -> None:
         """Nothing to do: what a bucket has taken is durable."""
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """See `Place`: a folder for temporary files."""
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+    def staging(self) -> AbstractContextManager[Path]:
+        """See `Place`: in the folder for temporary files."""
+        return self._here.staging()
 
-    def publish(self, folder: Path, first: str) -> None:
-        """See `Place`: `first` goes first of the old files and comes last of the new."""
-        self.delete(first)
-        for chunk in list(self._listed("")):
-            for item in chunk:
-                self.delete(item["path"])
-        for key in sorted(_files(folder), key=lambda key: key == first):
-            self.put(key, (folder / key).read_bytes())
+    @property
+    def _here(self) -> Folder:
+        """Where it would be among temporary files."""
+        name = hashlib.sha256(self.path.encode()).hexdigest()[:16]
+        return Folder(Path(tempfile.gettempdir()) / f"densitrace-{name}")
+
+    def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
+        """See `Place`: a ticket goes before everything, so that what a death leaves is known."""
+        if replace:
+            self.delete(LAST)
+        elif self.size(LAST) > 0:
+            return False
+        # Who has the same ticket puts the same bytes, now or before: these may stay.
+        if replace or self.get(TICKET) != ticket:
+            self.put(TICKET, ticket)
+            for chunk in list(self._listed("")):
+                for item in chunk:
+                    if item["path"] != TICKET:
+                        self.delete(item["path"])
+        for key in _files(folder):
+            if key != LAST:
+                self.put(key, (folder / key).read_bytes())
+        first = self.create(LAST, (folder / LAST).read_bytes())
+        self.delete(TICKET)
+        return first
 
     def _listed(self, prefix: str, chunk_size: int = 1000) -> Iterator[list[dict[str, Any]]]:
         with _as_os_error():

@@ -27,8 +27,8 @@ class Reporter(Protocol):
         """That many more tokens are done."""
         ...
 
-    def parts(self, done: int, total: int, failed: int) -> None:
-        """So many parts of the store are done, as far as this worker knows."""
+    def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
+        """So many parts of the store are done, and tokens of these, whoever did them."""
         ...
 
     def end(self) -> None:
@@ -52,8 +52,8 @@ class Meter:
         """See `Reporter`."""
         self.tokens += tokens
 
-    def parts(self, done: int, total: int, failed: int) -> None:
-        """See `Reporter`."""
+    def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
+        """See `Reporter`; only those of this worker are measured."""
 
     def end(self) -> None:
         """See `Reporter`."""
@@ -91,11 +91,15 @@ class Bar(Meter):
         for task in self._progress.task_ids:
             self._progress.advance(task, tokens)
 
-    def parts(self, done: int, total: int, failed: int) -> None:
-        """See `Reporter`."""
+    def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
+        """See `Reporter`; the time left is that of all workers together."""
         failures = f", {failed} failed" if failed else ""
-        for task in self._progress.task_ids:
-            self._progress.update(task, parts=f"{done}/{total} parts{failures}")
+        for task in self._progress.tasks:
+            self._progress.update(
+                task.id,
+                parts=f"{done}/{total} parts{failures}",
+                completed=max(task.completed, tokens),
+            )
 
     def end(self) -> None:
         """See `Reporter`."""

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError, ScanError, StoreError
 from .corpus import check_alone
 from .parts import Worker, failures_of
-from .place import place_of
+from .place import Place, place_of
 from .progress import Meter, Reporter
 from .run import Limits, parts_failed
 from .scan import scan
@@ -133,7 +133,7 @@ def scan_with_ray(
     )
     remote = ray.remote(max_retries=0, **_resources(ray, workers))  # `_Crew` tries again
     place = place_of(where)
-    if overwrite or not place.exists():
+    if overwrite or not _planned(place):
         replaced = _attributes(where) if overwrite else None
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
@@ -143,8 +143,8 @@ def scan_with_ray(
             progress.end()
         if planner.errors:
             raise planner.errors[0]
-        if planner.stopped and not place.exists():
-            raise StoreError(f"store {where!r} was not planned yet")
+        if planner.stopped and not _planned(place):
+            raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
     store = open_place(place, to_write=False)
     if not asked():
         starts = [
@@ -163,10 +163,14 @@ def _resources(ray: Any, workers: int) -> dict[str, float]:
     return {"num_cpus": max(1, int(share)), "num_gpus": 1 if everywhere.get("GPU") else 0}
 
 
+def _planned(place: Place) -> bool:
+    return place.exists() and not place.unfinished()
+
+
 def _attributes(path: str) -> dict[str, Any] | None:
     """Those of the store that lies there; None where nothing does."""
     place = place_of(path)
-    return open_place(place, to_write=False).attributes if place.exists() else None
+    return open_place(place, to_write=False).attributes if _planned(place) else None
 
 
 def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Reporter) -> None:
@@ -177,8 +181,9 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
         nonlocal seen
         with suppress(OSError):  # what cannot be read now may be in a moment
             done, failed = set(store.done_parts()), failures_of(store.place)
+            tokens = sum(map(store.part_tokens, done))
             progress.advance(sum(map(store.part_tokens, done - seen)))
-            progress.parts(len(done), store.n_parts, len(failed))
+            progress.parts(len(done), store.n_parts, len(failed), tokens)
             seen = done
 
     progress.begin("tracing", int(store.lengths.sum()), sum(map(store.part_tokens, seen)))

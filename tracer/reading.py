@@ -2,20 +2,43 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
+from typing import TypeVar
 
 from . import layout
 from .corpus import CorpusReport, Document
+from .parts import POLL_SECONDS
 from .progress import Reporter
+from .run import Stopped
 from .spool import Spool
 from .windows import Encode, Plan, plan_of, plan_windows
 
+GRACE_SECONDS = 10.0  # for a corpus to end, once the scan was asked to stop
+
+Result = TypeVar("Result")
+
 log = logging.getLogger(__name__)
+
+
+def awaited(made: Future[Result], asked: Callable[[], bool]) -> Result:
+    """What another thread makes.
+
+    Raises:
+        Stopped: asked to stop, and it is not there soon.
+    """
+    left = GRACE_SECONDS
+    while left > 0:
+        started = time.monotonic()
+        if wait([made], POLL_SECONDS).done:
+            return made.result()
+        if asked():
+            left -= time.monotonic() - started
+    raise Stopped
 
 
 @dataclass

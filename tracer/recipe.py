@@ -12,6 +12,7 @@ _NAMES = {
     "select": "rule",
     "corpus_fingerprint": "corpus",
 }
+_UNSAID = ("batch_tokens", "arithmetic")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Recipe:
     context: int
     corpus_fingerprint: str
     edges: int | None = None  # the stratum whose edges are kept; stores of before have none
+    # What runs together and on what, as the last bits of sums depend on it; stores of before do
+    # not say.
+    batch_tokens: int | None = None
+    arithmetic: str | None = None
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
@@ -45,7 +50,7 @@ class Recipe:
         """The first thing that differs, with both values; None where nothing does."""
         for name, there in asdict(self).items():
             here = asdict(asked)[name]
-            if there != here:
+            if there != here and not (there is None and name in _UNSAID):
                 return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
         return None
 

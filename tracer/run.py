@@ -7,20 +7,19 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ModelError, ScanError
+from ..errors import ModelError, NotFiniteError, ScanError
 from .collect import EdgeRecorder
 from .edge_tables import EdgeSpool
-from .part import PADDING, batches, empty_part, fill, traces
+from .part import empty_part, fill, traces
 from .parts import POLL_SECONDS, Claims, Worker, forget_failure, note_failure, parts_for
 from .progress import Reporter
 from .store import Store
 from .tracer import Tracer
 from .tracing import Settings
-from .windows import Plan
+from .windows import Plan, batches, joined
 
 RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
 
@@ -41,23 +40,22 @@ UNLIMITED = Limits()
 
 @dataclass
 class Allowance:
-    """What is left of limits, whichever store is worked on; time counts from the first question."""
+    """What is left of limits, whichever store is worked on; time counts from when it is made."""
 
     limits: Limits
     taken: int = 0  # parts
-    _started: float | None = None
+    _started: float = field(default_factory=time.monotonic)
 
     def spent(self) -> bool:
         """Whether no further part may be begun."""
-        self._started = time.monotonic() if self._started is None else self._started
         limits, seconds = self.limits, time.monotonic() - self._started
         late = limits.seconds is not None and seconds > limits.seconds
         full = limits.max_parts is not None and self.taken >= limits.max_parts
         return late or full or limits.asked()
 
 
-class _Stopped(Exception):
-    """The part at hand is left: the worker was asked to stop."""
+class Stopped(Exception):
+    """What is at hand is left: the worker was asked to stop."""
 
 
 @dataclass
@@ -113,8 +111,9 @@ class Run:
                         written = writer.submit(self._write, traced)
                 if written is not None:
                     written.result()
-            self._wait_until_same()
-        except _Stopped:
+            if self.allowance.taken or not self.allowance.spent():
+                self._wait_until_same()
+        except Stopped:
             log.info("stopped on request")
         finally:
             self.reporter.end()
@@ -126,11 +125,11 @@ class Run:
         for pause in (*RETRY_SECONDS, None):
             try:
                 return self._trace(part)
-            except (ModelError, RuntimeError) as error:
-                # Weights or tokens that overflow do so again; a device may recover.
+            except (ModelError, RuntimeError, MemoryError) as error:
+                # Weights or tokens that overflow do so again; a device or disk may recover.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 about = {"part": part, "reason": reason}
-                if pause is None or isinstance(error, ModelError):
+                if pause is None or isinstance(error, NotFiniteError):
                     log.error("part failed", extra=about)
                     self._failed[part] = reason
                     note_failure(self.store.place, part, reason)
@@ -149,26 +148,27 @@ class Run:
         started, store, plan = time.monotonic(), self.store, self._read(part)
         spent = self.tracer.device_seconds()
         arrays = empty_part(store, store.windows(part))
-        # To read the model once more costs more than padding does.
-        padding = np.inf if self.tracer.offloaded else PADDING
-        groups = batches(plan.length, self._tokens_together, padding)
-        tokens, padded = int(plan.length.sum()), 0
-        counted = 0
-        spool, recorders = self._recorders(plan, groups)
+        groups = batches(plan.length, self.batch_tokens)
+        tokens, counted = int(plan.length.sum()), 0
+        padded = sum(len(group) * int(plan.length[group].max()) for group in groups)
+        # One reading of the model's blocks serves several groups, which pass them in turn.
+        passes = (
+            joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
+        )
+        spool, recorders = self._recorders(plan, passes)
         try:
             tracing = traces(
-                self.tracer, plan, groups, store.rule, self.settings, self.batch_tokens, recorders
+                self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
             )
-            for windows, found in zip(groups, tracing, strict=True):
+            for windows, found in zip(passes, tracing, strict=True):
                 for window, trace in zip(windows, found, strict=True):
                     fill(arrays, window, plan, trace)
                 run = int(plan.length[windows].sum())
                 counted += run
-                padded += len(windows) * int(plan.length[windows].max())
                 self.reporter.advance(run)
                 self._claims.beat(part)
                 if self.allowance.limits.asked():
-                    raise _Stopped
+                    raise Stopped
                 if self.beside.done():
                     self.beside.result()
         except BaseException:
@@ -205,18 +205,20 @@ class Run:
         ]
 
     def _wait_until_same(self) -> None:
-        """Until the corpus is known to be that of the store; `_Stopped` if asked to stop."""
+        """Until the corpus is known to be that of the store; `Stopped` if asked to stop."""
         if self.draft:
             return  # it is still read, and decides what becomes of the draft
         while not self.beside.done():
             if self.allowance.limits.asked():
-                raise _Stopped
+                raise Stopped
             wait([self.beside], POLL_SECONDS)
         self.beside.result()
 
     def _write(self, traced: "_TracedPart") -> None:
         try:
             self._wait_until_same()
+            if self.store.is_done(traced.part):  # by who took it over
+                return
             started = time.monotonic()
             size = self.store.write_part(traced.part, traced.arrays, traced.edges)
         finally:
@@ -227,8 +229,9 @@ class Run:
         about = {"write_seconds": time.monotonic() - started, "bytes": size}
         log.info("part done", extra=traced.about | about)
         if not self.draft:
-            done = len(self.store.done_parts())
-            self.reporter.parts(done, self.store.n_parts, len(self._failed))
+            done = self.store.done_parts()
+            tokens = sum(map(self.store.part_tokens, done))
+            self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
 
 
 def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:

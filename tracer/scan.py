@@ -11,21 +11,22 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from .. import kernels
 from ..errors import InputError, StoreError
 from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
-from .place import Folder, Place, place_of, writing
+from .place import KEPT, Folder, Place, place_of, writing
 from .progress import Reporter, default_reporter
-from .reading import Reading
+from .reading import Reading, awaited
 from .recipe import Recipe
-from .run import UNLIMITED, Allowance, Limits, Run
+from .run import UNLIMITED, Allowance, Limits, Run, Stopped
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from .spool import Spool
 from .store import Store, existing_store, open_place
-from .stored_plan import create_store
+from .stored_plan import create_store, left_draft
 from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
 from .windows import Encode, Encoded, Plan, spread
@@ -48,7 +49,7 @@ def scan(
     count: Count = "window",
     controls: Sequence[str] = (),
     edges: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     text_field: str = "text",
     label_fields: Sequence[str] | None = None,
     file_format: Format = "auto",
@@ -76,7 +77,9 @@ def scan(
         edges: a stratum, 0 the sparsest, or from the densest, -1: what it keeps of every window's
             graph is stored too, edge by edge, for `Store.edges`. Not of `Size`, nor with
             `cuda_graphs`.
-        batch_tokens: tokens that run through the model together, times lanes; bounds memory.
+        batch_tokens: tokens that run through the model together, times lanes; bounds memory. By
+            default as the store was planned, a new one for 1024. The last bits of sums depend on
+            it, and on what serves the ops: a store goes on with those that it began with.
         overwrite: replace a store that is there instead of continuing it.
         worker: which of several processes this is; by default as torchrun or a Slurm array says.
             The first one plans the store, the others wait for it.
@@ -101,7 +104,7 @@ def scan(
     kept = kept_stratum(edges, select)
     if kept is not None and tracer.cuda_graphs:
         raise InputError(f"edges={edges} and cuda_graphs exclude one another: leave one out")
-    if batch_tokens < 1:
+    if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
     if tracer.max_length is not None and context > tracer.max_length:
         raise InputError(
@@ -132,10 +135,14 @@ def scan(
             context,
             fingerprint,
             kept,
+            together,
+            _arithmetic(tracer),
         )
 
-    store = _found(place, overwrite, worker, limits, reporter)
     allowance = Allowance(limits)
+    store = _found(place, overwrite, worker, allowance, reporter)
+    planned_for = None if store is None else store.recipe.batch_tokens
+    together = batch_tokens or planned_for or BATCH_TOKENS
     with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
 
         def work(store: Store, beside: Future[Any], draft: bool = False) -> None:
@@ -145,7 +152,7 @@ def scan(
                 reader,
                 beside,
                 settings,
-                batch_tokens,
+                together,
                 worker,
                 lease_seconds,
                 allowance,
@@ -158,32 +165,38 @@ def scan(
             reading = Reading(Spool(folder / "spool"), context, _n_strata(select))
             whole = reader.submit(reading.read, read, encoder(tracer), tracer.vocab_size, report)
             with reading.told(reporter):
-                head = reading.head.result()
-                plan = whole.result() if head is None else head
+                head = awaited(reading.head, limits.asked)
+                plan = awaited(whole, limits.asked) if head is None else head
             rule = _rule(tracer, select, plan, settings)
 
             def create(
-                place: Place, plan: Plan, recipe: Recipe, report: CorpusReport, draft: Store | None
+                place: Place, plan: Plan, recipe: Recipe, report: CorpusReport, **how: Any
             ) -> Store:
                 facts = _facts(tracer) | {"corpus_source": str(corpus)}
                 most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
-                return create_store(place, folder, plan, recipe, rule, report, facts, most, draft)
+                return create_store(place, folder, plan, recipe, rule, report, facts, most, **how)
 
             draft = None
             # Several workers would wait for the part that the first is at when all is read.
             if head is not None and len(rule) == _n_strata(select) and worker.count == 1:
-                draft = create(Folder(folder / "draft"), head, recipe(""), CorpusReport(), None)
-                draft.path = place.path  # what the user calls it
+                aside, about = Folder(folder / KEPT), recipe("")
+                draft = left_draft(aside, about, rule, head)
+                if draft is None:
+                    draft = create(aside, head, about, CorpusReport(), replace=True)
                 work(draft, whole, draft=True)
             if head is not None:
                 with reading.told(reporter):
-                    plan = whole.result()
-            return create(place, plan, recipe(read.hex()), report, draft)
+                    plan = awaited(whole, limits.asked)
+            about = recipe(read.hex())
+            return create(place, plan, about, report, draft=draft, replace=overwrite)
 
         try:
             if store is None:
                 with writing(place.path), place.staging() as folder:
-                    store = planned(folder)
+                    try:
+                        store = planned(folder)
+                    except Stopped:
+                        raise _not_planned(place) from None
             _check_same(store, recipe(store.recipe.corpus_fingerprint))
             # A corpus of before is read again beside tracing.
             work(store, reader.submit(lambda: _check_same(store, recipe(read.hex()))))
@@ -219,21 +232,32 @@ def _n_strata(select: Rule | AutoStrata) -> int:
     return select.n if isinstance(select, AutoStrata) else len(select)
 
 
+def _not_planned(place: Place) -> StoreError:
+    return StoreError(
+        f"store {str(place.path)!r} is not planned yet, as its corpus was not read to the end; "
+        "the same scan starts again, with any parts that it traced meanwhile"
+    )
+
+
 def _found(
-    place: Place, overwrite: bool, worker: Worker, limits: Limits, reporter: Reporter
+    place: Place, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
 ) -> Store | None:
     """The store to continue; None where this worker is to plan it."""
     if worker.index == 0:
         return existing_store(place, overwrite)
     if overwrite:
         raise InputError("overwrite=True is for the first worker alone: others would start anew")
-    if not place.exists():
+
+    def planned() -> bool:
+        return place.exists() and not place.unfinished()
+
+    if not planned():
         log.info("waiting for the first worker's plan")
         reporter.begin("waiting for the first worker's plan", None)
     try:
-        while not place.exists():
-            if limits.asked():
-                raise StoreError(f"store {str(place.path)!r} was not planned yet")
+        while not planned():
+            if allowance.spent():
+                raise _not_planned(place)
             time.sleep(POLL_SECONDS)
     finally:
         reporter.end()
@@ -283,6 +307,14 @@ def _facts(tracer: Tracer) -> dict[str, Any]:
         "blocks": tracer.n_layers,
         "parallel": tracer.parallel,
     }
+
+
+def _arithmetic(tracer: Tracer) -> str:
+    """What sums are made with, as far as their last bits may show it."""
+    device, by = tracer.device.type, [tracer.backend]
+    if tracer.backend == "auto":
+        by = sorted(set(kernels.backends(tracer.device).values()))
+    return f"{device} by {' and '.join(by)}"
 
 
 def _check_same(store: Store, recipe: Recipe) -> None:

@@ -148,7 +148,7 @@ class WorkerOf(click.ParamType["Worker"]):
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    help="Tokens that run together; bounds memory.",
+    help="Tokens that run together; bounds memory.  [as the store was planned; 1024]",
 )
 @click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @click.option(
@@ -228,7 +228,7 @@ def scan(
     from .parts import Worker
     from .progress import default_reporter
     from .run import Limits
-    from .scan import BATCH_TOKENS, kept_stratum
+    from .scan import kept_stratum
     from .scan import scan as run
     from .scan_log import json_log
     from .signals import stop_signals
@@ -248,7 +248,6 @@ def scan(
         "select": rule,
         "controls": controls,
         "label_fields": label_fields or None,
-        "batch_tokens": options["batch_tokens"] or BATCH_TOKENS,
         "lease_seconds": lease,
     }
     seconds = None if time_limit is None else 60 * time_limit
@@ -312,6 +311,9 @@ def status(store: str, repair: bool, check: bool) -> None:
     found = open_place(place_of(store), to_write=repair)
     damaged = {}
     if repair:
+        reason = found.plan_damage()
+        if reason is not None:
+            raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
         for part in found.done_parts():
             reason = found.damage(part)
             if reason is not None:

@@ -18,6 +18,7 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
 from ..errors import InputError, StoreError
@@ -27,7 +28,7 @@ from .edge_tables import EdgeSpool, edge_table, edges_of_trace
 from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
-from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
+from .stored_edges import COLUMNS, COMPRESSORS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
 Result = TypeVar("Result")
@@ -37,6 +38,7 @@ DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
 RUN_PLACES = 1 << 17  # of tokens and padding, whose curves are read at once
 READERS = 4  # threads that read runs
+REPAIR = "`densitrace status STORE --repair` says where, and has these parts scanned again"
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
 
 
@@ -69,8 +71,7 @@ class StoredArray:
         except (ValueError, RuntimeError) as error:  # of the checksum, or of what it failed to see
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise StoreError(
-                f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; "
-                "`densitrace status STORE --repair` says where, and has these parts scanned again"
+                f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
             ) from error
 
 
@@ -153,7 +154,7 @@ class Store:
 
     def done_parts(self) -> list[int]:
         """The parts that are done, by number; looked up where the store lies."""
-        names = (name.split(".") for name in self.place.names(DONE))
+        names = (name.split(".") for name in self.place.files(DONE))
         return sorted(int(name[1]) for name in names if name[0] == "c" and len(name) == 2)
 
     def is_done(self, part: int) -> bool:
@@ -176,10 +177,15 @@ class Store:
         Args:
             read: of some windows, those of neighbouring parts; of none where no part is done.
             places: tokens of a run, padding included, at most, but for one part.
+
+        Raises:
+            StoreError: files of these parts are gone.
         """
         runs: list[slice] = []
         most = places // self.array("token").shape[1]
-        for part in self.done_parts():
+        done = self.done_parts()
+        self._check_there(done)
+        for part in done:
             new = self.windows(part)
             if runs and runs[-1].stop == new.start and new.stop - runs[-1].start <= most:
                 runs[-1] = slice(runs[-1].start, new.stop)
@@ -188,14 +194,26 @@ class Store:
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read, runs or [slice(0, 0)]))
 
+    def _check_there(self, parts: Sequence[int]) -> None:
+        """StoreError if a file of these parts is gone: Zarr takes that for an array's fill."""
+        for spec in layout.window_arrays(self.controls, most_edges=0):
+            array = self._zarr(spec.name)
+            files = self.place.files(spec.name)
+            for part in parts:
+                if not files.get(self._shard(array, part).removeprefix(f"{array.path}/")):
+                    raise StoreError(
+                        f"store {str(self.path)!r}, array {spec.name!r}, is damaged: part {part} "
+                        f"is missing; {REPAIR}"
+                    )
+
     @cached_property
     def documents(self) -> pd.DataFrame:
         """One row a document, in the order of the scan: `id`, its labels, `text`."""
-        frame = pd.DataFrame({"id": self.array("document_id")[:].astype(object)})
-        label = self.array("label")[:].astype(object)
+        frame = pd.DataFrame({"id": self._document_column("document_id")})
+        label = self._document_column("label")
         for column, name in enumerate(self.labels):
             frame[name] = label[:, column]
-        frame["text"] = self.array("text")[:].astype(object)
+        frame["text"] = self._document_column("text")
         return frame
 
     def tokens(self, measures: Sequence[str] = ("density@0.1", "auc_tv")) -> pd.DataFrame:
@@ -251,20 +269,70 @@ class Store:
 
     # ---- what is to be scanned -------------------------------------------------------------------
 
+    def _planned(self, name: str, where: slice = slice(None)) -> NDArray[Any]:
+        """Some numbers of the plan; StoreError where they are gone or damaged."""
+        values = self.array(f"{PLAN}/{name}")[where]
+        if (values == layout.LOST).any():
+            raise StoreError(
+                f"store {str(self.path)!r}, array '{PLAN}/{name}', is damaged: a file is missing; "
+                "overwrite the store"
+            )
+        return values
+
+    def _chunks(self, name: str) -> list[slice]:
+        """The rows of each file of an array that was filled when it was planned, all of them there.
+
+        Raises:
+            StoreError: one is gone: Zarr takes that for an array's fill.
+        """
+        array = self._zarr(name)
+        if array.size == 0:
+            return []
+        files = self.place.files(array.path)
+        for place in np.ndindex(array.cdata_shape):
+            if not files.get(key := array.metadata.encode_chunk_key(place)):
+                raise StoreError(
+                    f"store {str(self.path)!r}, array {name!r}, is damaged: {key!r} is missing; "
+                    "overwrite the store"
+                )
+        count, rows = array.cdata_shape[0], array.chunks[0]
+        return [slice(number * rows, (number + 1) * rows) for number in range(count)]
+
+    def _document_column(self, name: str) -> NDArray[Any]:
+        """Strings of all documents, object [M, ...]."""
+        self._chunks(name)
+        return self.array(name)[:].astype(object)
+
+    def plan_damage(self) -> str | None:
+        """What is wrong with the plan and the documents, found by reading all; None: nothing."""
+        plan = self._group[PLAN]
+        assert isinstance(plan, zarr.Group)  # of every store
+        names = [f"{PLAN}/{name}" for name, _ in plan.arrays()]
+        names += [name for name, array in self._group.arrays() if array.shards is None]
+        for name in names:
+            if name == DONE:
+                continue
+            try:
+                for rows in self._chunks(name):
+                    self.array(name)[rows]
+            except StoreError as error:
+                return str(error).partition("; ")[0]
+        return None
+
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """int32 [N]: tokens of each window."""
-        return self.array(f"{PLAN}/length")[:]
+        return self._planned("length")
 
     @cached_property
     def owners(self) -> NDArray[np.int32]:
         """int32 [N]: the document of each window, a row of `documents`."""
-        return self.array(f"{PLAN}/document")[:]
+        return self._planned("document")
 
     @cached_property
     def starts(self) -> NDArray[np.int32]:
         """int32 [N]: the first token of each window, counted in its document."""
-        return self.array(f"{PLAN}/window_start")[:]
+        return self._planned("window_start")
 
     def real(self, windows: slice) -> NDArray[np.bool_]:
         """bool [n, T]: where some windows hold a token; the other places are padding."""
@@ -277,7 +345,7 @@ class Store:
     @cached_property
     def _first(self) -> NDArray[np.int64]:
         """int64 [M + 1]: where each document's tokens begin, and the end."""
-        return self.array(f"{PLAN}/first")[:]
+        return self._planned("first")
 
     def plan(self, part: int) -> Plan:
         """The windows of a part alone, numbered from 0, with the token that follows them."""
@@ -288,8 +356,8 @@ class Store:
         here = slice(int(begin[0]), end)
         return Plan(
             documents=None,
-            tokens=self.array(f"{PLAN}/token")[here],
-            spans=self.array(f"{PLAN}/span")[here],
+            tokens=self._planned("token", here),
+            spans=self._planned("span", here),
             first=self._first - here.start,
             document=document,
             window_start=start,
@@ -336,7 +404,10 @@ class Store:
     def open_again(self, part: int) -> None:
         """Take back that a part is done, and remove its shards, which writing anew would read."""
         with writing(self.path):
-            for key in self.keys(part):
+            mark, *shards = self.keys(part)
+            self.place.delete(mark)
+            self.place.settle([DONE])  # it does not come back without them
+            for key in shards:
                 self.place.delete(key)
 
     def keys(self, part: int) -> list[str]:
@@ -344,7 +415,7 @@ class Store:
         arrays = layout.window_arrays(self.controls, most_edges=0)
         found = [_done(part), *(self._shard(self._zarr(spec.name), part) for spec in arrays)]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
-            files = self.place.names(f"{EDGES}/{name}")
+            files = self.place.files(f"{EDGES}/{name}")
             found += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
         return found
 
@@ -456,13 +527,16 @@ def create_empty(
     per_chunk: int,
 ) -> "zarr.Array[Any]":
     """An array for values to come; a dtype of object is one of strings."""
+    strings = np.dtype(dtype).hasobject
     return group.create_array(
         name,
         shape=shape,
         chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
-        dtype="string" if np.dtype(dtype).hasobject else dtype,
+        dtype="string" if strings else dtype,
+        fill_value=layout.LOST if np.dtype(dtype).kind == "i" else None,
         dimension_names=dims,
         chunk_key_encoding=layout.KEYS,
+        compressors=(ZstdCodec(level=3), Crc32cCodec()) if strings else COMPRESSORS,
         config={"write_empty_chunks": True},
     )
 
@@ -490,6 +564,11 @@ def open_place(place: Place, to_write: bool) -> Store:
     """The store that lies there; errors as those of `open_store`."""
     if not place.exists():
         raise StoreError(f"store {str(place.path)!r} does not exist")
+    if place.unfinished():
+        raise StoreError(
+            f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
+            "scan again"
+        )
     try:
         group = zarr.open_group(
             zarr_store(place, read_only=not to_write),
@@ -523,7 +602,8 @@ def existing_store(place: Place, overwrite: bool) -> Store | None:
     Raises:
         StoreError: something else is there, or nothing can be written.
     """
-    if not place.exists():
+    place.tidy()
+    if not place.exists() or place.unfinished():
         place.check_writable()
         return None
     found = open_place(place, to_write=True)

@@ -4,6 +4,7 @@ The plan is made ready aside and put in place at once, so that whoever finds a s
 plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
+from ..errors import StoreError
 from . import layout
 from .corpus import CorpusReport
 from .graph import KIND_NAMES
@@ -42,8 +45,9 @@ def create_store(
     facts: Mapping[str, Any],
     most_edges: int,
     draft: Store | None = None,
+    replace: bool = False,
 ) -> Store:
-    """Plan a store. It appears at once and whole; a store of densitrace that was there is replaced.
+    """Plan a store. It appears at once and whole, unless somebody else's appears before it.
 
     Args:
         place: where.
@@ -56,6 +60,10 @@ def create_store(
         most_edges: an upper bound of any window's full graph.
         draft: of a head of the same windows, in `folder` too: its parts that are done are moved
             into the store.
+        replace: a store of densitrace that is there.
+
+    Returns:
+        The store that is there now, whoever planned it.
     """
     with writing(place.path):
         ready = folder / "store"
@@ -71,8 +79,34 @@ def create_store(
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         if draft is not None:
             _move_parts(draft, ready)
-        place.publish(ready, first="zarr.json")
+        asked = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
+        place.publish(ready, json.dumps(asked, sort_keys=True).encode(), replace)
     return open_place(place, to_write=True)
+
+
+def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
+    """The draft that lies there, if it is of the same things and windows."""
+    try:
+        draft = open_place(place, to_write=True)
+        same = draft.recipe == recipe and draft.rule == rule and _same_windows(draft, head)
+    except StoreError:
+        return None
+    return draft if same else None
+
+
+def _same_windows(draft: Store, head: Plan) -> bool:
+    """Whether a draft is of these windows; what was read beyond them does not matter."""
+    documents = slice(int(head.document[-1]) + 2)
+    tokens = slice(head.place(head.n_windows - 1).stop + 1)
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
+        (draft.owners, head.document),
+        (draft.starts, head.window_start),
+        (draft.lengths, head.length),
+        (draft.array(f"{PLAN}/first")[documents], head.first[documents]),
+        (draft.array(f"{PLAN}/token")[tokens], head.tokens[tokens]),
+        (draft.array(f"{PLAN}/span")[tokens], head.spans[tokens]),
+    ]
+    return all(np.array_equal(there, here) for there, here in pairs)
 
 
 def _move_parts(draft: Store, folder: Path) -> None:

@@ -10,6 +10,8 @@ from .parts import claims_of, failures_of
 from .progress import Meter
 from .store import Store
 
+CURVE_TOKENS = 10_000_000  # done, of which the mean curve is shown: a few seconds of reading
+
 
 def print_summary(store: Store, meter: Meter, console: Console) -> None:
     """Print where the store is, what it holds, what was skipped, and the mean curve."""
@@ -19,6 +21,8 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
     for row in _facts(store, meter):
         facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
     console.print(facts)
+    if sum(map(store.part_tokens, store.done_parts())) > CURVE_TOKENS:
+        return  # all curves are read for it
     strata = Table(title="mean curve", title_justify="left")
     for name in (store.rule.name, "size", "TV"):
         strata.add_column(name, justify="right")
@@ -43,6 +47,8 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
     ]
     for part, claim in claims_of(store.place).items():
         state = "" if claim.alive() else ", which is gone"
+        if claim.deaths:
+            state += f"; {claim.deaths} before it died or stood still"
         rows.append((f"part {part}", f"at process {claim.process} on {claim.host}{state}"))
     rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.place).items()]
     rows += [

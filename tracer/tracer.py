@@ -229,7 +229,7 @@ class Tracer:
 
         Raises:
             InputError: arguments that cannot be used; the message says which and why.
-            ModelError: the model's output is not finite on this input.
+            NotFiniteError: the model's output is not finite on this input.
         """
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
@@ -260,8 +260,8 @@ class Tracer:
             batches: token ids of each row, and the id that follows each row, -1 where none does.
             rule: a rule with cuts of its own.
             settings: see `trace`; scope="all".
-            tokens_at_once: tokens, times lanes, of a batch that are inside a block together;
-                all of them by default, at least one row.
+            tokens_at_once: tokens, times lanes, of a batch that are inside a block together, in
+                rows of about one length; all of them by default, at least one row.
             observers: one a batch, or none; not with `cuda_graphs`.
             packed: less leaves the device: what a store holds, in its types, with the topology
                 by depth quartile in place of block. For `scan`; such traces have no `to_coo`.

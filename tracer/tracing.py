@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, NotFiniteError
 from . import layout
-from .batch import Batch
+from .batch import Batch, BatchPart
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
@@ -24,6 +24,7 @@ from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, by_quartile, output_trace
 from .transfer import Departure, to_device
+from .windows import runs
 
 Scope = Literal["all", "output"]
 
@@ -93,11 +94,11 @@ class Measured:
         """The results, once they are here.
 
         Raises:
-            ModelError: the model's output is not finite.
+            NotFiniteError: the model's output is not finite.
         """
         arrays = self.leaving.arrays()
         if not arrays.pop("finite"):
-            raise ModelError(
+            raise NotFiniteError(
                 "the model's output holds NaN or infinity on this input: its weights or its "
                 f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
             )
@@ -137,13 +138,15 @@ class Tracing:
         masked_lanes: bool = True,
         gates: Sequence[Tensor] | None = None,
         observers: Sequence[Observer] = (),
+        parts: Sequence[BatchPart] | None = None,
     ) -> LaneLoop:
-        """A lane loop; `weigh` replaces the importance that the settings name."""
+        """A lane loop; `weigh` replaces the importance that the settings name.
+
+        `parts` are by default those of the batch, which is on the host then.
+        """
         chosen = self.settings
+        parts = self._parts(batch) if parts is None else parts
         batch = batch.to(self.decoder.device)
-        rows_at_once = None
-        if self.tokens_at_once is not None:
-            rows_at_once = max(1, self.tokens_at_once // batch.ids.shape[1])
         return LaneLoop(
             self.decoder,
             batch,
@@ -157,8 +160,20 @@ class Tracing:
             seed=chosen.seed,
             backend=self.backend,
             observers=observers,
-            rows_at_once=rows_at_once,
+            parts=parts,
         )
+
+    def _parts(self, batch: Batch) -> Sequence[BatchPart]:
+        """What of a batch on the host is inside a block together, grouped as windows are in a scan.
+
+        Each part with its own padding: so its bits are those that it has in a batch of its own.
+        """
+        if self.tokens_at_once is None:
+            return ()
+        lengths = batch.lengths
+        return [
+            BatchPart(rows, int(lengths[rows].max())) for rows in runs(lengths, self.tokens_at_once)
+        ]
 
     # ---- sizes and errors --------------------------------------------------------------------
 
@@ -166,10 +181,11 @@ class Tracing:
         """Every position of every row, in one pass over the model; observers see it, if any."""
         scored = batch.valid
         inputs = self._on_device(vars(batch) | _outputs(batch, scored))
+        parts = self._parts(batch)
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             here = Batch(*(inputs[name] for name in vars(batch)))
-            run = self.loop(here, rule, observers=observers).run()
+            run = self.loop(here, rule, observers=observers, parts=parts).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             outputs = inputs["output"].to(counts.device)
             topology = counts.flatten(0, 1).index_select(0, outputs)

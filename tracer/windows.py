@@ -15,6 +15,7 @@ from .spool import Spool
 NO_TOKENS = "the tokenizer makes no token of it"
 TOGETHER = 256  # documents that the tokenizer is given at once, to divide among its threads
 TOGETHER_CHARACTERS = 1 << 18  # of them, at most
+MOST_PADDING = 0.05  # of a batch's tokens, at most
 NONE = -1  # where there is no next token, no character span, no token
 
 
@@ -168,6 +169,60 @@ def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
         characters += len(document.text)
     if run:
         yield run
+
+
+# ---- windows that are traced together ------------------------------------------------------------
+
+
+def batches(
+    lengths: NDArray[np.int32], tokens: int, padding: float = MOST_PADDING
+) -> list[list[int]]:
+    """Windows grouped by similar length.
+
+    Args:
+        lengths: tokens of each window.
+        tokens: of a group of more than one window with its padding, at most.
+        padding: most of it in a group, as a share of its tokens.
+
+    Example:
+        >>> batches(np.array([30, 90, 29, 20]), 90)
+        [[1], [0, 2], [3]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return [order[run].tolist() for run in runs(lengths[order], tokens, padding)]
+
+
+def runs(lengths: NDArray[np.integer], tokens: int, padding: float = MOST_PADDING) -> list[slice]:
+    """Windows that lie side by side grouped as `batches` groups them, which sorts them first."""
+    found: list[slice] = []
+    start = longest = held = 0
+    for window, length in enumerate(lengths.tolist()):
+        longer = max(longest, length)
+        padded = (window + 1 - start) * longer
+        if window > start and (padded > tokens or padded > (1 + padding) * (held + length)):
+            found.append(slice(start, window))
+            start, longer, held = window, length, 0
+        longest, held = longer, held + length
+    return [*found, slice(start, len(lengths))] if len(lengths) else []
+
+
+def joined(
+    groups: Sequence[Sequence[int]], lengths: NDArray[np.int32], tokens: int
+) -> list[list[int]]:
+    """Groups of windows side by side joined to larger ones, of so many tokens at most with padding.
+
+    Example:
+        >>> joined([[1], [0, 2], [3]], np.array([30, 90, 29, 20]), 300)
+        [[1, 0, 2], [3]]
+    """
+    found: list[list[int]] = []
+    for group in groups:
+        longest = max(lengths[[*(found[-1] if found else ()), *group]])
+        if found and (len(found[-1]) + len(group)) * longest <= tokens:
+            found[-1] += group
+        else:
+            found.append([*group])
+    return found
 
 
 def spread(lengths: NDArray[np.integer], tokens: int) -> NDArray[np.int64]:

@@ -10,9 +10,9 @@ import torch
 
 from densitrace import InputError, Threshold, Tracer, scan
 from densitrace.tracer.clock import Clock, Stopwatch
-from densitrace.tracer.part import batches
 from densitrace.tracer.parts import Worker
 from densitrace.tracer.tracing import Scope
+from densitrace.tracer.windows import batches
 
 RULE = Threshold([0.2, 0.05])
 CPU = torch.device("cpu")

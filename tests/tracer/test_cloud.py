@@ -1,8 +1,10 @@
 """Stores beyond the disk: a real S3 server on loopback, and memory."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
@@ -12,8 +14,8 @@ from moto.server import ThreadedMotoServer
 
 from densitrace import Store, StoreError, Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, place
-from densitrace.tracer.parts import Claims, claims_of
-from densitrace.tracer.place import place_of
+from densitrace.tracer.parts import Claims, Worker, claims_of
+from densitrace.tracer.place import Bucket, place_of
 from densitrace.tracer.run import Limits
 
 OPTIONS: dict[str, Any] = {
@@ -68,6 +70,73 @@ def test_a_scan_to_a_bucket_is_the_scan_to_a_folder(
     assert claims_of(part.place) == {}
     scan(byte_tracer, corpus, url, **OPTIONS)
     assert_same(open_store(url), scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS))
+
+
+class Puts:
+    """Something happens as so many objects have been put."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, after: int, happens: Callable[[], None]) -> None:
+        self.put, self.left, self.happens = Bucket.put, after, happens
+        patch.setattr(Bucket, "put", lambda bucket, key, data: self(bucket, key, data))
+
+    def __call__(self, bucket: Bucket, key: str, data: bytes) -> None:
+        if self.left == 0:
+            self.happens()
+        self.left -= 1
+        self.put(bucket, key, data)
+
+
+def keys(url: str) -> list[str]:
+    """All that lies in a bucket."""
+    bucket = place_of(url)
+    assert isinstance(bucket, Bucket)
+    return sorted(item["path"] for chunk in bucket._listed("") for item in chunk)
+
+
+@pytest.mark.parametrize("puts", [7, 30])
+def test_a_plan_whose_upload_was_interrupted_is_made_again(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, url: str, puts: int
+) -> None:
+    def dies() -> None:
+        raise KeyboardInterrupt
+
+    longer = tmp_path / "longer.txt"
+    longer.write_text("of which nothing may stay " * 40)
+    with pytest.MonkeyPatch.context() as patch:
+        Puts(patch, puts, dies)
+        with pytest.raises(KeyboardInterrupt):
+            scan(byte_tracer, longer, url, **OPTIONS)
+    with pytest.raises(StoreError, match="is not planned yet"):
+        open_store(url)
+    scan(byte_tracer, corpus, url, **OPTIONS)
+    scan(byte_tracer, corpus, f"{url}-undisturbed", **OPTIONS)
+    assert keys(url) == keys(f"{url}-undisturbed")
+    assert_same(open_store(url), open_store(f"{url}-undisturbed"))
+
+
+def test_a_worker_waits_until_a_plan_is_there_whole(
+    byte_folder: Path, corpus: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One each, as blocks are told what to do in place.
+    tracers = [Tracer.from_pretrained(byte_folder, device="cpu") for _ in range(2)]
+    halfway, go_on = Event(), Event()
+
+    def waits() -> None:
+        halfway.set()
+        assert go_on.wait(60)
+
+    Puts(monkeypatch, 10, waits)
+    with ThreadPoolExecutor(2) as workers:
+        first, second = (
+            workers.submit(scan, tracer, corpus, url, worker=Worker(index, 2), **OPTIONS)
+            for index, tracer in enumerate(tracers)
+        )
+        assert halfway.wait(60)
+        assert not wait([second], timeout=0.5).done
+        go_on.set()
+        for worker in (first, second):
+            worker.result()
+    assert_same(open_store(url), scan(tracers[0], corpus, tmp_path / "s", **OPTIONS))
 
 
 def test_another_scan_is_refused_and_may_overwrite(

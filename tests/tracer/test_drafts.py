@@ -1,5 +1,6 @@
 """A corpus that is traced while it is still read: the store is that of one read before."""
 
+import json
 import os
 import sys
 import threading
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scan_workers import shards
+from scan_workers import beside, shards
 
 from densitrace import (
     AutoStrata,
     CorpusError,
     ScanError,
     Store,
+    StoreError,
     Threshold,
     Tracer,
     open_store,
@@ -102,11 +104,6 @@ def drafted(monkeypatch: pytest.MonkeyPatch, slowly: Slowly) -> list[int]:
 
     monkeypatch.setattr(Store, "write_part", noted)
     return found
-
-
-def beside(store: Path) -> list[str]:
-    """What lies in a store's folder and has its name, but for the store."""
-    return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
 
 
 # ---- the same store ------------------------------------------------------------------------------
@@ -280,6 +277,99 @@ def test_who_is_asked_to_stop_leaves_the_part_and_plans(
     assert store.done_parts() == [0]
     assert store.n_parts == 5
     assert scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS).complete
+    assert shards(tmp_path / "s") == shards(tmp_path / "plain")
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, slowly: Slowly,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
+    """Where a store would be, had the disk not been full once a part was written."""
+    written: list[int] = []
+
+    def fills(store: Store, part: int, *given: Any) -> int:
+        if written:
+            slowly.go_on.set()  # nobody waits for the last document, but its thread
+            raise StoreError("no space left")
+        written.append(part)
+        return WRITE_PART(store, part, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_part", fills)
+        with pytest.raises(StoreError, match="no space left"):
+            scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    assert written == [0]
+    assert not (tmp_path / "s").exists()
+    assert len(beside(tmp_path / "s")) == 1
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parts that are traced."""
+    found: list[int] = []
+    trace = Run._trace
+
+    def noted(run: Run, part: int) -> Any:
+        found.append(part)
+        return trace(run, part)
+
+    monkeypatch.setattr(Run, "_trace", noted)
+    return found
+
+
+def test_parts_of_before_a_full_disk_are_gone_on_from(
+    byte_tracer: Tracer, corpus: Path, plain: Callable[..., Store], kept: Path, traced: list[int]
+) -> None:
+    scan(byte_tracer, corpus, kept, **OPTIONS)
+    assert traced == [1, 2, 3, 4]
+    plain()
+    assert shards(kept) == shards(kept.parent / "plain")
+    assert beside(kept) == []
+
+
+@pytest.mark.parametrize("damage", ["zarr.json", "plan/token/c.0", None])
+def test_what_was_kept_of_something_else_is_not_used(
+    byte_tracer: Tracer, corpus: Path, plain: Callable[..., Store], kept: Path, traced: list[int],
+    damage: str | None,
+) -> None:  # fmt: skip
+    if damage is None:
+        first, *others = corpus.read_text().splitlines()
+        changed = json.loads(first)
+        changed["text"] = changed["text"][::-1]
+        corpus.write_text("\n".join([json.dumps(changed), *others]))
+    else:
+        (kept.parent / beside(kept)[0] / "kept" / damage).write_bytes(b"{")
+    scan(byte_tracer, corpus, kept, **OPTIONS)
+    assert sorted(traced) == [0, 1, 2, 3, 4]
+    plain()
+    assert shards(kept) == shards(kept.parent / "plain")
+    assert beside(kept) == []
+
+
+def test_who_is_asked_to_stop_does_not_wait_for_a_long_corpus(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, plain: Callable[..., Store],
+    slowly: Slowly, traced: list[int], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("densitrace.tracer.reading.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("densitrace.tracer.reading.POLL_SECONDS", 0.05)
+
+    def asked() -> bool:
+        if len(traced) < 2:
+            return False
+        threading.Timer(1.0, slowly.go_on.set).start()  # long after
+        return True
+
+    with pytest.raises(StoreError, match="is not planned yet, as its corpus was not read"):
+        scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(asked=asked), **OPTIONS)
+    assert not (tmp_path / "s").exists()
+    scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    assert traced == [0, 1, 1, 2, 3, 4]
+    plain()
     assert shards(tmp_path / "s") == shards(tmp_path / "plain")
 
 

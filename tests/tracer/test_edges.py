@@ -261,7 +261,13 @@ def test_stores_of_before_go_on(byte_tracer: Tracer, corpus: Path, tmp_path: Pat
     scan(byte_tracer, corpus, tmp_path / "s", **options)
     about = tmp_path / "s" / "zarr.json"
     described = json.loads(about.read_text())
-    for name in ("edges", "blocks", "parallel"):  # which they know nothing of
+    for name in (
+        "edges",
+        "blocks",
+        "parallel",
+        "batch_tokens",
+        "arithmetic",
+    ):  # they say nothing of
         del described["attributes"][name]
     about.write_text(json.dumps(described))
     assert scan(byte_tracer, corpus, tmp_path / "s", **options).complete
@@ -358,6 +364,6 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     there.place.delete("edges/weight/c.1.0")
     assert there.damage(1) == "file 'edges/weight/c.1.0' is missing"
     there.open_again(1)
-    assert "c.1.0" not in there.place.names("edges/source")
+    assert "c.1.0" not in there.place.files("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     assert [there.damage(part) for part in there.done_parts()] == [None] * there.n_parts

@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,16 +24,27 @@ from scan_workers import (
     RULE,
     Job,
     assert_same_store,
+    beside,
     killed_until_complete,
     shards,
     write_corpus,
 )
 
-from densitrace import ScanError, StoreError, Tracer, open_store, scan
-from densitrace.tracer import parts
+from densitrace import (
+    ModelError,
+    NotFiniteError,
+    ScanError,
+    Store,
+    StoreError,
+    Tracer,
+    open_store,
+    scan,
+)
+from densitrace.tracer import parts, place
 from densitrace.tracer.cli import cli
-from densitrace.tracer.parts import Claims, claims_of, failures_of
+from densitrace.tracer.parts import DEATHS, Claim, Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
+from densitrace.tracer.stored_plan import create_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT}
@@ -74,6 +87,7 @@ def test_killed_at_random_moments(
         job = jobs()
         kills += killed_until_complete(job, workers, seconds, moments)
         assert_same_store(job.out, path)
+        assert beside(job.out) == []
 
 
 def test_a_worker_that_hangs_is_replaced(
@@ -115,6 +129,47 @@ def test_two_workers_on_the_same_parts(
     for thread in threads:
         thread.join()
     assert_same_store(job.out, whole[0])
+
+
+def test_what_a_killed_planner_left_is_removed(
+    jobs: Callable[[], Job], whole: tuple[Path, float]
+) -> None:
+    job = jobs()
+    (process,) = job.started()
+    until(lambda: bool(beside(job.out)) or not process.is_alive())
+    process.kill()
+    process.join()
+    alive = job.out.with_name(f".{job.out.name}.0.{socket.gethostname()}.{os.getpid()}.planning")
+    alive.mkdir()
+    job.finished()
+    assert_same_store(job.out, whole[0])
+    assert beside(job.out) == [alive.name]
+    alive.rmdir()
+
+
+def test_two_who_plan_at_once_keep_what_either_has_done(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, created = jobs(), create_store
+
+    def after_another(*given: Any, **how: Any) -> Store:
+        monkeypatch.setattr("densitrace.tracer.scan.create_store", created)
+        run_here(job, limits=Limits(max_parts=3))
+        return created(*given, **how)
+
+    monkeypatch.setattr("densitrace.tracer.scan.create_store", after_another)
+    written: list[int] = []
+    write_part = Store.write_part
+
+    def noted(store: Store, part: int, *given: Any) -> int:
+        written.append(part)
+        return write_part(store, part, *given)
+
+    monkeypatch.setattr(Store, "write_part", noted)
+    run_here(job)
+    assert written == list(range(open_store(job.out).n_parts))
+    assert_same_store(job.out, whole[0])
+    assert beside(job.out) == []
 
 
 def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> None:
@@ -187,7 +242,7 @@ def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limi
 
 
 class Failing:
-    """Raises on some parts, so many times."""
+    """Raises on parts 3 and 5, so many times each."""
 
     def __init__(self, times: int, error: Exception) -> None:
         self.left = {3: times, 5: times}
@@ -203,29 +258,75 @@ class Failing:
 TRACE = Run._trace
 
 
+OUT_OF_LUCK = RuntimeError("CUDA error: out of luck")
+
+
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Parts 3 and 5 fail, so many times each."""
 
-    def fail(times: int) -> None:
-        trouble = Failing(times, RuntimeError("CUDA error: out of luck"))
+    def fail(times: int, error: Exception = OUT_OF_LUCK) -> None:
+        trouble = Failing(times, error)
         monkeypatch.setattr(Run, "_trace", lambda run, part: trouble(run, part))
         monkeypatch.setattr("densitrace.tracer.run.RETRY_SECONDS", (0.0, 0.0))
 
     return fail
 
 
+@pytest.mark.parametrize(
+    "error", [OUT_OF_LUCK, MemoryError(), ModelError("weights cannot be read: Input/output error")]
+)
 def test_a_part_is_tried_again(
-    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+    jobs: Callable[[], Job],
+    whole: tuple[Path, float],
+    failing: Callable[..., None],
+    error: Exception,
 ) -> None:
-    failing(2)
+    failing(2, error)
     job = jobs()
     run_here(job)
     assert_same_store(job.out, whole[0])
 
 
+def test_what_overflows_is_not_tried_again(
+    jobs: Callable[[], Job], failing: Callable[..., None]
+) -> None:
+    failing(1, NotFiniteError("NaN"))
+    with pytest.raises(ScanError, match=r"2 of \d+ parts .* part 3 first: NaN"):
+        run_here(jobs())
+
+
+def test_a_part_whose_workers_died_comes_last(
+    jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=1))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    where = open_store(job.out).place
+    for part, before in ((1, DEATHS), (2, DEATHS - 1)):
+        claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=before)
+        where.put(f"part_done/claim.{part}", claim.to_bytes())
+    shown = CliRunner().invoke(cli, ["status", str(job.out)])
+    told = " ".join(shown.stdout.replace("│", " ").split())
+    assert f"which is gone; {DEATHS} before it died or stood still" in told
+    order: list[int] = []
+
+    def noted(run: Any, part: int) -> Any:
+        order.append(part)
+        deaths.append(claims_of(where)[part].deaths)
+        return TRACE(run, part)
+
+    deaths: list[int] = []
+    monkeypatch.setattr(Run, "_trace", noted)
+    run_here(job)
+    assert order == [2, *range(3, open_store(job.out).n_parts), 1]
+    assert (deaths[0], set(deaths[1:-1]), deaths[-1]) == (DEATHS, {0}, DEATHS + 1)
+    assert_same_store(job.out, whole[0])
+
+
 def test_parts_that_fail_are_named_and_the_rest_goes_on(
-    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[[int], None]
+    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[..., None]
 ) -> None:
     failing(3)
     job = jobs()
@@ -259,15 +360,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("left", [30_000, 0])  # room for claims, for nothing
 def test_a_disk_that_is_full(
-    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path
+    jobs: Callable[[], Job], whole: tuple[Path, float], small_disk: Path, left: int
 ) -> None:
     job = jobs()
     job = Job(job.model, job.corpus, small_disk / "store")
     run_here(job, limits=Limits(max_parts=2))
     ballast = small_disk / "ballast"
     free = shutil.disk_usage(small_disk).free
-    ballast.write_bytes(bytes(max(0, free - 30_000)))
+    ballast.write_bytes(bytes(max(0, free - left)))
     with pytest.raises(StoreError, match="No space left on device; parts that are done stay"):
         run_here(job)
     done = open_store(job.out).done_parts()
@@ -311,9 +413,8 @@ def test_damaged_parts_are_found_and_done_again(
         else:
             data[len(data) // 3] ^= 1
             file.write_bytes(data)
-    if damage != "missing":
-        with pytest.raises(StoreError, match="'tv', is damaged"):
-            open_store(job.out).tokens()
+    with pytest.raises(StoreError, match="'tv', is damaged"):
+        open_store(job.out).tokens()
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("damaged, not done any more") == 3
@@ -321,6 +422,35 @@ def test_damaged_parts_are_found_and_done_again(
     assert set(range(store.n_parts)) - set(store.done_parts()) == {2, 4, 7}
     run_here(job)
     assert_same_store(job.out, whole[0])
+
+
+PLANNED = ["plan/token/c.0", "plan/span/c.0.0", "plan/length/c.0", "plan/first/c.0", "text/c.0"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_damaged_plan_is_found_and_not_scanned(
+    jobs: Callable[[], Job], whole: tuple[Path, float], name: str, damage: str
+) -> None:
+    job = jobs()
+    shutil.copytree(whole[0], job.out)
+    (job.out / "part_done" / "c.3").unlink()
+    file = job.out / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+    result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
+    assert result.exit_code == 1
+    assert re.search(rf"the plan is damaged: .*{name.split('/')[-2]}", result.stderr)
+    if name.startswith("plan"):
+        with pytest.raises(StoreError, match="is damaged"):
+            run_here(job)
+    else:
+        with pytest.raises(StoreError, match="is damaged"):
+            _ = open_store(job.out).documents
 
 
 # ---- what changed in between ---------------------------------------------------------------------
@@ -357,11 +487,39 @@ def test_a_tokenizer_that_changed(
 def test_a_clock_set_back(
     jobs: Callable[[], Job], whole: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its time of day runs backwards; a part whose worker stands still is taken over all the same.
+
+    Who took the time of day for how long that was would wait for ever.
+    """
     now = time.time()
     passed = iter(np.linspace(0, -1e6, 1_000_000).tolist())
     monkeypatch.setattr(time, "time", lambda: now + next(passed))
     job = jobs()
     run_here(job, limits=Limits(max_parts=2))
+    open_store(job.out).place.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
     monkeypatch.setattr(time, "time", lambda: now - 1e7 + next(passed))
-    run_here(job)
+    run_here(job, lease_seconds=0.2)
     assert_same_store(job.out, whole[0])
+
+
+def test_a_part_is_durable_before_it_is_marked_done(
+    jobs: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its files and their folders are flushed, then the mark is put, then its folder is."""
+    happened: list[str] = []
+    flush = place._flush
+
+    def noted(path: Path) -> None:
+        happened.append(str(path))
+        flush(path)
+
+    monkeypatch.setattr(place, "_flush", noted)
+    job = jobs()
+    run_here(job, limits=Limits(max_parts=1))
+    store = open_store(job.out)
+    mark, *files = store.keys(0)
+    put = max(n for n, path in enumerate(happened) if f"/.{Path(mark).name}." in path)
+    before, after = happened[:put], happened[put + 1 :]
+    assert {str(job.out / key) for key in files} <= set(before)
+    assert {str((job.out / key).parent) for key in files} <= set(before)
+    assert str((job.out / mark).parent) in after

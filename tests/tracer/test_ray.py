@@ -90,7 +90,7 @@ class Told(Meter):
 
     failed = 0
 
-    def parts(self, done: int, total: int, failed: int) -> None:
+    def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
         self.failed = failed
 
 
@@ -167,7 +167,7 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     corpus.write_text('{"text": "To be, or not to be, that is the question."}\n' * 20_000)
     monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.5)
     loading = {"path": str(byte_folder), "device": "cpu"}
-    with pytest.raises(StoreError, match="was not planned yet"):
+    with pytest.raises(StoreError, match="is not planned yet"):
         scan_with_ray(
             loading, corpus, tmp_path / "s", workers=WORKERS, limits={}, progress=Meter(),
             asked=lambda: True, **OPTIONS,

@@ -31,13 +31,12 @@ from densitrace import (
 )
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
-from densitrace.tracer.part import batches
 from densitrace.tracer.parts import failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
-from densitrace.tracer.windows import Plan
+from densitrace.tracer.windows import Plan, batches, joined, runs
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -163,6 +162,12 @@ def test_batches_hold_each_window_once_and_stay_small(
         assert padded <= (1 + padding) * array[group].sum()
     together = batches(array, tokens, np.inf)
     assert len(together) <= len(groups)
+    # Of groups that are joined, each run of rows is one of them again.
+    for joint in joined(groups, array, 3 * tokens):
+        within = [joint[run] for run in runs(array[joint], tokens, padding)]
+        assert within == groups[: len(within)]
+        groups = groups[len(within) :]
+    assert not groups
 
 
 def test_two_scans_give_the_same_bytes(

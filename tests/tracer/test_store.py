@@ -25,6 +25,7 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
 
 RULE = Threshold([0.2, 0.05, 0.01])
@@ -221,6 +222,7 @@ def test_missing_arrays_are_named(store: Store) -> None:
         ({"seed": 1}, "seed is 0 there, 1 is asked"),
         ({"controls": ("random",)}, "controls is none there, random is asked"),
         ({"context": 8}, "context is 16 there, 8 is asked"),
+        ({"batch_tokens": 7}, "batch_tokens is 1024 there, 7 is asked"),
         ({"label_fields": ("lang",)}, "corpus is .* there, .* is asked"),
     ],
 )
@@ -237,6 +239,19 @@ def test_another_scan_is_refused(
     with pytest.raises(StoreError, match=message):
         scan(byte_tracer, corpus, store.path, **options)
     assert snapshot(Path(store.path)) == before
+
+
+def test_a_store_goes_on_with_what_it_began_with(
+    byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    """The last bits of sums depend on what runs together, and on what serves the ops."""
+    options: dict[str, Any] = {"select": RULE, "context": 16}
+    path = tmp_path / "s.zarr"
+    scan(byte_tracer, corpus, path, batch_tokens=7, limits=Limits(max_parts=1), **options)
+    plain = Tracer.from_pretrained(byte_folder, device="cpu", backend="reference")
+    with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference is as"):
+        scan(plain, corpus, path, **options)
+    assert scan(byte_tracer, corpus, path, **options).recipe.batch_tokens == 7
 
 
 def test_overwrite(store: Store, byte_tracer: Tracer, corpus: Path) -> None:

@@ -1,7 +1,7 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
 from .architecture import Architecture, BlockNorms, LinearNorm
-from .decoder import Block, Decoder, call_on, rows_of_call
+from .decoder import Block, Decoder, call_on, part_of_call
 from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
@@ -30,6 +30,6 @@ __all__ = [
     "declare",
     "load",
     "load_offloaded",
-    "rows_of_call",
+    "part_of_call",
     "stored",
 ]

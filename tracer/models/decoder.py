@@ -278,15 +278,22 @@ def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: _each(value, lambda tensor: tensor.to(device)) for name, value in call.items()}
 
 
-def rows_of_call(call: dict[str, Any], states: Tensor, rows: slice | Tensor) -> dict[str, Any]:
-    """A block's keyword arguments for some rows of its states [N, T, D] alone.
+def part_of_call(
+    call: dict[str, Any], states: Tensor, rows: slice | Tensor, columns: int | None = None
+) -> dict[str, Any]:
+    """A block's keyword arguments for some rows of its states [N, T, D] alone, and columns.
 
-    Rotary tables and position ids have the states' N and T in front; the rest serves all rows.
+    Rotary tables and position ids have the states' N and T in front, or 1 and T; the rest serves
+    all of them.
     """
     front = states.shape[:2]
 
     def narrow(tensor: Tensor) -> Tensor:
-        return tensor[rows] if tensor.shape[:2] == front else tensor
+        if tensor.shape[:2] == front:
+            tensor = tensor[rows]
+        elif tensor.shape[:2] != (1, front[1]):
+            return tensor
+        return tensor[:, :columns]
 
     return {name: _each(value, narrow) for name, value in call.items()}
 
