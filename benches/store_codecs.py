@@ -9,6 +9,7 @@ turns, round after round, so that what else the machine does meets all of them. 
 system's cache.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -213,6 +214,12 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
     arrays = part_of(store)
     _, columns, strata = arrays["tv"].shape
     windows = max(1, layout.CHUNK_VALUES // (columns * strata))
+    before = os.getloadavg()[0]
+    measured = {
+        "codecs and chunks": codecs_and_chunks(folder, arrays),
+        "chunks at once": chunks_at_once(folder, arrays, windows),
+        "readers": readers(folder / "parts", arrays, windows),
+    }
     return {
         "date": str(date.today()),
         "machine": machine(),
@@ -220,9 +227,8 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
         "windows": len(arrays["token"]),
         "tokens": int((arrays["token"] >= 0).sum()),
         "raw bytes": sum(values.nbytes for values in arrays.values()),
-        "codecs and chunks": codecs_and_chunks(folder, arrays),
-        "chunks at once": chunks_at_once(folder, arrays, windows),
-        "readers": readers(folder / "parts", arrays, windows),
+        "load, before and after": [before, os.getloadavg()[0]],
+        **measured,
     }
 
 
@@ -242,6 +248,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 def page(record: dict[str, Any]) -> str:
     """Markdown."""
     info = record["machine"]
+    load = " and ".join(map(figure, record["load, before and after"]))
     return "\n".join(
         [
             f"# Codecs, chunks and concurrency of a store, {record['date']}",
@@ -249,7 +256,8 @@ def page(record: dict[str, Any]) -> str:
             f"`python benches/store_codecs.py` on {info['processor']}, {info['threads']} threads, "
             f"zarr {record['zarr']}. A part of the largest size: {record['windows']} windows, "
             f"{record['tokens']:,} tokens, {figure(record['raw bytes'])} bytes with padding; a "
-            f"checksum on every chunk. Medians of {ROUNDS} rounds in which each has its turn.",
+            f"checksum on every chunk. Medians of {ROUNDS} rounds in which each has its turn. "
+            f"Processes that wanted a core, before and after: {load}.",
             "",
             *table(record["codecs and chunks"]),
             "Chunks of one array at which Zarr is together (`async.concurrency`):",
