@@ -25,6 +25,16 @@ from scan_workers import Job, assert_same_store, killed_until_complete, write_co
 from densitrace import open_store
 
 
+def differs(ours: Path, expected: Path) -> bool:
+    """Whether a store is not that one, token for token and shard for shard; it is told how."""
+    try:
+        assert_same_store(ours, expected)
+    except AssertionError as error:
+        click.echo(f"{ours.name}: {error}", err=True)
+        return True
+    return False
+
+
 def record_of(folder: Path, kills: int) -> dict[str, Any]:
     """Scan, and kill, until there were as many kills with either number of workers."""
     corpus, model = folder / "corpus.jsonl", folder / "model"
@@ -36,13 +46,15 @@ def record_of(folder: Path, kills: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     rows = []
     for workers in (1, 2):
-        moments, done, scans = random.Random(workers), 0, 0
+        moments, done, scans, differing = random.Random(workers), 0, 0, 0
         while done < kills:
             job = Job(model, corpus, folder / f"{workers}-{scans}")
             done += killed_until_complete(job, workers, seconds, moments)
             scans += 1
-            assert_same_store(job.out, whole.out)
-        rows.append({"workers": workers, "kills": done, "scans": scans, "stores that differ": 0})
+            differing += differs(job.out, whole.out)
+        rows.append(
+            {"workers": workers, "kills": done, "scans": scans, "stores that differ": differing}
+        )
     store = open_store(whole.out)
     return {
         "date": str(date.today()),
@@ -64,8 +76,7 @@ def page(record: dict[str, Any]) -> str:
             f"`python benches/kill_test.py` on {info['processor']}, {info['threads']} threads. "
             f"Scans of {record['parts']} parts and {record['tokens']} tokens, "
             f"{figure(record['seconds of a whole scan'])} s when nothing happens. Each store is "
-            "compared with that one shard by shard, and each token counted; a difference would "
-            "have ended the run.",
+            "compared with that one shard by shard, and each token counted.",
             "",
             "| " + " | ".join(rows[0]) + " |",
             "|" + " --- |" * len(rows[0]),

@@ -23,7 +23,6 @@ from typing import Any
 from unittest.mock import patch
 
 import click
-import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -33,6 +32,7 @@ from ledger import figure, machine, write_record
 from problems import EXAMPLES, thresholds
 
 from densitrace import Tracer, open_store, scan
+from densitrace.tracer import layout
 from densitrace.tracer.models import OffloadedBlocks
 
 LIMIT_BYTES = 5 << 28  # of the process that offloads: heap and private mappings, torch's included
@@ -183,11 +183,10 @@ def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str,
 def differing(folder: Path) -> list[str]:
     """Arrays of the two stores that are not the same to the bit."""
     ours, theirs = open_store(folder / "offloaded"), open_store(folder / "resident")
-    arrays = ("size", "topology", "surprisal", "model_entropy", "tv", "kl", "top1", "loss")
     return [
-        name
-        for name in arrays
-        if not np.array_equal(getattr(ours, name)[:], getattr(theirs, name)[:], equal_nan=True)
+        spec.name
+        for spec in layout.window_arrays(ours.controls, most_edges=0)
+        if ours.array(spec.name)[:].tobytes() != theirs.array(spec.name)[:].tobytes()
     ]
 
 

@@ -1,16 +1,22 @@
-"""Which codec, and which chunks, should a store have?
+"""Which codec, which chunks, and how much at once should a store have?
 
     python benches/store_codecs.py --store traces.zarr --out benches/results/store-codecs-DATE
 
-Real parts of a finished scan are written again with every candidate and read back: whole, as a
-report does, and one window of the curves, as one who looks at a passage does. The files are in the
+The windows of a finished scan, as many as a part of the largest size holds, are written again with
+every candidate and read back: whole, as a report does, and one window of the curves, as one who
+looks at a passage does. Copies of that part are read by several threads, too. Candidates take
+turns, round after round, so that what else the machine does meets all of them. The files are in the
 system's cache.
 """
 
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,11 +33,15 @@ from ledger import figure, machine, write_record
 
 from densitrace import open_store
 from densitrace.tracer import layout
+from densitrace.tracer.store import READERS as CHOSEN_READERS
 from densitrace.tracer.store import Store
 from densitrace.tracer.stored_edges import COMPRESSORS
 
-ROUNDS = 3
-CHUNK_VALUES = (1 << 14, 1 << 17, 1 << 20)  # (token, stratum) pairs; the last is a whole part
+ROUNDS = 5
+CHUNK_VALUES = (1 << 14, layout.CHUNK_VALUES, 1 << 21)  # (token, stratum) pairs; the last: a part
+AT_ONCE = (1, 4, 10, 32)  # chunks that Zarr is at together: its async.concurrency, by default 10
+READERS = (1, 2, 4, 8)  # threads that read parts
+PARTS = 8  # that they read
 CODECS: Mapping[str, Any] = {
     "none": (),
     "zstd 3": (ZstdCodec(level=3),),
@@ -41,24 +51,30 @@ CODECS: Mapping[str, Any] = {
     "zstd 3, bits shuffled": (BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),),
     "zstd 7, shuffled": (BloscCodec(cname="zstd", clevel=7, shuffle="shuffle"),),
 }
+CHOSEN = next(name for name, codecs in CODECS.items() if codecs == COMPRESSORS[:-1])
 READ = ("size", "tv")  # what one who looks at a window reads
 Arrays = Mapping[str, NDArray[Any]]
+Row = dict[str, Any]
 
 
 def part_of(store: Store) -> dict[str, NDArray[Any]]:
-    """All arrays of the store's first part."""
+    """All arrays of so many of the store's windows as a part of the largest size holds."""
+    _, columns, strata = store.array("tv").shape
+    count = layout.parts(columns, strata, sys.maxsize).windows
+    if store.n_windows < count or not store.complete:
+        raise click.UsageError(f"--store holds fewer than {count} windows that are scanned")
     names = [spec.name for spec in layout.window_arrays(store.controls, most_edges=0)]
-    return {name: store.array(name)[store.windows(0)] for name in names}
+    return {name: store.array(name)[:count] for name in names}
 
 
-def write(folder: Path, arrays: Arrays, windows: int, codecs: Any) -> None:
-    """The arrays as one part: a shard each, in chunks of so many windows."""
+def write(folder: Path, arrays: Arrays, windows: int, codecs: Any, parts: int = 1) -> None:
+    """The arrays as parts that are the same: a shard each, in chunks of so many windows."""
     group = zarr.create_group(folder, overwrite=True, zarr_format=3)
     for name, values in arrays.items():
         whole = -(-len(values) // windows) * windows
         array = group.create_array(
             name,
-            shape=values.shape,
+            shape=(parts * whole, *values.shape[1:]),
             shards=(whole, *values.shape[1:]),
             chunks=(windows, *values.shape[1:]),
             dtype=values.dtype,
@@ -66,79 +82,190 @@ def write(folder: Path, arrays: Arrays, windows: int, codecs: Any) -> None:
             compressors=(*codecs, Crc32cCodec()),
             config={"write_empty_chunks": True},
         )
-        array[:] = values
+        for part in range(parts):
+            array[part * whole : part * whole + len(values)] = values
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """The median of some rounds."""
-    found = []
+def stored(folder: Path) -> "dict[str, zarr.Array[Any]]":
+    """The arrays of a folder, opened."""
+    return dict(zarr.open_group(folder, mode="r").arrays())
+
+
+def in_turns(runs: Sequence[Mapping[str, Callable[[], object]]]) -> list[dict[str, float]]:
+    """What candidates do, timed: the median seconds of some rounds in which each has its turn."""
+    found: list[dict[str, list[float]]] = [{name: [] for name in run} for run in runs]
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return median(found)
+        for run, seconds in zip(runs, found, strict=True):
+            for name, do in run.items():
+                start = time.perf_counter()
+                do()
+                seconds[name].append(time.perf_counter() - start)
+    return [{name: median(each) for name, each in seconds.items()} for seconds in found]
 
 
-def measured(folder: Path, arrays: Arrays, windows: int, codecs: Any) -> dict[str, float]:
-    """One candidate."""
-    writing = seconds(lambda: write(folder, arrays, windows, codecs))
-    group = zarr.open_group(folder, mode="r")
+# ---- what is measured ----------------------------------------------------------------------------
 
-    def array(name: str) -> "zarr.Array[Any]":
-        found = group[name]
-        assert isinstance(found, zarr.Array)
-        return found
 
-    for name, values in arrays.items():
-        np.testing.assert_array_equal(np.asarray(array(name)[:]), values)
-    middle = len(arrays["token"]) // 2
-    return {
-        "windows a chunk": windows,
-        "bytes a token": sum(path.stat().st_size for path in folder.rglob("c.*"))
-        / int((arrays["token"] >= 0).sum()),
-        "write, s": writing,
-        "read all, s": seconds(lambda: [array(name)[:] for name in arrays]),
-        "read a window, ms": 1e3 * seconds(lambda: [array(name)[middle] for name in READ]),
-    }
+@dataclass(frozen=True)
+class Candidate:
+    """One way to store a part."""
+
+    folder: Path
+    arrays: Arrays
+    codec: str
+    windows: int  # of a chunk
+    at_once: int = zarr.config.get("async.concurrency")
+
+    def runs(self) -> Mapping[str, Callable[[], object]]:
+        """What is timed of it."""
+        middle = len(self.arrays["token"]) // 2
+
+        def read(names: Iterable[str], where: Any) -> None:
+            with zarr.config.set({"async.concurrency": self.at_once}):
+                arrays = stored(self.folder)
+                for name in names:
+                    arrays[name][where]
+
+        def written() -> None:
+            with zarr.config.set({"async.concurrency": self.at_once}):
+                write(self.folder, self.arrays, self.windows, CODECS[self.codec])
+
+        return {
+            "write, s": written,
+            "read all, s": lambda: read(self.arrays, slice(None)),
+            "read a window, s": lambda: read(READ, middle),
+        }
+
+    def bytes_a_token(self) -> float:
+        """Of what was written, which holds what it should."""
+        for name, array in stored(self.folder).items():
+            there = np.asarray(array[: len(self.arrays[name])])
+            np.testing.assert_array_equal(there, self.arrays[name])
+        tokens = int((self.arrays["token"] >= 0).sum())
+        return sum(path.stat().st_size for path in self.folder.rglob("c.*")) / tokens
+
+
+def codecs_and_chunks(folder: Path, arrays: Arrays) -> list[Row]:
+    """Every codec in chunks of the chosen size, and the chosen codec in every size."""
+    count, columns, strata = arrays["tv"].shape
+    sizes = [min(count, max(1, values // (columns * strata))) for values in CHUNK_VALUES]
+    if len(set(sizes)) < len(sizes):
+        raise click.UsageError(f"chunks of {sizes} windows: sizes have to differ")
+    chosen = sizes[CHUNK_VALUES.index(layout.CHUNK_VALUES)]
+    ways = [(name, chosen) for name in CODECS]
+    ways += [(CHOSEN, size) for size in sizes if size != chosen]
+    candidates = [
+        Candidate(folder / str(number), arrays, name, size)
+        for number, (name, size) in enumerate(ways)
+    ]
+    times = in_turns([candidate.runs() for candidate in candidates])
+    return [
+        {
+            "codec": each.codec + (" (chosen)" if ways[number] == (CHOSEN, chosen) else ""),
+            "windows a chunk": each.windows,
+            "bytes a token": each.bytes_a_token(),
+            **seconds,
+        }
+        for number, (each, seconds) in enumerate(zip(candidates, times, strict=True))
+    ]
+
+
+def chunks_at_once(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
+    """The chosen way, with so many chunks at which Zarr is together."""
+    candidates = [
+        Candidate(folder / f"at-once-{number}", arrays, CHOSEN, windows, number)
+        for number in AT_ONCE
+    ]
+    times = in_turns([candidate.runs() for candidate in candidates])
+    return [{"chunks at once": number, **each} for number, each in zip(AT_ONCE, times, strict=True)]
+
+
+def readers(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
+    """Several parts, each read by one of so many threads: all arrays, and the curves alone."""
+    write(folder, arrays, windows, CODECS[CHOSEN], PARTS)
+    found = stored(folder)
+    size = found["token"].shape[0] // PARTS
+
+    def read(names: Iterable[str], part: int) -> None:
+        for name in names:
+            found[name][part * size : (part + 1) * size]
+
+    def by(threads: int, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(partial(read, list(names)), range(PARTS)))
+
+    times = in_turns(
+        [
+            {
+                "read all, s": partial(by, threads, arrays),
+                "read curves, s": partial(by, threads, READ),
+            }
+            for threads in READERS
+        ]
+    )
+    return [
+        {"readers": f"{threads}{' (chosen)' if threads == CHOSEN_READERS else ''}", **each}
+        for threads, each in zip(READERS, times, strict=True)
+    ]
 
 
 def record_of(store: Store, folder: Path) -> dict[str, Any]:
     """Every candidate."""
     arrays = part_of(store)
-    count, columns, strata = arrays["tv"].shape
-    rows = []
-    for values in CHUNK_VALUES:
-        windows = min(count, max(1, values // (columns * strata)))
-        for name, codecs in CODECS.items():
-            chosen = codecs == COMPRESSORS[:-1] and values == layout.CHUNK_VALUES
-            found = measured(folder / "part", arrays, windows, codecs)
-            rows.append({"codec": name + (" (chosen)" if chosen else ""), **found})
+    _, columns, strata = arrays["tv"].shape
+    windows = max(1, layout.CHUNK_VALUES // (columns * strata))
+    before = os.getloadavg()[0]
+    measured = {
+        "codecs and chunks": codecs_and_chunks(folder, arrays),
+        "chunks at once": chunks_at_once(folder, arrays, windows),
+        "readers": readers(folder / "parts", arrays, windows),
+    }
     return {
         "date": str(date.today()),
         "machine": machine(),
         "zarr": zarr.__version__,
+        "windows": len(arrays["token"]),
         "tokens": int((arrays["token"] >= 0).sum()),
         "raw bytes": sum(values.nbytes for values in arrays.values()),
-        "rows": rows,
+        "load, before and after": [before, os.getloadavg()[0]],
+        **measured,
     }
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Markdown."""
+    return [
+        "| " + " | ".join(rows[0]) + " |",
+        "|" + " --- |" * len(rows[0]),
+        *("| " + " | ".join(figure(value) for value in row.values()) + " |" for row in rows),
+        "",
+    ]
 
 
 def page(record: dict[str, Any]) -> str:
     """Markdown."""
-    info, rows = record["machine"], record["rows"]
+    info = record["machine"]
+    load = " and ".join(map(figure, record["load, before and after"]))
     return "\n".join(
         [
-            f"# Codecs and chunks of a store, {record['date']}",
+            f"# Codecs, chunks and concurrency of a store, {record['date']}",
             "",
             f"`python benches/store_codecs.py` on {info['processor']}, {info['threads']} threads, "
-            f"zarr {record['zarr']}. One part of a scan, {record['tokens']:,} tokens, "
-            f"{figure(record['raw bytes'])} bytes with padding; a checksum on every chunk. Medians "
-            f"of {ROUNDS}.",
+            f"zarr {record['zarr']}. A part of the largest size: {record['windows']} windows, "
+            f"{record['tokens']:,} tokens, {figure(record['raw bytes'])} bytes with padding; a "
+            f"checksum on every chunk. Medians of {ROUNDS} rounds in which each has its turn. "
+            f"Processes that wanted a core, before and after: {load}.",
             "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + " --- |" * len(rows[0]),
-            *("| " + " | ".join(figure(value) for value in row.values()) + " |" for row in rows),
+            *table(record["codecs and chunks"]),
+            "Chunks of one array at which Zarr is together (`async.concurrency`):",
             "",
+            *table(record["chunks at once"]),
+            f"Threads that read {PARTS} such parts, a part each at a time:",
+            "",
+            *table(record["readers"]),
         ]
     )
 

@@ -5,11 +5,15 @@ import multiprocessing
 import random
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Lock
+from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from densitrace import Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, parts, windows
@@ -33,6 +37,40 @@ def write_corpus(path: Path) -> None:
     path.write_text("".join(json.dumps({"text": f"t{text}"}) + "\n" for text in texts))
 
 
+class _SmallParts:
+    """Many parts of a small corpus, and one thread, while any thread of this process is inside.
+
+    Threads may come and go in any order: the first sets, the last puts back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._undo = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+            for module, name, value in (
+                (layout, "PART_VALUES", WINDOWS * CONTEXT * len(RULE)),
+                (layout, "PARTS", 2),  # a lone worker traces while the corpus is read
+                (windows, "TOGETHER", 2),
+                (parts, "POLL_SECONDS", 0.05),
+            ):
+                self._undo.enter_context(patch.object(module, name, value))
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._undo.close()
+
+
+small_parts = _SmallParts()
+
+
 @dataclass(frozen=True)
 class Job:
     """A scan that several processes can be put to."""
@@ -45,17 +83,12 @@ class Job:
 
     def run(self, worker: Worker | None = None) -> None:
         """One worker's share, in this process."""
-        import torch
-
-        torch.set_num_threads(1)
-        layout.PART_VALUES = WINDOWS * CONTEXT * len(RULE)
-        layout.PARTS = windows.TOGETHER = 2  # a lone worker traces while the corpus is read
-        parts.POLL_SECONDS = 0.05
-        tracer = Tracer.from_pretrained(self.model, device="cpu")
-        scan(
-            tracer, self.corpus, self.out, select=RULE, context=CONTEXT, batch_tokens=CONTEXT,
-            edges=self.edges, worker=worker, lease_seconds=self.lease, progress=Meter(),
-        )  # fmt: skip
+        with small_parts:
+            tracer = Tracer.from_pretrained(self.model, device="cpu")
+            scan(
+                tracer, self.corpus, self.out, select=RULE, context=CONTEXT, batch_tokens=CONTEXT,
+                edges=self.edges, worker=worker, lease_seconds=self.lease, progress=Meter(),
+            )  # fmt: skip
 
     def started(self, count: int = 1) -> list[BaseProcess]:
         """Workers in processes of their own."""

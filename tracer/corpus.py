@@ -4,6 +4,7 @@ What cannot be used (a line that does not parse, an empty text, a file that cann
 skipped, counted and named in a `CorpusReport`; only a corpus without one document is an error.
 """
 
+import codecs
 import hashlib
 import io
 import json
@@ -13,10 +14,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ..errors import CorpusError, InputError
 
@@ -26,6 +27,7 @@ Format = Literal["auto", "txt", "jsonl", "parquet"]
 SUFFIXES: dict[str, Format] = {".txt": "txt", ".jsonl": "jsonl", ".parquet": "parquet"}
 STDIN = "-"
 RESERVED = ("id", "text")  # columns of the document table that no label may be called
+CHUNK_BYTES = 1 << 20  # of a text that are read at once, and characters that are copied at once
 EXAMPLES = 3  # of each kind of problem, named in the report
 
 UNREADABLE = "cannot be read"
@@ -35,6 +37,8 @@ NOT_JSON = "does not parse as a JSON object"
 NO_FIELD = "lacks the text field"
 NOT_TEXT = "text is not a string"
 EMPTY = "empty text"
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,19 @@ def read_corpus(
     return _not_empty(documents, str(source), reader.report)
 
 
+def check_alone(source: str | Path, alone: bool) -> None:
+    """Standard input is read by one process: every other has one of its own, which is empty.
+
+    Raises:
+        InputError: it is the source, of several processes.
+    """
+    if str(source) == STDIN and not alone:
+        raise InputError(
+            f"corpus {STDIN!r} (standard input) can be read by one process alone, and not by "
+            "several workers or those of Ray: write it to a file"
+        )
+
+
 class Fingerprint:
     """Documents as they go by, and the sha256 of their ids, texts and labels, in order."""
 
@@ -134,8 +151,8 @@ class Fingerprint:
 
     def __iter__(self) -> Iterator[Document]:
         for document in self._documents:
-            item = [document.id, document.text, sorted(document.labels.items())]
-            self._digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+            for piece in _as_json(document):
+                self._digest.update(piece.encode())
             yield document
 
     def hex(self) -> str:
@@ -143,6 +160,14 @@ class Fingerprint:
         for _ in self:
             pass
         return self._digest.hexdigest()
+
+
+def _as_json(document: Document) -> Iterator[str]:
+    """A line `[id, text, labels]`, in pieces."""
+    yield f'[{_JSON.encode(document.id)}, "'
+    for piece in _pieces(document.text):
+        yield _JSON.encode(piece)[1:-1]
+    yield f'", {_JSON.encode(sorted(document.labels.items()))}]\n'
 
 
 def until(enough: Event, documents: Iterable[Document]) -> Iterator[Document]:
@@ -180,10 +205,17 @@ class _Reader:
     def stdin(self, file_format: Format) -> Iterator[Document]:
         if file_format == "parquet":
             raise InputError("file_format='parquet' cannot be read from standard input; use a file")
-        data = sys.stdin.buffer.read()
-        if file_format == "jsonl" or (file_format == "auto" and data.lstrip()[:1] == b"{"):
-            return self._lines(io.BytesIO(data), "stdin")
-        return self._text(data, "stdin")
+        return self._stdin(file_format)
+
+    def _stdin(self, file_format: Format) -> Iterator[Document]:
+        data = cast(io.BufferedIOBase, sys.stdin.buffer)
+        beginning = data.read1(CHUNK_BYTES)
+        while file_format == "auto" and beginning.isspace() and (more := data.read1(CHUNK_BYTES)):
+            beginning += more
+        if file_format == "jsonl" or (file_format == "auto" and beginning.lstrip()[:1] == b"{"):
+            yield from self._lines(_lines_from(beginning, data), "stdin")
+        else:
+            yield from self._text(chain([beginning], _chunks(data)), "stdin")
 
     def _folder(self, root: Path) -> Iterator[Document]:
         files = []
@@ -211,13 +243,14 @@ class _Reader:
                 with path.open("rb") as lines:
                     yield from self._lines(lines, name)
             else:
-                yield from self._text(path.read_bytes(), name)
+                with path.open("rb") as file:
+                    yield from self._text(_chunks(file), name)
         except OSError as error:
             self.report.skip(UNREADABLE, name, error.strerror or _first_line(error))
 
-    def _text(self, data: bytes, name: str) -> Iterator[Document]:
+    def _text(self, chunks: Iterable[bytes], name: str) -> Iterator[Document]:
         try:
-            text = data.decode("utf-8-sig")
+            text = _decoded(chunks)
         except UnicodeDecodeError as error:
             self.report.skip(INVALID_UTF8, name, f"byte {error.start}")
             return
@@ -289,15 +322,53 @@ class _Reader:
         self, name: str, text: str, labels: Mapping[str, str], where: str
     ) -> Iterator[Document]:
         try:  # JSON can spell half of a surrogate pair, which no UTF-8 holds
-            "".join((name, text, *labels, *labels.values())).encode()
+            for part in (name, *_pieces(text), *labels, *labels.values()):
+                part.encode()
         except UnicodeEncodeError:
             self.report.skip(INVALID_UTF8, where, "half of a surrogate pair")
             return
-        if not text.strip():
+        if not text or text.isspace():
             self.report.skip(EMPTY, where)
             return
         self.report.documents += 1
         yield Document(name, text, labels, where)
+
+
+def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """What a file or pipe holds, as soon as it is there."""
+    return iter(lambda: file.read1(CHUNK_BYTES), b"")
+
+
+def _lines_from(beginning: bytes, file: io.BufferedIOBase) -> Iterator[bytes]:
+    """The lines of a file or pipe whose beginning was read, each as soon as it is there."""
+    whole = beginning.rfind(b"\n") + 1
+    yield from io.BytesIO(beginning[:whole])
+    if line := beginning[whole:] + file.readline():
+        yield line
+    yield from file
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text a piece at a time, for what would copy it."""
+    return (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
+
+
+def _decoded(chunks: Iterable[bytes]) -> str:
+    """UTF-8 as a text, without its byte-order mark; nothing is read behind what is no UTF-8.
+
+    Raises:
+        UnicodeDecodeError: its `start` is counted from the first byte of all.
+    """
+    decoder, text, read = codecs.getincrementaldecoder("utf-8")(), io.StringIO(), 0
+    for chunk in chain(chunks, [b""]):
+        waiting = len(decoder.getstate()[0])  # bytes of a character that is not whole
+        try:
+            text.write(decoder.decode(chunk, final=not chunk))
+        except UnicodeDecodeError as error:
+            error.start += read - waiting
+            raise
+        read += len(chunk)
+    return text.getvalue().removeprefix("\ufeff")
 
 
 def _is_label(value: object) -> bool:

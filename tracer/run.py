@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,12 +118,7 @@ class Run:
         finally:
             self.reporter.end()
         if self._failed and not self.draft:
-            first, reason = next(iter(self._failed.items()))
-            raise ScanError(
-                f"{len(self._failed)} of {store.n_parts} parts could not be traced, "
-                f"part {first} first: {reason}; all others are done, run the same scan again "
-                "to try these again"
-            )
+            raise parts_failed(self._failed, store.n_parts)
 
     def _traced(self, part: int) -> "_TracedPart | None":
         """A part's arrays; None where it failed, again and again."""
@@ -237,6 +232,15 @@ class Run:
             done = self.store.done_parts()
             tokens = sum(map(self.store.part_tokens, done))
             self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
+
+
+def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:
+    """The error of parts that could not be traced: why, by part."""
+    first, reason = next(iter(failed.items()))
+    return ScanError(
+        f"{len(failed)} of {n_parts} parts could not be traced, part {first} first: {reason}; "
+        "all others are done, run the same scan again to try these again"
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from .. import kernels
 from ..errors import InputError, StoreError
 from .ahead import give_way
-from .corpus import CorpusReport, Fingerprint, Format, read_corpus, until
+from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
@@ -113,6 +113,7 @@ def scan(
         )
     reporter = default_reporter() if progress is None else progress
     worker = Worker.of_environment() if worker is None else worker
+    check_alone(corpus, alone=worker.count == 1)
     place = place_of(path)
     report, enough = CorpusReport(), Event()
     documents = read_corpus(

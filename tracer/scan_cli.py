@@ -1,11 +1,8 @@
 """The commands `densitrace scan` and `densitrace status`."""
 
-import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -227,16 +224,25 @@ def scan(
         raise click.UsageError("--workers goes with --engine ray; elsewhere start more processes")
     from rich.console import Console
 
+    from .corpus import check_alone
+    from .parts import Worker
     from .progress import default_reporter
     from .run import Limits
     from .scan import kept_stratum
     from .scan import scan as run
+    from .scan_log import json_log
+    from .signals import stop_signals
     from .summary import print_summary
 
     try:
         kept_stratum(options["edges"], rule)
     except InputError as error:
         raise click.UsageError(f"--edges: {error}") from error
+    worker = worker or Worker.of_environment()
+    try:
+        check_alone(corpus, alone=engine == "here" and worker.count == 1)
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
     reporter = default_reporter()
     options |= {
         "select": rule,
@@ -253,10 +259,16 @@ def scan(
         "offload": offload,
         "cuda_graphs": cuda_graphs,
     }
-    with stop_signals() as asked, json_log(log_file):
-        if engine == "ray":
-            from .ray_engine import scan_with_ray
+    if engine == "ray":
+        from .ray_engine import scan_with_ray, start_ray
 
+        start_ray()  # sets handlers of signals, in place of which ours come
+    with stop_signals() as asked, ExitStack() as logged:
+        try:
+            logged.enter_context(json_log(log_file))
+        except InputError as error:
+            raise click.UsageError(f"--log: {error}") from error
+        if engine == "ray":
             store = scan_with_ray(
                 {"path": model, **loading},
                 corpus,
@@ -264,6 +276,8 @@ def scan(
                 workers=workers,
                 limits=limits,
                 progress=reporter,
+                asked=asked.is_set,
+                log_file=log_file,
                 **options,
             )
         else:
@@ -277,53 +291,6 @@ def scan(
         raise Failure("stopped by a signal; what is done stays, the same command goes on")
 
 
-@contextmanager
-def stop_signals() -> Iterator[Event]:
-    """SIGTERM and the first interrupt set an event; a second interrupt is one."""
-    asked = Event()
-
-    def ask(number: int, _: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def json_log(path: Path | None) -> Iterator[None]:
-    """What densitrace logs goes to a file too, one JSON object a line: parts, seconds, failures."""
-    if path is None:
-        yield
-        return
-    from pythonjsonlogger.json import JsonFormatter
-
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise click.UsageError(
-            f"--log {str(path)!r} cannot be written: {error.strerror}"
-        ) from error
-    handler.setFormatter(
-        JsonFormatter("{asctime}{levelname}{process}{message}", style="{", timestamp=True)
-    )
-    logger = logging.getLogger("densitrace")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
-
-
 @click.command(epilog=example("status traces.zarr"))
 @click.argument("store")
 @click.option(
@@ -331,8 +298,9 @@ def json_log(path: Path | None) -> Iterator[None]:
     is_flag=True,
     help="Read every part; the next scan does again those that are damaged.",
 )
+@click.option("--check", is_flag=True, help="Exit with status 1 unless every part is done.")
 @debug_option
-def status(store: str, repair: bool) -> None:
+def status(store: str, repair: bool, check: bool) -> None:
     """Show how far the scan of STORE is: parts done, failed, and at whose hands."""
     from rich.console import Console
 
@@ -352,3 +320,6 @@ def status(store: str, repair: bool) -> None:
                 found.open_again(part)
                 damaged[part] = reason
     print_status(found, damaged, Console())
+    left = found.n_parts - len(found.done_parts())
+    if check and left:
+        raise Failure(f"{left:,} of {found.n_parts:,} parts are not done")

@@ -1,4 +1,4 @@
-"""The Slurm example, run by hand: two tasks of an array share a scan, a signal has one requeued."""
+"""The Slurm example, run by hand: two tasks of an array share a scan, one may be requeued."""
 
 import os
 import signal
@@ -78,4 +78,15 @@ def test_a_task_that_is_pre_empted_is_put_into_the_queue(
     waiting.send_signal(signal.SIGTERM)
     _, error = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, error
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_a_task_out_of_its_time_is_put_into_the_queue(
+    setting: dict[str, str], tmp_path: Path
+) -> None:
+    """No time at all: the store is planned and no part is begun, which is no failure."""
+    late = task(setting | {"MINUTES": "0"}, 0)
+    _, error = late.communicate(timeout=300)
+    assert late.returncode == 0, error
+    assert open_store(setting["OUT"]).done_parts() == []
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"

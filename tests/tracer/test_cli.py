@@ -102,6 +102,46 @@ def test_standard_input(byte_folder: Path, tmp_path: Path, text: str) -> None:
     assert open_store(tmp_path / "s").documents["text"].tolist() == ["from a pipe"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_cannot_be_written(byte_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    result = run("scan", corpus, "--model", byte_folder, "--out", out, "--log", "/dev/full")
+    assert result.exit_code == 0
+    assert line(result) == (
+        "densitrace: log '/dev/full' cannot be written: No space left on device; the scan goes on "
+        "without it\n"
+    )
+    assert open_store(out).complete
+
+
+def test_a_log_that_cannot_be_opened(byte_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    log = tmp_path / "nowhere" / "log"
+    result = run("scan", corpus, "--model", byte_folder, "--out", tmp_path / "s", "--log", log)
+    assert result.exit_code == 2
+    assert f"--log: {str(log)!r} cannot be written: No such file or directory" in line(result)
+
+
+def test_status_says_by_its_own_whether_parts_are_left(
+    byte_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    command = ("scan", corpus, "--model", byte_folder, "--out", tmp_path / "s")
+    run(*command, "--time-limit", 0)
+    assert run("status", tmp_path / "s").exit_code == 0
+    result = run("status", tmp_path / "s", "--check")
+    assert result.exit_code == 1
+    assert line(result) == "densitrace: 1 of 1 parts are not done\n"
+    run(*command)
+    assert run("status", tmp_path / "s", "--check").exit_code == 0
+
+
+@pytest.mark.parametrize("sharing", [("--worker", "0/2"), ("--engine", "ray")])
+def test_standard_input_is_not_shared(tmp_path: Path, sharing: tuple[str, str]) -> None:
+    command = ("scan", "-", "--model", "m", "--out", tmp_path / "s", *sharing)
+    result = run(*command, stdin="a text")
+    assert result.exit_code == 2
+    assert "can be read by one process alone" in line(result)
+
+
 def test_verify(byte_folder: Path) -> None:
     result = run("verify", "--model", byte_folder)
     assert result.exit_code == 0

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from densitrace import CorpusError, InputError
-from densitrace.tracer.corpus import CorpusReport, Document, Fingerprint, read_corpus
+from densitrace.tracer import corpus
+from densitrace.tracer.corpus import (
+    CorpusReport,
+    Document,
+    Fingerprint,
+    check_alone,
+    read_corpus,
+)
 from densitrace.tracer.spool import Spool
 from densitrace.tracer.windows import TOGETHER, TOGETHER_CHARACTERS, Encoded, Plan, plan_windows
 
@@ -121,6 +130,72 @@ def test_standard_input(
     stdin(monkeypatch, data)
     documents, _ = read("-", **options)
     assert [document.id for document in documents] == ids
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[IO[bytes]]:
+    """What is written to it, standard input is; it ends when this is closed."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as input_, os.fdopen(writing, "wb", buffering=0) as output:
+        monkeypatch.setattr("sys.stdin", input_)
+        yield output
+
+
+def test_lines_come_from_standard_input_while_it_is_written(pipe: IO[bytes]) -> None:
+    documents = read_corpus("-")
+    pipe.write(b'\n{"text": "a"}\n{"te')
+    assert next(documents) == Document("stdin:2", "a", {}, "stdin:2")
+    pipe.write(b'xt": "b"}\n')
+    assert next(documents) == Document("stdin:3", "b", {}, "stdin:3")
+    pipe.close()
+    assert list(documents) == []
+
+
+def test_nothing_is_read_behind_what_is_no_text(pipe: IO[bytes]) -> None:
+    pipe.write(b"abc\xff")
+    with pytest.raises(CorpusError, match=r"1 skipped: invalid UTF-8, first stdin \(byte 3\)"):
+        list(read_corpus("-"))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
+def test_texts_are_the_same_in_chunks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunk: int
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", chunk)
+    text = '\ufeffsay "zwei"\r\nZeilen ü\x00 天😀\ufeff\\ \n'
+    files = {
+        "a.txt": text.encode(),
+        "b.txt": b"caf\xc3",  # ends within a character
+        "c.txt": "天😀".encode() + b"\xa0 ",
+        "d.txt": b"",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    documents, report = read(tmp_path)
+    assert documents == [Document("a.txt", text[1:], {}, "a.txt")]
+    assert report.examples == {
+        "invalid UTF-8": ["b.txt (byte 3)", "c.txt (byte 7)"],
+        "empty text": ["d.txt"],
+    }
+    item = json.dumps(["a.txt", text[1:], []], ensure_ascii=False) + "\n"
+    assert Fingerprint(documents).hex() == sha256(item.encode()).hexdigest()
+
+
+def test_a_text_is_held_twice_at_most(tmp_path: Path) -> None:
+    size = 1 << 24
+    (tmp_path / "c.txt").write_bytes(b"To be, or not to" * (size // 16))
+    tracemalloc.start()
+    Fingerprint(read_corpus(tmp_path / "c.txt")).hex()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2.5 * size
+
+
+def test_standard_input_is_for_one_process() -> None:
+    check_alone("-", alone=True)
+    check_alone("c.txt", alone=False)
+    with pytest.raises(InputError, match=r"'-' .* one process alone, .*: write it to a file"):
+        check_alone("-", alone=False)
 
 
 # ---- what is skipped -----------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""Workers that are processes: torchrun's ranks, and two of which one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scan_workers import RULE, Job, assert_same_store, write_corpus
+
+from densitrace import Tracer, open_store, scan
+from densitrace.tracer.parts import claims_of
+from densitrace.tracer.place import Folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SECONDS = 240.0  # to wait for processes, should they never end
+
+
+def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> None:
+    """Planned by rank 0 while the other waits; parts are of the size that the store chooses."""
+    corpus = tmp_path / "c.txt"
+    options: dict[str, Any] = {"select": RULE, "context": 64, "batch_tokens": 2048}
+    corpus.write_text("To be, or not to be, that is the question. " * 1400)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # Without --, torchrun would take --log for one of several of its own.
+    command += ["--nproc-per-node", "2", "--no-python", "--"]
+    command += [str(Path(sys.executable).with_name("densitrace")), "scan", str(corpus)]
+    command += ["--model", str(byte_folder), "--device", "cpu", "--out", str(tmp_path / "ranks")]
+    command += ["--thresholds", "0.2,0.05,0.01", "--context", "64", "--batch-tokens", "2048"]
+    command += ["--log", str(tmp_path / "log")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=SECONDS,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scan(Tracer.from_pretrained(byte_folder, device="cpu"), corpus, tmp_path / "here", **options)
+    assert open_store(tmp_path / "ranks").n_parts == 3
+    assert_same_store(tmp_path / "ranks", tmp_path / "here")
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len({line["process"] for line in lines if line["message"] == "part done"}) == 2
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_of_two_is_killed_and_the_other_finishes(
+    byte_folder: Path, tmp_path: Path, killed: int
+) -> None:
+    """At a part, which the other takes over; it was never asked to wait for anybody."""
+    write_corpus(tmp_path / "c.jsonl")
+    whole, job = (Job(byte_folder, tmp_path / "c.jsonl", tmp_path / name) for name in ("a", "b"))
+    whole.finished()
+    workers = job.started(2)
+    end = time.monotonic() + SECONDS
+    while not (
+        job.out.exists()
+        and workers[killed].pid in {c.process for c in claims_of(Folder(job.out)).values()}
+    ):
+        assert time.monotonic() < end and workers[killed].is_alive()
+    workers[killed].kill()
+    workers[killed].join()
+    assert workers[killed].exitcode == -signal.SIGKILL
+    assert not open_store(job.out).complete
+    other = workers[1 - killed]
+    other.join(SECONDS)
+    assert other.exitcode == 0
+    assert_same_store(job.out, whole.out)
