@@ -21,7 +21,7 @@ from .run import Limits, parts_failed
 from .scan import scan
 from .scan_log import json_log
 from .signals import stop_signals
-from .store import Store, open_place
+from .store import Store, is_planned, open_place
 from .tracer import Tracer
 
 LOOK_SECONDS = 1.0  # between looks at how far the workers are
@@ -164,7 +164,7 @@ def _resources(ray: Any, workers: int) -> dict[str, float]:
 
 
 def _planned(place: Place) -> bool:
-    return place.exists() and not place.unfinished()
+    return is_planned(place) and not place.unfinished()
 
 
 def _attributes(path: str) -> dict[str, Any] | None:

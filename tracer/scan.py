@@ -25,7 +25,7 @@ from .recipe import Recipe
 from .run import UNLIMITED, Allowance, Limits, Run, Stopped
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from .spool import Spool
-from .store import Store, existing_store, open_place
+from .store import Store, existing_store, is_planned, open_place
 from .stored_plan import create_store, left_draft
 from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
@@ -247,15 +247,11 @@ def _found(
         return existing_store(place, overwrite)
     if overwrite:
         raise InputError("overwrite=True is for the first worker alone: others would start anew")
-
-    def planned() -> bool:
-        return place.exists() and not place.unfinished()
-
-    if not planned():
+    if not is_planned(place):
         log.info("waiting for the first worker's plan")
         reporter.begin("waiting for the first worker's plan", None)
     try:
-        while not planned():
+        while not is_planned(place):
             if allowance.spent():
                 raise _not_planned(place)
             time.sleep(POLL_SECONDS)

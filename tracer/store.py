@@ -564,7 +564,7 @@ def open_place(place: Place, to_write: bool) -> Store:
     """The store that lies there; errors as those of `open_store`."""
     if not place.exists():
         raise StoreError(f"store {str(place.path)!r} does not exist")
-    if place.unfinished():
+    if not is_planned(place):
         raise StoreError(
             f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
             "scan again"
@@ -596,6 +596,11 @@ def zarr_store(place: Place, read_only: bool) -> ZarrStore:
     return LocalStore(place.path, read_only=read_only)
 
 
+def is_planned(place: Place) -> bool:
+    """Whether a whole store is there, or something else that is not ours to replace."""
+    return place.exists() and not place.unfinished()
+
+
 def existing_store(place: Place, overwrite: bool) -> Store | None:
     """The store to continue, or None where one is to be made; nothing is written.
 
@@ -603,7 +608,7 @@ def existing_store(place: Place, overwrite: bool) -> Store | None:
         StoreError: something else is there, or nothing can be written.
     """
     place.tidy()
-    if not place.exists() or place.unfinished():
+    if not is_planned(place):
         place.check_writable()
         return None
     found = open_place(place, to_write=True)
