@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError, ScanError, StoreError
 from .corpus import check_alone
 from .parts import Worker, failures_of
-from .place import Place, place_of
+from .place import place_of
 from .progress import Meter, Reporter
 from .run import Limits, parts_failed
 from .scan import scan
@@ -133,7 +133,7 @@ def scan_with_ray(
     )
     remote = ray.remote(max_retries=0, **_resources(ray, workers))  # `_Crew` tries again
     place = place_of(where)
-    if overwrite or not _planned(place):
+    if overwrite or not is_planned(place):
         replaced = _attributes(where) if overwrite else None
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
@@ -143,7 +143,7 @@ def scan_with_ray(
             progress.end()
         if planner.errors:
             raise planner.errors[0]
-        if planner.stopped and not _planned(place):
+        if planner.stopped and not is_planned(place):
             raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
     store = open_place(place, to_write=False)
     if not asked():
@@ -163,14 +163,10 @@ def _resources(ray: Any, workers: int) -> dict[str, float]:
     return {"num_cpus": max(1, int(share)), "num_gpus": 1 if everywhere.get("GPU") else 0}
 
 
-def _planned(place: Place) -> bool:
-    return is_planned(place) and not place.unfinished()
-
-
 def _attributes(path: str) -> dict[str, Any] | None:
     """Those of the store that lies there; None where nothing does."""
     place = place_of(path)
-    return open_place(place, to_write=False).attributes if _planned(place) else None
+    return open_place(place, to_write=False).attributes if is_planned(place) else None
 
 
 def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Reporter) -> None:
