@@ -61,9 +61,8 @@ def row_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def edge_levels(width: int, dtype: torch.dtype) -> object:
-    """In as many strata as a scan has, and in two whole groups."""
-    edges = problem(width, dtype).norm_edges()
-    return [ops.edge_levels(edges, torch.zeros(k, 1, 33)) for k in (STRATA, 2 * GROUP)]
+    """In two whole groups of strata: the first makes the levels, the second adds to them."""
+    return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(2 * GROUP, 1, 33))
 
 
 def lane_attention(width: int, dtype: torch.dtype, live: bool) -> object:

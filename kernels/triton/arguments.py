@@ -37,7 +37,12 @@ def geometry(pattern: Pattern) -> dict[str, Any]:
     """Everything else of a pattern: scalars, optional tensors and compile-time variants.
 
     A tensor that is not there is stood for by `q`, which the variant never reads.
+
+    Raises:
+        ValueError: a scale that is not above 0: kernels take the largest score before they scale.
     """
+    if not pattern.scale > 0:
+        raise ValueError(f"scale={pattern.scale} of a pattern of attention is not above 0")
     _, heads, length = pattern.shape
     absent = pattern.q
     segments = pattern.segments

@@ -23,14 +23,13 @@ from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarith
 
 BITS = tl.constexpr(5)  # of a field: it counts heads
 FIELDS = tl.constexpr(6)  # of an integer
-GROUP = 3 * FIELDS.value  # cuts that are counted together: more would leave no registers
+GROUP = 2 * FIELDS.value  # cuts that are counted together: more would leave no registers
 MOST_HEADS = tl.constexpr((1 << BITS.value) - 1)
 HALF = tl.constexpr(BITS.value * FIELDS.value // 2)  # bits from a field to its fellow
 LOW = tl.constexpr((1 << HALF.value) - 1)
 FIRST = tl.constexpr(MOST_HEADS.value << HALF.value | MOST_HEADS.value)  # a field and its fellow
-ONES = tl.constexpr(
-    sum(1 << BITS.value * field for field in range(FIELDS.value))
-)  # 1 in every field
+# 1 in every field
+ONES = tl.constexpr(sum(1 << BITS.value * field for field in range(FIELDS.value)))
 
 
 @triton.constexpr_function

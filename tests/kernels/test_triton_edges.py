@@ -231,3 +231,15 @@ def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
     lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
     output = kernels.lane_attention(edges, cuts, v, lanes, backend="triton")
     assert torch.equal((output > 0).sum((2, 4)), degrees)
+
+
+def test_levels_of_more_heads_than_a_field_counts() -> None:
+    """Of 70 heads, all of which keep an edge somewhere."""
+    problem = Problem(Shape(batch=1, heads=70, groups=35, length=5, d_k=4, d_v=4))
+    edges = problem.edges(GivenWeight(torch.rand(1, 70, 5, 5, generator=problem.generator)))
+    cuts = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(-1, 1, 5)
+    found, expected = (
+        kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
+    )
+    assert torch.equal(found.degrees, expected.degrees)
+    assert torch.equal(found.levels, expected.levels)
