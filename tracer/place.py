@@ -194,6 +194,7 @@ class Folder:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
+        _flush(path.parent)
         return True
 
     @contextmanager
@@ -304,11 +305,11 @@ def _remove_all_but_kept(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder and what is in it, or a link to one; what cannot be removed stays."""
-    if path.is_symlink():
-        path.unlink()
-    else:
+    """A folder and what is in it, a link or a file, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[str]:
