@@ -6,7 +6,8 @@ The same call from several processes shares the parts among them; see `parts`.
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -121,88 +122,176 @@ def scan(
     )
     read = Fingerprint(until(enough, documents))
 
-    def recipe(fingerprint: str) -> Recipe:
-        return Recipe(
-            tracer.weight_hash,
-            tracer.tokenizer_hash,
-            select.to_json(),
-            importance,
-            attention,
-            scope,
-            count,
-            seed,
-            settings.controls,
-            context,
-            fingerprint,
-            kept,
-            together,
-            _arithmetic(tracer),
-        )
-
     allowance = Allowance(limits)
     store = _found(place, overwrite, worker, allowance, reporter)
     planned_for = None if store is None else store.recipe.batch_tokens
-    together = batch_tokens or planned_for or BATCH_TOKENS
     with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
-
-        def work(store: Store, beside: Future[Any], draft: bool = False) -> None:
-            Run(
-                tracer,
-                store,
-                reader,
-                beside,
-                settings,
-                together,
-                worker,
-                lease_seconds,
-                allowance,
-                reporter,
-                draft,
-            ).work()
-
-        def planned(folder: Path) -> Store:
-            """What can be traced before the corpus is read to its end is traced meanwhile."""
-            reading = Reading(Spool(folder / "spool"), context, _n_strata(select))
-            whole = reader.submit(reading.read, read, encoder(tracer), tracer.vocab_size, report)
-            with reading.told(reporter):
-                head = awaited(reading.head, limits.asked)
-                plan = awaited(whole, limits.asked) if head is None else head
-            rule = _rule(tracer, select, plan, settings)
-
-            def create(
-                place: Place, plan: Plan, recipe: Recipe, report: CorpusReport, **how: Any
-            ) -> Store:
-                facts = _facts(tracer) | {"corpus_source": str(corpus)}
-                most = most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
-                return create_store(place, folder, plan, recipe, rule, report, facts, most, **how)
-
-            draft = None
-            # Several workers would wait for the part that the first is at when all is read.
-            if head is not None and len(rule) == _n_strata(select) and worker.count == 1:
-                aside, about = Folder(folder / KEPT), recipe("")
-                draft = left_draft(aside, about, rule, head)
-                if draft is None:
-                    draft = create(aside, head, about, CorpusReport(), replace=True)
-                work(draft, whole, draft=True)
-            if head is not None:
-                with reading.told(reporter):
-                    plan = awaited(whole, limits.asked)
-            about = recipe(read.hex())
-            return create(place, plan, about, report, draft=draft, replace=overwrite)
-
+        asked = _Scan(
+            tracer,
+            str(corpus),
+            place,
+            select,
+            settings,
+            context,
+            kept,
+            batch_tokens or planned_for or BATCH_TOKENS,
+            worker,
+            lease_seconds,
+            allowance,
+            reporter,
+            overwrite,
+            read,
+            report,
+            reader,
+        )
         try:
-            if store is None:
-                with writing(place.path), place.staging() as folder:
-                    try:
-                        store = planned(folder)
-                    except Stopped:
-                        raise _not_planned(place) from None
-            _check_same(store, recipe(store.recipe.corpus_fingerprint))
+            store = asked.planned() if store is None else store
+            asked.check(store, store.recipe.corpus_fingerprint)
             # A corpus of before is read again beside tracing.
-            work(store, reader.submit(lambda: _check_same(store, recipe(read.hex()))))
+            asked.work(store, reader.submit(lambda: asked.check(store, read.hex())))
         finally:
             enough.set()
     return store
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scan as it was asked for, and what its steps share."""
+
+    tracer: Tracer
+    corpus: str
+    place: Place
+    select: Rule | AutoStrata
+    settings: Settings
+    context: int
+    edges: int | None  # the stratum whose edges are kept
+    batch_tokens: int
+    worker: Worker
+    lease_seconds: float
+    allowance: Allowance
+    reporter: Reporter
+    overwrite: bool
+    read: Fingerprint  # the documents as they go by
+    report: CorpusReport  # of them
+    reader: Executor
+
+    def recipe(self, fingerprint: str) -> Recipe:
+        """What a store is made from; the fingerprint is the corpus's."""
+        return Recipe(
+            self.tracer.weight_hash,
+            self.tracer.tokenizer_hash,
+            self.select.to_json(),
+            self.settings.importance,
+            self.settings.attention,
+            self.settings.scope,
+            self.settings.count,
+            self.settings.seed,
+            self.settings.controls,
+            self.context,
+            fingerprint,
+            self.edges,
+            self.batch_tokens,
+            _arithmetic(self.tracer),
+        )
+
+    def check(self, store: Store, fingerprint: str) -> None:
+        """StoreError if the store was made from other things."""
+        difference = store.recipe.difference(self.recipe(fingerprint))
+        if difference is not None:
+            raise StoreError(
+                f"store {str(store.path)!r} holds another scan: {difference}; give another place, "
+                "or overwrite it"
+            )
+
+    def work(self, store: Store, beside: Future[Any], draft: bool = False) -> None:
+        """See `Run`."""
+        Run(
+            self.tracer,
+            store,
+            self.reader,
+            beside,
+            self.settings,
+            self.batch_tokens,
+            self.worker,
+            self.lease_seconds,
+            self.allowance,
+            self.reporter,
+            draft,
+        ).work()
+
+    def planned(self) -> Store:
+        """The store, once the corpus was read.
+
+        Raises:
+            StoreError: asked to stop before, or it cannot be written.
+        """
+        with writing(self.place.path), self.place.staging() as folder:
+            try:
+                return self._planned_in(folder)
+            except Stopped:
+                raise _not_planned(self.place) from None
+
+    def _planned_in(self, folder: Path) -> Store:
+        """What can be traced before the corpus is read to its end is traced meanwhile."""
+        stop, strata = self.allowance.limits.asked, _n_strata(self.select)
+        reading = Reading(Spool(folder / "spool"), self.context, strata)
+        whole = self.reader.submit(
+            reading.read, self.read, encoder(self.tracer), self.tracer.vocab_size, self.report
+        )
+        with reading.told(self.reporter):
+            head = awaited(reading.head, stop)
+            plan = awaited(whole, stop) if head is None else head
+        rule, draft = self._rule(plan), None
+        # Several workers would wait for the part that the first is at when all is read.
+        if head is not None and len(rule) == strata and self.worker.count == 1:
+            draft = self._draft(folder, head, rule)
+            self.work(draft, whole, draft=True)
+        if head is not None:
+            with reading.told(self.reporter):
+                plan = awaited(whole, stop)
+        recipe = self.recipe(self.read.hex())
+        facts, most = self._facts(), self._most_edges(plan)
+        return create_store(
+            self.place, folder, plan, recipe, rule, self.report, facts, most, draft, self.overwrite
+        )
+
+    def _draft(self, folder: Path, head: Plan, rule: Rule) -> Store:
+        """A store of the first windows alone: one that was kept, or a new one."""
+        place, recipe = Folder(folder / KEPT), self.recipe("")
+        kept = left_draft(place, recipe, rule, head)
+        if kept is not None:
+            return kept
+        facts, most = self._facts(), self._most_edges(head)
+        return create_store(
+            place, folder, head, recipe, rule, CorpusReport(), facts, most, replace=True
+        )
+
+    def _rule(self, plan: Plan) -> Rule:
+        """Thresholds that are chosen are chosen on a pilot spread over these windows."""
+        if isinstance(self.select, Rule):
+            return self.select
+        return self.tracer.strata_on(
+            self.select,
+            [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
+            importance=self.settings.importance,
+            count=self.settings.count,
+            seed=self.settings.seed,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        tracer = self.tracer
+        return {
+            "model": tracer.model_id,
+            "architecture": tracer.architecture,
+            "device": str(tracer.device),
+            "backend": tracer.backend,
+            "blocks": tracer.n_layers,
+            "parallel": tracer.parallel,
+            "corpus_source": self.corpus,
+        }
+
+    def _most_edges(self, plan: Plan) -> int:
+        return most_edges(plan.longest, self.tracer.n_heads, self.tracer.n_layers)
 
 
 def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
@@ -281,43 +370,9 @@ def encoder(tracer: Tracer) -> Encode:
     return encode
 
 
-def _rule(tracer: Tracer, select: Rule | AutoStrata, plan: Plan, settings: Settings) -> Rule:
-    """Thresholds that are chosen are chosen on a pilot spread over these windows."""
-    if isinstance(select, Rule):
-        return select
-    return tracer.strata_on(
-        select,
-        [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
-        importance=settings.importance,
-        count=settings.count,
-        seed=settings.seed,
-    )
-
-
-def _facts(tracer: Tracer) -> dict[str, Any]:
-    return {
-        "model": tracer.model_id,
-        "architecture": tracer.architecture,
-        "device": str(tracer.device),
-        "backend": tracer.backend,
-        "blocks": tracer.n_layers,
-        "parallel": tracer.parallel,
-    }
-
-
 def _arithmetic(tracer: Tracer) -> str:
     """What sums are made with, as far as their last bits may show it."""
     device, by = tracer.device.type, [tracer.backend]
     if tracer.backend == "auto":
         by = sorted(set(kernels.backends(tracer.device).values()))
     return f"{device} by {' and '.join(by)}"
-
-
-def _check_same(store: Store, recipe: Recipe) -> None:
-    """StoreError if the store was made from other things."""
-    difference = store.recipe.difference(recipe)
-    if difference is not None:
-        raise StoreError(
-            f"store {str(store.path)!r} holds another scan: {difference}; give another place, "
-            "or overwrite it"
-        )
