@@ -433,11 +433,15 @@ def test_a_model_that_fails_on_the_way_loses_nothing(
 def test_a_full_disk_is_told_and_loses_nothing(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    create = Folder.create
+
+    def full(place: Folder, key: str, data: bytes) -> bool:
+        if key.startswith("part_done/c."):
+            raise OSError(28, "No space left on device")
+        return create(place, key, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "put", full)
+        patch.setattr(Folder, "create", full)
         with pytest.raises(StoreError, match="No space left on device"):
             scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
     assert open_store(tmp_path / "s").done_parts() == []
