@@ -141,10 +141,10 @@ def scan_with_ray(
             planner.run(asked, lambda: None)
         finally:
             progress.end()
+        if planner.stopped and not is_planned(place):  # whatever it raised as it was interrupted
+            raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
         if planner.errors:
             raise planner.errors[0]
-        if planner.stopped and not is_planned(place):
-            raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
     store = open_place(place, to_write=False)
     if not asked():
         starts = [
