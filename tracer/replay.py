@@ -3,7 +3,7 @@
 A graph replays all kernels of a pass at once, where the host would launch thousands. The first pass
 of a shape runs as it is (kernels are compiled, constants copied), the second is captured. Nothing
 on the host may depend on what a captured pass computes: whose passes are replayed ends them before
-they are measured, and keeps those away that draw random controls.
+they are measured.
 """
 
 import logging

@@ -55,7 +55,7 @@ class Tracer:
         backend: of the ops, see `densitrace info`.
         cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
             graphs: worth it where launching kernels takes longer than they do, for their memory.
-            Passes with the random control are not, whose drawing the host waits for.
+            Passes with the random control are not.
         offloaded: of a model whose blocks are read when they run; see `from_pretrained`.
 
     Raises:

@@ -118,8 +118,8 @@ class Tracing:
     """The passes over one decoder under one set of settings; batches are the host's.
 
     `replays`, where given, holds CUDA graphs of passes over all outputs, from token ids to the
-    sizes and final states that are measured. Passes with the random control run as they are: the
-    host waits for how many edges there are to draw from. `tokens_at_once` bounds how many tokens,
+    sizes and final states that are measured. Passes with the random control run as they are:
+    whether a graph holds its drawing was not tried. `tokens_at_once` bounds how many tokens,
     times lanes, are inside a block together, at least one row of the batch.
     `packed`: what leaves the device of all outputs is what a store holds, and no more.
     """
