@@ -139,6 +139,18 @@ void bind_label(Address weight, Address cuts, unsigned strata, const Tile& tile,
         at<std::int32_t>(degrees), {device, stream});
 }
 
+#ifdef DENSITRACE_HOST
+void launch_with(const py::object& run) {
+  elsewhere = nullptr;
+  if (run.is_none()) return;
+  elsewhere = [run](const Launch& launch) {
+    const Blocks& blocks = launch.blocks;
+    run(launch.kernel, py::bytes(launch.arguments, launch.bytes),
+        py::make_tuple(blocks.x, blocks.y, blocks.z), launch.threads);
+  };
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(MODULE, module) {
@@ -150,6 +162,8 @@ PYBIND11_MODULE(MODULE, module) {
   module.def(
       "go_backwards", [](bool backwards) { densitrace::cuda::backwards = backwards; },
       py::arg("backwards"), "Whether threads and blocks take their turns backwards.");
+  module.def("launch_with", &launch_with, py::arg("run"),
+             "Have run(kernel, arguments, (x, y, z), threads) do launches; None: do them here.");
 #else
   module.attr("DEVICE") = "cuda";
 #endif

@@ -1,0 +1,60 @@
+"""What compilers make of the kernels for a GPU, run on a machine of our own: see tests/ptx."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cuda_host
+import pytest
+import torch
+from attention_problem import VARIANTS, Problem
+from bench_files import module_at
+from ptx_launches import cuda_on_machine
+
+from densitrace.kernels import reference
+
+TESTS = Path(__file__).parents[1]
+on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
+
+
+@pytest.fixture(params=[80, 90])
+def cuda(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
+) -> Iterator[str]:
+    """The backend whose launches go to the machine, as one of two generations has them."""
+    cuda_host.switch_on(monkeypatch)
+    with cuda_on_machine(request.param):
+        yield cuda_host.NAME
+
+
+@pytest.mark.parametrize("op", on_gpu.CUDA_OPS)
+@pytest.mark.parametrize("shape", ["one token", "all", "bfloat16", "long"])
+def test_cuda_kernels(shape: str, op: str, cuda: str) -> None:
+    on_gpu.CHECKS[op](Problem(VARIANTS[shape], backend=cuda))
+
+
+@pytest.mark.parametrize("method", ["packed", "boolean"])
+@pytest.mark.parametrize("length", [33, 132])  # rows that begin anywhere, or at words
+def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
+    """Of several tiles, and of many levels in one way."""
+    levels = 256 if method == "packed" else 4
+    maps = torch.randint(0, levels, (2, 2, length, length), dtype=torch.uint8)
+    expected = reference.bottleneck(*maps.tril())
+    assert torch.equal(cuda_host.ops.bottleneck(*maps, method), expected)
+
+
+@pytest.mark.parametrize(("table", "capability"), [("default", "80"), ("sm_90", "90")])
+def test_triton_kernels(table: str, capability: str) -> None:
+    """In a process without the interpreter, which would take the kernels' place."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", TESTS / "triton_machine.py", table, capability],
+        env=clean | {"PYTHONPATH": os.pathsep.join([str(TESTS), clean.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} == set(on_gpu.TRITON_OPS)

@@ -1,0 +1,52 @@
+"""What the warps of a launch are given to do, counted."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .program import Instruction
+
+WARP, BANKS, SECTOR = 32, 32, 32  # lanes, banks of 4 bytes, bytes
+TURN = 128  # bytes of shared memory that a turn serves at most
+
+
+@dataclass
+class Counts:
+    """Of a launch, or of several."""
+
+    issued: Counter[str] = field(default_factory=Counter)  # instructions of a warp, by name
+    multiplied: int = 0  # operations of the matrix units: a product and its sum are two
+    sectors: int = 0  # of 32 bytes of global memory that warps ask for
+    turns: int = 0  # of shared memory, one for each 128 bytes if no two lanes meet in a bank
+    least: int = 0  # turns if none ever met
+
+    def issue(self, it: Instruction, who: NDArray[np.int64]) -> None:
+        """An instruction is given to the warps of threads."""
+        self.issued[it.name] += len(np.unique(who // WARP))
+
+    def access(self, space: str, who: NDArray[np.int64], at: NDArray[Any], size: int) -> None:
+        """Threads mean bytes of a memory."""
+        if space == "shared":
+            self._shared(who, at.astype(np.int64), size)
+        else:
+            self.sectors += _distinct(who // WARP, at.astype(np.int64) // SECTOR)
+
+    def _shared(self, who: NDArray[np.int64], at: NDArray[np.int64], size: int) -> None:
+        together = min(WARP, max(1, TURN // max(size, 4)))  # lanes that are served at once
+        group = who // together
+        count = max(1, size // 4)
+        word = (at[:, None] // 4 + np.arange(count)).ravel()
+        # Lanes that mean the same word are served together.
+        pairs = np.unique(np.stack([np.repeat(group, count), word]), axis=1)
+        meeting = np.unique(np.stack([pairs[0], pairs[1] % BANKS]), axis=1, return_counts=True)
+        (groups, _), most = meeting
+        order = np.flatnonzero(np.diff(groups, prepend=-1))
+        self.turns += int(np.maximum.reduceat(most, order).sum())
+        self.least += len(order)
+
+
+def _distinct(group: NDArray[np.int64], number: NDArray[np.int64]) -> int:
+    return int(np.unique(np.stack([group, number]), axis=1).shape[1])

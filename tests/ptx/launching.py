@@ -1,0 +1,40 @@
+"""Launches of kernels: all blocks, some at a time."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from .counts import Counts
+from .machine import Launch, Machine
+from .memory import GlobalMemory, PtxError
+from .steps import steps
+
+TOGETHER = 4096  # threads that run at a time, or one block
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+
+
+def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | None = None) -> None:
+    """Run a kernel.
+
+    Args:
+        what: to run.
+        arrays: (address, bytes) of the memory that it may touch.
+        counts: to add what it does to.
+
+    Raises:
+        PtxError: it does what a GPU would fault on, or leave to chance.
+    """
+    if what.entry.threads not in (0, what.threads):
+        raise PtxError(f"{what.entry.threads} threads are wanted, not {what.threads}")
+    if len(what.arguments) != what.entry.parameter_bytes:
+        raise PtxError(f"{what.entry.parameter_bytes} bytes of arguments are wanted")
+    if any(count > most for count, most in zip(what.grid, MOST_BLOCKS, strict=True)):
+        raise PtxError(f"a grid of {what.grid} blocks is too large")
+    memory, does = GlobalMemory(arrays), steps(what.entry)
+    count, some = math.prod(what.grid), max(1, TOGETHER // what.threads)
+    with np.errstate(all="ignore"):
+        for first in range(0, count, some):
+            blocks = np.arange(first, min(count, first + some))
+            Machine(what, does, blocks, memory, counts).run()
+    memory.write_back()

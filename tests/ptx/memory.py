@@ -1,0 +1,204 @@
+"""The memories of a launch, which refuse what a GPU would fault on, or leave to chance."""
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Places = NDArray[np.int64]
+GARBAGE = 0xA5  # what memory holds before it is written
+
+
+class PtxError(AssertionError):
+    """A kernel does what it must not do."""
+
+
+def words(data: NDArray[np.uint8], at: Places, size: int, count: int) -> NDArray[Any]:
+    """Numbers of `size` bytes [n, count] that follow one another from places [n] on."""
+    numbers: NDArray[Any] = data.view(f"u{size}")
+    found: NDArray[Any] = numbers[at[:, None] // size + np.arange(count)]
+    return found
+
+
+def put(data: NDArray[np.uint8], at: Places, values: NDArray[Any]) -> None:
+    """Numbers [n, count] from places [n] on; of several at a place the last stays."""
+    size = values.dtype.itemsize
+    data.view(f"u{size}")[at[:, None] // size + np.arange(values.shape[1])] = values
+
+
+def aligned(addresses: NDArray[Any], size: int) -> None:
+    """An access of some bytes is at a multiple of them."""
+    if (np.bitwise_and(addresses, size - 1) != 0).any():
+        raise PtxError(f"an access of {size} bytes is not aligned")
+
+
+class GlobalMemory:
+    """Arrays that a launch may use, at the addresses they have: a copy, written back at the end.
+
+    Args:
+        arrays: (address, bytes) of each.
+    """
+
+    STEP = 256  # addresses stay aligned as they were, to this
+
+    def __init__(self, arrays: Iterable[tuple[int, int]]) -> None:
+        merged: list[list[int]] = []
+        for start, size in sorted(arrays):
+            if merged and start < merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], start + size)
+            elif size:
+                merged.append([start, start + size])
+        self.starts, self.ends = np.array(merged or [[0, 0]], np.int64).T
+        places, end = [], self.STEP
+        for start, stop in zip(self.starts, self.ends, strict=True):
+            place = end + (start - end) % self.STEP
+            places.append(place)
+            end = place + stop - start + self.STEP
+        self.places = np.array(places, np.int64)
+        self.data = np.full(-(-end // 16) * 16, GARBAGE, np.uint8)
+        for view, place in self._views():
+            self.data[place : place + len(view)] = view
+
+    def _views(self) -> Iterable[tuple[NDArray[np.uint8], int]]:
+        """The arrays where they are, and where their copies begin."""
+        for start, stop, place in zip(self.starts, self.ends, self.places, strict=True):
+            if start != stop:
+                yield _bytes_at(int(start), int(stop - start)), int(place)
+
+    def write_back(self) -> None:
+        """What was written is there for all."""
+        for view, place in self._views():
+            view[:] = self.data[place : place + len(view)]
+
+    def locate(self, addresses: NDArray[np.uint64], size: int) -> Places:
+        """Where `size` bytes at addresses are."""
+        aligned(addresses, size)
+        at = addresses.astype(np.int64)
+        which = np.searchsorted(self.starts, at, "right") - 1
+        outside = (which < 0) | (at + size > self.ends[which])
+        if outside.any():
+            first = at[outside][0]
+            near = self.starts[max(0, which[outside][0])]
+            raise PtxError(
+                f"{outside.sum()} accesses outside all arrays, at {near:#x} + {first - near}"
+            )
+        found: Places = at - self.starts[which] + self.places[which]
+        return found
+
+
+def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+class SharedMemory:
+    """What blocks of threads share, and when who wrote and read each byte of it.
+
+    Between two barriers a byte that one thread changes may not be touched by another, and a byte
+    that is on its way from global memory may not be touched at all.
+
+    Args:
+        blocks, threads: how many, and threads of each.
+        size: bytes of a block.
+    """
+
+    def __init__(self, blocks: int, threads: int, size: int) -> None:
+        self.size, self.threads = -(-max(size, 1) // 16) * 16, threads
+        total = blocks * self.size
+        self.data = np.full(total, GARBAGE, np.uint8)
+        self.written = np.zeros(total, bool)
+        self.epochs = np.ones(blocks, np.int64)  # one more at each barrier
+        self._writes = np.zeros((2, total), np.int64)  # (epoch, thread) of the last
+        self._reads = np.zeros((2, total), np.int64)  # thread -1: of several
+        self._arrives = np.zeros((2, total), np.int64)  # (thread, group) of what is on its way
+        self._begun = np.zeros(blocks * threads, np.int64)  # groups of copies of each thread
+        self._done = np.ones(blocks * threads, np.int64)
+
+    def locate(self, thread: NDArray[np.int64], addresses: NDArray[Any], size: int) -> Places:
+        """Where `size` bytes of the threads' blocks are."""
+        aligned(addresses, size)
+        at = addresses.astype(np.int64)
+        if (at + size > self.size).any():
+            raise PtxError(f"shared memory of {self.size} bytes is read or written at {at.max()}")
+        return thread // self.threads * self.size + at
+
+    def reads(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
+        """Threads read `size` bytes from places on."""
+        place, who, epoch = self._each(thread, at, size)
+        if not self.written[place].all():
+            raise PtxError("shared memory is read that nobody wrote")
+        self._landed(place)
+        self._check(self._writes, place, who, epoch, "reads what another thread writes")
+        again = (self._reads[0, place] == epoch) & (self._reads[1, place] != who)
+        self._reads[0, place], self._reads[1, place] = epoch, np.where(again, -1, who)
+        # Of several readers at once the last is noted, so they are told apart by a second look.
+        self._reads[1, place[self._reads[1, place] != who]] = -1
+
+    def writes(self, thread: NDArray[np.int64], at: Places, values: NDArray[Any]) -> None:
+        """Threads write numbers [n, count] from places on; several may write the same."""
+        size = values[0].nbytes
+        place, who, epoch = self._each(thread, at, size)
+        self._landed(place)
+        other = self.data[place] != np.ascontiguousarray(values).view(np.uint8).ravel()
+        for last, what in ((self._writes, "writes"), (self._reads, "reads")):
+            changed = (place[other], who[other], epoch[other])
+            self._check(last, *changed, f"writes what another thread {what}")
+        put(self.data, at, values)
+        if (words(self.data, at, values.itemsize, values.shape[1]) != values).any():
+            raise PtxError("threads write different numbers to a place at once")
+        self._writes[0, place], self._writes[1, place] = epoch, who
+        self.written[place] = True
+
+    def adds(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
+        """Threads add to numbers: in any order, with no other access between two barriers."""
+        place, _, epoch = self._each(thread, at, size)
+        everyone = np.full_like(place, -2)
+        if not self.written[place].all():
+            raise PtxError("something is added to shared memory that nobody wrote")
+        self._check(self._writes, place, everyone, epoch, "adds to what another thread writes")
+        self._check(self._reads, place, everyone, epoch, "adds to what another thread reads")
+        self._writes[0, place], self._writes[1, place] = epoch, -2
+
+    def begins(self, thread: NDArray[np.int64], at: Places, values: NDArray[np.uint8]) -> None:
+        """Threads begin to copy bytes [n, count] to places."""
+        self.writes(thread, at, values)
+        place, who, _ = self._each(thread, at, values.shape[1])
+        self._arrives[0, place], self._arrives[1, place] = who, self._begun[who] + 1
+
+    def commits(self, thread: NDArray[np.int64]) -> None:
+        """What threads have begun is a group."""
+        self._begun[thread] += 1
+
+    def waits(self, thread: NDArray[np.int64], but: int) -> None:
+        """Threads wait for all groups but the last so many."""
+        done = self._begun[thread] - but + 1
+        self._done[thread] = np.maximum(self._done[thread], done)
+
+    def passes(self, block: int) -> None:
+        """All threads of a block are at a barrier."""
+        self.epochs[block] += 1
+
+    def _each(self, thread: Places, at: Places, size: int) -> tuple[Places, Places, Places]:
+        """Bytes, with the thread and the epoch of each."""
+        place = (at[:, None] + np.arange(size)).ravel()
+        who = np.repeat(thread, size)
+        return place, who, self.epochs[who // self.threads]
+
+    def _landed(self, place: Places) -> None:
+        owner, group = self._arrives[:, place]
+        if (group >= self._done[owner]).any():
+            raise PtxError("shared memory is touched that a copy is on its way to")
+
+    def _check(
+        self, last: NDArray[np.int64], place: Places, who: Places, epoch: Places, what: str
+    ) -> None:
+        epochs, threads = last[:, place]
+        raced = (epochs == epoch) & (threads != who)
+        if raced.any():
+            first = int(np.flatnonzero(raced)[0])
+            byte = int(place[first]) % self.size
+            raise PtxError(
+                f"a thread {what}, with no barrier between: byte {byte} of shared memory, threads "
+                f"{who[first] % self.threads} and {threads[first] % self.threads}"
+            )

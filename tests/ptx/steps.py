@@ -1,0 +1,299 @@
+"""What instructions do to threads: arithmetic, memory, and what warps do together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import matrices
+from .arithmetic import TYPES, arithmetic
+from .machine import TURNS, WARP, Machine, Step, Who
+from .memory import Places, PtxError, put, words
+from .program import Entry, Instruction, Operand, Vector
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def _space(it: Instruction) -> str:
+    """Of the memory that an instruction means."""
+    spaces = (each.split("_")[0] for each in it.modifiers)
+    return next((each for each in spaces if each in ("param", "shared", "global")), "global")
+
+
+def _locate(machine: Machine, space: str, at: Operand, who: Who, size: int) -> Places:
+    """Where the bytes are that threads mean by an operand in brackets."""
+    addresses = machine.each(at, "u32" if space == "shared" else "u64", who)
+    if machine.counts is not None:
+        machine.counts.access(space, who, addresses, size)
+    if space == "shared":
+        return machine.shared.locate(who, addresses, size)
+    return machine.memory.locate(addresses, size)
+
+
+def _listed(operand: Operand) -> Vector:
+    return operand if isinstance(operand, tuple) else (operand,)
+
+
+def load(machine: Machine, it: Instruction, who: Who) -> None:
+    """ld"""
+    target, source = it.operands
+    vector, size, space = _listed(target), TYPES[it.type].itemsize, _space(it)
+    if space == "param":
+        at = machine.each(source, "u64", who).astype(np.int64)
+        found = machine.bank[at[:, None] + np.arange(size * len(vector))].view(f"u{size}")
+    else:
+        at = _locate(machine, space, source, who, size * len(vector))
+        if space == "shared":
+            machine.shared.reads(who, at, size * len(vector))
+        data = machine.shared.data if space == "shared" else machine.memory.data
+        found = words(data, at, size, len(vector))
+    for i, each in enumerate(vector):
+        machine.set(each, it.type, who, found[:, i].view(TYPES[it.type]))
+
+
+def store(machine: Machine, it: Instruction, who: Who) -> None:
+    """st"""
+    target, source = it.operands
+    space, kind = _space(it), f"u{8 * TYPES[it.type].itemsize}"
+    values = np.stack([machine.each(one, kind, who) for one in _listed(source)], -1)
+    at = _locate(machine, space, target, who, values[0].nbytes)
+    if space == "shared":
+        machine.shared.writes(who, at, values)
+    else:
+        put(machine.memory.data, at, values)
+
+
+def add(machine: Machine, it: Instruction, who: Who) -> None:
+    """atom, red: of several threads at a place one comes after the other, in any order."""
+    *target, address, source = it.operands
+    if "add" not in it.modifiers:
+        raise PtxError("only additions are known")
+    space, dtype = _space(it), TYPES[it.type]
+    at = _locate(machine, space, address, who, dtype.itemsize)
+    if space == "shared":
+        machine.shared.adds(who, at, dtype.itemsize)
+    numbers = (machine.shared.data if space == "shared" else machine.memory.data).view(dtype)
+    mine, before = machine.each(source, it.type, who), np.empty(len(who), dtype)
+    for i in np.random.default_rng(machine.pc).permutation(len(who)):
+        place = at[i] // dtype.itemsize
+        before[i] = numbers[place]
+        numbers[place] += mine[i]
+    if target:
+        machine.set(target[0], it.type, who, before)
+
+
+def copy_ahead(machine: Machine, it: Instruction, who: Who) -> None:
+    """cp.async"""
+    if "commit_group" in it.modifiers or "wait_all" in it.modifiers:
+        machine.shared.commits(who)
+    if "wait_all" in it.modifiers:
+        machine.shared.waits(who, but=0)
+    if "wait_group" in it.modifiers:
+        machine.shared.waits(who, but=int(machine.get(it.operands[0], "u32", who)))
+    if len(it.operands) < 3:
+        return
+    target, source, size, *some = it.operands
+    assert isinstance(size, int)
+    wanted = machine.each(some[0] if some else size, "u32", who)
+    to = _locate(machine, "shared", target, who, size)
+    found = np.zeros((len(who), size), np.uint8)  # what is not wanted
+    for count in np.unique(wanted[wanted > 0]):
+        those = wanted == count
+        at = _locate(machine, "global", source, who[those], size if count == size else 1)
+        if count < size:  # no more than these bytes need be there
+            _locate(machine, "global", source, who[those], int(count))
+        found[those, :count] = words(machine.memory.data, at, 1, int(count))
+    machine.shared.begins(who, to, found)
+
+
+# ---- warps -------------------------------------------------------------------------------------
+
+
+def shuffle(machine: Machine, it: Instruction, who: Who) -> None:
+    """shfl.sync"""
+    target, source, by, clamp, mask = it.operands
+    result, within = target if isinstance(target, tuple) else (target, None)
+    lane = who % WARP
+    step, bounds = (machine.get(x, "u32", who).astype(np.int64) for x in (by, clamp))
+    segment, last = bounds >> 8 & 31, bounds & 31
+    bottom = lane & segment
+    top = bottom | last & ~segment
+    match it.modifiers[1]:
+        case "up":
+            other, inside = lane - step, lane - step >= top
+        case "down":
+            other, inside = lane + step, lane + step <= top
+        case "bfly":
+            other, inside = lane ^ step, lane ^ step <= top
+        case _:
+            other = bottom | step & ~segment
+            inside = other <= top
+    other = who - lane + np.where(inside, other, lane)
+    here = np.zeros(machine.count, bool)
+    here[who] = True
+    members = machine.each(mask, "u32", who)[:, None] >> np.arange(WARP, dtype=np.uint32) & 1 == 1
+    if (members & ~here[(who - lane)[:, None] + np.arange(WARP)]).any():
+        raise PtxError("threads wait for others of their warp that are elsewhere")
+    if not members[np.arange(len(who)), other % WARP].all():
+        raise PtxError("a thread reads from one that takes no part")
+    machine.set(result, "b32", who, machine.each(source, "b32", machine.everyone)[other])
+    machine.set(within, "pred", who, inside)
+
+
+_JOIN = {"add": np.add, "min": np.minimum, "max": np.maximum, "or": np.bitwise_or,
+         "and": np.bitwise_and}  # fmt: skip
+
+
+def reduce(machine: Machine, it: Instruction, who: Who) -> None:
+    """redux.sync"""
+    target, source, mask = it.operands
+    warps = machine.warps(who)
+    if (machine.get(mask, "u32", who) != 0xFFFFFFFF).any():
+        raise PtxError("a reduction of a part of a warp is not known")
+    values = machine.each(source, it.type, who).reshape(warps.shape)
+    found = _JOIN[it.modifiers[1]].reduce(values, axis=1, dtype=values.dtype)
+    machine.set(target, it.type, who, np.repeat(found, WARP))
+
+
+def _words(machine: Machine, operand: Operand, who: Who) -> NDArray[np.uint32]:
+    """[warp, lane, register]"""
+    held = [machine.each(one, "b32", who) for one in _listed(operand)]
+    return np.stack(held, -1).reshape(*machine.warps(who).shape, len(held))
+
+
+def _keep(machine: Machine, operand: Operand, who: Who, kind: str, values: NDArray[Any]) -> None:
+    """Of [warp, lane, register]."""
+    values = values.reshape(len(who), -1).astype(TYPES[kind])
+    for i, each in enumerate(_listed(operand)):
+        machine.set(each, kind, who, values[:, i])
+
+
+def multiply(machine: Machine, it: Instruction, who: Who) -> None:
+    """mma.sync"""
+    target, a, b, c = it.operands
+    _, _, shape, rows, columns, sums, kind, *_ = it.modifiers
+    inner = {"b1": 256, "bf16": 16, "f16": 16, "tf32": 8}[kind]
+    if (shape, rows, columns) != (f"m16n8k{inner}", "row", "col"):
+        raise PtxError("a product of this kind is not known")
+    left = matrices.left(_words(machine, a, who), kind)
+    product = left @ matrices.right(_words(machine, b, who), kind)
+    before = _words(machine, c, who).view(TYPES[sums])
+    _keep(machine, target, who, sums, before + matrices.held_sums(product))
+    if machine.counts is not None:
+        machine.counts.multiplied += product.size * inner * 2
+
+
+def load_matrices(machine: Machine, it: Instruction, who: Who) -> None:
+    """ldmatrix"""
+    target, source = it.operands
+    count = len(_listed(target))
+    readers = machine.warps(who)[:, : 8 * count].ravel()
+    at = _locate(machine, "shared", source, readers, 16)
+    machine.shared.reads(readers, at, 16)
+    rows = words(machine.shared.data, at, 2, 8).reshape(-1, count, 8, 8)
+    _keep(machine, target, who, "b32", matrices.spread(rows, "trans" in it.modifiers))
+
+
+def store_matrices(machine: Machine, it: Instruction, who: Who) -> None:
+    """stmatrix"""
+    target, source = it.operands
+    rows = matrices.gathered(_words(machine, source, who), "trans" in it.modifiers)
+    writers = machine.warps(who)[:, : 8 * rows.shape[1]].ravel()
+    at = _locate(machine, "shared", target, writers, 16)
+    machine.shared.writes(writers, at, rows.reshape(-1, 8))
+
+
+def multiply_group(machine: Machine, it: Instruction, who: Who) -> None:
+    """wgmma: of four warps, 64 rows; done at once, so that nothing is left to wait for."""
+    if it.modifiers[0] != "mma_async":
+        return
+    target, a, b, scale, *flags = it.operands
+    groups = machine.warps(who).reshape(-1, 4 * WARP)
+    kind, columns = it.modifiers[5], 2 * len(_listed(target))
+    if kind not in ("bf16", "f16") or flags[:2] != [1, 1]:
+        raise PtxError("a product of this kind is not known")
+    right = _described(machine, b, groups, columns, flags[-1] == 1, kind)
+    if isinstance(a, tuple):
+        left = matrices.left(_words(machine, a, who), kind).reshape(len(groups), 64, 16)
+    else:
+        left = _described(machine, a, groups, 64, flags[2] == 1, kind)
+    product = left @ right.swapaxes(1, 2)
+    before = _words(machine, target, who).view(np.float32)
+    kept = machine.each(scale, "pred", who).reshape(-1, WARP, 1)
+    sums = matrices.held_sums(product.reshape(-1, 16, columns)) + np.where(kept, before, 0)
+    _keep(machine, target, who, "f32", sums)
+    if machine.counts is not None:
+        machine.counts.multiplied += product.size * 16 * 2
+
+
+def _described(
+    machine: Machine, operand: Operand, groups: Who, rows: int, across: bool, kind: str
+) -> NDArray[Any]:
+    """float64 [group, rows, 16] of shared memory."""
+    descriptors = machine.each(operand, "u64", groups.ravel()).reshape(groups.shape)
+    if (descriptors != descriptors[:, :1]).any():
+        raise PtxError("the threads of four warps describe different matrices")
+    at = np.stack([matrices.described(int(one), rows, across).ravel() for one in descriptors[:, 0]])
+    # Any thread may be the one that reads.
+    readers = groups[:, np.arange(at.shape[1]) % groups.shape[1]].ravel()
+    place = machine.shared.locate(readers, at.ravel(), 2)
+    machine.shared.reads(readers, place, 2)
+    bits = words(machine.shared.data, place, 2, 1)[:, 0].astype(np.uint32)
+    return matrices.numbers(bits, kind)[:, 0].reshape(len(groups), rows, 16)
+
+
+# ---- all of them -------------------------------------------------------------------------------
+
+_FENCES = ("membar", "fence")
+_OTHERS: dict[str, Callable[[Machine, Instruction, Who], None]] = {
+    "ld": load, "st": store, "atom": add, "red": add, "cp": copy_ahead, "shfl": shuffle,
+    "redux": reduce, "mma": multiply, "ldmatrix": load_matrices, "stmatrix": store_matrices,
+    "wgmma": multiply_group,
+}  # fmt: skip
+
+
+def steps(entry: Entry) -> list[Step]:
+    """What the instructions of an entry do to threads for which their guards hold."""
+    return [_step(it) for it in entry.instructions]
+
+
+def _step(it: Instruction) -> Step:
+    does = _does(it)
+    if it.guard is None:
+        return does
+
+    def guarded(machine: Machine, who: Who) -> None:
+        those = machine.guarded(it, who)
+        if len(those):
+            does(machine, those)
+
+    return guarded
+
+
+def _does(it: Instruction) -> Step:
+    if it.name in _FENCES or it.name in TURNS:  # the machine sees to these itself
+        return lambda machine, who: None
+    if it.name in _OTHERS:
+        other = _OTHERS[it.name]
+        return lambda machine, who: other(machine, it, who)
+    target, *sources = it.operands
+    if it.name == "mov":
+        (source,) = sources
+        return lambda machine, who: machine.set(
+            target, it.type, who, machine.get(source, it.type, who)
+        )
+    found = arithmetic(it)
+    if found is None:
+        raise PtxError(f"{it.text}: not known")
+    typed = list(zip(sources, found.sources, strict=True))
+
+    def compute(machine: Machine, who: Who) -> None:
+        value = found.compute(*(machine.get(source, kind, who) for source, kind in typed))
+        if isinstance(target, tuple) and found.result == "pred":  # and its opposite
+            machine.set(target[0], "pred", who, value)
+            machine.set(target[1], "pred", who, ~value)
+        else:
+            machine.set(target, found.result, who, value)
+
+    return compute

@@ -1,0 +1,117 @@
+"""Our kernels on the machine for PTX: what the compilers for a GPU make of them runs here."""
+
+import math
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cuda_host
+import torch
+from ptx import Entry, Launch, entries, launch
+
+NVCC = ["nvcc", "-ptx", "-std=c++17", "-O3", "-fmad=false"]
+
+
+# ---- CUDA C++ ----------------------------------------------------------------------------------
+
+
+@cache
+def cuda_entries(capability: int) -> list[Entry]:
+    """All kernels of csrc/cuda."""
+    found: list[Entry] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted((cuda_host.CSRC / "cuda").glob("*.cu")):
+            ptx = Path(folder) / f"{source.stem}.ptx"
+            command = [*NVCC, f"-arch=sm_{capability}", f"-I{cuda_host.CSRC}", source, "-o", ptx]
+            subprocess.run([*map(str, command)], check=True)
+            found += entries(ptx.read_text(encoding="utf-8")).values()
+    return found
+
+
+@contextmanager
+def cuda_on_machine(capability: int) -> Iterator[None]:
+    """The ops of `cuda_host` launch their kernels as a GPU of a compute capability has them."""
+    told: list[torch.Tensor] = []  # and kept, so that no address is used twice
+    data_ptr = torch.Tensor.data_ptr
+
+    def tell(tensor: torch.Tensor) -> int:
+        """Addresses are asked for to be given to a kernel."""
+        told.append(tensor)
+        return data_ptr(tensor)
+
+    def run(kernel: str, arguments: bytes, blocks: tuple[int, int, int], threads: int) -> None:
+        name = kernel.split("_GLOBAL__N_1")[1]
+        (entry,) = (each for each in cuda_entries(capability) if name in each.name)
+        packed = arguments + struct.pack("III", *blocks)
+        grid = (math.prod(blocks), 1, 1)
+        arrays = [(data_ptr(each), each.numel() * each.element_size()) for each in told]
+        launch(Launch(entry, grid, threads, packed), arrays)
+
+    cuda_host.built().launch_with(run)
+    try:
+        with mock.patch.object(torch.Tensor, "data_ptr", tell):
+            yield
+    finally:
+        cuda_host.built().launch_with(None)
+
+
+# ---- Triton ------------------------------------------------------------------------------------
+
+
+def _packed(entry: Entry, values: list[Any]) -> bytes:
+    """Arguments as parameters lie; those that a compiler adds are 0."""
+    packed = bytearray(entry.parameter_bytes)
+    for (start, size), value in zip(entry.parameters, values, strict=False):
+        if isinstance(value, torch.Tensor):
+            value = value.data_ptr()
+        kind = "f" if isinstance(value, float) else {4: "i", 8: "q"}[size]
+        struct.pack_into(kind, packed, start, value)
+    return bytes(packed)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where the memory is that a tensor shows a part of: rows may be padded."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+@contextmanager
+def triton_on_machine(capability: int, table: str) -> Iterator[None]:
+    """The Triton ops launch their kernels as a GPU of a compute capability has them.
+
+    Args:
+        capability: 80 or 90.
+        table: of pinned configurations.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+    from triton_compiler import source
+
+    from densitrace.kernels.triton import configs
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+        target = GPUTarget("cuda", capability, 32)
+        built = triton.compile(source(self, arguments), target=target, options=options)
+        (entry,) = entries(built.asm["ptx"]).values()
+        values = [arguments[each.name] for each in self.params if not each.is_constexpr]
+        sizes = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        threads, shared = 32 * built.metadata.num_warps, built.metadata.shared
+        launch(
+            Launch(entry, sizes, threads, _packed(entry, values), shared), map(_storage, tensors)
+        )
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(configs, "table_for", return_value=table),
+    ):
+        yield

@@ -1,0 +1,196 @@
+"""The machine for PTX: what it computes, and that it sees what a kernel must not do."""
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from ptx import Launch, PtxError, entries, launch
+
+THREADS = 64
+
+HEAD = """
+.visible .entry kernel(
+    .param .u64 kernel_param_0,
+    .param .u64 kernel_param_1
+)
+{
+    .reg .pred %p<9>;
+    .reg .b32 %r<99>;
+    .reg .f32 %f<9>;
+    .reg .b64 %rd<99>;
+    .shared .align 16 .b8 memory[1024];
+    ld.param.u64 %rd1, [kernel_param_0];
+    ld.param.u64 %rd2, [kernel_param_1];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd3, %r1, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    add.s64 %rd5, %rd2, %rd3;
+    shl.b32 %r2, %r1, 2;
+    mov.u32 %r3, memory;
+    add.s32 %r4, %r3, %r2;
+"""
+
+
+def run(body: str, given: NDArray[np.uint32], found: NDArray[np.uint32], blocks: int = 1) -> None:
+    """Run a kernel of which each thread has its number of `given` at %rd4, of `found` at %rd5."""
+    (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
+    arguments = struct.pack("QQ", given.ctypes.data, found.ctypes.data)
+    arrays = [(each.ctypes.data, each.nbytes) for each in (given, found)]
+    launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays)
+
+
+def computed(body: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """What becomes of %r5 in %r6."""
+    found = np.zeros(THREADS, np.uint32)
+    run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, found)
+    return found
+
+
+NUMBERS = np.arange(THREADS, dtype=np.uint32)
+words = st.lists(st.integers(0, 2**32 - 1), min_size=THREADS, max_size=THREADS).map(
+    lambda values: np.array(values, np.uint32)
+)
+
+# ---- what it computes --------------------------------------------------------------------------
+
+
+@given(words, st.integers(0, 31), st.integers(0, 32))
+def test_bits(values: NDArray[np.uint32], start: int, length: int) -> None:
+    mask = (1 << length) - 1
+    assert computed(f"bfe.u32 %r6, %r5, {start}, {length};", values).tolist() == [
+        int(x) >> start & mask for x in values
+    ]
+    assert computed(f"bfi.b32 %r6, %r5, 0, {start}, {length};", values).tolist() == [
+        (int(x) & mask) << start & 0xFFFFFFFF for x in values
+    ]
+    assert computed(f"shf.l.wrap.b32 %r6, %r5, %r5, {start};", values).tolist() == [
+        (int(x) << start | int(x) >> 32 - start) & 0xFFFFFFFF for x in values
+    ]
+
+
+@given(words)
+def test_signs(values: NDArray[np.uint32]) -> None:
+    signed = values.view(np.int32).astype(int)
+    assert computed("shr.s32 %r6, %r5, 5;", values).view(np.int32).tolist() == list(signed >> 5)
+    divided = computed("div.s32 %r6, %r5, 7;", values).view(np.int32)
+    assert divided.tolist() == [int(x / 7) for x in signed]
+    field = computed("bfe.s32 %r6, %r5, 28, 4;", values).view(np.int32)
+    assert field.tolist() == list(signed >> 28)
+
+
+@given(words)
+def test_floats(values: NDArray[np.uint32]) -> None:
+    floats = values.view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = (floats.astype(np.float64) * floats + 1).astype(np.float32)
+    fused = computed("fma.rn.f32 %r6, %r5, %r5, 0f3F800000;", values).view(np.float32)
+    np.testing.assert_array_equal(fused, expected)
+    compared = computed("setp.leu.f32 %p1, %r5, 0f40000000;\nselp.u32 %r6, 1, 0, %p1;", values)
+    np.testing.assert_array_equal(compared, ~(floats > 2))
+
+
+def test_bytes_change_places() -> None:
+    values = np.full(THREADS, 0x81020304, np.uint32)
+    assert computed("prmt.b32 %r6, %r5, 0, 0x4012;", values)[0] == 0x00040302
+    assert computed("prmt.b32 %r6, %r5, 0, 0xB3;", values)[0] == 0x0404FF81
+
+
+def test_ways_part_and_join() -> None:
+    """Threads go round a loop as often as their number says."""
+    loop = """
+    mov.u32 %r6, 0;
+    again: setp.le.u32 %p1, %r5, %r6;
+    @%p1 bra done;
+    add.u32 %r6, %r6, 1;
+    bra.uni again;
+    done: add.u32 %r6, %r6, 100;
+    """.replace("again: ", "again:\n").replace("done: ", "done:\n")
+    np.testing.assert_array_equal(computed(loop, NUMBERS[::-1].copy()), NUMBERS[::-1] + 100)
+
+
+def test_lanes_exchange() -> None:
+    found = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
+    np.testing.assert_array_equal(found, NUMBERS ^ 5)
+    found = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
+    np.testing.assert_array_equal(found, np.where(NUMBERS % 32 < 3, NUMBERS, NUMBERS - 3))
+    found = computed("redux.sync.max.u32 %r6, %r5, -1;", NUMBERS)
+    np.testing.assert_array_equal(found, NUMBERS | 31)
+
+
+def test_memory_is_shared_after_a_barrier() -> None:
+    body = """
+    st.shared.u32 [%r4], %r5;
+    bar.sync 0;
+    xor.b32 %r7, %r2, 128;
+    add.s32 %r8, %r3, %r7;
+    ld.shared.u32 %r6, [%r8];
+    """
+    np.testing.assert_array_equal(computed(body, NUMBERS), NUMBERS ^ 32)
+
+
+def test_additions_meet() -> None:
+    found = np.zeros(THREADS, np.uint32)
+    run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)
+    assert found.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
+
+
+# ---- what it sees ------------------------------------------------------------------------------
+
+FAULTS = {
+    "outside all arrays": "ld.global.u32 %r6, [%rd4+4];",
+    "not aligned": "ld.global.u32 %r6, [%rd4+2];",
+    "nobody wrote": "ld.shared.u32 %r6, [%r4];",
+    "shared memory of 1024 bytes": "st.shared.u32 [%r4+1000], %r1;",
+    "reads what another thread writes": """
+        st.shared.u32 [%r4], %r1;
+        xor.b32 %r7, %r4, 4;
+        ld.shared.u32 %r6, [%r7];""",
+    "writes what another thread reads": """
+        st.shared.u32 [%r4], %r1;
+        bar.sync 0;
+        ld.shared.u32 %r6, [%r4];
+        xor.b32 %r7, %r4, 4;
+        st.shared.u32 [%r7], %r1;""",
+    "writes what another thread writes": """
+        st.shared.u32 [%r4], %r1;
+        xor.b32 %r7, %r4, 4;
+        st.shared.u32 [%r7], %r1;""",
+    "different numbers to a place": "st.shared.u32 [memory], %r1;",
+    "a copy is on its way": """
+        cp.async.ca.shared.global [%r4], [%rd4], 4;
+        cp.async.commit_group;
+        ld.shared.u32 %r6, [%r4];""",
+    "only one barrier is known": "bar.sync 1;",
+    "the threads of a warp are not together": """
+        setp.lt.u32 %p1, %r1, 7;
+        @%p1 bra over;
+        bar.sync 0;
+        over:
+""",
+    "others of their warp that are elsewhere": """
+        setp.lt.u32 %p1, %r1, 7;
+        @%p1 bra over;
+        shfl.sync.bfly.b32 %r6, %r1, 1, 31, -1;
+        over:
+""",
+    "not known": "frobnicate.u32 %r6, %r1;",
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults(message: str) -> None:
+    with pytest.raises(PtxError, match=message):
+        run(FAULTS[message], NUMBERS, np.zeros(THREADS, np.uint32))
+
+
+def test_a_copy_has_landed_once_it_is_waited_for() -> None:
+    body = """
+    cp.async.ca.shared.global [%r4], [%rd4], 4;
+    cp.async.commit_group;
+    cp.async.wait_group 0;
+    ld.shared.u32 %r6, [%r4];
+    """
+    np.testing.assert_array_equal(computed(body, NUMBERS + 7), NUMBERS + 7)
