@@ -148,10 +148,11 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
     for head in range(heads):
         u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].T
         for part in blocks(node.shape[1], batch * sources * u.shape[-1]):
-            edge = alpha[:, head, part, :, None] * u[:, None]  # [B, part, S, D]
+            here = slice(rows.start + part.stop)  # later sources are none of these targets'
+            edge = alpha[:, head, part, here, None] * u[:, None, here]  # [B, part, S, D]
             n = node[:, part, None]
             # Entry by entry, so that |n| and |n - e| cancel before they are summed.
-            out[:, head, part] = (n.abs() - (n - edge).abs()).sum(-1)
+            out[:, head, part, here] = (n.abs() - (n - edge).abs()).sum(-1)
     return out.clamp_(min=0)
 
 
