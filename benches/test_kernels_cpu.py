@@ -48,8 +48,9 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, backend: str) -> object:
-        """The op once."""
-        return getattr(kernels, self.op)(*self.arguments, **self.options, backend=backend)
+        """The op once; all of its results, if it gives several."""
+        result = getattr(kernels, self.op)(*self.arguments, **self.options, backend=backend)
+        return list(result) if isinstance(result, Iterator) else result
 
 
 def sdpa(pattern: Pattern, v: Tensor) -> Yardstick:

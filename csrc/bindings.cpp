@@ -382,19 +382,24 @@ py::array_t<T> column(Buffer<T>& values, std::size_t count) {
   return py::array_t<T>(static_cast<py::ssize_t>(count), data, py::capsule(data, &Buffer<T>::free));
 }
 
-py::tuple collect_edges(const HeldEdges& edges, const Array<float>& cuts, int threads,
-                        const std::string& isa) {
+std::pair<py::tuple, std::size_t> collect_edges(const HeldEdges& edges, const Array<float>& cuts,
+                                                Array<std::int64_t>& counts, std::size_t most,
+                                                std::size_t row, int threads,
+                                                const std::string& isa) {
   const Ops& chosen = ops(isa);
   const std::size_t strata = strata_of(cuts, edges.targets);
+  check_shape(counts, "counts", edges.heads);
   const float* from = cuts.data();
+  std::int64_t* counted = counts.mutable_data();
   EdgeRows rows(0);
   {
     py::gil_scoped_release unlocked;
-    rows = chosen.collect_edges(edges.plain, from, strata, threads);
+    rows = chosen.collect_edges(edges.plain, from, strata, counted, most, row, threads);
   }
-  return py::make_tuple(column(rows.sequence, rows.count), column(rows.head, rows.count),
-                        column(rows.source, rows.count), column(rows.target, rows.count),
-                        column(rows.weight, rows.count), column(rows.stratum, rows.count));
+  return {py::make_tuple(column(rows.sequence, rows.count), column(rows.head, rows.count),
+                         column(rows.source, rows.count), column(rows.target, rows.count),
+                         column(rows.weight, rows.count), column(rows.stratum, rows.count)),
+          row};
 }
 
 void bottleneck(const Array<std::uint8_t>& reach, const Array<std::uint8_t>& levels,
@@ -510,8 +515,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("lane_attention", &lane_attention, py::arg("edges"), exact("cuts"), exact("v"),
              py::arg("lanes"), py::arg("invert"), exact("output"), py::arg("threads"), isa,
              "Writes the attention output of the masked lanes.");
-  module.def("collect_edges", &collect_edges, py::arg("edges"), exact("cuts"), py::arg("threads"),
-             isa, "The kept edges: sequence, head, source, target, weight, stratum.");
+  module.def("collect_edges", &collect_edges, py::arg("edges"), exact("cuts"), exact("counts"),
+             py::arg("most"), py::arg("row"), py::arg("threads"), isa,
+             "The kept edges of some rows, as columns, and the row after them.");
   module.def("bottleneck", &bottleneck, exact("reach"), exact("levels"), exact("result"),
              py::arg("threads"), isa, "Writes the (max, min) product into `result`.");
   module.def("trace_sizes", &trace_sizes, exact("reach"), exact("degrees"), exact("result"),

@@ -129,16 +129,29 @@ def lane_attention(
     """
 
 def collect_edges(
-    edges: Edges, cuts: Floats, threads: int, isa: str = "auto"
+    edges: Edges,
+    cuts: Floats,
+    counts: NDArray[np.int64],
+    most: int,
+    row: int,
+    threads: int,
+    isa: str = "auto",
 ) -> tuple[
-    NDArray[np.int32],
-    NDArray[np.int16],
-    NDArray[np.int32],
-    NDArray[np.int32],
-    Floats,
-    NDArray[np.uint8],
+    tuple[
+        NDArray[np.int32],
+        NDArray[np.int16],
+        NDArray[np.int32],
+        NDArray[np.int32],
+        Floats,
+        NDArray[np.uint8],
+    ],
+    int,
 ]:
-    """The kept edges: sequence, head, source, target, weight, stratum."""
+    """The kept edges of some rows: sequence, head, source, target, weight, stratum.
+
+    The rows [B, H, T] are those from `row` on that keep no more than `most` edges, one at least;
+    the one after them comes last. The call for row 0 writes `counts` [B, H, T] for the others.
+    """
 
 def bottleneck(
     reach: NDArray[np.uint8],

@@ -6,7 +6,7 @@ Cuts are ordered with the sparsest stratum first, so cuts[0] >= cuts[1] >= ...; 
 stratum k iff its unnormalised weight > cuts[k], and its *level* is the number of cuts it clears.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -208,12 +208,33 @@ def lane_attention(
     return pick(edges, cuts, v, lanes, invert, dtype)
 
 
-def collect_edges(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeTable:
-    """The attention edges of the last stratum as a table, each with the first that holds it.
+def collect_edges(
+    edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto"
+) -> Iterator[EdgeTable]:
+    """The attention edges of the last stratum, table after table, each of bounded size: METHOD §3.
+
+    Together they hold every edge of the stratum once, each with the first stratum that holds it,
+    ordered by (sequence, head, target, source) from the first table to the last: put one after the
+    other they are what a store has. A table is made when it is asked for; none is empty.
 
     Args:
-        edges: of one block.
-        cuts: float32 [K, B, T]; +inf at targets outside a trace.
+        edges: of one block; the iterator reads them, and cuts, until it has ended.
+        cuts: float32 [K, B, T], K <= 255; +inf at targets outside a trace.
+
+    Returns:
+        Tables of at most 2^21 edges (reference, cpu) or 2^23 (cuda), of 19 bytes each, or of the
+        edges of one target of a head. Under cuda the device holds at most 23 * 2^23 bytes (184 MiB)
+        for a table and the weights that it is made of, besides float32 copies of what they are
+        weighed by and a few numbers for each target of a head.
+
+    Raises:
+        BackendError: the backend asked for lacks the op, or does not know the kind of edge weight.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 1)
+        >>> edges = AttentionEdges(Pattern(token, token, 1.0), GivenWeight(torch.ones(1, 1, 2, 2)))
+        >>> [table.source.tolist() for table in collect_edges(edges, torch.zeros(1, 1, 2))]
+        [[0, 0, 1]]
     """
     return dispatch.pick(reference.collect_edges, cuts.device, backend, edges)(edges, cuts)
 

@@ -4,6 +4,7 @@ The number of threads is torch's, so that `torch.set_num_threads` governs these 
 keys and values go in float32 or bfloat16 as they lie; everything else is float32.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
 LOGIT_BYTES = 1 << 24  # of one product with the unembedding: about what the caches share
 LOGIT_ROWS = 128  # at least, so that the unembedding is not read for a few rows at a time
+TABLE_EDGES = 1 << 21  # of a table: 38 MiB, in which an ordinary block is one
 ISA = "auto"  # the instruction set; tests go through all of them
 
 
@@ -213,9 +215,14 @@ def lane_attention(
     return output.to(dtype)
 
 
-def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    columns = _cpu.collect_edges(_edges(edges), _floats(cuts), *_how())
-    return EdgeTable(*(torch.from_numpy(column) for column in columns))
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
+    held, floats = _edges(edges), _floats(cuts)
+    counts, row = np.empty(edges.pattern.shape, dtype=np.int64), 0
+    while row < counts.size:
+        columns, row = _cpu.collect_edges(held, floats, counts, TABLE_EDGES, row, *_how())
+        if len(columns[0]):
+            yield EdgeTable(*map(torch.from_numpy, columns))
+        del columns  # not held while the next ones are made
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:

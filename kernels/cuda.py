@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _cuda
 from .edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWeight
 from .results import EdgeLevels, EdgeTable
+from .runs import edges_in, runs
 
 WEIGHTS = {  # other kinds: `dispatch` goes on
     "collect_edges": (NormWeight, GivenWeight),
@@ -23,6 +24,7 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
 METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
 PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
+TABLE_ELEMENTS = 1 << 23  # for a table: 32 MiB of weights, 152 MiB of edges where all are kept
 
 
 def _where(device: torch.device) -> tuple[int, int]:
@@ -138,8 +140,8 @@ class _Weighing:
         self.where = _where(self.device)
         self.held: list[Tensor] = []
         # Scores are all that is weighed without it, and then it is known.
-        lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
-        self.pattern = self._pattern(replace(pattern, lse=lse))
+        self.lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
+        self.pattern = self._pattern(replace(pattern, lse=self.lse))
         self.weights = self._weights(edges)
 
     def weigh(self, tile: _Tile, share: Tensor | None = None) -> Tensor:
@@ -260,29 +262,42 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
     return pieces
 
 
-# ---- the kept edges as a table -----------------------------------------------------------------
+# ---- the kept edges as tables ------------------------------------------------------------------
 
 
-def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
+    pattern, cuts = edges.pattern, _floats(cuts)
+    batch, _, length = pattern.shape
+    _address("cuts", cuts, torch.float32, len(cuts), batch, length, on=pattern.device)
+    if pattern.lse is None:
+        edges = replace(edges, pattern=replace(pattern, lse=_Weighing(edges).lse))
+    for run in runs(pattern.shape, pattern.k.shape[1], TABLE_ELEMENTS):
+        table = _table(edges_in(edges, run), cuts[:, run.sequences], run.rows)
+        if table is not None:
+            table.sequence.add_(run.sequences.start)
+            table.head.add_(run.heads.start)
+            yield table
+        del table  # not held while the next one is made
+
+
+def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None:
+    """The kept edges into some targets, None where there are none."""
     weighing = _Weighing(edges)
     batch, heads, length = edges.pattern.shape
     device, where = weighing.device, weighing.where
-    cuts, strata = _floats(cuts), len(cuts)
-    every_cut = weighing.address("cuts", cuts, strata, batch, length)
-    floor = cuts[-1]
-    tiles = list(_tiles(batch, 0, heads, length))
-    counts = torch.zeros(batch, heads, length, dtype=torch.int64, device=device)
-    weight: Tensor | None = None
-    for tile in tiles:
-        weight = weighing.weigh(tile)
-        _cuda.count_rows(
-            weight.data_ptr(), floor.data_ptr(), tile.plain, heads, counts.data_ptr(), *where
-        )
-    ends = counts.flatten().cumsum(0)
-    starts = ends - counts.flatten()
-    total = (
-        int(ends[-1]) if len(ends) else 0
-    )  # the one wait: memory is wanted by how many there are
+    every_cut = weighing.address("cuts", cuts, len(cuts), batch, length)
+    floor = weighing.address("cuts", cuts[-1], batch, length)
+    tile = _Tile(batch, 0, heads, rows, length)
+    weight = weighing.weigh(tile)
+    # Of the tile's rows: how many edges each keeps, then where they start in the table.
+    places = torch.empty(batch, heads, length, dtype=torch.int64, device=device)
+    _cuda.count_rows(weight.data_ptr(), floor, tile.plain, heads, places.data_ptr(), *where)
+    counts = places[:, :, rows].flatten()
+    ends = counts.cumsum(0)
+    total = int(ends[-1])  # waited for: memory is wanted by how many there are
+    if not total:
+        return None
+    places[:, :, rows] = (ends - counts).view(batch, heads, -1)
 
     def column(dtype: torch.dtype) -> Tensor:
         return torch.empty(total, dtype=dtype, device=device)
@@ -295,26 +310,23 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
         column(torch.float32),
         column(torch.uint8),
     )
-    for tile in tiles if total else ():
-        # Weighed again, to the same bits, unless all of them are still held.
-        weight = weight if len(tiles) == 1 and weight is not None else weighing.weigh(tile)
-        _cuda.table_rows(
-            weight.data_ptr(),
-            every_cut,
-            strata,
-            tile.plain,
-            heads,
-            starts.data_ptr(),
-            (
-                table.sequence.data_ptr(),
-                table.head.data_ptr(),
-                table.source.data_ptr(),
-                table.target.data_ptr(),
-                table.weight.data_ptr(),
-                table.stratum.data_ptr(),
-            ),
-            *where,
-        )
+    _cuda.table_rows(
+        weight.data_ptr(),
+        every_cut,
+        len(cuts),
+        tile.plain,
+        heads,
+        places.data_ptr(),
+        (
+            table.sequence.data_ptr(),
+            table.head.data_ptr(),
+            table.source.data_ptr(),
+            table.target.data_ptr(),
+            table.weight.data_ptr(),
+            table.stratum.data_ptr(),
+        ),
+        *where,
+    )
     return table
 
 

@@ -5,17 +5,18 @@ of the device's backends that has the op; it goes on without one that is not bui
 that once. A backend asked for by name never falls back.
 
 An op runs with its tensors' GPU as the current one: that is where Triton launches, whatever GPU the
-tensors are on, and the layers of a model may be spread over several.
+tensors are on, and the layers of a model may be spread over several. So does one that gives its
+results in turn, whenever one is asked for.
 
 A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`, or in one an
 op by name where they differ; `auto` takes the next one for the others.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from importlib import import_module
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -23,6 +24,7 @@ from .edges import AttentionEdges
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREFERENCE = {  # by device type; others: the plain torch definition
@@ -132,9 +134,21 @@ def _on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def there(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.cuda.device(device):
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        return cast(R, _each_on(device, result)) if isinstance(result, Iterator) else result
 
     return there
+
+
+def _each_on(device: torch.device, results: Iterator[T]) -> Iterator[T]:
+    """Each made with a GPU as the current one, and none held."""
+    nothing = object()
+
+    def following() -> T | object:
+        with torch.cuda.device(device):
+            return next(results, nothing)
+
+    return cast(Iterator[T], iter(following, nothing))
 
 
 def pick(

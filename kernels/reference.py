@@ -24,6 +24,7 @@ from .edges import (
 )
 from .hashing import hash_uniform
 from .results import NUCLEUS_PERCENT, AttentionStats, EdgeLevels, EdgeTable, OutputErrors
+from .runs import edges_in, runs
 
 TILE_ELEMENTS = 1 << 21  # float32 entries of one tile: 8 MiB, a compromise of cache and overhead
 TILE_TARGETS = 32  # few, so that a tile cut at its last target wastes little above the diagonal
@@ -102,17 +103,22 @@ def head_values(v: Tensor, head: int, heads: int) -> Tensor:
 # ---- edge weights ----------------------------------------------------------------------------
 
 
-def weight_tile(edges: AttentionEdges, rows: slice, alpha: Tensor | None = None) -> Tensor:
-    """float32 [B, H, rows, sources]: unnormalised importance, -inf where there is no edge."""
+def weight_tile(
+    edges: AttentionEdges, rows: slice, alpha: Tensor | None = None, first_head: int = 0
+) -> Tensor:
+    """float32 [B, H, rows, sources]: unnormalised importance, -inf where there is no edge.
+
+    `first_head` is the first one's place in the model, where edges are those of a part.
+    """
     weight, pattern = edges.weight, edges.pattern
     if alpha is None and not isinstance(weight, RandomWeight | GivenWeight):
         alpha = alpha_tile(pattern, rows)
-    tile = _finite_weight_tile(weight, pattern, rows, alpha)
+    tile = _finite_weight_tile(weight, pattern, rows, alpha, first_head)
     return tile.masked_fill(~allowed_tile(pattern, rows), -torch.inf)
 
 
 def _finite_weight_tile(
-    weight: EdgeWeight, pattern: Pattern, rows: slice, alpha: Tensor | None
+    weight: EdgeWeight, pattern: Pattern, rows: slice, alpha: Tensor | None, first_head: int
 ) -> Tensor:
     match weight, alpha:
         case NormWeight(source, target), Tensor():
@@ -123,7 +129,7 @@ def _finite_weight_tile(
         case ProximityWeight(), Tensor():
             return _proximity_tile(weight, rows, alpha)
         case RandomWeight(), _:
-            return _random_tile(weight, pattern, rows)
+            return _random_tile(weight, pattern, rows, first_head)
         case GivenWeight(given), _:
             return given[:, :, rows, : rows.stop]
         case _:
@@ -148,16 +154,17 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
     for head in range(heads):
         u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].T
         for part in blocks(node.shape[1], batch * sources * u.shape[-1]):
-            edge = alpha[:, head, part, :, None] * u[:, None]  # [B, part, S, D]
+            here = slice(rows.start + part.stop)  # later sources are none of these targets'
+            edge = alpha[:, head, part, here, None] * u[:, None, here]  # [B, part, S, D]
             n = node[:, part, None]
             # Entry by entry, so that |n| and |n - e| cancel before they are summed.
-            out[:, head, part] = (n.abs() - (n - edge).abs()).sum(-1)
+            out[:, head, part, here] = (n.abs() - (n - edge).abs()).sum(-1)
     return out.clamp_(min=0)
 
 
-def _random_tile(weight: RandomWeight, pattern: Pattern, rows: slice) -> Tensor:
+def _random_tile(weight: RandomWeight, pattern: Pattern, rows: slice, first_head: int) -> Tensor:
     _, heads, _ = pattern.shape
-    head = torch.arange(1, heads + 1, device=pattern.device)[None, :, None, None]
+    head = torch.arange(1, heads + 1, device=pattern.device)[None, :, None, None] + first_head
     target = weight.positions[:, None, rows, None]
     source = weight.positions[:, None, None, : rows.stop]
     return hash_uniform(weight.seed, weight.stream, head, target, source)
@@ -348,21 +355,21 @@ def lane_attention(
     return output
 
 
-def collect_edges(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    batch, heads, length = edges.pattern.shape
-    index: list[Tensor] = []
-    weights: list[Tensor] = []
-    strata: list[Tensor] = []
-    for rows in target_blocks(length, batch * heads * length):
-        tile = weight_tile(edges, rows)
-        kept = (tile > cuts[-1, :, None, rows, None]).nonzero()  # [n, 4]
-        weight = tile[tuple(kept.T)]
-        kept[:, 2] += rows.start
-        index.append(kept)
-        weights.append(weight)
-        strata.append((weight <= cuts[:, kept[:, 0], kept[:, 2]]).sum(0))
-    sequence, head, target, source = torch.cat(index).T
-    return EdgeTable.of(sequence, head, source, target, torch.cat(weights), torch.cat(strata))
+def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
+    shape, groups = edges.pattern.shape, edges.pattern.k.shape[1]
+    for run in runs(shape, groups, TILE_ELEMENTS):
+        tile = weight_tile(edges_in(edges, run), run.rows, first_head=run.heads.start)
+        here = cuts[:, run.sequences, run.rows]
+        kept = (tile > here[-1, :, None, :, None]).nonzero().unbind(-1)
+        sequence, head, target, source = kept
+        if not len(source):
+            continue
+        weight = tile[kept]
+        stratum = torch.zeros_like(source, dtype=torch.uint8)
+        for cut in here:
+            stratum += weight <= cut[sequence, target]
+        sequence, head = sequence + run.sequences.start, head + run.heads.start
+        yield EdgeTable.of(sequence, head, source, target + run.rows.start, weight, stratum)
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:

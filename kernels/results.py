@@ -29,7 +29,7 @@ class EdgeLevels:
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """Kept attention edges of a block, ordered by (sequence, head, target, source) in a tile.
+    """Kept attention edges of a block, ordered by (sequence, head, target, source).
 
     In the types that a store keeps, 19 bytes an edge: that is what leaves a device.
     """

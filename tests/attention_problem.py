@@ -1,6 +1,7 @@
 """One attention problem: random inputs of the ops, and their definition by loops in float64."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from densitrace import kernels
-from densitrace.kernels import AttentionEdges, AttentionStats, NormWeight, OutputErrors, Pattern
+from densitrace.kernels import (
+    AttentionEdges,
+    AttentionStats,
+    EdgeTable,
+    NormWeight,
+    OutputErrors,
+    Pattern,
+)
 
 Floats = NDArray[np.float64]
 
@@ -219,6 +227,21 @@ def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
         widest = first + int(np.argmax(row[first + 1 : last + 1] / row[first:last]))
         cuts[k, i, j] = np.sqrt(row[widest] * row[widest + 1])
     return torch.from_numpy(np.sort(cuts, axis=0)[::-1].copy()).float()
+
+
+def joined(tables: Iterable[EdgeTable]) -> EdgeTable:
+    """All of the tables as one; there may be none."""
+    found = list(tables)
+    if not found:
+        return EdgeTable.of(*torch.empty(6, 0).unbind())
+    names = [column.name for column in fields(EdgeTable)]
+    return EdgeTable(*(torch.cat([getattr(each, name) for each in found]) for name in names))
+
+
+def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
+    """(sequence, head, target, source, stratum) of every edge, in the table's order."""
+    columns = (table.sequence, table.head, table.target, table.source, table.stratum)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def errors_of(problem: Problem, vocabulary: int, backend: str, noise: float = 0.1) -> OutputErrors:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import EdgeTable
 from . import layout
-from .edge_tables import EdgeSpool
+from .edge_tables import EdgeSpool, edge_table
 from .graph import KINDS
 from .nodes import Node
 
 Weights = dict[str, NDArray[np.float32]]  # attn [L, H, T, T], others [L, T]; NaN: no edge
+Rows = NDArray[np.int32]  # of the batch, one an edge
 
 
 class EdgeRow(NamedTuple):
@@ -67,21 +69,38 @@ class DenseWeights:
         }
 
 
-def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[str, EdgeTable]]:
-    """The edges of the last stratum by kind, in the order of `KINDS`, with normalised weights."""
+def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[Rows, NDArray[Any]]]:
+    """The edges of the last stratum, ordered by kind, row of the batch, head, target and source.
+
+    As tables come, of which one is on the device at a time: the rows of the batch [n] that edges
+    are of, and the edges, `layout.EDGE` [n], with normalised weights.
+    """
     for kind in KINDS:
         if kind == "attn" and node.edges is not None:
-            found = kernels.collect_edges(node.edges, cuts, backend=backend)
+            tables = kernels.collect_edges(node.edges, cuts, backend=backend)
         elif kind in node.kinds:
-            weight = node.side[node.kinds.index(kind)]
-            row, token = (weight > cuts[-1]).nonzero(as_tuple=True)
-            stratum = (weight <= cuts)[:, row, token].sum(0)
-            head = torch.full_like(token, -1)
-            found = EdgeTable.of(row, head, token, token, weight[row, token], stratum)
+            tables = iter([_side_edges(node.side[node.kinds.index(kind)], cuts)])
         else:
             continue
-        total = node.total[found.sequence, found.target]
-        yield kind, replace(found, weight=_normalised(found.weight, total))
+        yield from map(partial(_records, node, kind), tables)
+
+
+def _side_edges(weight: Tensor, cuts: Tensor) -> EdgeTable:
+    """The edges of one kind that is not attention, by their weights [B, T]."""
+    row, token = (weight > cuts[-1]).nonzero(as_tuple=True)
+    stratum = (weight <= cuts)[:, row, token].sum(0)
+    head = torch.full_like(token, -1)
+    return EdgeTable.of(row, head, token, token, weight[row, token], stratum)
+
+
+def _records(node: Node, kind: str, found: EdgeTable) -> tuple[Rows, NDArray[Any]]:
+    edges = np.empty(len(found.head), dtype=layout.EDGE)
+    edges["layer"], edges["kind"] = node.layer, KINDS.index(kind)
+    weight = _normalised(found.weight, node.total[found.sequence, found.target])
+    for name, column in (vars(found) | {"weight": weight}).items():
+        if name != "sequence":
+            edges[name] = column.cpu().numpy()
+    return found.sequence.cpu().numpy(), edges
 
 
 @dataclass
@@ -91,7 +110,7 @@ class EdgeCollector:
     gates: list[Tensor]  # bool [K, 1, T] for each node layer, from the embedding up
     stratum: int
     backend: str = "auto"
-    _tables: list[pd.DataFrame] = field(default_factory=list)
+    _found: list[NDArray[Any]] = field(default_factory=list)
     _seen: int = 0
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
@@ -99,32 +118,19 @@ class EdgeCollector:
         outside = ~self.gates[self._seen].to(cuts.device)
         gated = cuts.masked_fill(outside, torch.inf)[: self.stratum + 1]
         self._seen += 1
-        for kind, found in _kept_edges(node, gated, self.backend):
-            self._add(node, kind, found)
-
-    def _add(self, node: Node, kind: str, found: EdgeTable) -> None:
-        columns = {
-            "layer": np.full(len(found.head), node.layer),
-            "kind": pd.Categorical([kind] * len(found.head), categories=list(KINDS)),
-            "head": found.head.cpu().long().numpy(),
-            "source": found.source.cpu().long().numpy(),
-            "target": found.target.cpu().long().numpy(),
-            "weight": found.weight.cpu().numpy(),
-            "stratum": found.stratum.cpu().long().numpy(),
-        }
-        self._tables.append(pd.DataFrame(columns))
+        self._found.extend(edges for _, edges in _kept_edges(node, gated, self.backend))
 
     def table(self) -> pd.DataFrame:
         """One row an edge, ordered by layer, kind, head, target and source."""
-        table = pd.concat(self._tables, ignore_index=True)
-        return table.sort_values(["layer", "kind", "head", "target", "source"], ignore_index=True)
+        return edge_table(np.concatenate(self._found))
 
 
 @dataclass
 class EdgeRecorder:
-    """Lays aside the edges of a batch that a stratum keeps, block by block; of windows of a part.
+    """Lays aside the edges of a batch that a stratum keeps, as they come; of windows of a part.
 
-    It takes the rows of the batch together, or some after others as `LaneLoop.parts` has it.
+    It takes the rows of the batch together, or some after others as `LaneLoop.parts` has it, and
+    holds two tables of `kernels.collect_edges` at most, in 22 bytes an edge.
     """
 
     windows: Sequence[int]  # of each row of the batch: its place in the part
@@ -141,18 +147,9 @@ class EdgeRecorder:
         lengths = torch.as_tensor(self.lengths[seen : seen + rows], device=cuts.device)
         padding = torch.arange(length, device=cuts.device) >= lengths[:, None]
         kept = cuts[: self.stratum + 1].masked_fill(padding, torch.inf)
-        tables = [_records(node.layer, *some) for some in _kept_edges(node, kept, self.backend)]
-        row, edges = (np.concatenate(column) for column in zip(*tables, strict=True))
-        order = np.lexsort((edges["source"], edges["target"], edges["head"], edges["kind"], row))
-        ends = np.searchsorted(row[order], np.arange(rows + 1))
-        for index, window in enumerate(self.windows[seen : seen + rows]):
-            self.spool.add(window, edges[order[ends[index] : ends[index + 1]]])
-
-
-def _records(layer: int, kind: str, found: EdgeTable) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """The rows of the batch [n] that edges are of, and the edges, `layout.EDGE` [n]."""
-    edges = np.empty(len(found.head), dtype=layout.EDGE)
-    edges["layer"], edges["kind"] = layer, KINDS.index(kind)
-    for name in ("head", "target", "source", "weight", "stratum"):
-        edges[name] = getattr(found, name).cpu().numpy()
-    return found.sequence.cpu().numpy(), edges
+        for row, edges in _kept_edges(node, kept, self.backend):
+            # A window's edges come in the order in which a store has them.
+            ends = np.searchsorted(row, np.arange(rows + 1, dtype=row.dtype))
+            for index, window in enumerate(self.windows[seen : seen + rows]):
+                if ends[index] < ends[index + 1]:
+                    self.spool.add(window, edges[ends[index] : ends[index + 1]])

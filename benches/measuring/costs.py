@@ -94,15 +94,18 @@ class Costs:
 
 
 def moved_bytes(*values: object) -> int:
-    """Bytes of all tensors in arguments and results, each counted once, inside dataclasses too."""
+    """Bytes of all tensors in arguments and results, in dataclasses and lists too; each once."""
     found: dict[int, int] = {}
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
             found[value.data_ptr() or id(value)] = value.nbytes  # no memory has no address
+        elif isinstance(value, list):
+            for each in value:
+                visit(each)
         elif is_dataclass(value):
-            for each in fields(value):
-                visit(getattr(value, each.name))
+            for field in fields(value):
+                visit(getattr(value, field.name))
 
     for value in values:
         visit(value)

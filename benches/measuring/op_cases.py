@@ -1,5 +1,6 @@
 """Every op with arguments as in a scan of a model: what is timed on a GPU, and what is tuned."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,7 @@ class Case:
         return next((each for each in self.arguments if isinstance(each, AttentionEdges)), None)
 
     def run(self) -> object:
-        """The op once, on the backend that serves it.
+        """The op once, on the backend that serves it; all of its results, if it gives several.
 
         What edges keep of work done for them, the next run does again.
         """
@@ -48,7 +49,8 @@ class Case:
             for x in self.arguments
         )
         with torch.inference_mode():
-            return getattr(kernels, self.op)(*new, **self.options)
+            result = getattr(kernels, self.op)(*new, **self.options)
+            return list(result) if isinstance(result, Iterator) else result
 
 
 def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[str, Case]:

@@ -1,56 +1,81 @@
-// The kept attention edges as a table. No include guard: see all_ops.h.
+// The kept attention edges as tables. No include guard: see all_ops.h.
 //
-// Two sweeps: how many edges each strip of each head keeps, then the edges, each strip at its
-// place.
+// Two sweeps: how many edges each row keeps, a row being a target of a head; then the edges of some
+// rows that follow one another, each row at its place.
 
-// The edges that clear the last of cuts [K, B, T], ordered by (sequence, head, target, source),
-// each with the first stratum that holds it.
+// Calls visit(row, strip, h, r, weight, lowest) for rows [first, last) of [B, H, T]: target r of a
+// strip under head h, its weights, and its last cut, up to which a weight may be any other one.
+template <typename Visit>
+static void visit_rows(const EdgeStrips& weighed, const Pattern& pattern, const float* floor,
+                       std::size_t first, std::size_t last, int threads, const Visit& visit) {
+  weighed.for_strips(
+      threads, 0, [&] { return weighed.make_scratch(); },
+      [&](EdgeScratch& scratch, const Strip& strip) {
+        const float* lowest = floor + strip.sequence * pattern.length + strip.first;
+        for (std::size_t h = 0; h < pattern.heads; ++h) {
+          const std::size_t row =
+              (strip.sequence * pattern.heads + h) * pattern.length + strip.first;
+          if (row + strip.rows <= first || row >= last) continue;
+          weighed.weigh(strip, h, scratch, lowest);
+          for (std::size_t r = 0; r < strip.rows; ++r)
+            if (first <= row + r && row + r < last)
+              visit(row + r, strip, h, r, scratch.weight.get() + r * weighed.geometry.stride(),
+                    lowest[r]);
+        }
+      });
+}
+
+// The edges of some rows of [B, H, T] that clear the last of cuts [K, B, T], ordered by (sequence,
+// head, target, source), each with the first stratum that holds it. The rows are those from `row`
+// on that keep no more than `most`, one at least; `row` becomes the one after them. The call for
+// row 0 writes counts [B, H, T], which the calls for the others read.
 static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t strata,
+                              std::int64_t* counts, std::size_t most, std::size_t& row,
                               int threads) {
   const Pattern& pattern = edges.pattern;
-  const std::size_t batch = pattern.batch, length = pattern.length, heads = pattern.heads;
+  const std::size_t batch = pattern.batch, length = pattern.length;
+  const std::size_t rows = batch * pattern.heads * length;
   const EdgeStrips weighed(edges, threads);
-  const std::size_t stride = weighed.geometry.stride();
-  // Calls keep(strip, h, r, column, weight) for every kept edge of a strip in order, head by head.
-  const auto visit = [&](const auto& keep) {
-    weighed.for_strips(
-        threads, 0, [&] { return weighed.make_scratch(); },
-        [&](EdgeScratch& scratch, const Strip& strip) {
-          const float* lowest =
-              cuts + ((strata - 1) * batch + strip.sequence) * length + strip.first;
-          weighed.weigh_heads(strip, scratch, nullptr, [&](std::size_t h) {
-            for (std::size_t r = 0; r < strip.rows; ++r) {
-              const float* row = scratch.weight.get() + r * stride;
-              for (std::size_t column = 0; column < strip.width(); column += kWidth) {
-                if (!any(load(row + column) > lowest[r])) continue;
-                for (std::size_t s = column; s < column + kWidth; ++s)
-                  if (row[s] > lowest[r]) keep(strip, h, r, s, row[s]);
-              }
-            }
-          });
-        });
+  const float* floor = cuts + (strata - 1) * batch * length;
+  const auto count = [&](std::size_t i, const Strip& strip, std::size_t, std::size_t,
+                         const float* weight, float lowest) {
+    Mask kept{};
+    for (std::size_t column = 0; column < strip.width(); column += kWidth)
+      kept -= load(weight + column) > lowest;
+    counts[i] = sum(kept);
   };
-  // Rows (b, h, t) of the table: first their numbers of edges, then where they go on.
-  std::vector<std::size_t> place(batch * heads * length + 1, 0);
-  const auto row_of = [&](const Strip& strip, std::size_t h, std::size_t r) {
-    return (strip.sequence * heads + h) * length + strip.first + r;
-  };
-  visit([&](const Strip& strip, std::size_t h, std::size_t r, std::size_t, float) {
-    ++place[row_of(strip, h, r) + 1];
-  });
-  std::partial_sum(place.begin(), place.end(), place.begin());
-  EdgeRows rows(place.back());
-  visit([&](const Strip& strip, std::size_t h, std::size_t r, std::size_t s, float weight) {
-    const std::size_t i = place[row_of(strip, h, r)]++;
+  if (row == 0) visit_rows(weighed, pattern, floor, 0, rows, threads, count);
+
+  while (row < rows && counts[row] == 0) ++row;
+  const std::size_t first = row;
+  std::vector<std::size_t> places{0};
+  for (; row < rows; ++row) {
+    const std::size_t end = places.back() + static_cast<std::size_t>(counts[row]);
+    if (row > first && end > most) break;
+    places.push_back(end);
+  }
+  EdgeRows found(places.back());
+  const auto write = [&](std::size_t i, const Strip& strip, std::size_t h, std::size_t r,
+                         const float* weight, float lowest) {
     const float* cut = cuts + strip.sequence * length + strip.first + r;
-    std::size_t level = 0;  // cuts descend: the first to be cleared is the lowest
-    while (level < strata && weight > cut[(strata - 1 - level) * batch * length]) ++level;
-    rows.sequence[i] = static_cast<std::int32_t>(strip.sequence);
-    rows.head[i] = static_cast<std::int16_t>(h);
-    rows.source[i] = static_cast<std::int32_t>(strip.column() + s);
-    rows.target[i] = static_cast<std::int32_t>(strip.first + r);
-    rows.stratum[i] = static_cast<std::uint8_t>(strata - level);
-    rows.weight[i] = weight;
-  });
-  return rows;
+    std::size_t at = places[i - first];
+    const std::size_t end = places[i - first + 1];
+    for (std::size_t column = 0; column < strip.width(); column += kWidth) {
+      if (!any(load(weight + column) > lowest)) continue;
+      for (std::size_t s = column; s < column + kWidth; ++s) {
+        // Not beyond its place, should weights be other ones than those that were counted.
+        if (!(weight[s] > lowest) || at == end) continue;
+        std::size_t level = 0;  // cuts descend: the first to be cleared is the lowest
+        while (level < strata && weight[s] > cut[(strata - 1 - level) * batch * length]) ++level;
+        found.sequence[at] = static_cast<std::int32_t>(strip.sequence);
+        found.head[at] = static_cast<std::int16_t>(h);
+        found.source[at] = static_cast<std::int32_t>(strip.column() + s);
+        found.target[at] = static_cast<std::int32_t>(strip.first + r);
+        found.stratum[at] = static_cast<std::uint8_t>(strata - level);
+        found.weight[at++] = weight[s];
+      }
+    }
+  };
+  if (found.count != 0) visit_rows(weighed, pattern, floor, first, row, threads, write);
+  return found;
 }

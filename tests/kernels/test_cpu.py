@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problem import Problem, Shape, assert_errors_agree, errors_of
+from attention_problem import Problem, Shape, assert_errors_agree, errors_of, joined
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,7 +75,7 @@ def results(problem: Problem, kind: str) -> Iterator[tuple[str, Any]]:
     yield "edge_mass", kernels.edge_mass(edges, backend=backend)
     yield "edge_weights", kernels.edge_weights(edges, backend=backend)
     yield "edge_levels", kernels.edge_levels(edges, cuts, backend=backend)
-    yield "collect_edges", kernels.collect_edges(edges, cuts, backend=backend)
+    yield "collect_edges", joined(kernels.collect_edges(edges, cuts, backend=backend))
     lanes, values = lanes_of(Problem(problem.shape, 1))
     for live in (lanes, None):
         for invert in (False, True):
@@ -221,6 +221,7 @@ def test_any_shape_agrees_with_the_definition(
         total = kernels.edge_mass(written, backend="reference") + side[0]
         ops: dict[str, Callable[[str], Any]] = {
             "edge_levels": lambda b: kernels.edge_levels(written, cuts, backend=b),
+            "collect_edges": lambda b: joined(kernels.collect_edges(written, cuts, backend=b)),
             "live": lambda b: kernels.lane_attention(written, cuts, values, lanes, backend=b),
             "frozen": lambda b: kernels.lane_attention(written, cuts, values, backend=b),
             "nucleus": lambda b: kernels.nucleus_cuts(written, side, [0.5], total, backend=b),
@@ -310,6 +311,8 @@ def test_arguments_are_checked() -> None:
         _cpu.edge_levels(edges, arrays(0, 1, 5), levels, degrees, 1)
     with pytest.raises(ValueError, match=r"degrees has the wrong shape; wanted \[3, 1, 5\]"):
         _cpu.edge_levels(edges, arrays(3, 1, 5), levels, degrees, 1)
+    with pytest.raises(ValueError, match=r"counts has the wrong shape; wanted \[1, 4, 5\]"):
+        _cpu.collect_edges(edges, arrays(1, 1, 5), np.zeros((1, 4, 6), dtype=np.int64), 1, 0, 1)
     with pytest.raises(ValueError, match="isa='sse9' is not available"):
         _cpu.edge_mass(edges, arrays(1, 5), 1, "sse9")
     with pytest.raises(ValueError, match=r"v has the wrong shape; wanted \[2, 2, 5, 3\]"):

@@ -8,7 +8,16 @@ import cuda_host
 import numpy as np
 import pytest
 import torch
-from attention_problem import VARIANTS, Problem, Shape, close, cuts_for
+from attention_problem import (
+    VARIANTS,
+    Problem,
+    Shape,
+    close,
+    cuts_for,
+    gap_cuts,
+    joined,
+    rows_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -172,9 +181,9 @@ def test_what_a_kernel_would_believe_is_checked() -> None:
     problem = Problem(Shape(), backend="reference")
     edges = problem.edges(NormWeight(torch.ones(2, 3, 13)))
     with pytest.raises(ValueError, match=r"source has shape \[2, 3, 13\]; wanted \[2, 4, 13\]"):
-        ops.collect_edges(edges, torch.zeros(1, 2, 13))
+        table_of(edges, torch.zeros(1, 2, 13))
     for op, whose in (
-        (ops.collect_edges, written_edges(problem)),
+        (table_of, written_edges(problem)),
         (ops.edge_levels, proximity_edges(problem)),
     ):
         with pytest.raises(ValueError, match=r"cuts has shape \[1, 2, 12\]; wanted \[1, 2, 13\]"):
@@ -200,10 +209,9 @@ WIDE = Shape(
 )  # fmt: skip
 
 
-def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
-    """(sequence, head, target, source, stratum) of every edge, in the table's order."""
-    columns = (table.sequence, table.head, table.target, table.source, table.stratum)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+def table_of(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
+    """Of all kept edges."""
+    return joined(ops.collect_edges(edges, cuts))
 
 
 def written_edges(problem: Problem) -> AttentionEdges:
@@ -216,13 +224,13 @@ def written_edges(problem: Problem) -> AttentionEdges:
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # of a tile: a row, some, all
 def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sequence, head, target and source, whatever the tiles and the order of blocks."""
-    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(ops, "TABLE_ELEMENTS", elements)
     edges = written_edges(Problem(replace(WIDE, length=70), backend="reference"))
     cuts = torch.tensor([1.5, 0.5, -0.3])[:, None, None].expand(3, 2, 70).clone()
     cuts[:, 1, 40] = torch.inf  # a target outside the trace
-    expected = reference.collect_edges(edges, cuts)
-    for found in both_orders(lambda: ops.collect_edges(edges, cuts)):
-        assert rows_of(found) == sorted(rows_of(expected))
+    expected = joined(reference.collect_edges(edges, cuts))
+    for found in both_orders(lambda: table_of(edges, cuts)):
+        assert rows_of(found) == rows_of(expected)
         assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
 
 
@@ -237,14 +245,9 @@ def test_table_of_long_rows(length: int) -> None:
     )
     cuts = torch.zeros(1, 1, length)
     kept = (drawn[0, 0].tril() > 0).nonzero()
-    found = ops.collect_edges(edges, cuts)
+    found = table_of(edges, cuts)
     assert torch.equal(torch.stack([found.target, found.source], 1), kept.int())
     assert torch.equal(found.weight, drawn[0, 0][tuple(kept.T)])
-
-
-def test_table_of_nothing() -> None:
-    edges = written_edges(Problem(Shape(), backend="reference"))
-    assert rows_of(ops.collect_edges(edges, torch.full((2, 2, 13), torch.inf))) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -254,13 +257,23 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
     edges = problem.norm_edges()
     dense = kernels.edge_weights(edges, backend="reference")
     cuts = cuts_for(dense.nan_to_num(0).double().numpy(), (0.9, 0.6))
-    first, second = both_orders(lambda: ops.collect_edges(edges, cuts))
+    first, second = both_orders(lambda: table_of(edges, cuts))
     for name, column in vars(first).items():
         assert torch.equal(column, getattr(second, name)), name
     columns = (first.sequence, first.head, first.target, first.source)
     at = dense[tuple(column.long() for column in columns)]
     torch.testing.assert_close(first.weight, at, rtol=2e-5, atol=0)
-    assert len(first.weight) == len(reference.collect_edges(edges, cuts).weight)
+    assert len(first.weight) == len(joined(reference.collect_edges(edges, cuts)).weight)
+
+
+def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is summed once, over all sources, whatever the tables hold."""
+    monkeypatch.setattr(ops, "TABLE_ELEMENTS", 700)
+    problem = Problem(replace(WIDE, length=70), backend="reference")
+    edges = problem.norm_edges()
+    cuts = gap_cuts(problem.norm_weights(), (0.9, 0.6))
+    expected = rows_of(table_of(edges, cuts))
+    assert rows_of(table_of(replace(edges, pattern=problem.pattern), cuts)) == expected
 
 
 def proximity_edges(problem: Problem) -> AttentionEdges:
@@ -448,10 +461,11 @@ def test_any_shape_agrees_with_the_definition(
         proximity = replace(proximity, pattern=problem.pattern)
     cuts = torch.tensor([1.0, 0.0])[:, None, None].expand(2, shape.batch, length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "TILE_ELEMENTS", elements)
-        found = ops.collect_edges(written, cuts)
+        for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
+            patch.setattr(ops, budget, elements)
+        found = table_of(written, cuts)
         mass = ops.edge_mass(proximity)
-    assert rows_of(found) == sorted(rows_of(reference.collect_edges(written, cuts)))
+    assert rows_of(found) == rows_of(joined(reference.collect_edges(written, cuts)))
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
 
 

@@ -208,9 +208,17 @@ def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
     def where(reach: torch.Tensor, levels: torch.Tensor) -> int:
         return current[-1]
 
-    bottleneck = reference.bottleneck
+    def in_turn(reach: torch.Tensor, levels: torch.Tensor) -> Iterator[int]:
+        for _ in range(3):
+            yield current[-1]
+
+    bottleneck, trace_sizes = reference.bottleneck, reference.trace_sizes
     monkeypatch.setattr(torch.cuda, "device", guard)
     monkeypatch.setattr(reference, "bottleneck", where)
+    monkeypatch.setattr(reference, "trace_sizes", in_turn)
     for device, index in (("cuda:1", 1), ("cuda:0", 0), ("cuda", 0), ("cpu", 0)):
         assert dispatch.pick(bottleneck, torch.device(device), "reference")(*MAPS) == index
         assert current == [0]
+        results: Any = dispatch.pick(trace_sizes, torch.device(device), "reference")(*MAPS)
+        for found in results:
+            assert (found, current) == (index, [0])

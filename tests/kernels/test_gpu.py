@@ -4,7 +4,7 @@ Inputs are drawn, and results checked, on the CPU; what runs in between runs on 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -22,6 +22,7 @@ from attention_problem import (
     assert_attention_stats,
     close,
     gap_cuts,
+    joined,
 )
 from golden import FAMILIES, GOLDENS, golden
 from oracles import errors as oracle_errors
@@ -53,9 +54,14 @@ SHAPES = VARIANTS | WIDE
 
 
 def moved(value: Any, device: str) -> Any:
-    """Tensors on a device, inside dataclasses too; everything else as it is. Strides stay."""
+    """Tensors on a device, in dataclasses and one after another too; all else as it is.
+
+    Strides stay.
+    """
     if isinstance(value, torch.Tensor):
         return value.to(device)
+    if isinstance(value, Iterator):
+        return (moved(each, device) for each in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
             value, **{each.name: moved(getattr(value, each.name), device) for each in fields(value)}
@@ -200,7 +206,8 @@ def check_collect_edges(problem: Problem) -> None:
     """The kept edges in order, each with its weight and first stratum."""
     weights = problem.norm_weights()
     cuts = gap_cuts(weights, (0.9, 0.6))
-    found = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
+    tables = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
+    found = joined(tables)
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
     places = np.argwhere(kept[1])  # in the table's order: sequence, head, target, source
     columns = (found.sequence, found.head, found.target, found.source)
@@ -284,6 +291,31 @@ def test_ways_of_the_max_min_product_agree(length: int) -> None:
     expected = kernels.bottleneck(*drawn.cpu().tril(), backend="reference")
     for method in ("packed", "boolean"):
         assert torch.equal(cuda.bottleneck(*drawn, method).cpu(), expected)
+
+
+@BUILT
+@pytest.mark.parametrize("elements", [1, 5000, 20_000])  # a row, rows of a head, heads
+def test_tables_in_turn(elements: int, on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = import_module("densitrace.kernels.cuda")
+    monkeypatch.setattr(cuda, "TABLE_ELEMENTS", elements)
+    check_collect_edges(Problem(WIDE["unequal, all"], backend="cuda"))
+
+
+@BUILT
+def test_a_table_takes_the_memory_that_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = import_module("densitrace.kernels.cuda")
+    monkeypatch.setattr(cuda, "TABLE_ELEMENTS", 1 << 20)
+    shape = Shape(batch=2, heads=4, groups=2, length=1024, d_k=16, d_v=16, hidden=16)
+    problem = Problem(shape, backend="reference")
+    edges = moved(problem.norm_edges(), DEVICE)
+    cuts = torch.full((1, 2, 1024), -1.0, device=DEVICE)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sizes = list(map(lambda table: len(table.weight), cuda.collect_edges(edges, cuts)))  # noqa: C417
+    assert sizes == [1024 * 1025 // 2] * 8
+    few = 1 << 20  # of rows: copies of a head's queries and keys, counts
+    assert torch.cuda.max_memory_allocated() - before <= 23 * (1 << 20) + few
 
 
 @pytest.mark.parametrize(("backend", "op"), SERVED)

@@ -17,6 +17,8 @@ from attention_problem import (
     assert_attention_stats,
     close,
     cuts_for,
+    joined,
+    rows_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +66,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poi
     monkeypatch.setattr(import_module("densitrace.kernels.triton.node_cuts"), "ROW_TILES", 8)
     name, _, isa = str(request.param).partition("-")
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
-    monkeypatch.setattr(cuda_host.ops, "TILE_ELEMENTS", 300)
+    monkeypatch.setattr(cpu, "TABLE_EDGES", 40)
+    for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
+        monkeypatch.setattr(cuda_host.ops, budget, 300)
     cuda_host.switch_on(monkeypatch)
     return name
 
@@ -197,15 +201,10 @@ def test_edge_levels(problem: Problem) -> None:
 def test_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.6))
-    found = kernels.collect_edges(problem.norm_edges(), cuts, backend=problem.backend)
+    found = joined(kernels.collect_edges(problem.norm_edges(), cuts, backend=problem.backend))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
-    expected = {
-        tuple(map(int, index)): 1 - int(kept[0][tuple(index)]) for index in np.argwhere(kept[1])
-    }
-    columns = (found.sequence, found.head, found.target, found.source)
-    places = list(zip(*(column.tolist() for column in columns), strict=True))
-    assert dict(zip(places, found.stratum.tolist(), strict=True)) == expected
-    assert len(places) == len(expected)
+    places = [tuple(map(int, place)) for place in np.argwhere(kept[1])]  # in the table's order
+    assert rows_of(found) == [(*place, 1 - int(kept[0][place])) for place in places]
     kinds = {name: str(column.numpy().dtype) for name, column in vars(found).items()}
     assert kinds == {
         "sequence": "int32", "head": "int16", "source": "int32", "target": "int32",

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scan_workers import Job, assert_same_store, killed_until_complete, shards, write_corpus
 from tiny_models import VARIANTS, VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,6 +32,7 @@ from densitrace import (
     open_store,
     scan,
 )
+from densitrace.kernels import cpu
 from densitrace.tracer import edge_tables, layout
 from densitrace.tracer.cli import cli
 from densitrace.tracer.edge_tables import EdgeSpool
@@ -172,6 +174,27 @@ def test_many_shards_and_a_spool_on_disk_hold_the_same(
     for window in range(plain.n_windows):
         pd.testing.assert_frame_equal(plain.edges(window, None), cut.edges(window, None))
     assert [cut.damage(part) for part in cut.done_parts()] == [None] * cut.n_parts
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_tokens": 24}, {"edges": -1}], ids=str)
+def test_tables_of_any_size_make_the_same_store(
+    options: dict[str, Any], numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte, and what is held for it is as small as a table."""
+    tracer = Tracer(tiny_model("llama"), number_tokenizer())
+    scan(tracer, numbers, tmp_path / "whole", **OPTIONS | options)
+    add, taken = EdgeSpool.add, []
+
+    def counted(spool: EdgeSpool, window: int, edges: NDArray[Any]) -> None:
+        taken.append(len(edges if edges.base is None else edges.base))  # held for it
+        add(spool, window, edges)
+
+    monkeypatch.setattr(EdgeSpool, "add", counted)
+    monkeypatch.setattr(cpu, "TABLE_EDGES", 20)
+    scan(tracer, numbers, tmp_path / "parts", **OPTIONS | options)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert len(taken) > 50
+    assert max(taken) <= 5 * 16  # the side edges of a batch, which come at once
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=12), st.integers(1, 12))

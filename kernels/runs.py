@@ -1,0 +1,97 @@
+"""Attention edges some at a time, in the order of their table: sequence, head, target, source."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .edges import (
+    AttentionEdges,
+    CosineWeight,
+    EdgeWeight,
+    GivenWeight,
+    NormWeight,
+    ProximityWeight,
+    RandomWeight,
+)
+
+
+class Run(NamedTuple):
+    """Some targets of some heads of some sequences, with all their sources."""
+
+    sequences: slice
+    heads: slice
+    rows: slice
+
+
+def runs(shape: tuple[int, int, int], groups: int, most: int) -> Iterator[Run]:
+    """All edges, run after run in the order of the table, at most `most` pairs in each.
+
+    A run is of whole sequences, or of whole heads of one sequence, or of some targets of one head,
+    one at least. Its heads are those of whole groups, or some of one.
+
+    Args:
+        shape: (B, H, T).
+        groups: G.
+        most: of pairs of target and source, those that are no edges counted.
+
+    Example:
+        >>> [run.rows for run in runs((1, 1, 4), groups=1, most=8)]
+        [slice(0, 2, None), slice(2, 4, None)]
+    """
+    batch, heads, length = shape
+    row = max(1, length)
+    together = max(1, min(heads, most // row**2))
+    shared = heads // groups
+    while together % shared and shared % together:
+        together -= 1
+    for sequences in _slices(batch, most // (heads * row**2)):
+        for some in _slices(heads, together):
+            for rows in _slices(length, most // row):
+                yield Run(sequences, some, rows)
+
+
+def _slices(count: int, each: int) -> Iterator[slice]:
+    step = max(1, each)
+    for start in range(0, count, step):
+        yield slice(start, min(count, start + step))
+
+
+def edges_in(edges: AttentionEdges, run: Run) -> AttentionEdges:
+    """The edges into all targets of a run's heads and sequences.
+
+    Of a `RandomWeight` it does not say which heads these are.
+    """
+    pattern, both = edges.pattern, (run.sequences, run.heads)
+    _, heads, _ = pattern.shape
+    groups = pattern.k.shape[1]
+    last = (run.heads.stop - 1) * groups // heads
+    of_groups = run.sequences, slice(run.heads.start * groups // heads, last + 1)
+
+    def of_sequences(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[run.sequences]
+
+    weight: EdgeWeight
+    match edges.weight:
+        case NormWeight(source, target):
+            weight = NormWeight(source[both], of_sequences(target))
+        case CosineWeight(direction, source, v):
+            weight = CosineWeight(direction[both], source[both], v[of_groups])
+        case ProximityWeight(node, v, w_o, target):
+            weight = ProximityWeight(
+                node[run.sequences], v[of_groups], w_o[run.heads], of_sequences(target)
+            )
+        case RandomWeight():
+            weight = replace(edges.weight, positions=edges.weight.positions[run.sequences])
+        case GivenWeight(given):
+            weight = GivenWeight(given[both])
+    some = replace(
+        pattern,
+        q=pattern.q[both],
+        k=pattern.k[of_groups],
+        sinks=None if pattern.sinks is None else pattern.sinks[run.heads],
+        segments=of_sequences(pattern.segments),
+        lse=None if pattern.lse is None else pattern.lse[both],
+    )
+    return AttentionEdges(some, weight)
