@@ -29,14 +29,15 @@ def numbers(word: Array, kind: str) -> Array:
     """float64 [..., numbers] of registers [...] of 32 bits."""
     match kind:
         case "tf32":
-            kept: Array = (word & ~np.uint32(0x1FFF)).view(np.float32)
-            return kept[..., None].astype(np.float64)
+            found: Array = (word & ~np.uint32(0x1FFF)).view(np.float32)[..., None]
         case "b1":
-            return (word[..., None] >> np.arange(32, dtype=np.uint32) & 1).astype(np.float64)
-    halves = np.ascontiguousarray(word)[..., None].view(np.uint16)
-    if kind == "bf16":
-        return from_bfloat16(halves).astype(np.float64)
-    return halves.view(np.float16).astype(np.float64)
+            found = word[..., None] >> np.arange(32, dtype=np.uint32) & 1
+        case "bf16":
+            found = from_bfloat16(np.ascontiguousarray(word)[..., None].view(np.uint16))
+        case _:
+            found = np.ascontiguousarray(word)[..., None].view(np.float16)
+    exact: Array = found.astype(np.float64)
+    return exact
 
 
 def left(words: Array, kind: str) -> Array:
