@@ -100,9 +100,10 @@ def triton_on_machine(capability: int, table: str) -> Iterator[None]:
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
         options = {name: arguments[name] for name in ("num_warps", "num_stages")}
         target = GPUTarget("cuda", capability, 32)
-        built = triton.compile(source(self, arguments), target=target, options=options)
+        known = source(self, arguments)
+        built = triton.compile(known, target=target, options=options)
         (entry,) = entries(built.asm["ptx"]).values()
-        values = [arguments[each.name] for each in self.params if not each.is_constexpr]
+        values = [arguments[name] for name, kind in known.signature.items() if kind != "constexpr"]
         sizes = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         threads, shared = 32 * built.metadata.num_warps, built.metadata.shared

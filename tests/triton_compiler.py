@@ -51,7 +51,7 @@ def caught(call: Callable[[], object]) -> list[Launch]:
 
 
 def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
-    """The kernel with the types and constants that a launch would give it."""
+    """The kernel as a launch would have it: types, constants, and what is known of its numbers."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -61,11 +61,15 @@ def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
-            attributes[place,] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif value == 1 and not parameter.do_not_specialize:
+            signature[parameter.name], constants[parameter.name] = "constexpr", 1
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            aligned = isinstance(value, int) and value % 16 == 0
-            if aligned and not parameter.do_not_specialize:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[place,] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes)
 
