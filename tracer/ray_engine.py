@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ScanError, StoreError
+from ..errors import InputError, NotPlannedError, ScanError
 from .corpus import check_alone
 from .parts import Worker, failures_of
 from .place import place_of
@@ -142,7 +142,7 @@ def scan_with_ray(
         finally:
             progress.end()
         if planner.stopped and not is_planned(place):  # whatever it raised as it was interrupted
-            raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
+            raise NotPlannedError(f"store {where!r} is not planned yet; the same scan starts again")
         if planner.errors:
             raise planner.errors[0]
     store = open_place(place, to_write=False)

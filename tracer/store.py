@@ -21,7 +21,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, NotPlannedError, StoreError
 from . import layout
 from .curve import auc_tv, density_at
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
@@ -565,7 +565,7 @@ def open_place(place: Place, to_write: bool) -> Store:
     if not place.exists():
         raise StoreError(f"store {str(place.path)!r} does not exist")
     if not is_planned(place):
-        raise StoreError(
+        raise NotPlannedError(
             f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
             "scan again"
         )
