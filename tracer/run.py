@@ -156,21 +156,23 @@ class Run:
             joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
         )
         spool, recorders = self._recorders(plan, passes)
+        tracing = traces(
+            self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
+        )
         try:
-            tracing = traces(
-                self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
-            )
-            for windows, found in zip(passes, tracing, strict=True):
-                for window, trace in zip(windows, found, strict=True):
-                    fill(arrays, window, plan, trace)
-                run = int(plan.length[windows].sum())
-                counted += run
-                self.reporter.advance(run)
-                self._claims.beat(part)
-                if self.allowance.limits.asked():
-                    raise Stopped
-                if self.beside.done():
-                    self.beside.result()
+            # Within a batch, too: one of a large model may take longer than a claim is good for.
+            with self.tracer.telling(lambda: self._claims.beat(part)):
+                for windows, found in zip(passes, tracing, strict=True):
+                    for window, trace in zip(windows, found, strict=True):
+                        fill(arrays, window, plan, trace)
+                    run = int(plan.length[windows].sum())
+                    counted += run
+                    self.reporter.advance(run)
+                    self._claims.beat(part)
+                    if self.allowance.limits.asked():
+                        raise Stopped
+                    if self.beside.done():
+                        self.beside.result()
         except BaseException:
             self.reporter.advance(-counted)
             raise
