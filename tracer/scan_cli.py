@@ -320,11 +320,9 @@ def status(store: str, repair: bool, check: bool) -> None:
         reason = found.plan_damage()
         if reason is not None:
             raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
-        for part in found.done_parts():
-            reason = found.damage(part)
-            if reason is not None:
-                found.open_again(part)
-                damaged[part] = reason
+        for part, reason in found.damage():
+            found.open_again(part)
+            damaged[part] = reason
     print_status(found, damaged, Console())
     left = found.n_parts - len(found.done_parts())
     if check and left:
