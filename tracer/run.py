@@ -160,19 +160,15 @@ class Run:
             self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
         )
         try:
-            # Within a batch, too: one of a large model may take longer than a claim is good for.
-            with self.tracer.telling(lambda: self._claims.beat(part)):
+            # Within a batch, too: one of a large model may take hours.
+            with self.tracer.telling(lambda: self._go_on(part)):
                 for windows, found in zip(passes, tracing, strict=True):
                     for window, trace in zip(windows, found, strict=True):
                         fill(arrays, window, plan, trace)
                     run = int(plan.length[windows].sum())
                     counted += run
                     self.reporter.advance(run)
-                    self._claims.beat(part)
-                    if self.allowance.limits.asked():
-                        raise Stopped
-                    if self.beside.done():
-                        self.beside.result()
+                    self._go_on(part)
         except BaseException:
             self.reporter.advance(-counted)
             raise
@@ -184,6 +180,14 @@ class Run:
             "seconds": time.monotonic() - started,
         }
         return _TracedPart(part, arrays, spool, about)
+
+    def _go_on(self, part: int) -> None:
+        """Tell that the worker gets on with a part; raises what ends it before it is traced."""
+        self._claims.beat(part)
+        if self.allowance.limits.asked():
+            raise Stopped
+        if self.beside.done():
+            self.beside.result()
 
     def _read(self, part: int) -> Plan:
         """The windows of a part; those of the one that most likely follows are read meanwhile."""

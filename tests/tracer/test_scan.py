@@ -34,7 +34,7 @@ from densitrace import (
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.models import Block
-from densitrace.tracer.parts import Claim, failures_of
+from densitrace.tracer.parts import Claim, claims_of, failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
@@ -400,6 +400,32 @@ def test_who_stops_does_not_wait_for_the_corpus(
     stop = Limits(asked=meter.traced.is_set)
     store = scan(byte_tracer, corpus, tmp_path / "s", limits=stop, progress=meter, **options)
     assert taken and store.done_parts() == [0]
+
+
+@pytest.mark.parametrize("offload", [None, "layers"])
+def test_who_is_asked_to_stop_does_not_end_the_batch(
+    byte_folder: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offload: Literal["layers"] | None,
+) -> None:
+    """It may take longer than whoever asks waits."""
+    tracer = Tracer.from_pretrained(byte_folder, device="cpu", offload=offload)
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+    asked, blocks, mlp = threading.Event(), tracer._decoder.blocks, Block.mlp
+
+    def asks(block: Block, rows: torch.Tensor) -> torch.Tensor:
+        assert block is not blocks[1]
+        asked.set()
+        return mlp(block, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "mlp", asks)
+        store = scan(tracer, corpus, tmp_path / "s", limits=Limits(asked=asked.is_set), **options)
+    assert asked.is_set() and store.done_parts() == [] and claims_of(store.place) == {}
+    whole = scan(tracer, corpus, tmp_path / "whole", **options)
+    assert scan(tracer, corpus, tmp_path / "s", **options).tokens().equals(whole.tokens())
 
 
 @pytest.mark.usefixtures("small_parts")
