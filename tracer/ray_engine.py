@@ -177,12 +177,12 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
         nonlocal seen
         with suppress(OSError):  # what cannot be read now may be in a moment
             done, failed = set(store.done_parts()), failures_of(store.place)
-            tokens = sum(map(store.part_tokens, done))
-            progress.advance(sum(map(store.part_tokens, done - seen)))
+            tokens = store.part_tokens(done)
+            progress.advance(store.part_tokens(done - seen))
             progress.parts(len(done), store.n_parts, len(failed), tokens)
             seen = done
 
-    progress.begin("tracing", int(store.lengths.sum()), sum(map(store.part_tokens, seen)))
+    progress.begin("tracing", int(store.lengths.sum()), store.part_tokens(seen))
     try:
         crew.run(asked, look)
     finally:

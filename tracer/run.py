@@ -96,7 +96,7 @@ class Run:
         def stop() -> bool:
             return self.allowance.spent() or (self.draft and self.beside.done())
 
-        finished = sum(store.part_tokens(part) for part in store.done_parts())
+        finished = store.part_tokens(store.done_parts())
         known = None if self.draft else int(store.lengths.sum())
         self.reporter.begin("tracing", known, finished)
         try:
@@ -236,7 +236,7 @@ class Run:
         log.info("part done", extra=traced.about | about)
         if not self.draft:
             done = self.store.done_parts()
-            tokens = sum(map(self.store.part_tokens, done))
+            tokens = self.store.part_tokens(done)
             self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
 
 

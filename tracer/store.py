@@ -7,7 +7,7 @@ whole and made durable, then its byte in `part_done` is; writing a part twice gi
 Only these files know Zarr.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -340,9 +340,9 @@ class Store:
         """bool [n, T]: where some windows hold a token; the other places are padding."""
         return np.arange(self.array("token").shape[1]) < self.lengths[windows, None]
 
-    def part_tokens(self, part: int) -> int:
-        """Tokens of a part."""
-        return int(self.lengths[self.windows(part)].sum())
+    def part_tokens(self, parts: Iterable[int]) -> int:
+        """Tokens of some parts."""
+        return sum(int(self.lengths[self.windows(part)].sum()) for part in parts)
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
