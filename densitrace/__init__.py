@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         InputError,
         ModelError,
         NotFiniteError,
+        NotPlannedError,
         ScanError,
         StoreError,
     )
@@ -55,6 +56,7 @@ _HOME = {  # the module of each public name, relative to this package
     "InputError": ".errors",
     "ModelError": ".errors",
     "NotFiniteError": ".errors",
+    "NotPlannedError": ".errors",
     "Nucleus": ".tracer.select",
     "Rule": ".tracer.select",
     "ScanError": ".errors",
@@ -84,6 +86,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "NotFiniteError",
+    "NotPlannedError",
     "Nucleus",
     "Rule",
     "ScanError",

@@ -28,6 +28,10 @@ class StoreError(DensitraceError):
     """A store that cannot be opened, written or continued."""
 
 
+class NotPlannedError(StoreError):
+    """A store that is not there yet: what it is to hold was not read to the end."""
+
+
 class ScanError(DensitraceError):
     """A scan of which parts could not be traced; all others are done."""
 

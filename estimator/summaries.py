@@ -110,7 +110,7 @@ def trace_parts(
 def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
     """Parts that are done: all, or so many, evenly, as hold about `max_tokens` tokens."""
     done = store.done_parts()
-    tokens = sum(store.part_tokens(part) for part in done)
+    tokens = store.part_tokens(done)
     if max_tokens is None or tokens <= max_tokens:
         return done
     wanted = max(1, round(len(done) * max_tokens / tokens))

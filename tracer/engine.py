@@ -341,6 +341,7 @@ class LaneLoop:
             at_once = max(FEWEST_LANES, LANE_ROWS // self.batch.ids.numel())
         for number, group in enumerate(("trace", *self.controls)):
             for first in range(0, strata, at_once):
+                self.decoder.tell()
                 end = min(strata, first + at_once)
                 yield LaneSpan(group, slice(first, end), number * strata, batch)
 
@@ -374,6 +375,7 @@ class LaneLoop:
         rows, before = branch.view(-1, branch.shape[-1]), states.flatten(0, 1)
         at_once = MLP_ROWS if self.host_reads else DEVICE_MLP_ROWS
         for some in _all_rows(len(rows), at_once):
+            self.decoder.tell()
             rows[some] = block.mlp(before[some])
         return branch
 
@@ -382,7 +384,10 @@ class LaneLoop:
 
         Which are kept the host would have to wait for, and the norms seldom drop many.
         """
-        return _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
+        runs = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
+        for some in runs:
+            self.decoder.tell()
+            yield some
 
     def _kept_mlp(self, block: Block, rows: Tensor, kept: Tensor) -> Tensor:
         """The MLP branch [n, D] of rows [n, D], zero where a mask [n] drops it."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ScanError, StoreError
+from ..errors import InputError, NotPlannedError, ScanError
 from .corpus import check_alone
 from .parts import Worker, failures_of
 from .place import place_of
@@ -142,7 +142,7 @@ def scan_with_ray(
         finally:
             progress.end()
         if planner.stopped and not is_planned(place):  # whatever it raised as it was interrupted
-            raise StoreError(f"store {where!r} is not planned yet; the same scan starts again")
+            raise NotPlannedError(f"store {where!r} is not planned yet; the same scan starts again")
         if planner.errors:
             raise planner.errors[0]
     store = open_place(place, to_write=False)
@@ -177,12 +177,12 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
         nonlocal seen
         with suppress(OSError):  # what cannot be read now may be in a moment
             done, failed = set(store.done_parts()), failures_of(store.place)
-            tokens = sum(map(store.part_tokens, done))
-            progress.advance(sum(map(store.part_tokens, done - seen)))
+            tokens = store.part_tokens(done)
+            progress.advance(store.part_tokens(done - seen))
             progress.parts(len(done), store.n_parts, len(failed), tokens)
             seen = done
 
-    progress.begin("tracing", int(store.lengths.sum()), sum(map(store.part_tokens, seen)))
+    progress.begin("tracing", int(store.lengths.sum()), store.part_tokens(seen))
     try:
         crew.run(asked, look)
     finally:

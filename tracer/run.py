@@ -96,7 +96,7 @@ class Run:
         def stop() -> bool:
             return self.allowance.spent() or (self.draft and self.beside.done())
 
-        finished = sum(store.part_tokens(part) for part in store.done_parts())
+        finished = store.part_tokens(store.done_parts())
         known = None if self.draft else int(store.lengths.sum())
         self.reporter.begin("tracing", known, finished)
         try:
@@ -156,21 +156,19 @@ class Run:
             joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
         )
         spool, recorders = self._recorders(plan, passes)
+        tracing = traces(
+            self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
+        )
         try:
-            tracing = traces(
-                self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
-            )
-            for windows, found in zip(passes, tracing, strict=True):
-                for window, trace in zip(windows, found, strict=True):
-                    fill(arrays, window, plan, trace)
-                run = int(plan.length[windows].sum())
-                counted += run
-                self.reporter.advance(run)
-                self._claims.beat(part)
-                if self.allowance.limits.asked():
-                    raise Stopped
-                if self.beside.done():
-                    self.beside.result()
+            # Within a batch, too: one of a large model may take hours.
+            with self.tracer.telling(lambda: self._go_on(part)):
+                for windows, found in zip(passes, tracing, strict=True):
+                    for window, trace in zip(windows, found, strict=True):
+                        fill(arrays, window, plan, trace)
+                    run = int(plan.length[windows].sum())
+                    counted += run
+                    self.reporter.advance(run)
+                    self._go_on(part)
         except BaseException:
             self.reporter.advance(-counted)
             raise
@@ -182,6 +180,14 @@ class Run:
             "seconds": time.monotonic() - started,
         }
         return _TracedPart(part, arrays, spool, about)
+
+    def _go_on(self, part: int) -> None:
+        """Tell that the worker gets on with a part; raises what ends it before it is traced."""
+        self._claims.beat(part)
+        if self.allowance.limits.asked():
+            raise Stopped
+        if self.beside.done():
+            self.beside.result()
 
     def _read(self, part: int) -> Plan:
         """The windows of a part; those of the one that most likely follows are read meanwhile."""
@@ -230,7 +236,7 @@ class Run:
         log.info("part done", extra=traced.about | about)
         if not self.draft:
             done = self.store.done_parts()
-            tokens = sum(map(self.store.part_tokens, done))
+            tokens = self.store.part_tokens(done)
             self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
 
 

@@ -13,7 +13,7 @@ from threading import Event
 from typing import Any
 
 from .. import kernels
-from ..errors import InputError, StoreError
+from ..errors import InputError, NotPlannedError, StoreError
 from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
@@ -94,6 +94,7 @@ def scan(
     Raises:
         CorpusError: the corpus is missing or empty.
         StoreError: the store was made from something else, or cannot be written.
+        NotPlannedError: `limits` ended before the corpus was read to its end.
         InputError: an argument that cannot be used.
         ScanError: parts that could not be traced, of which the model's output was not finite,
             say; all others are done.
@@ -223,7 +224,8 @@ class _Scan:
         """The store, once the corpus was read.
 
         Raises:
-            StoreError: asked to stop before, or it cannot be written.
+            NotPlannedError: asked to stop before.
+            StoreError: it cannot be written.
         """
         with writing(self.place.path), self.place.staging() as folder:
             try:
@@ -321,8 +323,8 @@ def _n_strata(select: Rule | AutoStrata) -> int:
     return select.n if isinstance(select, AutoStrata) else len(select)
 
 
-def _not_planned(place: Place) -> StoreError:
-    return StoreError(
+def _not_planned(place: Place) -> NotPlannedError:
+    return NotPlannedError(
         f"store {str(place.path)!r} is not planned yet, as its corpus was not read to the end; "
         "the same scan starts again, with any parts that it traced meanwhile"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..errors import InputError
+from ..errors import InputError, NotPlannedError
 from .cli import Failure, debug_option, example, load_tracer, model_options
 
 if TYPE_CHECKING:
@@ -268,24 +268,30 @@ def scan(
             logged.enter_context(json_log(log_file))
         except InputError as error:
             raise click.UsageError(f"--log: {error}") from error
-        if engine == "ray":
-            store = scan_with_ray(
-                {"path": model, **loading},
-                corpus,
-                out,
-                workers=workers,
-                limits=limits,
-                progress=reporter,
-                asked=asked.is_set,
-                log_file=log_file,
-                **options,
-            )
-        else:
-            tracer = load_tracer(model, **loading)
-            stop = Limits(asked=asked.is_set, **limits)
-            store = run(
-                tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options
-            )
+        try:
+            if engine == "ray":
+                store = scan_with_ray(
+                    {"path": model, **loading},
+                    corpus,
+                    out,
+                    workers=workers,
+                    limits=limits,
+                    progress=reporter,
+                    asked=asked.is_set,
+                    log_file=log_file,
+                    **options,
+                )
+            else:
+                tracer = load_tracer(model, **loading)
+                stop = Limits(asked=asked.is_set, **limits)
+                store = run(
+                    tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options
+                )
+        except NotPlannedError as error:
+            if asked.is_set():
+                raise
+            click.echo(error)  # out of its time as it waited: no failure, as between two parts
+            return
     print_summary(store, reporter, Console())
     if asked.is_set():
         raise Failure("stopped by a signal; what is done stays, the same command goes on")
@@ -314,11 +320,9 @@ def status(store: str, repair: bool, check: bool) -> None:
         reason = found.plan_damage()
         if reason is not None:
             raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
-        for part in found.done_parts():
-            reason = found.damage(part)
-            if reason is not None:
-                found.open_again(part)
-                damaged[part] = reason
+        for part, reason in found.damage():
+            found.open_again(part)
+            damaged[part] = reason
     print_status(found, damaged, Console())
     left = found.n_parts - len(found.done_parts())
     if check and left:

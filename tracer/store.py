@@ -7,7 +7,7 @@ whole and made durable, then its byte in `part_done` is; writing a part twice gi
 Only these files know Zarr.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, NotPlannedError, StoreError
 from . import layout
 from .curve import auc_tv, density_at
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
@@ -184,7 +184,11 @@ class Store:
         runs: list[slice] = []
         most = places // self.array("token").shape[1]
         done = self.done_parts()
-        self._check_there(done)
+        for part, name in self._missing(done).items():
+            raise StoreError(
+                f"store {str(self.path)!r}, array {name!r}, is damaged: part {part} is missing; "
+                f"{REPAIR}"
+            )
         for part in done:
             new = self.windows(part)
             if runs and runs[-1].stop == new.start and new.stop - runs[-1].start <= most:
@@ -194,17 +198,15 @@ class Store:
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read, runs or [slice(0, 0)]))
 
-    def _check_there(self, parts: Sequence[int]) -> None:
-        """StoreError if a file of these parts is gone: Zarr takes that for an array's fill."""
+    def _missing(self, parts: Sequence[int]) -> dict[int, str]:
+        """The parts of which a file is gone, which Zarr takes for an array's fill; that array."""
+        found: dict[int, str] = {}
         for spec in layout.window_arrays(self.controls, most_edges=0):
-            array = self._zarr(spec.name)
             files = self.place.files(spec.name)
             for part in parts:
-                if not files.get(self._shard(array, part).removeprefix(f"{array.path}/")):
-                    raise StoreError(
-                        f"store {str(self.path)!r}, array {spec.name!r}, is damaged: part {part} "
-                        f"is missing; {REPAIR}"
-                    )
+                if not files.get(self._shard(spec.name, part)):
+                    found.setdefault(part, spec.name)
+        return found
 
     @cached_property
     def documents(self) -> pd.DataFrame:
@@ -338,9 +340,9 @@ class Store:
         """bool [n, T]: where some windows hold a token; the other places are padding."""
         return np.arange(self.array("token").shape[1]) < self.lengths[windows, None]
 
-    def part_tokens(self, part: int) -> int:
-        """Tokens of a part."""
-        return int(self.lengths[self.windows(part)].sum())
+    def part_tokens(self, parts: Iterable[int]) -> int:
+        """Tokens of some parts."""
+        return sum(int(self.lengths[self.windows(part)].sum()) for part in parts)
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
@@ -389,17 +391,17 @@ class Store:
                 # Nothing is left out: what is not there is damaged.
                 array = self._zarr(name).with_config({"write_empty_chunks": True})
                 array[self.windows(part)] = values
-                keys.append(self._shard(array, part))
+                keys.append(f"{name}/{self._shard(name, part)}")
             if edges is not None:
                 keys += write_edges(self._edges, part, edges)
             self.place.settle(keys)
             self.place.create(_done(part), b"\x01")  # or it is there
             return sum(map(self.place.size, keys))
 
-    def _shard(self, array: "zarr.Array[Any]", part: int) -> str:
-        """The key of the one shard that a part has of an array."""
-        place = array.metadata.encode_chunk_key((part, *(0,) * (array.ndim - 1)))
-        return f"{array.path}/{place}"
+    def _shard(self, name: str, part: int) -> str:
+        """The name, in the array's folder, of the one shard that a part has of an array."""
+        array = self._zarr(name)
+        return array.metadata.encode_chunk_key((part, *(0,) * (array.ndim - 1)))
 
     def open_again(self, part: int) -> None:
         """Take back that a part is done, and remove its shards, which writing anew would read."""
@@ -413,19 +415,27 @@ class Store:
     def keys(self, part: int) -> list[str]:
         """The keys of a part's files, first of the one that says it is done."""
         arrays = layout.window_arrays(self.controls, most_edges=0)
-        found = [_done(part), *(self._shard(self._zarr(spec.name), part) for spec in arrays)]
+        shards = (f"{spec.name}/{self._shard(spec.name, part)}" for spec in arrays)
+        found = [_done(part), *shards]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
             files = self.place.files(f"{EDGES}/{name}")
             found += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
         return found
 
-    def damage(self, part: int) -> str | None:
-        """What is wrong with a part that is done, found by reading all of it; None: nothing."""
+    def damage(self) -> Iterator[tuple[int, str]]:
+        """The parts that are done and damaged, and how, found by reading all of them."""
+        done = self.done_parts()
+        missing = self._missing(done)
+        for part in done:
+            gone = f"array {missing[part]!r} is missing" if part in missing else None
+            reason = gone or self._damage(part)
+            if reason is not None:
+                yield part, reason
+
+    def _damage(self, part: int) -> str | None:
+        """What is wrong with a part of which every file is there; None: nothing."""
         windows = self.windows(part)
         for spec in layout.window_arrays(self.controls, most_edges=0):
-            array = self._zarr(spec.name)
-            if self.place.size(self._shard(array, part)) == 0:
-                return f"array {spec.name!r} is missing"
             try:
                 values = self.array(spec.name)[windows]
             except StoreError as error:
@@ -565,7 +575,7 @@ def open_place(place: Place, to_write: bool) -> Store:
     if not place.exists():
         raise StoreError(f"store {str(place.path)!r} does not exist")
     if not is_planned(place):
-        raise StoreError(
+        raise NotPlannedError(
             f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
             "scan again"
         )

@@ -21,7 +21,7 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
     for row in _facts(store, meter):
         facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
     console.print(facts)
-    if sum(map(store.part_tokens, store.done_parts())) > CURVE_TOKENS:
+    if store.part_tokens(store.done_parts()) > CURVE_TOKENS:
         return  # all curves are read for it
     strata = Table(title="mean curve", title_justify="left")
     for name in (store.rule.name, "size", "TV"):
@@ -37,7 +37,7 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     done = store.done_parts()
-    tokens = sum(map(store.part_tokens, done))
+    tokens = store.part_tokens(done)
     total = store.attributes["tokens"]
     rows = [
         ("store", str(store.path)),

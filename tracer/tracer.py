@@ -1,7 +1,8 @@
 """The face of the engine: a model, its tokenizer, and `trace`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -302,6 +303,14 @@ class Tracer:
         batch, _ = self._batch(sequences, None, None, None)
         with self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
+
+    def telling(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
+        """`tell` is called inside as passes get on: of every block, and of all that follows, often.
+
+        On a GPU, as it is told what to do; not of passes that are replayed. What `tell` raises ends
+        the pass.
+        """
+        return self._decoder.telling(tell)
 
     def device_seconds(self) -> float:
         """What the device has spent on passes that trace, so far; waits for those under way.

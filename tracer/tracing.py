@@ -199,7 +199,8 @@ class Tracing:
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
             outcome = self.replays((shapes, self.settings, rule), one_pass, inputs)
-        found = self._measure(outcome, inputs["following"])
+        runs = [int(scored[part.rows].sum()) for part in parts]
+        found = self._measure(outcome, inputs["following"], runs)
         if self.packed:
             found = self._packed(found, batch.ids.shape[1])
         return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
@@ -229,17 +230,26 @@ class Tracing:
         return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
 
     @torch.inference_mode()
-    def _measure(self, outcome: Mapping[str, Tensor], following: Tensor) -> dict[str, Tensor]:
-        """All that leaves for the host of the M outputs that are scored; see `Results`."""
-        hidden = outcome["hidden"]
-        found = evaluate(self.decoder, hidden, following, self.settings.controls, self.backend)
+    def _measure(
+        self, outcome: Mapping[str, Tensor], following: Tensor, runs: Sequence[int] = ()
+    ) -> dict[str, Tensor]:
+        """All that leaves for the host of the M outputs that are scored; see `Results`.
+
+        `runs` of them are compared at a time; all at once by default.
+        """
+        hidden, found = outcome["hidden"], []
+        sizes = list(runs) or [len(following)]
+        for states, ids in zip(hidden.split(sizes, 1), following.split(sizes), strict=True):
+            self.decoder.tell()
+            controls = self.settings.controls
+            found.append(evaluate(self.decoder, states, ids, controls, self.backend))
         return {
             "topology": outcome["topology"],
             "finite": torch.isfinite(hidden[0]).all(),
             "windows": outcome["windows"],
-            "surprisal": found.surprisal,
-            "model_entropy": found.model_entropy,
-            **found.errors,
+            "surprisal": torch.cat([each.surprisal for each in found]),
+            "model_entropy": torch.cat([each.model_entropy for each in found]),
+            **{name: torch.cat([each.errors[name] for each in found]) for name in found[0].errors},
         }
 
     @torch.inference_mode()

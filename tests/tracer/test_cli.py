@@ -134,6 +134,17 @@ def test_status_says_by_its_own_whether_parts_are_left(
     assert run("status", tmp_path / "s", "--check").exit_code == 0
 
 
+def test_a_worker_out_of_its_time_before_there_is_a_plan(
+    byte_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """As one between two parts: it has not failed, and the same command goes on."""
+    command = ("scan", corpus, "--model", byte_folder, "--out", tmp_path / "s", "--worker", "1/2")
+    result = run(*command, "--time-limit", 0)
+    assert result.exit_code == 0, result.stderr
+    assert "is not planned yet" in result.stdout
+    assert run("status", tmp_path / "s", "--check").exit_code == 1
+
+
 @pytest.mark.parametrize("sharing", [("--worker", "0/2"), ("--engine", "ray")])
 def test_standard_input_is_not_shared(tmp_path: Path, sharing: tuple[str, str]) -> None:
     command = ("scan", "-", "--model", "m", "--out", tmp_path / "s", *sharing)

@@ -158,7 +158,7 @@ def test_a_trace_without_edges(byte_tracer: Tracer, corpus: Path, tmp_path: Path
     store = scan(byte_tracer, corpus, tmp_path / "s", **options)
     assert sum(len(store.edges(window, None)) for window in range(store.n_windows)) == 0
     assert assert_edges(store, byte_tracer, 0) == 0
-    assert store.damage(0) is None
+    assert list(store.damage()) == []
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -173,7 +173,7 @@ def test_many_shards_and_a_spool_on_disk_hold_the_same(
     assert len(files(tmp_path / "cut")) > len(files(tmp_path / "plain"))
     for window in range(plain.n_windows):
         pd.testing.assert_frame_equal(plain.edges(window, None), cut.edges(window, None))
-    assert [cut.damage(part) for part in cut.done_parts()] == [None] * cut.n_parts
+    assert list(cut.damage()) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 24}, {"edges": -1}], ids=str)
@@ -385,8 +385,8 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     for window in range(store.n_windows):
         pd.testing.assert_frame_equal(store.edges(window), there.edges(window))
     there.place.delete("edges/weight/c.1.0")
-    assert there.damage(1) == "file 'edges/weight/c.1.0' is missing"
+    assert list(there.damage()) == [(1, "file 'edges/weight/c.1.0' is missing")]
     there.open_again(1)
     assert "c.1.0" not in there.place.files("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
-    assert [there.damage(part) for part in there.done_parts()] == [None] * there.n_parts
+    assert list(there.damage()) == []

@@ -26,10 +26,12 @@ from densitrace import (
     Tracer,
     open_store,
 )
+from densitrace.tracer import tracing
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.cli import cli
 from densitrace.tracer.engine import LaneLoop
-from densitrace.tracer.models import checkpoint, offload
+from densitrace.tracer.evaluate import Evaluation, evaluate
+from densitrace.tracer.models import Decoder, checkpoint, offload
 from densitrace.tracer.models.checkpoint import Checkpoint
 from densitrace.tracer.tracing import Settings, Tracing
 from densitrace.tracer.windows import batches
@@ -348,6 +350,19 @@ def test_gated_rows(folder: Folder) -> None:
     )
     torch.testing.assert_close(some.hidden, whole.hidden, atol=2e-5, rtol=2e-5)
     assert some.windows == whole.windows
+
+
+def test_outputs_are_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that one reading serves may take the unembedding longer than a scan may be silent."""
+    decoder, tokens = Tracer(tiny_model("llama"))._decoder, []
+
+    def noted(decoder: Decoder, hidden: Tensor, *others: Any) -> Evaluation:
+        tokens.append(hidden.shape[1])
+        return evaluate(decoder, hidden, *others)
+
+    monkeypatch.setattr(tracing, "evaluate", noted)
+    Tracing(decoder, Settings(), tokens_at_once=14).all_outputs(batch_of_lists(ROWS), RULE)
+    assert tokens == [len(row) for row in ROWS]  # with at most 5% of padding each is a part
 
 
 def test_one_reading_serves_more_than_one_batch(byte_folder: Path) -> None:

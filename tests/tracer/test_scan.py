@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,7 +33,8 @@ from densitrace import (
 )
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
-from densitrace.tracer.parts import failures_of
+from densitrace.tracer.models import Block
+from densitrace.tracer.parts import Claim, claims_of, failures_of
 from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
@@ -235,6 +238,80 @@ def test_an_incomplete_store_shows_what_is_done(
     assert store.tokens().equals(whole.tokens())
 
 
+@pytest.fixture
+def beats(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Those that would be written: nothing else is put as a part is traced."""
+    found: list[int] = []
+
+    def noted(place: Folder, key: str, data: bytes) -> None:
+        claim = Claim.of(data)
+        assert key.startswith("part_done/claim.") and claim is not None
+        found.append(claim.beat)
+
+    monkeypatch.setattr(Folder, "put", noted)
+    return found
+
+
+WITHIN: dict[str, dict[str, Any]] = {
+    "live": {},
+    "frozen": {"attention": "frozen", "controls": ("inverse", "random")},
+    "output": {"scope": "output", "edges": -1, "batch_tokens": 16},
+}
+
+
+@pytest.mark.parametrize("offload", [None, "layers"])
+@pytest.mark.parametrize("options", WITHIN.values(), ids=WITHIN)
+def test_a_worker_tells_within_a_batch_that_it_gets_on(
+    byte_folder: Path,
+    corpus: Path,
+    tmp_path: Path,
+    beats: list[int],
+    options: dict[str, Any],
+    offload: Literal["layers"] | None,
+) -> None:
+    """At every half of a block: the first batch may take longer than a lease."""
+    tracer = Tracer.from_pretrained(byte_folder, device="cpu", offload=offload)
+    options = options | {"select": RULE, "context": CONTEXT, "progress": StopAfter(1)}
+    with pytest.raises(Stop):
+        scan(tracer, corpus, tmp_path / "s", lease_seconds=1e-9, **options)
+    assert len(beats) >= 2 * tracer.n_layers
+    assert beats == list(range(1, len(beats) + 1))
+
+
+def test_a_worker_seldom_tells_that_it_gets_on(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, beats: list[int]
+) -> None:
+    scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
+    assert beats == []
+
+
+def test_a_worker_that_hangs_within_a_batch_does_not_tell(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    beats: list[int],
+) -> None:  # fmt: skip
+    mlp, told, hangs, go_on = Block.mlp, 0, threading.Event(), threading.Event()
+
+    def hanging(block: Block, rows: torch.Tensor) -> torch.Tensor:
+        nonlocal told
+        if block is byte_tracer._decoder.blocks[1] and not hangs.is_set():
+            told = len(beats)
+            hangs.set()
+            assert go_on.wait(SECONDS)
+        return mlp(block, rows)
+
+    monkeypatch.setattr(Block, "mlp", hanging)
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT, "lease_seconds": 1e-9}
+    with ThreadPoolExecutor(1) as worker:
+        scanned = worker.submit(scan, byte_tracer, corpus, tmp_path / "s", **options)
+        assert hangs.wait(SECONDS)
+        try:
+            time.sleep(0.3)  # many leases
+            assert 0 < told == len(beats)
+        finally:
+            go_on.set()
+        assert scanned.result().complete
+
+
 class Told(Meter):
     """Tells when so many batches were traced."""
 
@@ -323,6 +400,32 @@ def test_who_stops_does_not_wait_for_the_corpus(
     stop = Limits(asked=meter.traced.is_set)
     store = scan(byte_tracer, corpus, tmp_path / "s", limits=stop, progress=meter, **options)
     assert taken and store.done_parts() == [0]
+
+
+@pytest.mark.parametrize("offload", [None, "layers"])
+def test_who_is_asked_to_stop_does_not_end_the_batch(
+    byte_folder: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offload: Literal["layers"] | None,
+) -> None:
+    """It may take longer than whoever asks waits."""
+    tracer = Tracer.from_pretrained(byte_folder, device="cpu", offload=offload)
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+    asked, blocks, mlp = threading.Event(), tracer._decoder.blocks, Block.mlp
+
+    def asks(block: Block, rows: torch.Tensor) -> torch.Tensor:
+        assert block is not blocks[1]
+        asked.set()
+        return mlp(block, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "mlp", asks)
+        store = scan(tracer, corpus, tmp_path / "s", limits=Limits(asked=asked.is_set), **options)
+    assert asked.is_set() and store.done_parts() == [] and claims_of(store.place) == {}
+    whole = scan(tracer, corpus, tmp_path / "whole", **options)
+    assert scan(tracer, corpus, tmp_path / "s", **options).tokens().equals(whole.tokens())
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -25,6 +25,7 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
+from densitrace.tracer.place import Folder
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
 
@@ -178,6 +179,25 @@ def test_no_labels(byte_tracer: Tracer, tmp_path: Path) -> None:
     store = scan(byte_tracer, path, tmp_path / "s.zarr", select=RULE)
     assert store.labels == ()
     assert store.documents.to_dict("records") == [{"id": "c.txt", "text": "a"}]
+
+
+def test_files_that_are_gone_are_found_by_one_listing_an_array(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a question a file, of which a large store has hundreds of thousands."""
+    listed: list[str] = []
+    files, arrays = Folder.files, layout.window_arrays((), most_edges=0)
+
+    def noted(place: Folder, folder: str) -> dict[str, int]:
+        listed.append(folder)
+        return files(place, folder)
+
+    monkeypatch.setattr(Folder, "files", noted)
+    monkeypatch.setattr(Folder, "size", lambda *_: pytest.fail("a file was asked for"))
+    for read in (store.tokens, lambda: list(store.damage())):
+        listed.clear()
+        read()
+        assert sorted(listed) == sorted(["part_done", *(array.name for array in arrays)])
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ class Block:
 class Decoder:
     """A causal language model of a declared family.
 
-    `offloaded`, where given, gives the blocks of the model their weights while they run.
+    `offloaded`, where given, gives the blocks of the model their weights while they run. `tell` is
+    called by whoever computes with it, as it gets on; see `telling`.
     """
 
     def __init__(
@@ -212,6 +213,7 @@ class Decoder:
             for module in model.get_submodule(architecture.blocks).children()
         ]
         self._dequantised: Tensor | None = None  # a quantised unembedding
+        self.tell: Callable[[], None] = _nobody
         self.offloaded = offloaded
         if offloaded is not None:
             for block in self.blocks:
@@ -270,6 +272,15 @@ class Decoder:
             )
         states: Tensor = output.last_hidden_state
         return states
+
+    @contextmanager
+    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Inside, `tell` is called."""
+        before, self.tell = self.tell, tell
+        try:
+            yield
+        finally:
+            self.tell = before
 
     @contextmanager
     def _seam(self, run_block: RunBlock) -> Iterator[None]:
@@ -331,6 +342,10 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_each(part, change) for part in value)
     return change(value) if isinstance(value, Tensor) else value
+
+
+def _nobody() -> None:
+    """Is told."""
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:
