@@ -255,10 +255,10 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def _pieces(tensor: Tensor) -> list[Tensor]:
     """bfloat16, of 8 bits each, with the tensor as their sum: one, two or three."""
-    rest, pieces = tensor.float(), []
-    for _ in range({torch.bfloat16: 1, torch.float16: 2}.get(tensor.dtype, 3)):
+    pieces, rest = [tensor.bfloat16()], tensor
+    for _ in range({torch.bfloat16: 0, torch.float16: 1}.get(tensor.dtype, 2)):
+        rest = rest.float() - pieces[-1]
         pieces.append(rest.bfloat16())
-        rest = rest - pieces[-1].float()
     return pieces
 
 

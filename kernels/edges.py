@@ -64,7 +64,7 @@ class ProximityWeight:
 
     node: Tensor  # float32 [B, T, D]
     v: Tensor  # [B, G, T, d_v]
-    w_o: Tensor  # float32 [H, D, d_v]
+    w_o: Tensor  # [H, D, d_v], of any dtype: products of 16-bit ones are exact as they are
     target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
 
     @cached_property

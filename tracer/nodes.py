@@ -118,10 +118,10 @@ class VectorImportance:
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
-        w_o = branch.block.folded_w_o(branch.norms).float()
+        w_o = branch.block.folded_w_o(branch.norms)
         target = _inverse_scale(branch, stats.output)
         # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
-        attention = torch.einsum("bhtd,hed->bte", stats.output, w_o)
+        attention = torch.einsum("bhtd,hed->bte", stats.output, w_o.float())
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
@@ -149,7 +149,7 @@ class VectorImportance:
         root = branch.block.folded_root(branch.norms)
         norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
-        direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o)
+        direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o.float())
         return CosineWeight(direction, inverse, v)
 
     def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
