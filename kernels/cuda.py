@@ -234,23 +234,38 @@ def _along(node: Tensor, w_o: Tensor) -> Tensor:
     return along.view(*node.shape[:2], heads, width).transpose(1, 2)
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    return _product(left, right)
+
+
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """float32 [..., n, m] of [..., n, d] and [..., d, m], as precise as float32.
 
-    One product on the matrix units (cuBLAS), whatever torch is told about TF32: both are cut into
-    pieces of bfloat16, whose products are exact and whose sums are float32, and the pieces are
-    laid out along the inner dimension.
+    One product on the matrix units (cuBLAS), whatever torch is told about TF32.
+    """
+    left, right = _laid_out(left, right, -2)
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    if left.is_cpu:  # which sums no others in float32
+        return multiply(left.float(), right.float())
+    return multiply(left, right, out_dtype=torch.float32)
+
+
+def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+    """Two factors as bfloat16, whose product with float32 sums is as precise as float32.
+
+    Both are cut into pieces, whose products are exact; these are laid out along the inner
+    dimension, the last of the left factor and `inner` of the right one.
     """
     lefts, rights = _pieces(left), _pieces(right)
     # The smallest first; what is left out is below the rounding of float32.
     pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < 3]
     pairs.sort(key=sum, reverse=True)
-    left = torch.cat([lefts[i] for i, _ in pairs], -1)
-    right = torch.cat([rights[j] for _, j in pairs], -2)
-    multiply = torch.mm if left.dim() == 2 else torch.bmm
-    if left.is_cpu:  # which sums no others in float32
-        return multiply(left.float(), right.float())
-    return multiply(left, right, out_dtype=torch.float32)
+    if len(pairs) == 1:
+        return lefts[0], rights[0]
+    return (
+        torch.cat([lefts[i] for i, _ in pairs], -1),
+        torch.cat([rights[j] for _, j in pairs], inner),
+    )
 
 
 def _pieces(tensor: Tensor) -> list[Tensor]:

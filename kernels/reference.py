@@ -173,6 +173,10 @@ def _random_tile(weight: RandomWeight, pattern: Pattern, rows: slice, first_head
 # ---- ops -------------------------------------------------------------------------------------
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    return left.float() @ right.float()
+
+
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     batch, _, length, _ = v.shape
     heads = w_o.shape[0]

@@ -121,7 +121,9 @@ class VectorImportance:
         w_o = branch.block.folded_w_o(branch.norms)
         target = _inverse_scale(branch, stats.output)
         # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
-        attention = torch.einsum("bhtd,hed->bte", stats.output, w_o.float())
+        merged = stats.output.transpose(1, 2).flatten(2)
+        attention = kernels.product(merged.flatten(0, 1), _merged(w_o).T)
+        attention = attention.view(*merged.shape[:2], -1)
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
@@ -149,8 +151,9 @@ class VectorImportance:
         root = branch.block.folded_root(branch.norms)
         norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
-        direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o.float())
-        return CosineWeight(direction, inverse, v)
+        direction = kernels.product(_unit(node).flatten(0, 1), _merged(w_o))
+        by_head = direction.view(*node.shape[:2], len(w_o), -1).transpose(1, 2)
+        return CosineWeight(by_head, inverse, v)
 
     def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
         if self.name == "proximity":
@@ -159,6 +162,11 @@ class VectorImportance:
             return torch.stack(gains).clamp(min=0)
         cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2
+
+
+def _merged(w_o: Tensor) -> Tensor:
+    """[D, H * d_v] of [H, D, d_v], as the model has it: without a copy where that is what it is."""
+    return w_o.transpose(0, 1).flatten(1)
 
 
 def _unit(vectors: Tensor) -> Tensor:

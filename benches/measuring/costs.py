@@ -84,6 +84,9 @@ class Costs:
             case "lane_attention":
                 some = replace(self, strata=len(arguments[1]))  # the lanes of this call
                 return some.lane_attention(live=arguments[3] is not None)
+            case "product":
+                (_, inner), (_, columns) = arguments[0].shape, arguments[1].shape
+                return 2 * self.length * inner * columns
             case "bottleneck" | "trace_sizes" | "output_errors":
                 return int(getattr(self, op)())
         raise KeyError(op)

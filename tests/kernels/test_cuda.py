@@ -411,6 +411,29 @@ def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> 
             assert (found - expected).abs().max() < 3 * rounded + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_public_product_is_the_precise_one(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the matrix units are, and where it is plain torch."""
+    left = torch.randn(9, 301, generator=torch.Generator().manual_seed(0))
+    right = torch.randn(70, 301, generator=torch.Generator().manual_seed(1)).T.to(dtype)
+    expected = (left.double() @ right.double()).numpy()
+    close("in torch", kernels.product(left, right), expected)
+    cuda_host.switch_on(monkeypatch)
+    monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "reference"))
+    found = kernels.product(left, right)
+    close("in pieces", found, expected)
+    assert torch.equal(found, ops._product(left, right))
+
+
+def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
+    """No copy of W_O in 16 bits is made."""
+    left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
+    for laid_out, factor in zip(ops._laid_out(left, right, -2), (left, right), strict=True):
+        assert laid_out.data_ptr() == factor.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("dtype", "count"), [(torch.float32, 3), (torch.float16, 2), (torch.bfloat16, 1)]
 )
