@@ -6,6 +6,7 @@ some targets at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says wha
 PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 TABLE_ELEMENTS = 1 << 23  # for a table: 32 MiB of weights, 152 MiB of edges where all are kept
+SETTLED_ELEMENTS = 1 << 27  # weights that the mass leaves for the levels: 512 MiB
 
 
 def _where(device: torch.device) -> tuple[int, int]:
@@ -116,6 +118,11 @@ class _Tile:
     def shape(self) -> tuple[int, int, int, int]:
         """[B, heads, rows, sources]."""
         return self.batch, self.heads, self.rows.stop - self.rows.start, self.rows.stop
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Which tile it is."""
+        return self.head, self.heads, self.rows.start, self.rows.stop
 
     @property
     def plain(self) -> _cuda.Tile:
@@ -357,35 +364,61 @@ class _Proximity:
 
     def __init__(self, edges: AttentionEdges, cuts: Tensor | None = None) -> None:
         assert isinstance(edges.weight, ProximityWeight)
-        self.weighing = weighing = _Weighing(edges)
-        self.weight = edges.weight
+        self.whole, self.weight = edges, edges.weight
         self.strata = 0 if cuts is None else len(cuts)
-        batch, heads, length = edges.pattern.shape
-        self.cuts = weighing.address("cuts", cuts, self.strata, batch, length)
+        self.shape, self.device = edges.pattern.shape, edges.pattern.device
+        self.cuts = 0
+        if cuts is not None:
+            self.held, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
+            self.cuts = _address("cuts", self.held, torch.float32, *shape, on=self.device)
         # Of each row: its weights' sum, where there are no cuts; its edges, and how many of them
         # were summed entry by entry.
-        self.sums = torch.empty(batch, heads, length, dtype=torch.float32, device=weighing.device)
-        self.edges, self.summed = torch.empty(
-            2, batch, heads, length, dtype=torch.int32, device=weighing.device
-        )
+        self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
+        counts = edges.settled.pop("counts", None) if self.strata else None
+        if counts is None:
+            counts = torch.empty(2, *self.shape, dtype=torch.int32, device=self.device)
+        self.edges, self.summed = self.counts = counts
+
+    @cached_property
+    def weighing(self) -> _Weighing:
+        """Made where a weight is not there yet."""
+        return _Weighing(self.whole)
 
     def tiles(self) -> Iterator[tuple[_Tile, Tensor]]:
         """Tiles of some heads each with their weights, float32 [B, heads, rows, sources]."""
-        batch, heads, length = self.weighing.batch, self.weighing.heads, self.weighing.length
+        batch, heads, length = self.shape
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
         together = max(1, TILE_ELEMENTS // widest)
         for head in range(0, heads, together):
-            sent = self._sent(range(head, min(heads, head + together)))
-            most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
-            for tile in _tiles(batch, head, len(sent), length):
-                share = torch.empty(tile.shape, dtype=torch.float32, device=sent.device)
-                weight = self.weighing.weigh(tile, share)
-                self._settle(tile, weight, share, sent, most)
+            some = range(head, min(heads, head + together))
+            sent: Tensor | None = None
+            for tile in _tiles(batch, head, len(some), length):
+                weight = self.whole.settled.pop(tile.place, None) if self.strata else None
+                if weight is None:
+                    if sent is None:
+                        sent = self._sent(some)
+                        most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
+                    share = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
+                    weight = self.weighing.weigh(tile, share)
+                    self._settle(tile, weight, share, sent, most)
                 yield tile, weight
+
+    def leave(self) -> None:
+        """Settle all edges; leave as many tiles of them as there is room for to the levels.
+
+        These have the same labels, for an exact weight is as good as a bound.
+        """
+        settled, room = self.whole.settled, SETTLED_ELEMENTS
+        settled.clear()
+        settled["counts"] = self.counts
+        for tile, weight in self.tiles():
+            if weight.numel() <= room:
+                settled[tile.place] = weight
+                room -= weight.numel()
 
     def _sent(self, some: range) -> Tensor:
         """float32 [heads, B, T, D]: what some heads' sources send, W_O v."""
-        groups, heads = self.weight.v.shape[1], self.weighing.heads
+        groups, heads = self.weight.v.shape[1], self.shape[1]
         values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
         w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
         return _product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
@@ -394,8 +427,8 @@ class _Proximity:
         self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
     ) -> None:
         """Put weights right in place."""
-        batch, heads, length = self.sums.shape
-        hidden, device = self.weight.node.shape[-1], self.weighing.device
+        batch, heads, length = self.shape
+        hidden, device = self.weight.node.shape[-1], self.device
         entry, dimension = self.weight.ranked
         shape = (tile.heads, batch, length)
         _cuda.settle(
@@ -430,13 +463,12 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
             tile.plain,
             levels.data_ptr(),
             degrees.data_ptr(),
-            *proximity.weighing.where,
+            *_where(cuts.device),
         )
     return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
 
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
     proximity = _Proximity(edges)
-    for _ in proximity.tiles():
-        pass  # their rows are summed up as they are settled
-    return proximity.sums.sum(1)
+    proximity.leave()
+    return proximity.sums.sum(1)  # rows are summed up as they are settled

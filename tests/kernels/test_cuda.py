@@ -333,6 +333,35 @@ def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyP
     close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
 
 
+@pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # of a tile: some rows, heads, all
+@pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
+def test_levels_take_what_the_mass_has_settled(
+    elements: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are to the bit the same, each tile is taken once, and so is the share summed."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(ops, "SETTLED_ELEMENTS", room)
+    shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
+    edges = proximity_edges(Problem(shape, backend="reference"))
+    cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * reference.edge_mass(edges)
+    alone = ops.edge_levels(edges, cuts)
+    ops.edge_mass(edges)
+    assert sum(map(Tensor.numel, edges.settled.values())) <= room + 2 * 2 * 4 * 40
+    with monkeypatch.context() as patch:
+        if room == 1 << 27:
+            patch.setattr(ops, "_Weighing", None)
+        found = ops.edge_levels(edges, cuts)
+    assert edges.settled == {}
+    assert_levels(found, alone)
+    assert float(alone.evaluated) <= float(found.evaluated) < 1
+    again = ops.edge_levels(edges, cuts)
+    assert_levels(again, alone)
+    assert again.evaluated == alone.evaluated
+    # Edges along another pattern are others.
+    ops.edge_mass(edges)
+    assert replace(edges, pattern=edges.pattern).settled == {}
+
+
 @pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
 def test_many_sources(length: int) -> None:
     shape = Shape(batch=1, heads=2, groups=1, length=length, d_k=3, d_v=4, hidden=5)
