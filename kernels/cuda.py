@@ -1,7 +1,7 @@
 """Ops in CUDA C++ on tensors of a GPU: thin calls into `densitrace._cuda`.
 
 Each is queued on torch's current stream of the tensors' device. Weights are float32, and held for
-some targets at a time.
+some targets at a time. Products with as many numbers run on the matrix units.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import _cuda
 from .edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWeight
@@ -143,7 +144,7 @@ class _Weighing:
     def __init__(self, edges: AttentionEdges) -> None:
         pattern = edges.pattern
         self.batch, self.heads, self.length = pattern.shape
-        self.device = pattern.device
+        self.groups, self.device = pattern.k.shape[1], pattern.device
         self.where = _where(self.device)
         self.held: list[Tensor] = []
         # Scores are all that is weighed without it, and then it is known.
@@ -182,23 +183,44 @@ class _Weighing:
         self.held.append(_floats(tensor))
         return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
 
+    def factors(self, left: Tensor, right: Tensor) -> tuple[int, int, int]:
+        """Addresses of [B, H, T, d] and [B, G, T, d] as weigh.cu multiplies them, and d there.
+
+        It reads 16 bytes at once: rows are filled up with zeros, and begin nowhere in between.
+        """
+        left, right = _laid_out(left, right, -1)
+        depth = left.shape[-1] + -left.shape[-1] % 8
+        return (
+            self._factor(left, self.heads, depth),
+            self._factor(right, self.groups, depth),
+            depth,
+        )
+
+    def _factor(self, tensor: Tensor, heads: int, depth: int) -> int:
+        if tensor.shape[-1] < depth:
+            tensor = pad(tensor, (0, depth - tensor.shape[-1]))
+        tensor = tensor.contiguous()
+        self.held.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
+        shape = (self.batch, heads, self.length, depth)
+        return _address("a factor", self.held[-1], torch.bfloat16, *shape, on=self.device)
+
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
-        groups, width = pattern.k.shape[1], pattern.q.shape[-1]
+        q, k, depth = self.factors(pattern.q, pattern.k)
         segments = 0
         if pattern.segments is not None:
             self.held.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
             segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
-            self.address("q", pattern.q, self.batch, self.heads, self.length, width),
-            self.address("k", pattern.k, self.batch, groups, self.length, width),
+            q,
+            k,
             self.address("lse", pattern.lse, *pattern.shape),
             segments,
             self.batch,
             self.heads,
-            groups,
+            self.groups,
             self.length,
-            width,
+            depth,
             pattern.window or 0,
             pattern.scale,
             pattern.softcap or 0.0,
@@ -218,12 +240,9 @@ class _Weighing:
                     self.address("weight", given, *shape, self.length),
                 )
             case ProximityWeight(node, v, w_o, target):
-                groups, width = edges.pattern.k.shape[1], v.shape[-1]
+                along, values, depth = self.factors(_along(node, w_o), v)
                 return _cuda.Weights.proximity(
-                    self.address("along", _along(node, w_o), *shape, width),
-                    self.address("v", v, self.batch, groups, self.length, width),
-                    self.address("target", target, *targets),
-                    width,
+                    along, values, self.address("target", target, *targets), depth
                 )
         raise TypeError(f"no kernel weighs edges by a {type(edges.weight).__name__}")
 

@@ -280,6 +280,45 @@ def proximity_edges(problem: Problem) -> AttentionEdges:
     return problem.edges(ProximityWeight(problem.node, problem.v, problem.w_o, problem.target))
 
 
+@pytest.mark.parametrize("width", [1, 8, 33, 128])  # some of a quad, a quad, several steps
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.dtype) -> None:
+    """Scores and bounds against float64, over the edges of a tile."""
+    shape = Shape(length=70, d_k=width, d_v=width, dtype=dtype)
+    problem = Problem(shape, backend="reference")
+    weighing = ops._Weighing(replace(proximity_edges(problem), pattern=problem.pattern))
+    (tile,) = ops._tiles(2, 0, 4, 70)
+    share = torch.empty(tile.shape)
+    bound = weighing.weigh(tile, share)
+    alpha = problem.alpha()[0]
+    expected = alpha * problem.target.double().numpy()[:, None, :, None]
+    edge = np.tril_indices(70)
+    close("share", share[:, :, *edge], expected[:, :, *edge])
+    signs = np.where(problem.node.double().numpy() < 0, -1.0, 1.0)
+    expected = expected * np.einsum("bte,bhse->bhts", signs, problem.sent())
+    close("bound", bound[:, :, *edge], expected.clip(min=0)[:, :, *edge])
+
+
+def test_factors_begin_where_quads_are_read() -> None:
+    """Whatever part of a larger tensor they are."""
+    problem = Problem(Shape(d_k=8, d_v=8, dtype=torch.bfloat16), backend="reference")
+    edges = proximity_edges(problem)
+    shifted = []
+    for tensor in (problem.pattern.q, problem.v):
+        memory = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
+        shifted.append(memory[1:].view(tensor.shape).copy_(tensor))
+        assert shifted[-1].data_ptr() % 16 == 2
+    assert isinstance(edges.weight, ProximityWeight)
+    moved = AttentionEdges(
+        replace(edges.pattern, q=shifted[0]), replace(edges.weight, v=shifted[1])
+    )
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).held)
+    assert torch.equal(ops.edge_mass(moved), ops.edge_mass(edges))
+    fewer = replace(moved, weight=replace(edges.weight, v=problem.v[:, :1]))
+    with pytest.raises(ValueError, match=r"a factor has shape \[2, 1, 13, 24\]; wanted \[2, 2, 1"):
+        ops.edge_mass(fewer)
+
+
 def assert_levels(found: EdgeLevels, expected: EdgeLevels) -> None:
     assert torch.equal(found.levels, expected.levels)
     assert torch.equal(found.degrees, expected.degrees)
