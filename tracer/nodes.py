@@ -127,7 +127,7 @@ class VectorImportance:
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
-        node = attention + sum(vectors)
+        node = sum(vectors, attention)
         weight = self._weight(branch, w_o, node, target)
         edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
         weights = self._side(vectors, node)
@@ -138,7 +138,7 @@ class VectorImportance:
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         vectors = [vector.float() for vector in side]
-        weights = self._side(vectors, torch.stack(vectors).sum(0))
+        weights = self._side(vectors, sum(vectors[1:], vectors[0]))
         total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
         return Node(layer, tuple(kinds), None, weights, total)
 
@@ -158,7 +158,8 @@ class VectorImportance:
     def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
         if self.name == "proximity":
             # Entry by entry, so that |n| and |n - e| cancel before they are summed.
-            gains = [(node.abs() - (node - vector).abs()).sum(-1) for vector in side]
+            size = node.abs()
+            gains = [(size - (node - vector).abs_()).sum(-1) for vector in side]
             return torch.stack(gains).clamp(min=0)
         cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2
