@@ -298,7 +298,7 @@ def output_errors(
 def product(left: Tensor, right: Tensor) -> Tensor:
     """A matrix product as precise as one in float32.
 
-    No op of a backend's: the device does it as it can. A GPU with `cuda` does it on its matrix
+    No backend is asked for: the device does it as it can. A GPU with `cuda` does it on its matrix
     units, in pieces of bfloat16.
 
     Args:
