@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cuda_host
 import numpy as np
@@ -18,11 +18,12 @@ from attention_problem import (
     joined,
     rows_of,
 )
+from golden import golden, tracer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from densitrace import BackendError, kernels
+from densitrace import BackendError, Threshold, Trace, Tracer, kernels
 from densitrace.kernels import (
     AttentionEdges,
     EdgeLevels,
@@ -558,6 +559,30 @@ def test_any_shape_agrees_with_the_definition(
         mass = ops.edge_mass(proximity)
     assert rows_of(found) == rows_of(joined(reference.collect_edges(written, cuts)))
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
+
+
+def test_a_trace_by_proximity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node vectors, mass and levels in the engine: sizes are those of the CPU's ops."""
+    ids = golden("mistral", "T08")["ids"].tolist()
+
+    def sizes() -> Any:
+        tracer = Tracer(tracer_of("mistral")._decoder.model)
+        trace = tracer.trace(ids, importance="proximity", select=Threshold([1e-3, 1e-2, 0.1]))
+        assert isinstance(trace, Trace)
+        return trace.edge_count
+
+    expected = sizes()
+    cuda_host.switch_on(monkeypatch)
+    monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "cpu", "reference"))
+    taken, leave = [], ops._Proximity.leave
+
+    def noted(proximity: Any) -> None:
+        leave(proximity)
+        taken.append(proximity.whole.settled)
+
+    monkeypatch.setattr(ops._Proximity, "leave", noted)
+    np.testing.assert_array_equal(sizes(), expected)
+    assert taken and not any(taken)  # the levels took all that the mass had left
 
 
 def test_kinds_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
