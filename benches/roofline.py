@@ -5,8 +5,8 @@
 
 Nothing is measured: operations and bytes are counted by measuring/costs.py on tensors that have a
 shape and no memory, and ceilings are those of a data sheet. Operations of matrix products are held
-against the rate of the matrix units in half precision, all others (minima, maxima, sums of
-magnitudes, comparisons) against one operation a lane and cycle of the vector units.
+against the rate of the matrix units in half precision, all others (minima, maxima, sums of small
+integers) against one operation a lane and cycle of the vector units.
 """
 
 import sys
@@ -153,7 +153,7 @@ def op_rows(config: Any, length: int, strata: int) -> list[Row]:
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), result(case, attention))
         calls = config.num_hidden_layers * CALLS.get(name, 0) + (name in ONCE)
-        products = costs.are_products(case.op, case.arguments)
+        products = costs.are_products(case.op)
         operations = costs.operations(case.op, case.arguments)
         rows.append(Row(name, operations, moved, products, calls))
     return rows

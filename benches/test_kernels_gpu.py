@@ -93,7 +93,7 @@ def note_ops(
             continue
         moved = moved_bytes(*case.arguments, *case.options.values(), case.run())
         operations = costs.operations(case.op, case.arguments)
-        products = costs.are_products(case.op, case.arguments)
+        products = costs.are_products(case.op)
         note(name, by, case.run, operations, moved, products)
     if device.type == "cuda" and not dispatch.missing("cuda"):
         levels = kernels.edge_levels(attention.edges, attention.cuts).levels

@@ -52,6 +52,7 @@ __all__ = [
     "lane_attention",
     "nucleus_cuts",
     "output_errors",
+    "product",
     "random_cuts",
     "source_norms",
     "trace_sizes",
@@ -294,7 +295,24 @@ def output_errors(
     return pick(hidden, lanes, unembedding, bias, scale, softcap, next_ids)
 
 
-OPS = tuple(name for name in __all__ if name.islower() and name not in ("backends", "hash_uniform"))
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product as precise as one in float32.
+
+    No backend is asked for: the device does it as it can. A GPU with `cuda` does it on its matrix
+    units, in pieces of bfloat16.
+
+    Args:
+        left: [n, d], of any dtype.
+        right: [d, m].
+
+    Returns:
+        float32 [n, m].
+    """
+    return dispatch.pick(reference.product, left.device, "auto")(left, right)
+
+
+WITHOUT_BACKENDS = ("backends", "hash_uniform", "product")  # what no backend is asked for
+OPS = tuple(name for name in __all__ if name.islower() and name not in WITHOUT_BACKENDS)
 
 
 def backends(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -1,14 +1,16 @@
 """Ops in CUDA C++ on tensors of a GPU: thin calls into `densitrace._cuda`.
 
 Each is queued on torch's current stream of the tensors' device. Weights are float32, and held for
-some targets at a time.
+some targets at a time. Products with as many numbers run on the matrix units.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import _cuda
 from .edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWeight
@@ -25,6 +27,7 @@ METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says wha
 PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 TABLE_ELEMENTS = 1 << 23  # for a table: 32 MiB of weights, 152 MiB of edges where all are kept
+SETTLED_ELEMENTS = 1 << 27  # weights that the mass leaves for the levels: 512 MiB
 
 
 def _where(device: torch.device) -> tuple[int, int]:
@@ -118,6 +121,11 @@ class _Tile:
         return self.batch, self.heads, self.rows.stop - self.rows.start, self.rows.stop
 
     @property
+    def place(self) -> tuple[int, ...]:
+        """Which tile it is."""
+        return self.head, self.heads, self.rows.start, self.rows.stop
+
+    @property
     def plain(self) -> _cuda.Tile:
         start, stop = self.rows.start, self.rows.stop
         return _cuda.Tile(self.batch, self.head, self.heads, start, stop - start, self.length)
@@ -136,7 +144,7 @@ class _Weighing:
     def __init__(self, edges: AttentionEdges) -> None:
         pattern = edges.pattern
         self.batch, self.heads, self.length = pattern.shape
-        self.device = pattern.device
+        self.groups, self.device = pattern.k.shape[1], pattern.device
         self.where = _where(self.device)
         self.held: list[Tensor] = []
         # Scores are all that is weighed without it, and then it is known.
@@ -175,23 +183,44 @@ class _Weighing:
         self.held.append(_floats(tensor))
         return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
 
+    def factors(self, left: Tensor, right: Tensor) -> tuple[int, int, int]:
+        """Addresses of [B, H, T, d] and [B, G, T, d] as weigh.cu multiplies them, and d there.
+
+        It reads 16 bytes at once: rows are filled up with zeros, and begin nowhere in between.
+        """
+        left, right = _laid_out(left, right, -1)
+        depth = left.shape[-1] + -left.shape[-1] % 8
+        return (
+            self._factor(left, self.heads, depth),
+            self._factor(right, self.groups, depth),
+            depth,
+        )
+
+    def _factor(self, tensor: Tensor, heads: int, depth: int) -> int:
+        if tensor.shape[-1] < depth:
+            tensor = pad(tensor, (0, depth - tensor.shape[-1]))
+        tensor = tensor.contiguous()
+        self.held.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
+        shape = (self.batch, heads, self.length, depth)
+        return _address("a factor", self.held[-1], torch.bfloat16, *shape, on=self.device)
+
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
-        groups, width = pattern.k.shape[1], pattern.q.shape[-1]
+        q, k, depth = self.factors(pattern.q, pattern.k)
         segments = 0
         if pattern.segments is not None:
             self.held.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
             segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
-            self.address("q", pattern.q, self.batch, self.heads, self.length, width),
-            self.address("k", pattern.k, self.batch, groups, self.length, width),
+            q,
+            k,
             self.address("lse", pattern.lse, *pattern.shape),
             segments,
             self.batch,
             self.heads,
-            groups,
+            self.groups,
             self.length,
-            width,
+            depth,
             pattern.window or 0,
             pattern.scale,
             pattern.softcap or 0.0,
@@ -211,12 +240,9 @@ class _Weighing:
                     self.address("weight", given, *shape, self.length),
                 )
             case ProximityWeight(node, v, w_o, target):
-                groups, width = edges.pattern.k.shape[1], v.shape[-1]
+                along, values, depth = self.factors(_along(node, w_o), v)
                 return _cuda.Weights.proximity(
-                    self.address("along", _along(node, w_o), *shape, width),
-                    self.address("v", v, self.batch, groups, self.length, width),
-                    self.address("target", target, *targets),
-                    width,
+                    along, values, self.address("target", target, *targets), depth
                 )
         raise TypeError(f"no kernel weighs edges by a {type(edges.weight).__name__}")
 
@@ -228,37 +254,52 @@ def _along(node: Tensor, w_o: Tensor) -> Tensor:
     none to reckon with, leaves a NaN.
     """
     heads, hidden, width = w_o.shape
-    signs = torch.where(node < 0, -1.0, 1.0).masked_fill_(~node.isfinite(), torch.nan)
+    signs = torch.where(node < 0, -1.0, 1.0).add_(node - node)  # 0, or NaN, in few passes
     every = w_o.transpose(0, 1).reshape(hidden, heads * width)
     along = _product(signs.bfloat16().flatten(0, 1), every)
     return along.view(*node.shape[:2], heads, width).transpose(1, 2)
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    return _product(left, right)
+
+
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """float32 [..., n, m] of [..., n, d] and [..., d, m], as precise as float32.
 
-    One product on the matrix units (cuBLAS), whatever torch is told about TF32: both are cut into
-    pieces of bfloat16, whose products are exact and whose sums are float32, and the pieces are
-    laid out along the inner dimension.
+    One product on the matrix units (cuBLAS), whatever torch is told about TF32.
     """
-    lefts, rights = _pieces(left), _pieces(right)
-    # The smallest first; what is left out is below the rounding of float32.
-    pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < 3]
-    pairs.sort(key=sum, reverse=True)
-    left = torch.cat([lefts[i] for i, _ in pairs], -1)
-    right = torch.cat([rights[j] for _, j in pairs], -2)
+    left, right = _laid_out(left, right, -2)
     multiply = torch.mm if left.dim() == 2 else torch.bmm
     if left.is_cpu:  # which sums no others in float32
         return multiply(left.float(), right.float())
     return multiply(left, right, out_dtype=torch.float32)
 
 
+def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+    """Two factors as bfloat16, whose product with float32 sums is as precise as float32.
+
+    Both are cut into pieces, whose products are exact; these are laid out along the inner
+    dimension, the last of the left factor and `inner` of the right one.
+    """
+    lefts, rights = _pieces(left), _pieces(right)
+    # The smallest first; what is left out is below the rounding of float32.
+    pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < 3]
+    pairs.sort(key=sum, reverse=True)
+    if len(pairs) == 1:
+        return lefts[0], rights[0]
+    return (
+        torch.cat([lefts[i] for i, _ in pairs], -1),
+        torch.cat([rights[j] for _, j in pairs], inner),
+    )
+
+
 def _pieces(tensor: Tensor) -> list[Tensor]:
     """bfloat16, of 8 bits each, with the tensor as their sum: one, two or three."""
-    rest, pieces = tensor.float(), []
-    for _ in range({torch.bfloat16: 1, torch.float16: 2}.get(tensor.dtype, 3)):
+    pieces, rest = [tensor.bfloat16()], tensor
+    for _ in range({torch.bfloat16: 0, torch.float16: 1}.get(tensor.dtype, 2)):
+        rest = rest.float() - pieces[-1]
         pieces.append(rest.bfloat16())
-        rest = rest - pieces[-1].float()
     return pieces
 
 
@@ -342,35 +383,61 @@ class _Proximity:
 
     def __init__(self, edges: AttentionEdges, cuts: Tensor | None = None) -> None:
         assert isinstance(edges.weight, ProximityWeight)
-        self.weighing = weighing = _Weighing(edges)
-        self.weight = edges.weight
+        self.whole, self.weight = edges, edges.weight
         self.strata = 0 if cuts is None else len(cuts)
-        batch, heads, length = edges.pattern.shape
-        self.cuts = weighing.address("cuts", cuts, self.strata, batch, length)
+        self.shape, self.device = edges.pattern.shape, edges.pattern.device
+        self.cuts = 0
+        if cuts is not None:
+            self.held, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
+            self.cuts = _address("cuts", self.held, torch.float32, *shape, on=self.device)
         # Of each row: its weights' sum, where there are no cuts; its edges, and how many of them
         # were summed entry by entry.
-        self.sums = torch.empty(batch, heads, length, dtype=torch.float32, device=weighing.device)
-        self.edges, self.summed = torch.empty(
-            2, batch, heads, length, dtype=torch.int32, device=weighing.device
-        )
+        self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
+        counts = edges.settled.pop("counts", None) if self.strata else None
+        if counts is None:
+            counts = torch.empty(2, *self.shape, dtype=torch.int32, device=self.device)
+        self.edges, self.summed = self.counts = counts
+
+    @cached_property
+    def weighing(self) -> _Weighing:
+        """Made where a weight is not there yet."""
+        return _Weighing(self.whole)
 
     def tiles(self) -> Iterator[tuple[_Tile, Tensor]]:
         """Tiles of some heads each with their weights, float32 [B, heads, rows, sources]."""
-        batch, heads, length = self.weighing.batch, self.weighing.heads, self.weighing.length
+        batch, heads, length = self.shape
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
         together = max(1, TILE_ELEMENTS // widest)
         for head in range(0, heads, together):
-            sent = self._sent(range(head, min(heads, head + together)))
-            most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
-            for tile in _tiles(batch, head, len(sent), length):
-                share = torch.empty(tile.shape, dtype=torch.float32, device=sent.device)
-                weight = self.weighing.weigh(tile, share)
-                self._settle(tile, weight, share, sent, most)
+            some = range(head, min(heads, head + together))
+            sent: Tensor | None = None
+            for tile in _tiles(batch, head, len(some), length):
+                weight = self.whole.settled.pop(tile.place, None) if self.strata else None
+                if weight is None:
+                    if sent is None:
+                        sent = self._sent(some)
+                        most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
+                    share = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
+                    weight = self.weighing.weigh(tile, share)
+                    self._settle(tile, weight, share, sent, most)
                 yield tile, weight
+
+    def leave(self) -> None:
+        """Settle all edges; leave as many tiles of them as there is room for to the levels.
+
+        These have the same labels, for an exact weight is as good as a bound.
+        """
+        settled, room = self.whole.settled, SETTLED_ELEMENTS
+        settled.clear()
+        settled["counts"] = self.counts
+        for tile, weight in self.tiles():
+            if weight.numel() <= room:
+                settled[tile.place] = weight
+                room -= weight.numel()
 
     def _sent(self, some: range) -> Tensor:
         """float32 [heads, B, T, D]: what some heads' sources send, W_O v."""
-        groups, heads = self.weight.v.shape[1], self.weighing.heads
+        groups, heads = self.weight.v.shape[1], self.shape[1]
         values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
         w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
         return _product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
@@ -379,8 +446,8 @@ class _Proximity:
         self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
     ) -> None:
         """Put weights right in place."""
-        batch, heads, length = self.sums.shape
-        hidden, device = self.weight.node.shape[-1], self.weighing.device
+        batch, heads, length = self.shape
+        hidden, device = self.weight.node.shape[-1], self.device
         entry, dimension = self.weight.ranked
         shape = (tile.heads, batch, length)
         _cuda.settle(
@@ -415,13 +482,12 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
             tile.plain,
             levels.data_ptr(),
             degrees.data_ptr(),
-            *proximity.weighing.where,
+            *_where(cuts.device),
         )
     return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
 
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
     proximity = _Proximity(edges)
-    for _ in proximity.tiles():
-        pass  # their rows are summed up as they are settled
-    return proximity.sums.sum(1)
+    proximity.leave()
+    return proximity.sums.sum(1)  # rows are summed up as they are settled

@@ -5,6 +5,7 @@ how important the edge (h, s, t) is, given alpha. Neither holds anything of size
 `GivenWeight`, which is for small T). METHOD §2 and §3 give the definitions.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,7 +65,7 @@ class ProximityWeight:
 
     node: Tensor  # float32 [B, T, D]
     v: Tensor  # [B, G, T, d_v]
-    w_o: Tensor  # float32 [H, D, d_v]
+    w_o: Tensor  # [H, D, d_v], of any dtype: products of 16-bit ones are exact as they are
     target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
 
     @cached_property
@@ -104,3 +105,11 @@ class AttentionEdges:
 
     pattern: Pattern
     weight: EdgeWeight
+
+    @cached_property
+    def settled(self) -> dict[Hashable, Tensor]:
+        """What one op leaves for the next one on these edges, which takes it out again.
+
+        Who leaves weights bounds how many: they are as many as pairs of tokens and heads.
+        """
+        return {}

@@ -152,7 +152,7 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
         alpha = alpha * weight.target[:, None, rows, None]
     node = weight.node[:, rows]
     for head in range(heads):
-        u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].T
+        u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].float().T
         for part in blocks(node.shape[1], batch * sources * u.shape[-1]):
             here = slice(rows.start + part.stop)  # later sources are none of these targets'
             edge = alpha[:, head, part, here, None] * u[:, None, here]  # [B, part, S, D]
@@ -171,6 +171,10 @@ def _random_tile(weight: RandomWeight, pattern: Pattern, rows: slice, first_head
 
 
 # ---- ops -------------------------------------------------------------------------------------
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    return left.float() @ right.float()
 
 
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:

@@ -118,14 +118,16 @@ class VectorImportance:
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
-        w_o = branch.block.folded_w_o(branch.norms).float()
+        w_o = branch.block.folded_w_o(branch.norms)
         target = _inverse_scale(branch, stats.output)
         # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
-        attention = torch.einsum("bhtd,hed->bte", stats.output, w_o)
+        merged = stats.output.transpose(1, 2).flatten(2)
+        attention = kernels.product(merged.flatten(0, 1), _merged(w_o).T)
+        attention = attention.view(*merged.shape[:2], -1)
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
-        node = attention + sum(vectors)
+        node = sum(vectors, attention)
         weight = self._weight(branch, w_o, node, target)
         edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
         weights = self._side(vectors, node)
@@ -136,7 +138,7 @@ class VectorImportance:
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         vectors = [vector.float() for vector in side]
-        weights = self._side(vectors, torch.stack(vectors).sum(0))
+        weights = self._side(vectors, sum(vectors[1:], vectors[0]))
         total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
         return Node(layer, tuple(kinds), None, weights, total)
 
@@ -149,16 +151,23 @@ class VectorImportance:
         root = branch.block.folded_root(branch.norms)
         norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
-        direction = torch.einsum("bte,hed->bhtd", _unit(node), w_o)
-        return CosineWeight(direction, inverse, v)
+        direction = kernels.product(_unit(node).flatten(0, 1), _merged(w_o))
+        by_head = direction.view(*node.shape[:2], len(w_o), -1).transpose(1, 2)
+        return CosineWeight(by_head, inverse, v)
 
     def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
         if self.name == "proximity":
             # Entry by entry, so that |n| and |n - e| cancel before they are summed.
-            gains = [(node.abs() - (node - vector).abs()).sum(-1) for vector in side]
+            size = node.abs()
+            gains = [(size - (node - vector).abs_()).sum(-1) for vector in side]
             return torch.stack(gains).clamp(min=0)
         cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2
+
+
+def _merged(w_o: Tensor) -> Tensor:
+    """[D, H * d_v] of [H, D, d_v], as the model has it: without a copy where that is what it is."""
+    return w_o.transpose(0, 1).flatten(1)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -56,6 +56,13 @@ class Costs:
         projections = 2 * self.heads * self.length * self.width * self.hidden
         return self.product + projections + 4 * self.hidden * pairs
 
+    def proximity_products(self) -> int:
+        """What no bound spares, all of it products: the scores, u, W_O^T of each target's signs and
+        that times each value. Sums go on top of it, for edges in doubt alone.
+        """
+        projections = 4 * self.heads * self.length * self.width * self.hidden
+        return 2 * self.product + projections
+
     def bottleneck(self) -> int:
         """A minimum and a maximum for each path i <= j <= t."""
         return self.length * (self.length + 1) * (self.length + 2) // 3
@@ -65,10 +72,9 @@ class Costs:
         return self.strata * self.length * (self.length + 1) // 2
 
     @staticmethod
-    def are_products(op: str, arguments: Sequence[Any]) -> bool:
+    def are_products(op: str) -> bool:
         """Whether an op's operations are those of matrix products, or else of vector units."""
-        weight = getattr(arguments[0], "weight", None)
-        return op not in ("bottleneck", "trace_sizes") and not isinstance(weight, ProximityWeight)
+        return op not in ("bottleneck", "trace_sizes")
 
     def operations(self, op: str, arguments: Sequence[Any]) -> int:
         """Of one call of an op on one sequence, its arguments as `kernels.reference` takes them."""
@@ -78,12 +84,14 @@ class Costs:
             case "attention_stats":
                 return 2 * self.product
             case "edge_levels" | "edge_mass" if isinstance(arguments[0].weight, ProximityWeight):
-                return self.proximity()
+                return self.proximity_products()
             case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass" | "collect_edges":
                 return self.product
             case "lane_attention":
                 some = replace(self, strata=len(arguments[1]))  # the lanes of this call
                 return some.lane_attention(live=arguments[3] is not None)
+            case "product":
+                return 2 * self.length * int(arguments[1].numel())
             case "bottleneck" | "trace_sizes" | "output_errors":
                 return int(getattr(self, op)())
         raise KeyError(op)

@@ -169,7 +169,7 @@ def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str
             part.calls += 1
             operations = rows * costs.operations(name, arguments)
             part.operations += operations
-            part.products += operations * costs.are_products(name, arguments)
+            part.products += operations * costs.are_products(name)
             part.bytes += moved_bytes(*arguments, result)
             part.backend = dispatch.serving(name, *where)
             return result

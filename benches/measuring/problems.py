@@ -208,9 +208,7 @@ class AttentionProblem:
     @property
     def proximity(self) -> AttentionEdges:
         """The same edges under the other importance that costs more than its attention."""
-        return AttentionEdges(
-            self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o.float())
-        )
+        return AttentionEdges(self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o))
 
 
 class Witness:

@@ -59,8 +59,8 @@ void bind_trace_sizes(Address reach, Address degrees, Address result, unsigned s
 Pattern make_pattern(Address q, Address k, Address lse, Address segments, unsigned batch,
                      unsigned heads, unsigned groups, unsigned length, unsigned d_k,
                      unsigned window, float scale, float softcap) {
-  return {at<const float>(q),
-          at<const float>(k),
+  return {at<const BFloat>(q),
+          at<const BFloat>(k),
           at<const float>(lse),
           at<const std::int32_t>(segments),
           batch,
@@ -84,8 +84,8 @@ Weights norm(Address source, Address target) {
 
 Weights proximity(Address along, Address v, Address target, unsigned d_v) {
   Weights weights{Importance::kProximity};
-  weights.along = at<const float>(along);
-  weights.v = at<const float>(v);
+  weights.along = at<const BFloat>(along);
+  weights.v = at<const BFloat>(v);
   weights.target = at<const float>(target);
   weights.d_v = d_v;
   return weights;

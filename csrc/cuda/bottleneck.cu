@@ -28,6 +28,7 @@
 // many levels there are is known on the device alone. So planes are made for some levels at a time,
 // as many as the caller has memory for, and launches beyond the highest end at once.
 
+#include "cells.h"
 #include "grid.h"
 
 namespace densitrace::cuda {
@@ -36,10 +37,6 @@ namespace {
 using Byte = std::uint8_t;
 using Pair = std::uint32_t;  // two levels: see above
 using Word = std::uint32_t;  // four levels, or 32 bits
-
-struct alignas(16) Quad {
-  std::uint32_t x[4];
-};
 
 constexpr unsigned kSide = 64;   // outputs, and sources, of a block
 constexpr unsigned kNodes = 32;  // nodes of a tile
@@ -409,13 +406,8 @@ struct Bits {
   DEVICE Word at(unsigned word, unsigned row) const { return quads[word][row / 4].x[row % 4]; }
 };
 
-// Numbers [16, 8], held by a warp together.
-struct Cells {
-  static constexpr unsigned kRows = 16, kColumns = 8;
+struct Counts : Cells<int> {
 #ifdef __CUDACC__
-  static constexpr unsigned kHeld = 4;  // by a thread
-  int held[kHeld];
-
   // += how many bits rows of the one, from `row` on, and of the other, from `column` on, share.
   DEVICE void multiply_add(const Bits& left, unsigned row, const Bits& right, unsigned column) {
     const unsigned eighth = threadIdx.x % kWarp / 4, word = threadIdx.x % 4;
@@ -427,20 +419,13 @@ struct Cells {
         : "+r"(held[0]), "+r"(held[1]), "+r"(held[2]), "+r"(held[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
-  static DEVICE unsigned row(unsigned i) { return threadIdx.x % kWarp / 4 + i / 2 * 8; }
-  static DEVICE unsigned column(unsigned i) { return threadIdx.x % 4 * 2 + i % 2; }
 #else
-  static constexpr unsigned kHeld = kRows * kColumns;
-  int held[kHeld];
-
   void multiply_add(const Bits& left, unsigned first, const Bits& right, unsigned second) {
     for (unsigned i = 0; i < kHeld; ++i)
       for (unsigned word = 0; word < kStep; ++word)
         held[i] +=
             __builtin_popcount(left.at(word, first + row(i)) & right.at(word, second + column(i)));
   }
-  static unsigned row(unsigned i) { return i / kColumns; }
-  static unsigned column(unsigned i) { return i % kColumns; }
 #endif
 };
 
@@ -453,15 +438,15 @@ struct Boolean {
 
   static constexpr unsigned kThreads = 128;  // warps own 32 outputs and 32 sources
   static constexpr unsigned kResident = 4;
-  static constexpr unsigned kDown = 32 / Cells::kRows, kAcross = 32 / Cells::kColumns;
+  static constexpr unsigned kDown = 32 / Counts::kRows, kAcross = 32 / Counts::kColumns;
 
   struct Shared {
     Bits reach, levels;
   };
   struct Own {
     Quad reach, levels;  // of the next step
-    Cells sum[kDown][kAcross];
-    int count[kDown][kAcross][Cells::kHeld];
+    Counts sum[kDown][kAcross];
+    int count[kDown][kAcross][Counts::kHeld];
   };
 
   template <typename Block>
@@ -496,8 +481,8 @@ struct Boolean {
         for (unsigned r = 0; r < kDown; ++r)
 #pragma unroll
           for (unsigned c = 0; c < kAcross; ++c)
-            own.sum[r][c].multiply_add(shared.reach, row + r * Cells::kRows, shared.levels,
-                                       column + c * Cells::kColumns);
+            own.sum[r][c].multiply_add(shared.reach, row + r * Counts::kRows, shared.levels,
+                                       column + c * Counts::kColumns);
         if (next % steps != 0) return;  // the level goes on
         for_cells([&](unsigned r, unsigned c, unsigned i) {
           own.count[r][c][i] += own.sum[r][c].held[i] > 0;
@@ -507,8 +492,8 @@ struct Boolean {
     }
     block.each_warp([&](unsigned warp, Own& own) {
       for_cells([&](unsigned r, unsigned c, unsigned i) {
-        const unsigned t = place.first + warp / 2 * 32 + r * Cells::kRows + Cells::row(i);
-        const unsigned s = place.column + warp % 2 * 32 + c * Cells::kColumns + Cells::column(i);
+        const unsigned t = place.first + warp / 2 * 32 + r * Counts::kRows + Counts::row(i);
+        const unsigned s = place.column + warp % 2 * 32 + c * Counts::kColumns + Counts::column(i);
         if (t >= length || s >= length) return;
         Byte& to = result[sequence + std::uint64_t{t} * length + s];
         to = static_cast<Byte>(own.count[r][c][i] + (range.first == 0 ? 0 : to));
@@ -535,7 +520,7 @@ struct Boolean {
 #pragma unroll
       for (unsigned c = 0; c < kAcross; ++c)
 #pragma unroll
-        for (unsigned i = 0; i < Cells::kHeld; ++i) cell(r, c, i);
+        for (unsigned i = 0; i < Counts::kHeld; ++i) cell(r, c, i);
   }
 };
 

@@ -1,14 +1,19 @@
 // What the ops on attention edges are told: kernels/edges.py for a GPU, and the part they work on.
-// Everything is float32 and contiguous. B sequences, H heads, G groups, T tokens, K strata.
+// Everything is contiguous, and float32 but for the factors of products with as many numbers as
+// pairs of tokens: these are bfloat16, in pieces laid out along their inner dimension d_k or d_v
+// where the model's are not, a multiple of 8 long, and begin at multiples of 16 bytes.
+// B sequences, H heads, G groups, T tokens, K strata.
 #pragma once
 
 #include <cstdint>
 
 namespace densitrace::cuda {
 
+using BFloat = std::uint16_t;
+
 // Of all attention edges of a block of the model.
 struct Pattern {
-  const float *q, *k;            // [B, H, T, d_k], [B, G, T, d_k]
+  const BFloat *q, *k;           // [B, H, T, d_k], [B, G, T, d_k]
   const float* lse;              // [B, H, T]
   const std::int32_t* segments;  // [B, T] or null
   unsigned batch, heads, groups, length, d_k;
@@ -23,8 +28,8 @@ struct Weights {
   Importance importance;
   const float* source = nullptr;  // norm: [B, H, T]
   const float* target = nullptr;  // norm, proximity: [B, T] or null
-  const float* along = nullptr;   // proximity: [B, H, T, d_v]
-  const float* v = nullptr;       // proximity: [B, G, T, d_v]
+  const BFloat* along = nullptr;  // proximity: [B, H, T, d_v]
+  const BFloat* v = nullptr;      // proximity: [B, G, T, d_v]
   unsigned d_v = 0;
   const float* given = nullptr;  // given: [B, H, T, T]
 };

@@ -10,19 +10,60 @@
 //              and c = <W_O^T sign(n_t), v_s> = <along[h, t], v[g, s]>; a NaN stays one
 //   given      what is written in an array [B, H, T, T]
 //
-// A block of threads owns 64 targets and 64 sources of a head and multiplies in float32, 16
-// dimensions at a time through shared memory, 4 x 4 results a thread: d operations an edge and
-// product; 4 (8) bytes an edge are written.
+// A block of threads owns 64 targets and 64 sources of a head, each of its warps 32 of either, and
+// multiplies on the matrix units, 32 dimensions at a time through shared memory, the next ones read
+// ahead: 2 d operations an edge, product and pair of pieces; 4 (8) bytes an edge are written.
 
 #include <cmath>
 
+#include "cells.h"
 #include "grid.h"
 
 namespace densitrace::cuda {
 namespace {
 
-struct alignas(16) Four {
-  float x[4];
+constexpr unsigned kSide = 64;   // targets, and sources, of a block
+constexpr unsigned kQuads = 4;   // of a row in shared memory
+constexpr unsigned kInQuad = 8;  // dimensions
+constexpr unsigned kDepth = kQuads * kInQuad;
+
+// Some dimensions of 64 rows. Neighbouring threads read two rows, which lie in all 32 banks.
+struct Strip {
+  Quad rows[kSide][kQuads];
+};
+
+struct Sums : Cells<float> {
+#ifdef __CUDACC__
+  // += rows of the one, from `row` on, times those of the other, from `column` on. A thread has a
+  // quad of each of its rows: which dimensions a product takes together matters to no sum.
+  DEVICE void multiply_add(const Strip& left, unsigned row, const Strip& right, unsigned column) {
+    const unsigned eighth = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
+    const Quad upper = left.rows[row + eighth][quad], lower = left.rows[row + eighth + 8][quad];
+    const Quad other = right.rows[column + eighth][quad];
+#pragma unroll
+    for (unsigned i = 0; i < 4; i += 2)
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+          "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+          : "+f"(held[0]), "+f"(held[1]), "+f"(held[2]), "+f"(held[3])
+          : "r"(upper.x[i]), "r"(lower.x[i]), "r"(upper.x[i + 1]), "r"(lower.x[i + 1]),
+            "r"(other.x[i]), "r"(other.x[i + 1]));
+  }
+#else
+  void multiply_add(const Strip& left, unsigned first, const Strip& right, unsigned second) {
+    for (unsigned i = 0; i < kHeld; ++i)
+      for (unsigned word = 0; word < kDepth / 2; ++word) {
+        const std::uint32_t a = left.rows[first + row(i)][word / 4].x[word % 4];
+        const std::uint32_t b = right.rows[second + column(i)][word / 4].x[word % 4];
+        held[i] += number(a << 16) * number(b << 16);
+        held[i] += number(a & 0xFFFF0000) * number(b & 0xFFFF0000);
+      }
+  }
+  static float number(std::uint32_t bits) {
+    float found;
+    std::memcpy(&found, &bits, sizeof(found));
+    return found;
+  }
+#endif
 };
 
 template <Importance kImportance>
@@ -32,17 +73,20 @@ struct Weigh {
   Tile tile;
   float *weight, *share;
 
-  static constexpr unsigned kSide = 64;
-  static constexpr unsigned kDepth = 16;
-  static constexpr unsigned kAcross = kSide / 4;  // threads along either side
-  static constexpr unsigned kThreads = kAcross * kAcross;
-  static constexpr unsigned kResident = 2;
+  // Whether attention weights are wanted.
+  static constexpr bool kAlpha =
+      kImportance == Importance::kNorm || kImportance == Importance::kProximity;
+  static constexpr unsigned kThreads = 128;  // warps own 32 targets and 32 sources
+  static constexpr unsigned kResident = 3;
+  static constexpr unsigned kDown = 32 / Sums::kRows, kAcross = 32 / Sums::kColumns;
+  static constexpr unsigned kTurns = kSide * kQuads / kThreads;
 
   struct Shared {
-    Four left[kDepth][kAcross + 1], right[kDepth][kAcross + 1];  // [d, t], [d, s]
+    Strip left, right;
   };
   struct Own {
-    Four score[4], along[4];  // of 4 targets and 4 sources
+    Quad left[kTurns], right[kTurns];  // of the next dimensions
+    Sums score[kDown][kAcross], along[kDown][kAcross];
   };
 
   template <typename Block>
@@ -62,90 +106,127 @@ struct Weigh {
       multiply(block, &Own::along, weights.along + row * weights.d_v,
                weights.v + (group * length + s) * weights.d_v, sources - t, sources - s,
                weights.d_v);
-    block.each([&](unsigned thread, Own& own) {
+    block.each_warp([&](unsigned warp, Own& own) {
+      const unsigned down = t + warp / 2 * 32, across = s + warp % 2 * 32;
 #pragma unroll
-      for (unsigned i = 0; i < 4; ++i)
+      for (unsigned r = 0; r < kDown; ++r)
 #pragma unroll
-        for (unsigned j = 0; j < 4; ++j)
-          write(block.y, b, h, t + thread / kAcross * 4 + i, s + thread % kAcross * 4 + j,
-                own.score[i].x[j], own.along[i].x[j]);
+        for (unsigned first = 0; first < Sums::kHeld; first += Sums::kHeldOfRow) {
+          const unsigned at = down + r * Sums::kRows + Sums::row(first);
+          if (at >= sources) continue;
+          const Target target(*this, block.y, b, h, at);
+#pragma unroll
+          for (unsigned c = 0; c < kAcross; ++c)
+#pragma unroll
+            for (unsigned i = first; i < first + Sums::kHeldOfRow; ++i)
+              write(target, across + c * Sums::kColumns + Sums::column(i), own.score[r][c].held[i],
+                    own.along[r][c].held[i]);
+        }
     });
   }
 
  private:
   // own.*into <- left [rows, depth] times right [columns, depth], transposed.
   template <typename Block>
-  DEVICE void multiply(Block& block, Four (Own::*into)[4], const float* left, const float* right,
-                       unsigned rows, unsigned columns, unsigned depth) const {
-    block.each([&](unsigned, Own& own) {
+  DEVICE void multiply(Block& block, Sums (Own::*into)[kDown][kAcross], const BFloat* left,
+                       const BFloat* right, unsigned rows, unsigned columns, unsigned depth) const {
+    block.each_warp([&](unsigned, Own& own) {
 #pragma unroll
-      for (unsigned i = 0; i < 4; ++i) (own.*into)[i] = Four{{0, 0, 0, 0}};
+      for (unsigned r = 0; r < kDown; ++r)
+#pragma unroll
+        for (unsigned c = 0; c < kAcross; ++c) (own.*into)[r][c] = Sums{};
+    });
+    block.each([&](unsigned thread, Own& own) {
+      fetch(own.left, left, rows, depth, 0, thread);
+      fetch(own.right, right, columns, depth, 0, thread);
     });
     for (unsigned d = 0; d < depth; d += kDepth) {
-      block.each([&](unsigned thread, Own&) {
-#pragma unroll
-        for (unsigned i = thread; i < kSide * kDepth; i += kThreads) {
-          const unsigned row = i / kDepth, at = i % kDepth;
-          const bool within = d + at < depth;
-          const std::uint64_t from = std::uint64_t{row} * depth + d + at;
-          block.shared.left[at][row / 4].x[row % 4] = within && row < rows ? left[from] : 0.0f;
-          block.shared.right[at][row / 4].x[row % 4] = within && row < columns ? right[from] : 0.0f;
-        }
-      });
       block.each([&](unsigned thread, Own& own) {
 #pragma unroll
-        for (unsigned at = 0; at < kDepth; ++at) {
-          const Four a = block.shared.left[at][thread / kAcross];
-          const Four b = block.shared.right[at][thread % kAcross];
-#pragma unroll
-          for (unsigned i = 0; i < 4; ++i)
-#pragma unroll
-            for (unsigned j = 0; j < 4; ++j)
-              (own.*into)[i].x[j] = fmaf(a.x[i], b.x[j], (own.*into)[i].x[j]);
+        for (unsigned turn = 0; turn < kTurns; ++turn) {
+          const unsigned at = turn * kThreads + thread;
+          block.shared.left.rows[at / kQuads][at % kQuads] = own.left[turn];
+          block.shared.right.rows[at / kQuads][at % kQuads] = own.right[turn];
         }
+        if (d + kDepth >= depth) return;
+        fetch(own.left, left, rows, depth, d + kDepth, thread);
+        fetch(own.right, right, columns, depth, d + kDepth, thread);
+      });
+      block.each_warp([&](unsigned warp, Own& own) {
+#pragma unroll
+        for (unsigned r = 0; r < kDown; ++r)
+#pragma unroll
+          for (unsigned c = 0; c < kAcross; ++c)
+            (own.*into)[r][c].multiply_add(block.shared.left, warp / 2 * 32 + r * Sums::kRows,
+                                           block.shared.right, warp % 2 * 32 + c * Sums::kColumns);
       });
     }
   }
 
-  DEVICE void write(unsigned slice, unsigned b, unsigned h, unsigned t, unsigned s, float product,
-                    float along) const {
-    const unsigned sources = tile.first + tile.rows, length = tile.length;
-    if (t >= sources || s >= sources) return;
-    const std::uint64_t to = (std::uint64_t{slice} * tile.rows + t - tile.first) * sources + s;
-    if (!is_edge(b, t, s)) {
+  // A thread's quads of 64 rows from dimension d on, 0 beyond either end.
+  DEVICE void fetch(Quad (&quads)[kTurns], const BFloat* from, unsigned rows, unsigned depth,
+                    unsigned d, unsigned thread) const {
+#pragma unroll
+    for (unsigned turn = 0; turn < kTurns; ++turn) {
+      const unsigned at = turn * kThreads + thread, row = at / kQuads;
+      const unsigned first = d + at % kQuads * kInQuad;
+      quads[turn] = row < rows && first < depth
+                        ? *reinterpret_cast<const Quad*>(from + std::uint64_t{row} * depth + first)
+                        : Quad{{0, 0, 0, 0}};
+    }
+  }
+
+  // What the edges into a target of a head share.
+  struct Target {
+    unsigned t;
+    std::uint64_t to, head;  // its row of the tile; the head's first row
+    float lse = 0, scale = 1;
+    const std::int32_t* segments = nullptr;  // of its sequence
+    std::int32_t segment = 0;
+
+    DEVICE Target(const Weigh& weigh, unsigned slice, unsigned b, unsigned h, unsigned at)
+        : t(at),
+          to((std::uint64_t{slice} * weigh.tile.rows + t - weigh.tile.first) *
+             (weigh.tile.first + weigh.tile.rows)),
+          head((std::uint64_t{b} * weigh.pattern.heads + h) * weigh.tile.length) {
+      const Pattern& pattern = weigh.pattern;
+      const std::uint64_t sequence = std::uint64_t{b} * weigh.tile.length;
+      if constexpr (kAlpha) {
+        lse = pattern.lse[head + t];
+        if (weigh.weights.target != nullptr) scale = weigh.weights.target[sequence + t];
+      }
+      if (pattern.segments == nullptr) return;
+      segments = pattern.segments + sequence;
+      segment = segments[t];
+    }
+  };
+
+  DEVICE void write(const Target& target, unsigned s, float product, float along) const {
+    const unsigned t = target.t;
+    if (s >= tile.first + tile.rows) return;
+    const std::uint64_t to = target.to + s;
+    if (s > t || (pattern.window != 0 && t - s >= pattern.window) ||
+        (target.segments != nullptr && target.segments[s] != target.segment)) {
       weight[to] = -INFINITY;
       if constexpr (kImportance == Importance::kProximity) share[to] = 0;
       return;
     }
-    const std::uint64_t head = std::uint64_t{b} * pattern.heads + h;
     if constexpr (kImportance == Importance::kGiven) {
-      weight[to] = weights.given[(head * length + t) * length + s];
+      weight[to] = weights.given[(target.head + t) * tile.length + s];
       return;
     }
     float score = product * pattern.scale;
     if (pattern.softcap != 0) score = pattern.softcap * tanhf(score / pattern.softcap);
-    if constexpr (kImportance == Importance::kScores) {
-      weight[to] = score;
-      return;
-    }
-    const float alpha = expf(score - pattern.lse[head * length + t]);
-    const float target =
-        weights.target == nullptr ? 1.0f : weights.target[std::uint64_t{b} * length + t];
+    if constexpr (kImportance == Importance::kScores) weight[to] = score;
+    if constexpr (!kAlpha) return;
+    const float alpha = expf(score - target.lse);
     if constexpr (kImportance == Importance::kNorm)
-      weight[to] = alpha * weights.source[head * length + s] * target;
+      weight[to] = alpha * weights.source[target.head + s] * target.scale;
     if constexpr (kImportance == Importance::kProximity) {
-      share[to] = alpha * target;
-      const float bound = share[to] * along;
+      const float part = alpha * target.scale, bound = part * along;
+      share[to] = part;
       weight[to] = bound < 0 ? 0.0f : bound;
     }
-  }
-
-  DEVICE bool is_edge(unsigned b, unsigned t, unsigned s) const {
-    if (s > t || (pattern.window != 0 && t - s >= pattern.window)) return false;
-    const std::int32_t* segments = pattern.segments;
-    if (segments == nullptr) return true;
-    const std::uint64_t row = std::uint64_t{b} * tile.length;
-    return segments[row + t] == segments[row + s];
   }
 };
 
@@ -153,8 +234,8 @@ template <Importance kImportance>
 void weigh_as(const Pattern& pattern, const Weights& weights, const Tile& tile, float* weight,
               float* share, Where where) {
   using Kernel = Weigh<kImportance>;
-  const unsigned rows = (tile.rows + Kernel::kSide - 1) / Kernel::kSide;
-  const unsigned columns = (tile.sources() + Kernel::kSide - 1) / Kernel::kSide;
+  const unsigned rows = (tile.rows + kSide - 1) / kSide;
+  const unsigned columns = (tile.sources() + kSide - 1) / kSide;
   launch(Kernel{pattern, weights, tile, weight, share}, {rows * columns, tile.batch * tile.heads},
          where);
 }

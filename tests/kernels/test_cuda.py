@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cuda_host
 import numpy as np
@@ -18,11 +18,12 @@ from attention_problem import (
     joined,
     rows_of,
 )
+from golden import golden, tracer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from densitrace import BackendError, kernels
+from densitrace import BackendError, Threshold, Trace, Tracer, kernels
 from densitrace.kernels import (
     AttentionEdges,
     EdgeLevels,
@@ -280,6 +281,45 @@ def proximity_edges(problem: Problem) -> AttentionEdges:
     return problem.edges(ProximityWeight(problem.node, problem.v, problem.w_o, problem.target))
 
 
+@pytest.mark.parametrize("width", [1, 8, 33, 128])  # some of a quad, a quad, several steps
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.dtype) -> None:
+    """Scores and bounds against float64, over the edges of a tile."""
+    shape = Shape(length=70, d_k=width, d_v=width, dtype=dtype)
+    problem = Problem(shape, backend="reference")
+    weighing = ops._Weighing(replace(proximity_edges(problem), pattern=problem.pattern))
+    (tile,) = ops._tiles(2, 0, 4, 70)
+    share = torch.empty(tile.shape)
+    bound = weighing.weigh(tile, share)
+    alpha = problem.alpha()[0]
+    expected = alpha * problem.target.double().numpy()[:, None, :, None]
+    edge = np.tril_indices(70)
+    close("share", share[:, :, *edge], expected[:, :, *edge])
+    signs = np.where(problem.node.double().numpy() < 0, -1.0, 1.0)
+    expected = expected * np.einsum("bte,bhse->bhts", signs, problem.sent())
+    close("bound", bound[:, :, *edge], expected.clip(min=0)[:, :, *edge])
+
+
+def test_factors_begin_where_quads_are_read() -> None:
+    """Whatever part of a larger tensor they are."""
+    problem = Problem(Shape(d_k=8, d_v=8, dtype=torch.bfloat16), backend="reference")
+    edges = proximity_edges(problem)
+    shifted = []
+    for tensor in (problem.pattern.q, problem.v):
+        memory = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
+        shifted.append(memory[1:].view(tensor.shape).copy_(tensor))
+        assert shifted[-1].data_ptr() % 16 == 2
+    assert isinstance(edges.weight, ProximityWeight)
+    moved = AttentionEdges(
+        replace(edges.pattern, q=shifted[0]), replace(edges.weight, v=shifted[1])
+    )
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).held)
+    assert torch.equal(ops.edge_mass(moved), ops.edge_mass(edges))
+    fewer = replace(moved, weight=replace(edges.weight, v=problem.v[:, :1]))
+    with pytest.raises(ValueError, match=r"a factor has shape \[2, 1, 13, 24\]; wanted \[2, 2, 1"):
+        ops.edge_mass(fewer)
+
+
 def assert_levels(found: EdgeLevels, expected: EdgeLevels) -> None:
     assert torch.equal(found.levels, expected.levels)
     assert torch.equal(found.degrees, expected.degrees)
@@ -331,6 +371,35 @@ def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyP
         assert torch.equal(found.degrees.long(), kept.sum((2, 4)))
         assert 0 < float(found.evaluated) < 1
     close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
+
+
+@pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # of a tile: some rows, heads, all
+@pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
+def test_levels_take_what_the_mass_has_settled(
+    elements: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are to the bit the same, each tile is taken once, and so is the share summed."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(ops, "SETTLED_ELEMENTS", room)
+    shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
+    edges = proximity_edges(Problem(shape, backend="reference"))
+    cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * reference.edge_mass(edges)
+    alone = ops.edge_levels(edges, cuts)
+    ops.edge_mass(edges)
+    assert sum(map(Tensor.numel, edges.settled.values())) <= room + 2 * 2 * 4 * 40
+    with monkeypatch.context() as patch:
+        if room == 1 << 27:
+            patch.setattr(ops, "_Weighing", None)
+        found = ops.edge_levels(edges, cuts)
+    assert edges.settled == {}
+    assert_levels(found, alone)
+    assert float(alone.evaluated) <= float(found.evaluated) < 1
+    again = ops.edge_levels(edges, cuts)
+    assert_levels(again, alone)
+    assert again.evaluated == alone.evaluated
+    # Edges along another pattern are others.
+    ops.edge_mass(edges)
+    assert replace(edges, pattern=edges.pattern).settled == {}
 
 
 @pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
@@ -411,6 +480,29 @@ def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> 
             assert (found - expected).abs().max() < 3 * rounded + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_public_product_is_the_precise_one(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the matrix units are, and where it is plain torch."""
+    left = torch.randn(9, 301, generator=torch.Generator().manual_seed(0))
+    right = torch.randn(70, 301, generator=torch.Generator().manual_seed(1)).T.to(dtype)
+    expected = (left.double() @ right.double()).numpy()
+    close("in torch", kernels.product(left, right), expected)
+    cuda_host.switch_on(monkeypatch)
+    monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "reference"))
+    found = kernels.product(left, right)
+    close("in pieces", found, expected)
+    assert torch.equal(found, ops._product(left, right))
+
+
+def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
+    """No copy of W_O in 16 bits is made."""
+    left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
+    for laid_out, factor in zip(ops._laid_out(left, right, -2), (left, right), strict=True):
+        assert laid_out.data_ptr() == factor.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("dtype", "count"), [(torch.float32, 3), (torch.float16, 2), (torch.bfloat16, 1)]
 )
@@ -467,6 +559,30 @@ def test_any_shape_agrees_with_the_definition(
         mass = ops.edge_mass(proximity)
     assert rows_of(found) == rows_of(joined(reference.collect_edges(written, cuts)))
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
+
+
+def test_a_trace_by_proximity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node vectors, mass and levels in the engine: sizes are those of the CPU's ops."""
+    ids = golden("mistral", "T08")["ids"].tolist()
+
+    def sizes() -> Any:
+        tracer = Tracer(tracer_of("mistral")._decoder.model)
+        trace = tracer.trace(ids, importance="proximity", select=Threshold([1e-3, 1e-2, 0.1]))
+        assert isinstance(trace, Trace)
+        return trace.edge_count
+
+    expected = sizes()
+    cuda_host.switch_on(monkeypatch)
+    monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "cpu", "reference"))
+    taken, leave = [], ops._Proximity.leave
+
+    def noted(proximity: Any) -> None:
+        leave(proximity)
+        taken.append(proximity.whole.settled)
+
+    monkeypatch.setattr(ops._Proximity, "leave", noted)
+    np.testing.assert_array_equal(sizes(), expected)
+    assert taken and not any(taken)  # the levels took all that the mass had left
 
 
 def test_kinds_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:

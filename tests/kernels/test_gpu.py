@@ -35,7 +35,7 @@ from densitrace.tracer.tracing import Settings
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 TRITON_OPS = tuple(triton.__all__)
-CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity")
+CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity", "product")
 
 WIDE = {
     "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
@@ -231,6 +231,14 @@ def check_proximity(problem: Problem) -> None:
     assert torch.equal(found.degrees, kept.sum((2, 4), dtype=torch.int32))
 
 
+def check_product(problem: Problem) -> None:
+    """Of 16-bit and of float32 factors, as precise as float32."""
+    exact = problem.w_o.transpose(1, 2).flatten(0, 1)
+    left = problem.normal(7, len(exact))
+    for right in (exact, exact.to(problem.shape.dtype)):
+        close("product", kernels.product(left, right), (left.double() @ right.double()).numpy())
+
+
 def check_output_errors(problem: Problem) -> None:
     tokens, hidden, vocabulary = min(9, problem.shape.length), 48, 301
     states = problem.normal(tokens, hidden)
@@ -266,6 +274,7 @@ CHECKS: dict[str, Callable[[Problem], None]] = {
     "trace_sizes": check_trace_sizes,
     "collect_edges": check_collect_edges,
     "proximity": check_proximity,
+    "product": check_product,
     "output_errors": check_output_errors,
 }
 
