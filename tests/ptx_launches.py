@@ -1,6 +1,7 @@
 """Our kernels on the machine for PTX: what the compilers for a GPU make of them runs here."""
 
 import math
+import re
 import struct
 import subprocess
 import tempfile
@@ -13,7 +14,11 @@ from unittest import mock
 
 import cuda_host
 import torch
-from ptx import Entry, Launch, entries, launch
+from ptx import Counts, Entry, Launch, entries, launch
+
+from densitrace.kernels import dispatch
+
+Counted = dict[str, Counts]  # of the launches of a kernel, by its name
 
 NVCC = ["nvcc", "-ptx", "-std=c++17", "-O3", "-fmad=false"]
 
@@ -34,9 +39,16 @@ def cuda_entries(capability: int) -> list[Entry]:
     return found
 
 
+def _counts(counted: Counted | None, kernel: str) -> Counts | None:
+    return None if counted is None else counted.setdefault(kernel, Counts())
+
+
 @contextmanager
-def cuda_on_machine(capability: int) -> Iterator[None]:
-    """The ops of `cuda_host` launch their kernels as a GPU of a compute capability has them."""
+def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator[None]:
+    """The ops of `cuda_host` launch their kernels as a GPU of a compute capability has them.
+
+    What they are given to do is added to `counted`.
+    """
     told: list[torch.Tensor] = []  # and kept, so that no address is used twice
     data_ptr = torch.Tensor.data_ptr
 
@@ -51,7 +63,9 @@ def cuda_on_machine(capability: int) -> Iterator[None]:
         packed = arguments + struct.pack("III", *blocks)
         grid = (math.prod(blocks), 1, 1)
         arrays = [(data_ptr(each), each.numel() * each.element_size()) for each in told]
-        launch(Launch(entry, grid, threads, packed), arrays)
+        # A length, the name of the structure, and what a template is of.
+        plain = re.findall(r"^\d+([A-Z][a-z]+(?:[A-Z][a-z]+)*)", name)[0]
+        launch(Launch(entry, grid, threads, packed), arrays, _counts(counted, plain))
 
     cuda_host.built().launch_with(run)
     try:
@@ -82,12 +96,15 @@ def _storage(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def triton_on_machine(capability: int, table: str) -> Iterator[None]:
+def triton_on_machine(
+    capability: int, table: str, counted: Counted | None = None
+) -> Iterator[None]:
     """The Triton ops launch their kernels as a GPU of a compute capability has them.
 
     Args:
         capability: 80 or 90.
         table: of pinned configurations.
+        counted: to add what they are given to do to.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -107,12 +124,28 @@ def triton_on_machine(capability: int, table: str) -> Iterator[None]:
         sizes = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         threads, shared = 32 * built.metadata.num_warps, built.metadata.shared
-        launch(
-            Launch(entry, sizes, threads, _packed(entry, values), shared), map(_storage, tensors)
-        )
+        what = Launch(entry, sizes, threads, _packed(entry, values), shared)
+        launch(what, map(_storage, tensors), _counts(counted, entry.name))
 
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(configs, "table_for", return_value=table),
+    ):
+        yield
+
+
+# ---- both --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kernels_on_machine(
+    capability: int, table: str, counted: Counted | None = None
+) -> Iterator[None]:
+    """Ops on tensors of the CPU are served as on a GPU: see `triton_on_machine`."""
+    with (
+        mock.patch.object(dispatch, "BACKENDS", (*dispatch.BACKENDS, cuda_host.NAME)),
+        mock.patch.dict(dispatch.PREFERENCE, {"cpu": ("triton", cuda_host.NAME, "reference")}),
+        triton_on_machine(capability, table, counted),
+        cuda_on_machine(capability, counted),
     ):
         yield

@@ -46,15 +46,16 @@ def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> Non
 
 
 @pytest.mark.parametrize(("table", "capability"), [("default", "80"), ("sm_90", "90")])
-def test_triton_kernels(table: str, capability: str) -> None:
+def test_triton_kernels_and_goldens(table: str, capability: str) -> None:
     """In a process without the interpreter, which would take the kernels' place."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-P", TESTS / "triton_machine.py", table, capability],
+        [sys.executable, "-P", TESTS / "machine_checks.py", table, capability],
         env=clean | {"PYTHONPATH": os.pathsep.join([str(TESTS), clean.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()} == set(on_gpu.TRITON_OPS)
+    held = {line.split()[0] for line in done.stdout.splitlines()}
+    assert held == {*on_gpu.TRITON_OPS, "goldens"}

@@ -18,7 +18,8 @@ class Counts:
     """Of a launch, or of several."""
 
     issued: Counter[str] = field(default_factory=Counter)  # instructions of a warp, by name
-    multiplied: int = 0  # operations of the matrix units: a product and its sum are two
+    # Operations of the matrix units by the type of their numbers: a product and its sum are two.
+    multiplied: Counter[str] = field(default_factory=Counter)
     sectors: int = 0  # of 32 bytes of global memory that warps ask for
     turns: int = 0  # of shared memory, one for each 128 bytes if no two lanes meet in a bank
     least: int = 0  # turns if none ever met

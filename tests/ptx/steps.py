@@ -181,7 +181,7 @@ def multiply(machine: Machine, it: Instruction, who: Who) -> None:
     before = _words(machine, c, who).view(TYPES[sums])
     _keep(machine, target, who, sums, before + matrices.held_sums(product))
     if machine.counts is not None:
-        machine.counts.multiplied += product.size * inner * 2
+        machine.counts.multiplied[kind] += product.size * inner * 2
 
 
 def load_matrices(machine: Machine, it: Instruction, who: Who) -> None:
@@ -224,7 +224,7 @@ def multiply_group(machine: Machine, it: Instruction, who: Who) -> None:
     sums = matrices.held_sums(product.reshape(-1, 16, columns)) + np.where(kept, before, 0)
     _keep(machine, target, who, "f32", sums)
     if machine.counts is not None:
-        machine.counts.multiplied += product.size * 16 * 2
+        machine.counts.multiplied[kind] += product.size * 16 * 2
 
 
 def _described(

@@ -1,9 +1,10 @@
-"""Checks the Triton ops on the machine for PTX: compiled for a GPU that is not here, and run.
+"""Checks the Triton ops, and a model, on the machine for PTX: compiled for a GPU not here, and run.
 
-    python tests/triton_machine.py TABLE CAPABILITY [SHAPE ...]
+    python tests/machine_checks.py TABLE CAPABILITY [SHAPE ...]
 
-Ops run as `kernels/test_gpu.py` checks them on a GPU, in one shape of its own or in the named ones,
-or in `all`. Prints the name of each op that holds, and of the shape.
+Ops run as `kernels/test_gpu.py` checks them on a GPU, in one shape of its own and then the goldens
+of a model on all kernels, Triton's and CUDA's; or the ops alone, in the named shapes or in `all`.
+Prints the name of each op that holds, and of the shape.
 """
 
 import sys
@@ -12,8 +13,12 @@ from pathlib import Path
 import torch
 from attention_problem import Problem, Shape
 from bench_files import module_at
-from ptx_launches import triton_on_machine
+from golden import GOLDENS
+from ptx_launches import kernels_on_machine, triton_on_machine
 
+from densitrace import Tracer
+
+FAMILY = "mistral"  # of the goldens: grouped heads, a window
 OWN = {  # several tiles, every variant; numbers as matrix units of each generation take them
     "80": Shape(
         batch=1, heads=2, groups=1, length=70, d_k=40, d_v=24, window=50, softcap=5.0, sinks=True,
@@ -27,7 +32,7 @@ OWN = {  # several tiles, every variant; numbers as matrix units of each generat
 
 
 def main(table: str, capability: str, *names: str) -> None:
-    """Check all ops; print a line each."""
+    """Check, and print a line for each that holds."""
     on_gpu = module_at(Path(__file__).parent / "kernels" / "test_gpu.py")
     shapes = {name: on_gpu.SHAPES[name] for name in (on_gpu.SHAPES if "all" in names else names)}
     for name, shape in (shapes or {"own": OWN[capability]}).items():
@@ -36,6 +41,12 @@ def main(table: str, capability: str, *names: str) -> None:
                 on_gpu.CHECKS[op](Problem(shape, backend="triton"))
             sys.stdout.write(f"{op} {name}\n")
             sys.stdout.flush()
+    if not names:
+        with kernels_on_machine(int(capability), table):
+            tracer = Tracer.from_pretrained(GOLDENS / FAMILY, device="cpu")
+            vars(on_gpu)["tracer_on"] = lambda family: tracer
+            on_gpu.test_goldens(FAMILY)
+        sys.stdout.write(f"goldens {FAMILY}\n")
 
 
 if __name__ == "__main__":

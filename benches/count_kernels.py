@@ -1,0 +1,126 @@
+"""What does each GPU kernel of a scan ask of a GPU: instructions, products, bytes?
+
+    python benches/count_kernels.py --out benches/results/counts-DATE
+
+Nothing is timed. Each op runs once as the compilers have it for a GPU, on the machine of tests/ptx,
+on one block of a model with random weights whose heads are as wide as an 8B Llama's, in bfloat16;
+what its warps are given to do is counted. The page says how many cycles of a multiprocessor each
+kind of work takes at least, and which takes most. Instructions are those of PTX: the assembler
+drops some, moves above all, and makes several of others, divisions above all.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent / "measuring"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from ledger import figure, write_record
+from op_cases import BLOCKS, Case, cases
+from problems import Work, attention_problem_of, prediction_problem_of, random_tokens, thresholds
+from ptx import Counts
+from ptx_launches import Counted, kernels_on_machine
+
+TABLES = {80: "default", 90: "sm_90"}
+# What a multiprocessor does in a cycle: H100 architecture.
+ISSUED = 4  # instructions of a warp
+PRODUCTS = {"bf16": 4096, "f16": 4096, "tf32": 2048}  # operations
+BYTES = 64  # from the second cache: all global memory counts as if the first cache served none
+
+
+def model() -> LlamaForCausalLM:
+    """Its heads, and how many share keys, are an 8B Llama's; it has fewer of them."""
+    config = LlamaConfig(
+        hidden_size=1024, num_hidden_layers=BLOCKS, num_attention_heads=8, num_key_value_heads=2,
+        head_dim=128, intermediate_size=1024, vocab_size=4096, max_position_embeddings=4096,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    found: LlamaForCausalLM = LlamaForCausalLM(config).bfloat16().eval()
+    return found
+
+
+def counted(case: Case, capability: int) -> Counted:
+    """What the op's kernels are given to do; none where plain torch serves it."""
+    found: Counted = {}
+    with kernels_on_machine(capability, TABLES[capability], found):
+        case.run()
+    return found
+
+
+def cycles(counts: Counts) -> dict[str, float]:
+    """Of a multiprocessor, by kind of work."""
+    return {
+        "instructions": sum(counts.issued.values()) / ISSUED,
+        "products": sum(n / PRODUCTS[kind] for kind, n in counts.multiplied.items()),
+        "shared memory": counts.turns,
+        "global memory": counts.sectors * 32 / BYTES,
+    }
+
+
+def row(name: str, kernel: str, needed: int | None, counts: Counts) -> str:
+    """Of the page."""
+    spent = cycles(counts)
+    most = max(spent, key=lambda kind: spent[kind])
+    share = needed / sum(counts.multiplied.values()) if needed and counts.multiplied else ""
+    often = ", ".join(f"{each} {n / sum(counts.issued.values()):.0%}"
+                      for each, n in counts.issued.most_common(5))  # fmt: skip
+    cells = [
+        name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), most,
+        figure(share), figure(counts.turns / counts.least if counts.least else ""), often,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = [
+    "op", "kernel", "instructions", "products", "shared memory", "global memory", "most",
+    "products needed / done", "turns / fewest", "commonest instructions",
+]  # fmt: skip
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--capability", type=click.Choice(["80", "90"]), default="90")
+@click.option("--length", type=click.IntRange(min=1), default=512)
+@click.option("--op", "only", multiple=True, help="Names as in the page; all by default.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="without suffix")
+def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None:
+    """Count, and write OUT.json and OUT.md."""
+    work = Work(model(), random_tokens(length), thresholds())
+    attention = attention_problem_of(work)
+    attention = replace(attention, w_o=attention.w_o.bfloat16())  # as a GPU has it
+    every = cases(attention, prediction_problem_of(work))
+    rows: list[dict[str, Any]] = []
+    lines = [
+        f"# What GPU kernels ask for, {date.today()}",
+        "",
+        f"`python benches/count_kernels.py --capability {capability} --length {length}`: one "
+        "block, 8 heads of 128 (2 groups), hidden size 1,024, bfloat16, 12 strata, one sequence. "
+        "**Counted, not timed**: thousands of cycles that one multiprocessor takes at least for "
+        f"each kind of work, at {ISSUED} instructions of a warp, {PRODUCTS['bf16']:,} operations "
+        f"of products in 16 bits, a turn of shared memory and {BYTES} bytes of global memory a "
+        "cycle.",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|" + " --- |" * len(HEAD),
+    ]
+    for name, case in every.items():
+        if only and name not in only:
+            continue
+        needed = work.costs.operations(case.op, case.arguments)
+        for kernel, counts in counted(case, int(capability)).items():
+            products = None if case.op in ("bottleneck", "trace_sizes") else needed
+            lines.append(row(name, kernel, products, counts))
+            rows.append({"op": name, "kernel": kernel, "needed": needed, **asdict(counts)})
+            sys.stdout.write(lines[-1] + "\n")
+            sys.stdout.flush()
+    record = {"date": str(date.today()), "capability": capability, "length": length, "rows": rows}
+    write_record(out, record, "\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
