@@ -18,6 +18,7 @@ from oracles import (
     Bools,
     Graph,
     Kept,
+    ModulesOracle,
     Oracle,
     Run,
     Weights,
@@ -29,7 +30,7 @@ from oracles import (
     sizes,
     weigh,
 )
-from tiny_models import FAMILIES, VARIANTS, VOCABULARY, WINDOW, tiny_model
+from tiny_models import FAMILIES, FURTHER, VARIANTS, VOCABULARY, WINDOW, tiny_model
 from transformers import AutoModelForCausalLM
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -42,6 +43,11 @@ ERROR_TOLERANCE = 3e-5  # the goldens are float32
 every_golden = pytest.mark.parametrize("length", LENGTHS)
 every_golden_family = pytest.mark.parametrize("family", GOLDEN_FAMILIES)
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_model = pytest.mark.parametrize("variant", [*VARIANTS, *FURTHER])
+
+
+def oracle_of(variant: str) -> Oracle:
+    return (ModulesOracle if variant in FURTHER else Oracle)(tiny_model(variant))
 
 
 def random_ids(tokens: int, seed: int = 0) -> list[int]:
@@ -66,10 +72,10 @@ def test_there_are_eight_families() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 13])
-@every_variant
+@every_model
 def test_clean_logits_are_the_models(variant: str, tokens: int) -> None:
     ids = random_ids(tokens)
-    run = Oracle(tiny_model(variant)).clean(ids)
+    run = oracle_of(variant).clean(ids)
     assert_same_logits(run.logits, model_logits(variant, ids))
 
 
@@ -88,7 +94,7 @@ def two_documents(first: int, second: int) -> Bools:
     return np.asarray(document[:, None] == document)
 
 
-@every_variant
+@every_model
 def test_what_a_tiny_model_has_to_be(variant: str) -> None:
     """Uneven attention, no constant norm or bias, and the same weights for the same seed."""
     model = tiny_model(variant)
@@ -98,14 +104,14 @@ def test_what_a_tiny_model_has_to_be(variant: str) -> None:
     again, other = (dict(tiny_model(variant, seed).named_parameters()) for seed in (0, 1))
     assert all(torch.equal(p, again[name]) for name, p in parameters.items())
     assert not any(torch.equal(p, other[name]) for name, p in parameters.items())
-    last_row = Oracle(model).clean(random_ids(8)).alpha[:, :, -1]
+    last_row = oracle_of(variant).clean(random_ids(8)).alpha[:, :, -1]
     assert (last_row.max(-1) > 0.2).mean() > 0.5
     assert (last_row.max(-1) > 0.99).mean() < 0.1
 
 
-@every_variant
+@every_model
 def test_every_edge_kept_is_the_model(variant: str) -> None:
-    ids, oracle = random_ids(9), Oracle(tiny_model(variant))
+    ids, oracle = random_ids(9), oracle_of(variant)
     run = oracle.clean(ids)
     everything = run.graph("norm_l1").exists
     for attention in ("live", "frozen"):

@@ -5,6 +5,9 @@
 Every model has a vocabulary of 64, at most 64 positions, 4 heads, and float32 weights. Norm
 weights, norm biases and projection biases are random, attention is uneven, and predictions are
 far from uniform. Where the family has them there are 2 key/value heads and a window of `WINDOW`.
+
+Those of `FURTHER` differ in what their attention and MLP do, or in one step of the wiring: fewer
+tests need them.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -143,21 +148,142 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
 FAMILIES = tuple(BUILDERS)
 VARIANTS = (*FAMILIES, "gpt_neox_sequential")  # every wiring, some families twice
 
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+_SHARED_EXPERTS: dict[str, Any] = {  # and a block without experts
+    **_EXPERTS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+_GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.0,
+    "attention_bias": True,
+}
+
+
+def _rope(**settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **settings}}
+
+
+_HALF = _rope(partial_rotary_factor=0.5)
+
+FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says beyond `GROUPED`
+    "arcee": {"attention_bias": True, "mlp_bias": True},
+    "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
+    "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
+    "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "ernie4_5": {"use_bias": True, "head_dim": 12},
+    "ernie4_5_moe": {
+        **_EXPERTS,
+        "use_bias": True,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 2,
+        "moe_layer_interval": 1,
+        "moe_num_shared_experts": 1,
+    },
+    "exaone4": {**_WINDOWS, "sliding_window_pattern": None, "head_dim": 12},
+    "gemma": {"head_dim": 12, "attention_bias": True},
+    "gemma2": {
+        **_WINDOWS,
+        "head_dim": 12,
+        "attention_bias": True,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
+    "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
+    "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
+    "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
+    "granite": {**_GRANITE, "mlp_bias": True},
+    "granitemoe": {**_GRANITE, **_EXPERTS},
+    "helium": {"head_dim": 8, "attention_bias": True},
+    "hunyuan_v1_dense": {"head_dim": 12, "attention_bias": True},
+    "ministral": {**_WINDOWS, "head_dim": 12},
+    "ministral3": {
+        **_rope(
+            rope_type="yarn",
+            factor=8.0,
+            original_max_position_embeddings=8,
+            llama_4_scaling_beta=0.5,
+        ),
+        "sliding_window": WINDOW,
+        "head_dim": 12,
+    },
+    "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
+    "olmo3": {**_WINDOWS, "attention_bias": True},
+    "olmoe": {**_EXPERTS, "clip_qkv": 2.0, "attention_bias": True},
+    "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": {**_HALF, "qk_layernorm": True},
+    "phi3": {**_HALF, "sliding_window": WINDOW},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 16, "mlp_only_layers": [0]},
+    "qwen3_moe": {
+        **_EXPERTS,
+        "head_dim": 12,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+    },
+    "seed_oss": {"head_dim": 12, "attention_bias": True, "attention_out_bias": True},
+    "smollm3": {
+        **_WINDOWS,
+        "attention_bias": True,
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+    },
+    "stablelm": {**_HALF, "use_qkv_bias": True, "qk_layernorm": True},
+    "starcoder2": {"use_bias": True, "sliding_window": WINDOW},
+}
+
+
+def _further(model_type: str) -> PreTrainedModel:
+    settings = {**GROUPED, "num_hidden_layers": 3, **FURTHER[model_type]}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **settings)
+    )
+    return model
+
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A tiny model of one of the `VARIANTS`, the same for the same seed, in eval mode."""
+    """A tiny model of `VARIANTS` or `FURTHER`, the same for the same seed, in eval mode."""
+    builders = {**BUILDERS, "gpt_neox_sequential": gpt_neox_sequential}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = {**BUILDERS, "gpt_neox_sequential": gpt_neox_sequential}[family]()
+        model = _further(family) if family in FURTHER else builders[family]()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                _randomise(name, parameter, one_plus=family == "gemma3")
+                _randomise(name, parameter, one_plus=family.startswith("gemma"))
     model.train(False)
     return model
 
 
 def _randomise(name: str, parameter: torch.nn.Parameter, one_plus: bool) -> None:
-    if parameter.ndim == 1:
+    if parameter.ndim == 1 or "norm" in name:
         is_norm_weight = name.endswith("weight")
         centre = 1.0 if is_norm_weight and not one_plus else 0.0
         parameter.normal_(centre, 0.3)

@@ -1,9 +1,9 @@
 """The definitions, computed by brute force: what every part of densitrace is measured against.
 
 Plain NumPy in float64, from a transformers model's weights and config alone; shares no code with
-the package. Every edge vector is materialised ([H, T, T, D] a block), every graph is a list of
-edges, every search follows them one by one. For tiny models and a few tokens. "METHOD" is
-docs/method.md.
+the package. (`ModulesOracle` asks the model's own modules what happens within a branch.) Every edge
+vector is materialised ([H, T, T, D] a block), every graph is a list of edges, every search follows
+them one by one. For tiny models and a few tokens. "METHOD" is docs/method.md.
 
     oracle = Oracle(model)
     run = oracle.clean(ids)                              # logits [T, V], edge vectors
@@ -20,6 +20,7 @@ from .decoder import Oracle, Run, weigh
 from .errors import auc_tv, density_at, errors, log_softmax, ranked_nucleus
 from .families import FAMILIES
 from .graph import KINDS, Bools, Edge, Floats, Graph, Kept, Weights, sizes
+from .modules import ModulesOracle
 
 __all__ = [
     "FAMILIES",
@@ -29,6 +30,7 @@ __all__ = [
     "Floats",
     "Graph",
     "Kept",
+    "ModulesOracle",
     "Oracle",
     "Run",
     "Weights",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .families import ACTIVATIONS, FAMILIES, Norm, rotate, softmax
+from .families import ACTIVATIONS, FAMILIES, FURTHER, Family, Norm, rotate, softmax
 from .graph import KINDS, Bools, Floats, Graph, Weights
 
 NodeEdges = dict[str, Floats]  # edge vectors into one node layer: attn [H, T, T, D], others [T, D]
@@ -83,7 +83,7 @@ class Oracle:
     def __init__(self, model: Any) -> None:
         """Reads the weights and the config of a transformers model; keeps no hold of it."""
         self.config = model.config
-        self.family = FAMILIES[self.config.model_type]
+        self.family = (FAMILIES | FURTHER).get(self.config.model_type, Family())
         self.state: dict[str, Floats] = {
             name: value.detach().double().numpy() for name, value in model.state_dict().items()
         }
@@ -92,7 +92,10 @@ class Oracle:
         size = getattr(self.config, "head_dim", None)
         self.head_size: int = size or self.config.hidden_size // self.heads
         self.blocks: int = self.config.num_hidden_layers
-        self.parallel: bool = getattr(self.config, "use_parallel_residual", False)
+        self.parallel: bool = (
+            getattr(self.config, "use_parallel_residual", False) or self.family.parallel
+        )
+        self.factor: float = getattr(self.config, "residual_multiplier", 1.0)  # on both branches
 
     def clean(
         self,
@@ -152,16 +155,15 @@ class Oracle:
             edges = used[..., None] * values[:, None]  # [H, T target, T source, D]
             branch = (kept["attn"] * edges).sum((0, 2)) + self._linear(block, self.family.out)[1]
             post = self._norm(block, self.family.post_attn)
-            added = post(branch) if post else branch
-            if post:
-                edges = post.linear(edges, branch[:, None])
+            added = self.factor * (post(branch) if post else branch)
+            edges = self.factor * (post.linear(edges, branch[:, None]) if post else edges)
             y = kept["res_attn"] * x + added
             if self.parallel:
-                m = self._mlp(block, x)
+                m = self.factor * self._mlp(block, x)
                 nodes.append((block, {"attn": edges, "res_attn": x, "mlp": m}))
                 x = y + kept["mlp"] * m
             else:
-                m = self._mlp(block, y)
+                m = self.factor * self._mlp(block, y)
                 nodes.append((block, {"attn": edges, "res_attn": x}))
                 nodes.append((block, {"mlp": m, "res_mlp": y}))
                 x = kept["res_mlp"] * y + kept["mlp"] * m
@@ -171,7 +173,7 @@ class Oracle:
         assert final
         for kind, e in nodes[-1][1].items():  # METHOD §7: at every position
             nodes[-1][1][kind] = final.linear(e, x[:, None] if kind == "attn" else x)
-        logits = self._cap(final(x) @ self.state["lm_head.weight"].T)
+        logits = self._logits(final(x))
         return Run(logits, np.stack(alphas), nodes, np.stack(windows), causal, self.parallel)
 
     def _embed(self, ids: Sequence[int], positions: NDArray[np.int64]) -> Floats:
@@ -180,7 +182,9 @@ class Oracle:
             x = x + self.state["transformer.wpe.weight"][positions]
         return x * math.sqrt(x.shape[-1]) if self.config.model_type == "gemma3_text" else x
 
-    def _cap(self, logits: Floats) -> Floats:
+    def _logits(self, x: Floats) -> Floats:
+        logits = x @ self.state["lm_head.weight"].T + self.state.get("lm_head.bias", 0)
+        logits *= getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * np.tanh(logits / cap)
 
@@ -201,10 +205,11 @@ class Oracle:
             return None
         gamma = self.state[f"{path}.weight"] + (1 if self.family.one_plus else 0)
         beta = self.state.get(f"{path}.bias", np.zeros_like(gamma))
-        return Norm(gamma, beta, getattr(self.config, self.family.epsilon), self.family.layer_norm)
+        epsilon = getattr(self.config, self.family.epsilon, 1e-5)  # torch's own
+        return Norm(gamma, beta, epsilon, self.family.layer_norm)
 
     def _layer_type(self, block: int) -> str:
-        everywhere = "sliding_attention" if self.config.model_type == "mistral" else ""
+        everywhere = "sliding_attention" if self.family.windowed else ""
         types = getattr(self.config, "layer_types", None)
         return everywhere if types is None else str(types[block])
 

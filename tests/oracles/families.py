@@ -27,11 +27,21 @@ class Family:
     activation: str = "hidden_act"
     layer_norm: bool = False  # centred, with a bias; else RMS
     one_plus: bool = False  # the norm multiplies by 1 + w
+    parallel: bool = False  # whatever the config says
+    windowed: bool = False  # every block, where the config doesn't say which
 
+
+SANDWICH = Family(
+    post_attn="post_attention_layernorm",
+    pre_mlp="pre_feedforward_layernorm",
+    post_mlp="post_feedforward_layernorm",
+    activation="hidden_activation",
+    one_plus=True,
+)
 
 FAMILIES = {
     "llama": Family(),
-    "mistral": Family(),
+    "mistral": Family(windowed=True),
     "qwen2": Family(),
     "qwen3": Family(),
     "olmo2": Family(
@@ -40,13 +50,7 @@ FAMILIES = {
         pre_mlp=None,
         post_mlp="post_feedforward_layernorm",
     ),
-    "gemma3_text": Family(
-        post_attn="post_attention_layernorm",
-        pre_mlp="pre_feedforward_layernorm",
-        post_mlp="post_feedforward_layernorm",
-        activation="hidden_activation",
-        one_plus=True,
-    ),
+    "gemma3_text": SANDWICH,
     "gpt2": Family(
         stem="transformer",
         embedding="wte",
@@ -73,10 +77,50 @@ FAMILIES = {
     ),
 }
 
+# Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
+FURTHER = {
+    **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
+    **dict.fromkeys(["olmo3", "exaone4"], FAMILIES["olmo2"]),
+    **dict.fromkeys(
+        ["cohere", "cohere2"],
+        Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
+    ),
+    "gemma": Family(one_plus=True),
+    "gemma2": SANDWICH,
+    "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
+    "granitemoe": Family(mlp=("block_sparse_moe",)),
+    "opt": Family(
+        stem="model.decoder",
+        final_norm="final_layer_norm",
+        out="self_attn.out_proj",
+        mlp=("fc1", "fc2"),
+        pre_attn="self_attn_layer_norm",
+        pre_mlp="final_layer_norm",
+        activation="activation_function",
+        layer_norm=True,
+    ),
+    "phi": Family(
+        final_norm="final_layernorm",
+        out="self_attn.dense",
+        pre_mlp="input_layernorm",
+        epsilon="layer_norm_eps",
+        layer_norm=True,
+        parallel=True,
+    ),
+    "phi3": Family(qkv=("self_attn.qkv_proj",), windowed=True),
+    "stablelm": Family(epsilon="layer_norm_eps", layer_norm=True),
+    "starcoder2": Family(epsilon="norm_epsilon", layer_norm=True, windowed=True),
+}
+
 
 def silu(x: Floats) -> Floats:
     """x times its logistic."""
     return np.asarray(x / (1 + np.exp(-x)))
+
+
+def relu(x: Floats) -> Floats:
+    """x where it is positive, else 0."""
+    return np.maximum(x, 0)
 
 
 def gelu(x: Floats) -> Floats:
@@ -91,7 +135,13 @@ def gelu_tanh(x: Floats) -> Floats:
     return np.asarray(x * (1 + np.tanh(inner)) / 2)
 
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+ACTIVATIONS = {
+    "silu": silu,
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""The oracle of further families: what a block does inside its attention and MLP, its modules say.
+
+Attention weights (rotary embeddings, query/key norms, windows, soft-caps and sinks in them) and MLP
+branches are those of a copy of the model in float64 with transformers' own eager attention (whose
+softmax most families compute in float32). Norms, values, edges, masks on edges and the head are
+computed from the weights, as in the other oracle.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .decoder import Oracle
+from .graph import Bools, Floats
+
+
+class ModulesOracle(Oracle):
+    """A transformers decoder of a family that is not in `FAMILIES`; of `FURTHER`, or as Llama."""
+
+    def __init__(self, model: Any) -> None:
+        """Copies the model."""
+        super().__init__(model)
+        self.model: Any = copy.deepcopy(model).double()
+        self.model.set_attn_implementation("eager")
+        self.model.config._experts_implementation = "eager"  # torch groups no products of float64
+        blocks = f"{self.family.stem}.{self.family.blocks}"
+        self.modules: list[Any] = list(self.model.get_submodule(blocks))
+        self.calls: list[dict[str, Any]] = []  # of each block: rotary tables, its mask, ...
+        for module in self.modules:
+            module.register_forward_pre_hook(self._see, with_kwargs=True)
+        self.states = torch.empty(0)
+
+    def _see(self, module: Any, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        if not self.calls:
+            self.states = args[0]
+        self.calls.append(call)
+
+    def _embed(self, ids: Any, positions: NDArray[np.int64]) -> Floats:
+        """What the model itself hands to its first block; what it tells each block is kept."""
+        self.calls = []
+        with torch.inference_mode():
+            self.model(
+                input_ids=torch.tensor([ids]),
+                position_ids=torch.from_numpy(positions)[None],
+                use_cache=False,
+            )
+        return np.asarray(self.states[0].numpy())
+
+    def _attention(
+        self, block: int, x: Floats, positions: NDArray[np.int64], allowed: Bools
+    ) -> tuple[Floats, Floats]:
+        pre = self._norm(block, self.family.pre_attn)
+        x = pre(x) if pre else x
+        with torch.inference_mode():
+            states = torch.from_numpy(x)[None]
+            _, weights = self.modules[block].self_attn(hidden_states=states, **self.calls[block])
+        alpha = np.asarray(weights[0].numpy())
+        assert not alpha[:, ~allowed].any()
+        out = self._linear(block, self.family.out)[0]
+        out = out.reshape(len(out), self.heads, -1)
+        v = self._values(block, x).reshape(len(x), -1, out.shape[-1]).swapaxes(0, 1)
+        v = np.repeat(v, self.heads // len(v), axis=0)
+        return alpha, np.einsum("hsd,ehd->hse", v, out)
+
+    def _values(self, block: int, x: Floats) -> Floats:
+        """Values [T, G * d_v] of the normed stream x [T, D]."""
+        if self.config.model_type.startswith("deepseek"):
+            weight, bias = self._linear(block, "self_attn.kv_a_proj_with_mqa")
+            norm = self._norm(block, "self_attn.kv_a_layernorm")
+            assert norm
+            latent = norm((x @ weight.T + bias)[:, : self.config.kv_lora_rank])
+            both = latent @ self._linear(block, "self_attn.kv_b_proj")[0].T
+            return both.reshape(len(x), self.heads, -1)[..., self.config.qk_nope_head_dim :]
+        weight, bias = self._linear(block, self.family.qkv[-1])
+        v = (x @ weight.T + bias)[:, -self.groups * self.head_size :]
+        bound = getattr(self.config, "clip_qkv", None)
+        return v if bound is None else v.clip(-bound, bound)
+
+    def _mlp(self, block: int, y: Floats) -> Floats:
+        if self.config.model_type == "opt":  # whose blocks have no such module
+            return super()._mlp(block, y)
+        pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
+        module = self.modules[block].get_submodule(self.family.mlp[0].partition(".")[0])
+        with torch.inference_mode():
+            m = module(torch.from_numpy(pre(y) if pre else y)[None])
+        m = np.asarray((m[0] if isinstance(m, tuple) else m)[0].numpy())
+        return post(m) if post else m
