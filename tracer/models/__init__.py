@@ -2,19 +2,28 @@
 
 from .architecture import Architecture, BlockNorms, LinearNorm
 from .decoder import Block, Decoder, call_on, part_of_call
-from .gemma3 import GEMMA3
+from .deepseek import DEEPSEEK
+from .gemma import GEMMA, GEMMA2, GEMMA3
+from .glm import GLM, GLM4
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .linear import stored
-from .llama import LLAMA
+from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
 from .mistral import MISTRAL
 from .offload import OffloadedBlocks
-from .olmo2 import OLMO2
-from .qwen import QWEN2, QWEN3
+from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
+from .phi import PHI3
+from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
+from .stablelm import STABLELM
+from .starcoder2 import STARCODER2
 
-for _architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA3, GPT2, GPT_NEOX):
+for _architecture in (
+    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK),
+    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI3),
+    *(STABLELM, STARCODER2, GPT2, GPT_NEOX),
+):
     declare(_architecture)
 
 __all__ = [

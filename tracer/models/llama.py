@@ -26,3 +26,17 @@ def llama_like(name: str, *model_types: str) -> Architecture:
 
 
 LLAMA = llama_like("llama", "llama")
+
+# Families that kept names and wiring: what they have of their own is within attention and MLP.
+SAME = tuple(
+    llama_like(name, name)
+    for name in (
+        "arcee",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "helium",
+        "hunyuan_v1_dense",
+        "seed_oss",
+        "smollm3",
+    )
+)

@@ -1,6 +1,17 @@
-"""Qwen2 (biases on queries, keys, values) and Qwen3 (norms on queries and keys)."""
+"""Qwen2 (biases on queries, keys, values) and Qwen3 (norms on queries and keys); with experts."""
+
+from dataclasses import replace
+from typing import Any
 
 from .llama import llama_like
 
+
+def _unsupported(config: Any) -> str | None:
+    if "sliding_attention" in config.layer_types:
+        return "use_sliding_window=True: its attention is not told of windows"
+    return None
+
+
 QWEN2 = llama_like("qwen2", "qwen2")
-QWEN3 = llama_like("qwen3", "qwen3")
+QWEN2_MOE = replace(llama_like("qwen2_moe", "qwen2_moe"), unsupported=_unsupported)
+QWEN3 = llama_like("qwen3", "qwen3", "qwen3_moe")

@@ -1,4 +1,4 @@
-"""Gemma-3 (text): norms before and after each branch, RMSNorm with weight 1 + w."""
+"""Gemma: RMSNorm with weight 1 + w; Gemma-2 and Gemma-3 (text), norms after each branch too."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,15 +13,17 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
-GEMMA3 = replace(
-    llama_like("gemma3", "gemma3_text"),
+GEMMA = replace(llama_like("gemma", "gemma"), norm_kind="rms_plus_one", unsupported=_unsupported)
+GEMMA2 = replace(
+    GEMMA,
+    name="gemma2",
+    model_types=("gemma2",),
     norms=BlockNorms(
         before_attention="input_layernorm",
         after_attention="post_attention_layernorm",
         before_mlp="pre_feedforward_layernorm",
         after_mlp="post_feedforward_layernorm",
     ),
-    norm_kind="rms_plus_one",
     logit_softcap=lambda config: config.final_logit_softcapping,
-    unsupported=_unsupported,
 )
+GEMMA3 = replace(GEMMA2, name="gemma3", model_types=("gemma3_text",))

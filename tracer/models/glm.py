@@ -1,0 +1,17 @@
+"""GLM and GLM-4.5 (experts), wired as Llama, and GLM-4: norms before and after each branch."""
+
+from dataclasses import replace
+
+from .architecture import BlockNorms
+from .llama import llama_like
+
+GLM = llama_like("glm", "glm", "glm4_moe")
+GLM4 = replace(
+    llama_like("glm4", "glm4"),
+    norms=BlockNorms(
+        before_attention="input_layernorm",
+        after_attention="post_self_attn_layernorm",
+        before_mlp="post_attention_layernorm",
+        after_mlp="post_mlp_layernorm",
+    ),
+)

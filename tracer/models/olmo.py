@@ -1,0 +1,27 @@
+"""OLMo-2, OLMo-3 and Exaone-4: no norm before a branch, one after it; OLMoE: as Llama, experts."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .architecture import BlockNorms
+from .llama import llama_like
+
+OLMO2 = replace(
+    llama_like("olmo2", "olmo2"),
+    norms=BlockNorms(
+        after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm"
+    ),
+)
+OLMO3 = replace(OLMO2, name="olmo3", model_types=("olmo3",))
+EXAONE4 = replace(OLMO2, name="exaone4", model_types=("exaone4",))
+
+
+def _clipped(attention: Any, states: Tensor) -> Tensor:
+    values: Tensor = attention.v_proj(states)
+    bound = attention.config.clip_qkv
+    return values if bound is None else values.clamp(-bound, bound)
+
+
+OLMOE = replace(llama_like("olmoe", "olmoe"), values=_clipped)

@@ -1,0 +1,22 @@
+"""Phi-3: Llama's wiring with one projection in front of attention, one of the MLP."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .linear import is_plain
+from .llama import llama_like
+
+
+def _values(attention: Any, states: Tensor) -> Tensor:
+    """The last of the three parts (queries, keys, values) of the fused projection."""
+    fused, size = attention.qkv_proj, attention.num_key_value_heads * attention.head_dim
+    if not is_plain(fused):
+        whole: Tensor = fused(states)
+        return whole[..., -size:]
+    return linear(states, fused.weight[-size:])
+
+
+PHI3 = replace(llama_like("phi3", "phi3"), values=_values)
