@@ -1,6 +1,7 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
 from .architecture import Architecture, BlockNorms, LinearNorm
+from .cohere import COHERE
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK
 from .gemma import GEMMA, GEMMA2, GEMMA3
@@ -13,7 +14,7 @@ from .loading import load, load_offloaded
 from .mistral import MISTRAL
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
-from .phi import PHI3
+from .phi import PHI, PHI3
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
 from .stablelm import STABLELM
@@ -21,7 +22,7 @@ from .starcoder2 import STARCODER2
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK),
-    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI3),
+    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
     *(STABLELM, STARCODER2, GPT2, GPT_NEOX),
 ):
     declare(_architecture)

@@ -1,4 +1,4 @@
-"""Phi-3: Llama's wiring with one projection in front of attention, one of the MLP."""
+"""Phi (1, 1.5, 2): parallel behind one LayerNorm; Phi-3: Llama with one projection in front."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .architecture import BlockNorms
 from .linear import is_plain
 from .llama import llama_like
 
@@ -19,4 +20,12 @@ def _values(attention: Any, states: Tensor) -> Tensor:
     return linear(states, fused.weight[-size:])
 
 
+PHI = replace(
+    llama_like("phi", "phi"),
+    final_norm="model.final_layernorm",
+    output_projection="dense",
+    norms=BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm"),
+    norm_kind="layer",
+    parallel=lambda config: True,
+)
 PHI3 = replace(llama_like("phi3", "phi3"), values=_values)
