@@ -14,7 +14,7 @@ def decoder(family: str, device: str, dtype: torch.dtype) -> Decoder:
     return Decoder(model, architecture_of(model.config))
 
 
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "granite"])
 def test_a_root_keeps_lengths(family: str) -> None:
     """Of what the last block sends, through its own norm and the final one."""
     model = decoder(family, "cpu", torch.float32)

@@ -8,6 +8,7 @@ from .gemma import GEMMA, GEMMA2, GEMMA3
 from .glm import GLM, GLM4
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
+from .granite import GRANITE, GRANITE_MOE
 from .linear import stored
 from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
@@ -21,7 +22,7 @@ from .stablelm import STABLELM
 from .starcoder2 import STARCODER2
 
 for _architecture in (
-    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK),
+    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
     *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
     *(STABLELM, STARCODER2, GPT2, GPT_NEOX),
 ):

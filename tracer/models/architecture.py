@@ -53,6 +53,7 @@ class Architecture:
     norm_kind: NormKind = "rms"
     learned_positions: bool = False  # an embedding table bounds the length of a sequence
     parallel: Callable[[Any], bool] = _never
+    branch_scale: Callable[[Any], float | None] = _nothing  # factor on what each branch adds
     logit_scale: Callable[[Any], float | None] = _nothing
     logit_softcap: Callable[[Any], float | None] = _nothing
     unsupported: Callable[[Any], str | None] = _nothing  # why a config is refused

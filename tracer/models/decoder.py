@@ -63,7 +63,9 @@ AttentionMaskInterface.register(_NAME, _no_mask)
 class Block:
     """One block: its branches as functions, and what its edges are weighed with."""
 
-    def __init__(self, module: nn.Module, architecture: Architecture, heads: int) -> None:
+    def __init__(
+        self, module: nn.Module, architecture: Architecture, heads: int, scale: float
+    ) -> None:
         norms = architecture.norms
         self.module = module
         self.attention = module.get_submodule(architecture.attention)
@@ -71,6 +73,7 @@ class Block:
         self.projection = self.attention.get_submodule(architecture.output_projection)
         self._values = architecture.values
         self.heads = heads
+        self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
         self._after_attention = _optional(module, norms.after_attention)
         self._before_mlp = _optional(module, norms.before_mlp)
@@ -103,7 +106,7 @@ class Block:
             branch: Tensor = self.attention(normed, **call)[0]
         finally:
             delattr(self.attention, _HOOK)
-        return branch if self._after_attention is None else self._after_attention(branch)
+        return self._added(branch, self._after_attention)
 
     def values(self, states: Tensor) -> Tensor:
         """The values [N, G, T, d_v] that attention reads from states [N, T, D]."""
@@ -114,8 +117,7 @@ class Block:
 
     def leave_attention(self, output: Tensor) -> Tensor:
         """The attention branch [N, T, D] of attention outputs [N, H, T, d_v]."""
-        branch = self.project(output)
-        return branch if self._after_attention is None else self._after_attention(branch)
+        return self._added(self.project(output), self._after_attention)
 
     def mlp(self, rows: Tensor) -> Tensor:
         """The MLP branch [n, D] of rows [n, D], its norms included.
@@ -125,7 +127,12 @@ class Block:
         """
         normed = rows if self._before_mlp is None else self._before_mlp(rows)
         branch: Tensor = self.mlp_module(normed[None])[0]
-        return branch if self._after_mlp is None else self._after_mlp(branch)
+        return self._added(branch, self._after_mlp)
+
+    def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
+        """What a branch adds to the residual stream."""
+        added: Tensor = branch if norm is None else norm(branch)
+        return added if self._scale == 1 else added * self._scale
 
     def project(self, output: Tensor) -> Tensor:
         """The attention output projection, bias included: [B, H, T, d_v] -> [B, T, D]."""
@@ -141,11 +148,14 @@ class Block:
 
     @cached_property
     def w_o(self) -> Tensor:
-        """[H, D, d_v]: the output projection by head; float32 on a CPU, whose ops read no other.
+        """[H, D, d_v]: the output projection by head, with the factor on what it adds.
 
-        On a GPU it stays in the dtype of the model, in which one product of it is exact.
+        float32 on a CPU, whose ops read no other. On a GPU it stays in the dtype of the model, in
+        which one product of it is exact; not so where there is a factor.
         """
         weight = matrix(self.projection, self.dtype)
+        if self._scale != 1:
+            weight = weight.float() * self._scale
         by_head = weight.view(len(weight), self.heads, -1).transpose(0, 1)
         if weight.device.type == "cpu":
             return by_head.float().contiguous()
@@ -208,8 +218,9 @@ class Decoder:
         self.final_norm = LinearNorm.of(
             model.get_submodule(architecture.final_norm), architecture.norm_kind
         )
+        scale = architecture.branch_scale(model.config) or 1.0
         self.blocks = [
-            Block(module, architecture, self.heads)
+            Block(module, architecture, self.heads, scale)
             for module in model.get_submodule(architecture.blocks).children()
         ]
         self._dequantised: Tensor | None = None  # a quantised unembedding
