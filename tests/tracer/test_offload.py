@@ -103,7 +103,7 @@ def test_same_weights_and_buffers(family: str, folder: Folder) -> None:
         torch.testing.assert_close(ours[name], buffer, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_oss"])
 def test_verify(family: str, folder: Folder) -> None:
     """The model's own forward, outside any trace, has its weights too."""
     resident, offloaded = tracers(folder(family))
@@ -465,6 +465,11 @@ def test_file_that_goes_away(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
         traced(tracer)
+
+
+def test_experts_stored_one_by_one(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    assert "not stored as they are used" in refusal(tmp_path)
 
 
 def test_quantised(tmp_path: Path) -> None:

@@ -126,8 +126,10 @@ class Block:
         together; the module sees them as one sequence.
         """
         normed = rows if self._before_mlp is None else self._before_mlp(rows)
-        branch: Tensor = self.mlp_module(normed[None])[0]
-        return self._added(branch, self._after_mlp)
+        branch: Tensor | tuple[Tensor, ...] = self.mlp_module(normed[None])
+        if isinstance(branch, tuple):  # the scores of a router come second
+            branch = branch[0]
+        return self._added(branch[0], self._after_mlp)
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
         """What a branch adds to the residual stream."""

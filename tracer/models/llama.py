@@ -34,6 +34,7 @@ SAME = tuple(
         "arcee",
         "ernie4_5",
         "ernie4_5_moe",
+        "gpt_oss",
         "helium",
         "hunyuan_v1_dense",
         "seed_oss",
