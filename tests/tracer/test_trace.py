@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny_models import VARIANTS, VOCABULARY, tiny_model
+from tiny_models import FURTHER, GROUPED, VARIANTS, VOCABULARY, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from densitrace import (
     AutoStrata,
@@ -356,11 +357,28 @@ def test_bad_models(tmp_path: Path) -> None:
 
 
 def test_undeclared_architecture(tmp_path: Path) -> None:
-    from transformers import OPTConfig
+    from transformers import BloomConfig
 
-    OPTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"model_type='opt' .*declare-architecture"):
+    BloomConfig(n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model_type='bloom' .*declare-architecture"):
         Tracer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setting"),
+    [
+        ("gemma2", {"use_bidirectional_attention": True}),
+        ("opt", {"do_layer_norm_before": False}),
+        ("opt", {"word_embed_proj_dim": 16}),
+        ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}),
+        ("stablelm", {"use_parallel_residual": True}),
+    ],
+)
+def test_what_a_family_cannot_have(model_type: str, setting: dict[str, Any]) -> None:
+    settings = {**GROUPED, "num_hidden_layers": 3, **FURTHER[model_type], **setting}
+    config = AutoConfig.for_model(model_type, **settings)
+    with pytest.raises(ModelError, match=f"this {model_type} model .*{next(iter(setting))}="):
+        Tracer(AutoModelForCausalLM.from_config(config))
 
 
 def test_incomplete_checkpoint(tmp_path: Path) -> None:

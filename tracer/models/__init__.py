@@ -15,6 +15,7 @@ from .loading import load, load_offloaded
 from .mistral import MISTRAL
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
+from .opt import OPT
 from .phi import PHI, PHI3
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
@@ -24,7 +25,7 @@ from .starcoder2 import STARCODER2
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
     *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
-    *(STABLELM, STARCODER2, GPT2, GPT_NEOX),
+    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT),
 ):
     declare(_architecture)
 

@@ -47,7 +47,7 @@ class Architecture:
     final_norm: str
     attention: str  # within a block
     output_projection: str  # within the attention
-    mlp: str  # within a block
+    mlp: str | Callable[[nn.Module], Callable[[Tensor], Any]]  # within a block, or made of one
     values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
     norms: BlockNorms
     norm_kind: NormKind = "rms"

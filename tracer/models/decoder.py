@@ -69,7 +69,8 @@ class Block:
         norms = architecture.norms
         self.module = module
         self.attention = module.get_submodule(architecture.attention)
-        self.mlp_module = module.get_submodule(architecture.mlp)
+        mlp = architecture.mlp
+        self.mlp_module = module.get_submodule(mlp) if isinstance(mlp, str) else mlp(module)
         self.projection = self.attention.get_submodule(architecture.output_projection)
         self._values = architecture.values
         self.heads = heads

@@ -1,0 +1,41 @@
+"""OPT: LayerNorm, learned positions, MLP layers that lie in the block itself."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .architecture import BlockNorms
+from .llama import llama_like
+
+
+def _unsupported(config: Any) -> str | None:
+    if not config.do_layer_norm_before:
+        return "do_layer_norm_before=False: its norms lie in the residual stream"
+    if config._remove_final_layer_norm or not config.layer_norm_elementwise_affine:
+        return "it lacks a final norm, or weights of its norms"
+    if config.word_embed_proj_dim != config.hidden_size:
+        return "word_embed_proj_dim=...: its states are projected before they are unembedded"
+    return None
+
+
+def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+    def mlp(states: Tensor) -> Tensor:
+        branch: Tensor = block.fc2(block.activation_fn(block.fc1(states)))
+        return branch
+
+    return mlp
+
+
+OPT = replace(
+    llama_like("opt", "opt"),
+    blocks="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
+    output_projection="out_proj",
+    mlp=_mlp,
+    norms=BlockNorms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm"),
+    norm_kind="layer",
+    learned_positions=True,
+    unsupported=_unsupported,
+)
