@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from densitrace.tracer.models import ARCHITECTURES
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -27,3 +29,10 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_declared_family_is_listed() -> None:
+    page = (ROOT / "docs" / "declare-architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## What is declared\n")[2].partition("\n\n")[0]
+    declared = ARCHITECTURES.keys() - {"persimmon"}  # by the page's own example, if it has run
+    assert set(re.findall(r"`(\w+)`", table)) - {"model_type"} == declared

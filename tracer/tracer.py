@@ -507,7 +507,8 @@ class Tracer:
 
         Returns:
             The largest difference of logits over the largest logit; its tolerance is 1e-5 in
-            float32, and 8 units of rounding in half precision.
+            float32, and 8 units of rounding in half precision, where a token at the brink between
+            two experts may differ by more.
         """
         generator = torch.Generator().manual_seed(seed)
         lengths = (length, max(1, length // 2), max(1, length - 5))

@@ -6,14 +6,15 @@ does, so kept edges and sizes have to be equal.
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from oracles import KINDS, Graph, Kept, Oracle, errors, sizes
-from tiny_models import FAMILIES, VARIANTS, VOCABULARY, WINDOW, tiny_model
+from oracles import KINDS, Graph, Kept, ModulesOracle, Oracle, errors, sizes
+from tiny_models import FAMILIES, FURTHER, VARIANTS, VOCABULARY, WINDOW, tiny_model
 
 from densitrace import Nucleus, Size, Threshold, TopFraction, Trace, Tracer
 from densitrace.tracer.collect import edge_rows
@@ -44,7 +45,7 @@ def tracer_of(family: str) -> Tracer:
 
 @cache
 def oracle_of(family: str) -> Oracle:
-    return Oracle(tiny_model(family))
+    return (ModulesOracle if family in FURTHER else Oracle)(tiny_model(family))
 
 
 def tokens(length: int = LENGTH, seed: int = 3) -> list[int]:
@@ -98,7 +99,7 @@ def assert_errors(
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES[:-1])
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, *FURTHER])
 def test_weights(family: str, importance: str) -> None:
     ids = tokens()
     expected = oracle_of(family).clean(ids).weights(importance)
@@ -124,9 +125,13 @@ def test_random_weights_are_uniform_and_seeded() -> None:
     assert np.abs(octiles - 1 / 8).max() < 4 * (7 / 64 / len(drawn)) ** 0.5
 
 
-@pytest.mark.parametrize("rule", ["threshold", "nucleus", "top_fraction"])
-@pytest.mark.parametrize("importance", IMPORTANCES)
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize(
+    ("family", "importance", "rule"),
+    [
+        *product(VARIANTS, IMPORTANCES, ["threshold", "nucleus", "top_fraction"]),
+        *product(FURTHER, ["norm_l1"], ["threshold"]),
+    ],
+)
 def test_all_outputs(family: str, importance: str, rule: str) -> None:
     ids = tokens()
     values = strata_of(rule, importance)
@@ -148,8 +153,9 @@ def test_all_outputs(family: str, importance: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize(
+    ("family", "rule"), [*product(VARIANTS, RULES), *product(FURTHER, ["threshold"])]
+)
 def test_one_output(family: str, rule: str, attention: str) -> None:
     ids = tokens()
     trace = traced(
@@ -203,7 +209,7 @@ def test_short_sequences(family: str, length: int) -> None:
             np.testing.assert_array_equal(trace.topology[t, column], by_our_kinds(sizes(kept)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_padding_and_documents_change_nothing(family: str) -> None:
     """Padded left or right, alone or two in a row: a document's trace is its own."""
     first, second = tokens(7, seed=1), tokens(5, seed=2)
@@ -240,7 +246,7 @@ def assert_same(ours: Trace, alone: Trace, run: slice) -> None:
     np.testing.assert_allclose(ours.surprisal[run], alone.surprisal, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, *FURTHER])
 def test_verify(family: str) -> None:
     """The lane loop with every edge kept gives the model's own logits, padded rows included."""
     verification = tracer_of(family).verify()

@@ -171,7 +171,7 @@ def test_verify_tells_a_difference(byte_folder: Path, monkeypatch: pytest.Monkey
 def test_info() -> None:
     result = run("info")
     assert result.exit_code == 0
-    for name in ("densitrace", "torch", "device cpu", "lane_attention", "gemma3_text, gpt2"):
+    for name in ("densitrace", "torch", "device cpu", "lane_attention", "gemma3_text", "gpt2"):
         assert name in result.output
 
 

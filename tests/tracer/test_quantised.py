@@ -19,7 +19,7 @@ IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 7]
 RULE = Threshold([0.1, 0.03, 0.01])
 
 
-@pytest.fixture(params=["llama", "olmo2", "gpt_neox"])
+@pytest.fixture(params=["llama", "olmo2", "gpt_neox", "phi3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint of int8 weights."""
     tiny_model(request.param).save_pretrained(tmp_path / "plain")
