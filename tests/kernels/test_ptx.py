@@ -1,6 +1,7 @@
 """What compilers make of the kernels for a GPU, run on a machine of our own: see tests/ptx."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from bench_files import module_at
 from ptx_launches import cuda_on_machine
 
 from densitrace.kernels import reference
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
 
 TESTS = Path(__file__).parents[1]
 on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
