@@ -74,13 +74,17 @@ def add(machine: Machine, it: Instruction, who: Who) -> None:
     if space == "shared":
         machine.shared.adds(who, at, dtype.itemsize)
     numbers = (machine.shared.data if space == "shared" else machine.memory.data).view(dtype)
-    mine, before = machine.each(source, it.type, who), np.empty(len(who), dtype)
-    for i in np.random.default_rng(machine.pc).permutation(len(who)):
+    mine = machine.each(source, it.type, who)
+    order = np.random.default_rng(machine.pc).permutation(len(who))
+    if not target:
+        np.add.at(numbers, at[order] // dtype.itemsize, mine[order])
+        return
+    before = np.empty(len(who), dtype)
+    for i in order:
         place = at[i] // dtype.itemsize
         before[i] = numbers[place]
         numbers[place] += mine[i]
-    if target:
-        machine.set(target[0], it.type, who, before)
+    machine.set(target[0], it.type, who, before)
 
 
 def copy_ahead(machine: Machine, it: Instruction, who: Who) -> None:
