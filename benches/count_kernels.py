@@ -27,6 +27,8 @@ from problems import Work, attention_problem_of, prediction_problem_of, random_t
 from ptx import Counts
 from ptx_launches import Counted, kernels_on_machine
 
+from densitrace.kernels import ProximityWeight
+
 TABLES = {80: "default", 90: "sm_90"}
 # What a multiprocessor does in a cycle: H100 architecture.
 ISSUED = 4  # instructions of a warp
@@ -113,13 +115,16 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
             continue
         needed = work.costs.operations(case.op, case.arguments)
         for kernel, counts in counted(case, int(capability)).items():
-            products = None if case.op in ("bottleneck", "trace_sizes") else needed
+            weight = None if case.edges is None else case.edges.weight
+            elsewhere = isinstance(weight, ProximityWeight)  # cuBLAS does some of its products
+            products = needed if work.costs.are_products(case.op) and not elsewhere else None
             lines.append(row(name, kernel, products, counts))
             rows.append({"op": name, "kernel": kernel, "needed": needed, **asdict(counts)})
             sys.stdout.write(lines[-1] + "\n")
             sys.stdout.flush()
-    record = {"date": str(date.today()), "capability": capability, "length": length, "rows": rows}
-    write_record(out, record, "\n".join([*lines, ""]))
+        # What is killed later keeps what it has.
+        record = {"date": str(date.today()), "capability": capability, "length": length}
+        write_record(out, record | {"rows": rows}, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
