@@ -10,7 +10,7 @@ drops some, moves above all, and makes several of others, divisions above all.
 """
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
             elsewhere = isinstance(weight, ProximityWeight)  # cuBLAS does some of its products
             products = needed if work.costs.are_products(case.op) and not elsewhere else None
             lines.append(row(name, kernel, products, counts))
-            rows.append({"op": name, "kernel": kernel, "needed": needed, **asdict(counts)})
+            rows.append({"op": name, "kernel": kernel, "needed": needed, **vars(counts)})
             sys.stdout.write(lines[-1] + "\n")
             sys.stdout.flush()
         # What is killed later keeps what it has.
