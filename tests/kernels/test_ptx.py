@@ -1,9 +1,6 @@
 """What compilers make of the kernels for a GPU, run on a machine of our own: see tests/ptx."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +10,12 @@ import torch
 from attention_problem import VARIANTS, Problem
 from bench_files import module_at
 from ptx_launches import cuda_on_machine
+from without_interpreter import lines_of
 
 from densitrace.kernels import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
 
-TESTS = Path(__file__).parents[1]
 on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
 
 
@@ -50,15 +47,5 @@ def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> Non
 
 @pytest.mark.parametrize(("table", "capability"), [("default", "80"), ("sm_90", "90")])
 def test_triton_kernels_and_goldens(table: str, capability: str) -> None:
-    """In a process without the interpreter, which would take the kernels' place."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-P", TESTS / "machine_checks.py", table, capability],
-        env=clean | {"PYTHONPATH": os.pathsep.join([str(TESTS), clean.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    held = {line.split()[0] for line in done.stdout.splitlines()}
+    held = {line.split()[0] for line in lines_of("machine_checks.py", table, capability)}
     assert held == {*on_gpu.TRITON_OPS, "goldens"}
