@@ -274,3 +274,32 @@ def assert_errors_agree(ours: OutputErrors, theirs: OutputErrors) -> None:
             torch.testing.assert_close(
                 tensor, getattr(theirs, name), atol=1e-5, rtol=1e-5, equal_nan=True, msg=name
             )
+
+
+def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Few different ones over 30 powers of two, and zeros of both signs; all sums are exact."""
+    digits = torch.randint(-1, 4, shape, generator=generator)
+    exponents = torch.randint(0, 4, shape, generator=generator) * 10
+    weights = digits.clamp(min=0) * 2.0 ** -exponents.float()
+    return torch.where(digits < 0, -torch.zeros(shape), weights)
+
+
+def assert_cuts_of_ties(problem: Problem) -> None:
+    """Nucleus and fraction cuts are the definition's to the bit, however sums are made."""
+    shape, generator = problem.shape, problem.generator
+    given = weights_that_tie(generator, shape.batch, shape.heads, shape.length, shape.length)
+    edges = problem.edges(kernels.GivenWeight(given))
+    side = weights_that_tie(generator, 3, shape.batch, shape.length)
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
+    total = (side.double().sum(0) + weights.double().sum((1, 3))).float()
+    shares = (0.05, 0.5, 0.99)
+    found, expected = (
+        torch.stack(
+            [
+                kernels.nucleus_cuts(edges, side, shares, total, backend=backend),
+                kernels.fraction_cuts(edges, side, shares, backend=backend),
+            ]
+        )
+        for backend in (problem.backend, "reference")
+    )
+    assert torch.equal(found, expected)

@@ -52,11 +52,11 @@ def node_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def row_cuts(width: int, dtype: torch.dtype) -> object:
-    """By the number of strata in place of a head's width; of nodes with many edges and with two."""
+    """By the number of strata in place of a head's width; of nodes with ever fewer edges."""
     shares, total = torch.linspace(0.001, 0.9, min(width, 255)), torch.ones(1, 33)
     return [
         (ops.nucleus_cuts(None, side, shares, total), ops.fraction_cuts(None, side, shares))
-        for side in (torch.ones(999, 1, 33), torch.ones(2, 1, 33))
+        for side in (torch.ones(edges, 1, 33) for edges in (2999, 999, 2))
     ]
 
 

@@ -1,17 +1,21 @@
 """Cuts that depend on all in-edges of a node, by histograms and without a sort: METHOD §3.
 
 The weights of a run of targets are written once to a scratch of bounded size, whatever their kind
-costs. A program then finds all K cuts of a target in six sweeps of its row: the heaviest weight,
-four histograms over the bits of the weights (which order as integers), each of which narrows the
-wanted edge of every stratum down to one bin, and the next lighter weight. A bin holds a number of
-edges, or the sum of their weights in fixed point: integers, so that no order of addition changes a
-result.
+costs; those of a target lie together. A program then finds all K cuts of a target in three sweeps
+of its row: the heaviest and the lightest weight; a histogram between them, that all strata share;
+and the weights of the bins that strata end in, moved to the front. Those few alone are swept again,
+by further histograms, of a stratum each, down to one weight, and for the next lighter one.
 
-Operations: 2 d_k a pair once, then some 10 + 8 K a pair. Bytes: 4 a pair, once written and six
-times read; the histograms stay in the cache.
+A weight is known by its depth: how many floats lie between it and the heaviest of its node. A bin
+holds a number of edges, or the sum of their weights in fixed point: integers, so that no order of
+addition changes a result.
+
+Operations: 2 d_k a pair once, then some 60 a pair, and 25 K for each that is moved: about one in
+ten. Bytes: 4 a pair, once written and three times read; the histograms stay in the cache.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
@@ -28,25 +32,23 @@ SCRATCH_ELEMENTS = 1 << 25  # float32 weights held at once, 128 MiB; or those of
 HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs that run, 64 MiB
 
 ROW_TILES = 1  # of a program's rows of weights: more where starting a program is what takes time
-MOST_ROWS = 4  # of a program otherwise
+MOST_ROWS = 4  # of a tile: several where nodes have few edges and there are few strata
+FEW_EDGES, FEW_STRATA = 512, 64
+ALIGNED = tl.constexpr(16)  # weights: where a row and its attention edges begin
 
-BITS = tl.constexpr(8)  # of the 32 of a weight that each histogram tells apart
-BINS = tl.constexpr(1 << BITS.value)
-FIXED_BITS = tl.constexpr(
-    40
-)  # of the heaviest weight in fixed point, so that millions can be added
+HALF_BITS = tl.constexpr(20)  # half of the heaviest weight's in fixed point: millions can be added
 
 
 # ---- the weights, written out ----------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_column"])
+@triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_source"])
 def weight_rows_kernel(
     p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
     scale, softcap, length, seed, stream,
-    first_target, end_target, first_column, row_columns, side_columns,
+    first_target, end_target, first_source, columns, first_edge,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -54,9 +56,11 @@ def weight_rows_kernel(
 ):  # fmt: skip
     i_t, i_row = block_and_row(end_target - first_target, BT)
     i_s = tl.program_id(1)
+    if first_source + i_s * BS >= first_target + (i_t + 1) * BT:
+        return  # no target attends to any of these
     i_b, i_h = i_row // HEADS, i_row % HEADS
     o_t = first_target + i_t * BT + tl.arange(0, BT)
-    o_s = first_column + i_s * BS + tl.arange(0, BS)
+    o_s = first_source + i_s * BS + tl.arange(0, BS)
     o_d = tl.arange(0, BD)
     p_segments += i_b * length
     m_allowed = allowed_tile(o_t, o_s, length, p_segments, WINDOW, HAS_SEGMENTS)
@@ -76,66 +80,60 @@ def weight_rows_kernel(
         seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
     )  # fmt: skip
     o_row = i_b * (end_target - first_target) + o_t - first_target
-    o_column = side_columns + i_h * (end_target - first_column) + o_s - first_column
-    m_tile = (o_t < end_target)[:, None] & (o_s < end_target)[None, :]
-    tl.store(p_rows + o_row[:, None] * row_columns + o_column[None, :], b_weight, mask=m_tile)
+    # Sources before heads, by tiles: what a target attends to lies at the front of its row.
+    o_column = first_edge + (i_s * HEADS + i_h) * BS + tl.arange(0, BS)
+    p_rows += o_row[:, None] * columns + o_column[None, :]
+    tl.store(p_rows, b_weight + 0.0, mask=(o_t < end_target)[:, None])  # -0 ties with 0
 
 
 # ---- the cuts of a row -----------------------------------------------------------------------
 
 
 @triton.jit
-def load_weights(p_rows, o_r, o_e, rows, columns):
+def load_weights(p_row, o_e, b_end):
     # [BR, BE]: weights, -inf beyond the end
-    m_here = (o_r < rows)[:, None] & (o_e < columns)[None, :]
-    offsets = o_r.to(tl.int64)[:, None] * columns + o_e[None, :]
-    b_weight = tl.load(p_rows + offsets, mask=m_here, other=float("-inf"))
-    return tl.where(b_weight == 0, 0.0, b_weight)  # -0 ties with 0
+    m_here = o_e[None, :] < b_end[:, None]
+    return tl.load(p_row[:, None] + o_e[None, :], mask=m_here, other=float("-inf"))
 
 
 @triton.jit
-def keys_of(b_weight):
-    # uint32 of the order of the weights
+def can_be_kept(b_weight, COUNTED: tl.constexpr):
+    return b_weight > (float("-inf") if COUNTED else 0.0)
+
+
+@triton.jit
+def keys_of(b_weight, COUNTED: tl.constexpr):
+    # uint32 of the order of the weights; where none below 0 can be kept, of the order of those
     b_bits = b_weight.to(tl.int32, bitcast=True)
-    b_ordered = b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
-    return b_ordered.to(tl.uint32, bitcast=True) + 0x80000000
+    if COUNTED:
+        b_bits ^= ((b_bits >> 31) & 0x7FFFFFFF) ^ -0x80000000
+    return b_bits.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def weights_of(b_key):
+def weights_of(b_key, COUNTED: tl.constexpr):
     # What `keys_of` came from
-    b_ordered = (b_key + 0x80000000).to(tl.int32, bitcast=True)
-    b_bits = b_ordered ^ ((b_ordered >> 31) & 0x7FFFFFFF)
+    b_bits = b_key.to(tl.int32, bitcast=True)
+    if COUNTED:
+        b_bits ^= ((~b_bits >> 31) & 0x7FFFFFFF) ^ -0x80000000
     return b_bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
-    # int64 [BR, BE]: what an edge adds to its bin, 0 if it cannot be kept
-    if COUNTED:
-        return (b_weight > float("-inf")).to(tl.int64)
-    b_fixed = (tl.maximum(b_weight, 0.0).to(tl.float64) * b_unit[:, None] + 0.5).to(tl.int64)
-    return tl.where(b_weight > 0, tl.maximum(b_fixed, 1), 0)
+def power_of_two(b_exponent):
+    # float32, of biased exponents from 1 to 254
+    return (b_exponent << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def wanted_bin(p_bins, stride, b_wanted, o_row, o_k, BB: tl.constexpr):
-    # [BR, BK] the highest bin that holds, with those above it, what is wanted; what those hold
-    b_above = tl.zeros_like(b_wanted)
-    b_sum = tl.zeros_like(b_wanted)
-    b_enough = tl.zeros_like(b_wanted)
-    p_bins += o_row[:, None, None] + o_k[None, :, None] * stride
-    for i_bin in range(BINS - BB, -BB, -BB):
-        o_bin = i_bin + tl.arange(0, BB)
-        # [BR, BK, BB]; not from the first cache, which the additions went past
-        b_bins = tl.load(p_bins + o_bin[None, None, :], cache_modifier=".cg")
-        b_held = tl.sum(b_bins, 2)
-        b_from = (b_sum + b_held)[:, :, None] - tl.cumsum(b_bins, 2) + b_bins
-        m_enough = b_from >= b_wanted[:, :, None]
-        b_enough += tl.sum(m_enough.to(tl.int64), 2)
-        b_above = tl.maximum(b_above, tl.max(tl.where(m_enough, 0, b_from), 2))
-        b_sum += b_held
-    return tl.maximum(b_enough - 1, 0), b_above
+def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
+    # int64 [BR, BE]: what an edge that can be kept adds to its bin, in fixed point; not nothing
+    if COUNTED:
+        return tl.full(b_weight.shape, 1, tl.int64)
+    b_high = tl.maximum(b_weight, 0.0) * b_unit[:, None]
+    b_whole = b_high.to(tl.int32)
+    b_low = (b_high - b_whole.to(tl.float32)) * 2.0**HALF_BITS
+    return (b_whole.to(tl.int64) << HALF_BITS) + tl.ceil(b_low).to(tl.int32)
 
 
 @triton.jit
@@ -146,99 +144,206 @@ def clear_bins(p_bins, bins, BE: tl.constexpr):
     tl.debug_barrier()  # of the program alone, as are its bins
 
 
-@triton.jit(do_not_specialize=["rows", "first_target", "targets", "nodes"])
+@triton.jit
+def add_up_bins(p_bins, HISTOGRAMS: tl.constexpr, BINS: tl.constexpr, BB: tl.constexpr):
+    # Bins become sums of themselves and all before in their histogram; int64 [histograms], the last
+    tl.debug_barrier()
+    p_bins += (tl.arange(0, HISTOGRAMS) * BINS)[:, None]
+    b_sum = tl.zeros([HISTOGRAMS], tl.int64)
+    for i_bin in range(0, BINS, BB):
+        p_here = p_bins + (i_bin + tl.arange(0, BB))[None, :]
+        b_bins = tl.load(p_here, cache_modifier=".cg")  # the additions went past the first cache
+        tl.store(p_here, b_sum[:, None] + tl.cumsum(b_bins, 1))
+        b_sum += tl.sum(b_bins, 1)
+    tl.debug_barrier()
+    return b_sum
+
+
+@triton.jit
+def first_bin(p_bins, o_sums, b_wanted, BITS: tl.constexpr):
+    # int32 [BR, BK]: the first bin that holds, with all before, what is wanted; else the last
+    b_bin = tl.zeros(b_wanted.shape, tl.int32)
+    for i_bit in tl.static_range(BITS):
+        step = 1 << (BITS - 1 - i_bit)
+        b_held = tl.load(p_bins + (o_sums + b_bin + (step - 1)), cache_modifier=".cg")
+        b_bin += tl.where(b_held < b_wanted, step, 0)
+    return b_bin
+
+
+@triton.jit
+def sums_around(p_bins, o_sums, b_bin):
+    # int64 [BR, BK]: held by all bins before, and with this one
+    b_before = tl.load(p_bins + (o_sums + b_bin - 1), mask=b_bin > 0, other=0, cache_modifier=".cg")
+    return b_before, tl.load(p_bins + (o_sums + b_bin), cache_modifier=".cg")
+
+
+@triton.jit(
+    do_not_specialize=["rows", "first_row", "first_target", "first_source", "targets", "nodes"]
+)
 def row_cuts_kernel(
-    p_rows, p_wanted, p_total, p_bins, p_cuts, rows, columns, first_target, targets, length, nodes,
-    K: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr,
-    COUNTED: tl.constexpr,
+    p_rows, p_wanted, p_total, p_bins, p_cuts,
+    rows, first_row, columns, first_edge, first_source, first_target, targets, length, nodes,
+    K: tl.constexpr, BK: tl.constexpr, LOG_K: tl.constexpr, BITS: tl.constexpr,
+    BE: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
+    HEADS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    o_k, o_e = tl.arange(0, BK), tl.arange(0, BE)
-    o_own = tl.arange(0, BR) * (BINS * BK)  # a row's bins among the program's
-    p_bins += tl.program_id(0).to(tl.int64) * (BINS * BK * BR)
-    for i_r in range(tl.program_id(0) * BR, rows, tl.num_programs(0) * BR):
-        o_r = i_r + tl.arange(0, BR)
-        o_node = (o_r // targets).to(tl.int64) * length + first_target + o_r % targets
-        b_top = tl.full([BR, BE], float("-inf"), tl.float32)
-        for i_e in range(0, columns, BE):
-            b_top = tl.maximum(b_top, load_weights(p_rows, o_r, i_e + o_e, rows, columns))
-        # [BR]: the units of the fixed point, powers of two, from the heaviest weights' exponents
-        b_exponent = (tl.max(b_top, 1).to(tl.int32, bitcast=True) >> 23) & 255
-        b_unit = ((1023 + 127 - b_exponent + FIXED_BITS).to(tl.int64) << 52).to(
-            tl.float64, bitcast=True
-        )
-        # In the first histogram a row's strata share their bins.
-        clear_bins(p_bins, BINS * BK * BR, BE * BR)
-        b_sum = tl.zeros([BR], tl.int64)
-        for i_e in range(0, columns, BE):
-            b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)
-            b_share = shares_of(b_weight, b_unit, COUNTED)
-            o_bin = o_own[:, None] + (keys_of(b_weight) >> (32 - BITS)).to(tl.int32)
-            tl.atomic_add(p_bins + o_bin, b_share, mask=b_share > 0, sem="relaxed")
-            b_sum += tl.sum(b_share, 1)
+    BINS: tl.constexpr = 1 << BITS  # of a stratum
+    o_k, o_e, o_m = tl.arange(0, BK), tl.arange(0, BE), tl.arange(0, BM)
+    p_bins += tl.program_id(0).to(tl.int64) * (BK * BINS * BR)
+    # Histograms of all strata; one of as many bins that they share
+    o_shared = (tl.arange(0, BR) * (BK * BINS))[:, None]  # [BR, 1]
+    o_own = o_shared + (o_k << BITS)[None, :]  # [BR, BK]
+    b_shares = tl.load(p_wanted + o_k, mask=o_k < K, other=0.0)
+    o_r = first_row + tl.program_id(0) * BR + tl.arange(0, BR)
+    o_target = first_target + o_r % targets
+    o_node = (o_r // targets).to(tl.int64) * length + o_target
+    p_row = p_rows + o_r.to(tl.int64) * columns
+    b_end = first_edge + ((o_target - first_source) // BS + 1) * (BS * HEADS)
+    b_end = tl.multiple_of(tl.where(o_r < rows, b_end, 0), ALIGNED)
+    end = tl.max(b_end, 0)
+
+    # The heaviest and the lightest that can be kept, and all together
+    b_top = tl.full([BR, BE], float("-inf"), tl.float32)
+    b_low = tl.full([BR, BE], float("inf"), tl.float32)
+    b_all = tl.zeros([BR, BE], tl.int32 if COUNTED else tl.float32)
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + o_e, b_end)
+        m_some = can_be_kept(b_weight, COUNTED)
+        b_top = tl.maximum(b_top, b_weight)
+        b_low = tl.minimum(b_low, tl.where(m_some, b_weight, float("inf")))
+        b_all += m_some.to(tl.int32) if COUNTED else tl.where(m_some, b_weight, 0.0)
+    # [BR]
+    b_top, b_low, b_all = tl.max(b_top, 1), tl.min(b_low, 1), tl.sum(b_all, 1)
+    b_heaviest = keys_of(b_top, COUNTED)
+    b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
+    # The heaviest is 2^HALF_BITS before the point, or twice that, unless that is out of range.
+    b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
+    b_unit = power_of_two(tl.minimum(254 + HALF_BITS - b_exponent, 254))
+    # [BR, BK]
+    if COUNTED:
+        b_wanted = tl.ceil(b_shares[None, :] * b_all.to(tl.float64)[:, None] - 1e-9)
+    else:
+        b_total = tl.load(p_total + o_node, mask=o_r < rows, other=0.0).to(tl.float64)
+        b_wanted = tl.ceil(b_shares[None, :] * (b_total * b_unit * 2.0**HALF_BITS)[:, None])
+        # What is so light that all of it together is more than no stratum wants
+        b_spare = b_all.to(tl.float64) * (1 - 2**-10) - tl.max(b_shares, 0) * b_total
+        b_light = (b_spare / tl.maximum(b_end, 1)).to(tl.float32)
+        b_deep = b_heaviest - keys_of(tl.minimum(b_light, b_top), COUNTED)
+        b_deepest = tl.where(b_light > 0, tl.minimum(b_deep, b_deepest), b_deepest)
+    # As many bits of a depth as the shared histogram does not tell apart
+    b_bits = (b_deepest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - LOG_K - BITS
+    b_bits = tl.maximum(b_bits, 0).to(tl.uint32)
+
+    # The bins that strata end in
+    clear_bins(p_bins, BK * BINS * BR, BE * BR)
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + o_e, b_end)
+        b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
+        m_here = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
+        p_bin = p_bins + (o_shared + (b_depth >> b_bits[:, None]).to(tl.int32))
+        tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_here, "relaxed")
+    b_sum = add_up_bins(p_bins, BR, BK * BINS, BK * BB)[:, None]
+    b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
+    b_left = tl.minimum(b_left, b_sum)
+    b_bin = first_bin(p_bins, o_shared, b_left, LOG_K + BITS)
+    b_before, b_held = sums_around(p_bins, o_shared, b_bin)
+    b_following = first_bin(p_bins, o_shared, b_held + 1, LOG_K + BITS)
+    b_more = b_held - b_left  # than is wanted
+    b_left -= b_before
+    b_prefix = b_bin.to(tl.uint32)
+
+    # What lies in these, and in those that follow, is moved to the front.
+    tl.debug_barrier()
+    b_mark = tl.full([BR, BK], -1, tl.int64)
+    tl.store(p_bins + (o_shared + b_bin), b_mark, mask=(o_k < K)[None, :])
+    tl.store(p_bins + (o_shared + b_following), b_mark, mask=(o_k < K)[None, :])
+    tl.debug_barrier()
+    b_moved = tl.zeros([BR], tl.int32)
+    b_lighter = tl.full([BR, BE], float("-inf"), tl.float32)
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + o_e, b_end)
+        b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
+        m_here = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
+        b_lighter = tl.maximum(b_lighter, tl.where(m_here, float("-inf"), b_weight))
+        p_bin = p_bins + (o_shared + (b_depth >> b_bits[:, None]).to(tl.int32))
+        m_moved = tl.load(p_bin, mask=m_here, other=0, cache_modifier=".cg") < 0
+        o_moved = b_moved[:, None] + tl.cumsum(m_moved.to(tl.int32), 1) - 1
+        tl.debug_barrier()  # all have read what is written over
+        tl.store(p_row[:, None] + o_moved, b_weight, mask=m_moved)
+        b_moved += tl.sum(m_moved.to(tl.int32), 1)
+    end = tl.max(b_moved, 0)
+
+    # A stratum's last weight, by histograms of its own
+    while tl.max(b_bits, 0) > 0:
+        b_fewer = tl.where(b_bits > BITS, b_bits - BITS, 0).to(tl.uint32)
+        b_told = b_bits - b_fewer
         tl.debug_barrier()
-        # [BR, BK]
-        b_wanted = tl.load(p_wanted + o_k, mask=o_k < K, other=0.0)[None, :]
-        if COUNTED:
-            b_wanted = tl.ceil(b_wanted * b_sum.to(tl.float64)[:, None] - 1e-9)
-        else:
-            b_total = tl.load(p_total + o_node, mask=o_r < rows, other=0.0).to(tl.float64)
-            b_wanted = tl.ceil(b_wanted * (b_total * b_unit)[:, None])
-        b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
-        b_left = tl.minimum(b_left, tl.maximum(b_sum, 1)[:, None])
-        b_count = b_left
-        b_bin, b_above = wanted_bin(p_bins, 0, b_left, o_own, o_k, BB)
-        b_left -= b_above
-        b_key = b_bin.to(tl.uint32)
-        for i_level in tl.static_range(3):
-            tl.debug_barrier()
-            clear_bins(p_bins, BINS * BK * BR, BE * BR)
-            for i_e in range(0, columns, BE):
-                b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)
-                b_share = shares_of(b_weight, b_unit, COUNTED)
-                b_edge = keys_of(b_weight) >> (BITS * (2 - i_level))
-                # [BR, BK, BE]
-                m_here = (b_edge >> BITS)[:, None, :] == b_key[:, :, None]
-                m_here &= (b_share > 0)[:, None, :]
-                o_bin = o_own[:, None] + (b_edge & (BINS - 1)).to(tl.int32)
-                o_bin = o_bin[:, None, :] + (o_k * BINS)[None, :, None]
-                b_shares = tl.broadcast_to(b_share[:, None, :], [BR, BK, BE])
-                tl.atomic_add(p_bins + o_bin, b_shares, mask=m_here, sem="relaxed")
-            tl.debug_barrier()
-            b_bin, b_above = wanted_bin(p_bins, BINS, b_left, o_own, o_k, BB)
-            b_left -= b_above
-            b_key = (b_key << BITS) + b_bin.to(tl.uint32)
-        tl.debug_barrier()
-        # The next lighter weight, and how many are no lighter than the last one kept
-        b_last = weights_of(b_key)
-        b_next = tl.full([BR, BK], float("-inf"), tl.float32)
-        b_heavy = tl.zeros([BR, BK], tl.int32)
-        for i_e in range(0, columns, BE):
-            b_weight = load_weights(p_rows, o_r, i_e + o_e, rows, columns)[:, None, :]
-            m_below = b_weight < b_last[:, :, None]
-            b_next = tl.maximum(b_next, tl.max(tl.where(m_below, b_weight, float("-inf")), 2))
-            if COUNTED:
-                b_heavy += BE - tl.sum(m_below.to(tl.int32), 2)
-        if COUNTED:
-            b_next = tl.where(b_heavy > b_count, b_last, b_next)  # ties with one left out
-        b_cut = (b_last + b_next) / 2
-        b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # rounded up
-        b_cut = tl.where((b_next == float("-inf")) | (b_sum == 0)[:, None], -1.0, b_cut)
-        if not COUNTED:
-            b_cut = tl.maximum(b_cut, 0.0)
-        p_out = p_cuts + o_k.to(tl.int64)[None, :] * nodes + o_node[:, None]
-        tl.store(p_out, b_cut, mask=(o_r < rows)[:, None] & (o_k < K)[None, :])
+        clear_bins(p_bins, BK * BINS * BR, BE * BR)
+        for i_m in range(0, end, BM):
+            b_weight = load_weights(p_row, i_m + o_m, b_moved)
+            b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
+            b_share = shares_of(b_weight, b_unit, COUNTED)[:, :, None]
+            # [BR, BM, BK]
+            m_here = (b_depth >> b_bits[:, None])[:, :, None] == b_prefix[:, None, :]
+            m_here &= ((i_m + o_m)[None, :] < b_moved[:, None])[:, :, None]
+            o_bin = (b_depth >> b_fewer[:, None]) & ((1 << b_told) - 1)[:, None]
+            p_each = p_bins + (o_own[:, None, :] + o_bin.to(tl.int32)[:, :, None])
+            tl.atomic_add(p_each, tl.broadcast_to(b_share, m_here.shape), m_here, "relaxed")
+        add_up_bins(p_bins, BR * BK, BINS, BB)
+        b_bin = first_bin(p_bins, o_own, b_left, BITS)
+        b_before, b_held = sums_around(p_bins, o_own, b_bin)
+        b_more = b_held - b_left
+        b_left -= b_before
+        b_prefix = (b_prefix << b_told[:, None]) + b_bin.to(tl.uint32)
+        b_bits = b_fewer
+
+    # The next lighter weight, and the cut between
+    tl.debug_barrier()
+    b_last = weights_of(b_heaviest[:, None] - b_prefix, COUNTED)
+    b_below = tl.full([BR, BM, BK], float("-inf"), tl.float32)
+    for i_m in range(0, end, BM):
+        b_weight = load_weights(p_row, i_m + o_m, b_moved)[:, :, None]
+        m_below = b_weight < b_last[:, None, :]
+        b_below = tl.maximum(b_below, tl.where(m_below, b_weight, float("-inf")))
+    b_next = tl.maximum(tl.max(b_below, 1), tl.max(b_lighter, 1)[:, None])
+    if COUNTED:
+        b_next = tl.where(b_more > 0, b_last, b_next)  # ties with one left out
+    b_cut = (b_last + b_next) / 2
+    b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # rounded up
+    b_cut = tl.where((b_next == float("-inf")) | (b_sum == 0), -1.0, b_cut)
+    if not COUNTED:
+        b_cut = tl.maximum(b_cut, 0.0)
+    p_out = p_cuts + o_k.to(tl.int64)[None, :] * nodes + o_node[:, None]
+    tl.store(p_out, b_cut, mask=(o_r < rows)[:, None] & (o_k < K)[None, :])
 
 
 # ---- the host --------------------------------------------------------------------------------
 
 
-def weight_rows(
-    op: str, edges: AttentionEdges | None, side: Tensor
-) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of targets and float32 [B, targets, E + H S], their weights; -inf where no edge is."""
+class RowWeights(NamedTuple):
+    """Weights of the in-edges of a run of targets, -inf where no edge is."""
+
+    targets: slice
+    weights: Tensor  # float32 [B, targets, columns], theirs to change
+    first_edge: int  # column of the first attention edge: tiles of sources, each of all heads
+    first_source: int = 0
+    tile: int = 1  # sources
+    heads: int = 0
+
+
+def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator[RowWeights]:
+    """Runs of targets, and their weights for a kernel that moves them."""
     count, batch, length = side.shape
+    first_edge = triton.cdiv(count, ALIGNED.value) * ALIGNED.value
+
+    def rows(start: int, end: int, columns: int) -> Tensor:
+        weights = side.new_empty(batch, end - start, columns, dtype=torch.float32)
+        weights[..., :count] = side[:, :, start:end].permute(1, 2, 0) + 0.0
+        weights[..., count:first_edge] = -torch.inf
+        return weights
+
     if edges is None:
-        yield slice(0, length), side.permute(1, 2, 0).float().contiguous()
+        yield RowWeights(slice(0, length), rows(0, length, first_edge), first_edge)
         return
     edges = with_lse(edges) if uses_alpha_of(edges) else edges
     pattern = edges.pattern
@@ -246,28 +351,27 @@ def weight_rows(
     shape, weight = geometry(pattern), edge_weight(edges)
     config = configs.launch(op, max(shape["BD"], weight["BSENT"]), pattern.q)
     lse = pattern.q if pattern.lse is None else pattern.lse.contiguous()
-    most = max(1, SCRATCH_ELEMENTS // (batch * (count + heads * length)))
+    most = max(1, SCRATCH_ELEMENTS // (batch * (first_edge + heads * length)))
     for start in range(0, length, most):
         end = min(length, start + most)
         first = 0 if pattern.window is None else max(0, start - pattern.window + 1)
-        columns = count + heads * (end - first)
-        scratch = torch.empty(batch, end - start, columns, dtype=torch.float32, device=side.device)
-        scratch[..., :count] = side[:, :, start:end].permute(1, 2, 0)
+        tiles = triton.cdiv(end - first, config["BS"])
+        scratch = rows(start, end, first_edge + tiles * heads * config["BS"])
         blocks = triton.cdiv(end - start, config["BT"]) * batch * heads
-        weight_rows_kernel[(blocks, triton.cdiv(end - first, config["BS"]))](
+        weight_rows_kernel[(blocks, tiles)](
             p_lse=lse,
             p_rows=scratch,
             first_target=start,
             end_target=end,
-            first_column=first,
-            row_columns=columns,
-            side_columns=count,
+            first_source=first,
+            columns=scratch.shape[-1],
+            first_edge=first_edge,
             **queries_and_keys(pattern),
             **shape,
             **weight,
             **config,
         )
-        yield slice(start, end), scratch
+        yield RowWeights(slice(start, end), scratch, first_edge, first, config["BS"], heads)
 
 
 def uses_alpha_of(edges: AttentionEdges) -> bool:
@@ -284,33 +388,48 @@ def node_cuts(
     cuts = torch.empty(strata, batch, length, dtype=torch.float32, device=side.device)
     width = max(2, int(triton.next_power_of_2(strata)))
     config = configs.launch("row_cuts", width, cuts)
-    for targets, weights in weight_rows(op, edges, side):
-        columns, run = weights.shape[-1], targets.stop - targets.start
-        # Where nodes have few edges a tile holds those of several, and fewer bins of each.
-        tile = min(config["BE"], max(32, int(triton.next_power_of_2(columns))))
-        several = min(MOST_ROWS, config["BE"] // tile)
+    for run in weight_rows(op, edges, side):
+        _, targets, columns = run.weights.shape
+        narrow = max(32, int(triton.next_power_of_2(columns)))
+        tile = narrow if columns <= FEW_EDGES else config["BE"]
+        several = max(1, min(MOST_ROWS, FEW_EDGES // tile, FEW_STRATA // width))
         rows = ROW_TILES * several
-        bins = BINS.value * width * rows
-        programs = min(triton.cdiv(batch * run, rows), max(1, HISTOGRAM_ELEMENTS // bins))
-        histograms = torch.empty(programs, bins, dtype=torch.int64, device=side.device)
-        row_cuts_kernel[(programs,)](
-            p_rows=weights,
-            p_wanted=wanted.double().contiguous(),
-            p_total=side if total is None else total.float().contiguous(),
-            p_bins=histograms,
-            p_cuts=cuts,
-            rows=batch * run,
-            columns=columns,
-            first_target=targets.start,
-            targets=run,
-            length=length,
-            nodes=batch * length,
-            K=strata,
-            BK=width,
-            BR=rows,
-            COUNTED=total is None,
-            **config | {"BE": tile, "BB": config["BB"] // several},
-        )
+        bits = min(config["BITS"], tile.bit_length() - 1)
+        bins = width << bits
+        programs = triton.cdiv(batch * targets, rows)
+        programs = min(programs, max(1, HISTOGRAM_ELEMENTS // (bins * rows)))
+        histograms = torch.empty(programs, rows, bins, dtype=torch.int64, device=side.device)
+        for first in range(0, batch * targets, programs * rows):
+            row_cuts_kernel[(programs,)](
+                p_rows=run.weights,
+                p_wanted=wanted.double().contiguous(),
+                p_total=side if total is None else total.float().contiguous(),
+                p_bins=histograms,
+                p_cuts=cuts,
+                rows=batch * targets,
+                first_row=first,
+                columns=columns,
+                first_edge=run.first_edge,
+                first_source=run.first_source,
+                first_target=run.targets.start,
+                targets=targets,
+                length=length,
+                nodes=batch * length,
+                K=strata,
+                BK=width,
+                LOG_K=width.bit_length() - 1,
+                BR=rows,
+                BS=run.tile,
+                HEADS=run.heads,
+                COUNTED=total is None,
+                **config
+                | {
+                    "BITS": bits,
+                    "BE": tile,
+                    "BM": min(tile, config["BM"] // several),
+                    "BB": min(1 << bits, config["BB"] // several),
+                },
+            )
     return cuts
 
 

@@ -20,6 +20,7 @@ from attention_problem import (
     Problem,
     Shape,
     assert_attention_stats,
+    assert_cuts_of_ties,
     close,
     gap_cuts,
     joined,
@@ -134,6 +135,7 @@ def check_nucleus_cuts(problem: Problem) -> None:
         wanted = masses[k] * total[b, t]
         assert kept.sum() >= wanted * (1 - 1e-5)
         assert kept.sum() - kept.min() <= wanted * (1 + 1e-5)
+    assert_cuts_of_ties(problem)
 
 
 def check_fraction_cuts(problem: Problem) -> None:

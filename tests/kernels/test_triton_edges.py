@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_problem import Problem, Shape, close
+from attention_problem import Problem, Shape, close, weights_that_tie
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -140,14 +140,6 @@ def test_scores_are_summed_where_they_were_not() -> None:
 def test_kinds_are_all_there_are() -> None:
     problem = Problem(SHAPE, backend="reference")
     assert {type(weight_of(kind, problem)) for kind in KINDS} == set(triton.WEIGHTS)
-
-
-def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
-    """Few different ones over 30 powers of two, and zeros of both signs; all sums are exact."""
-    digits = torch.randint(-1, 4, shape, generator=generator)
-    exponents = torch.randint(0, 4, shape, generator=generator) * 10
-    weights = digits.clamp(min=0) * 2.0 ** -exponents.float()
-    return torch.where(digits < 0, -torch.zeros(shape), weights)
 
 
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
