@@ -42,14 +42,17 @@ STRAY = 1e-3  # of the numbers of a result: rankings and cuts jump where two wei
 MISCOUNTED = 1e-5  # of a result's sum of integers; a tile left out or counted twice is far more
 
 # Least and most of each argument; products take 16 rows, and what is not named here is a tile.
-BOUNDS = {"num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8)}
+BOUNDS = {
+    "num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8), "BITS": (4, 9), "BE": (256, 4096),
+}  # fmt: skip
 TILE_BOUNDS = (16, 512)
+COUNTED_UP = ("num_stages", "BITS")  # by one; all else is doubled
 
 
 def neighbours(config: Config) -> Iterator[Config]:
     """The configurations one step away, in an order that is always the same."""
     for name, value in config.items():
-        steps = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
+        steps = (value - 1, value + 1) if name in COUNTED_UP else (value // 2, value * 2)
         least, most = BOUNDS.get(name, TILE_BOUNDS)
         for step in steps:
             if least <= step <= most:

@@ -108,6 +108,15 @@ def test_finds_the_optimum(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
     assert tuned(tune, Device(noise=0.01), monkeypatch) == OPTIMUM
 
 
+@pytest.mark.parametrize("table", configs.available())
+def test_every_argument_can_be_tuned(table: str) -> None:
+    neighbours = bench("tune_gpu").neighbours
+    for place in configs.places(table):
+        config = dict(configs._table(table)[place.op][place.bits][place.width])
+        steps = [step.items() - config.items() for step in neighbours(config)]
+        assert {name for changed in steps for name, _ in changed} == set(config), place
+
+
 @pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
 def test_never_takes_what_is_faulty(
     fault: str, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
