@@ -26,6 +26,8 @@ from densitrace.kernels import dispatch
 
 NAME = "cuda_host"
 CSRC = Path(__file__).parents[1] / "csrc"
+# As setup.py builds it
+NVCC = ["nvcc", "-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}"]
 FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
 # As nvcc is told: a product and its sum are one operation only where the sources say so.
 FLAGS += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]

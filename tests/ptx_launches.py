@@ -20,8 +20,6 @@ from densitrace.kernels import dispatch
 
 Counted = dict[str, Counts]  # of the launches of a kernel, by its name
 
-NVCC = ["nvcc", "-ptx", "-std=c++17", "-O3", "-fmad=false"]
-
 
 # ---- CUDA C++ ----------------------------------------------------------------------------------
 
@@ -33,7 +31,7 @@ def cuda_entries(capability: int) -> list[Entry]:
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((cuda_host.CSRC / "cuda").glob("*.cu")):
             ptx = Path(folder) / f"{source.stem}.ptx"
-            command = [*NVCC, f"-arch=sm_{capability}", f"-I{cuda_host.CSRC}", source, "-o", ptx]
+            command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source, "-o", ptx]
             subprocess.run([*map(str, command)], check=True)
             found += entries(ptx.read_text(encoding="utf-8")).values()
     return found

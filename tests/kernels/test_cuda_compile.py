@@ -5,12 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import cuda_host
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((cuda_host.CSRC / "cuda").glob("*.cu"))
 CAPABILITIES = (80, 90)
 SHARED_BYTES = 48 * 1024  # of one block, without asking for more
 
@@ -35,8 +36,8 @@ except RuntimeError as error:
 """
 
 
-def done(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def done(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished
 
@@ -44,9 +45,8 @@ def done(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("source", SOURCES, ids=[path.name for path in SOURCES])
 def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
     for capability in CAPABILITIES:
-        command: list[str | Path] = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-cubin"]
-        command += ["-Werror=all-warnings", "-Xptxas=-v", f"-arch=sm_{capability}"]
-        said = done([*command, "-o", tmp_path / "cubin", source]).stderr
+        command = [*cuda_host.NVCC, "-cubin", "-Werror=all-warnings", "-Xptxas=-v"]
+        said = done([*command, f"-arch=sm_{capability}", "-o", tmp_path / "cubin", source]).stderr
         used = [match.groupdict() for match in USAGE.finditer(said)]
         assert len(used) == said.count("Compiling entry function")
         for kernel in used:
