@@ -107,13 +107,13 @@ def triton_on_machine(
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
-    from triton_compiler import source
+    from triton_compiler import OPTIONS, source
 
     from densitrace.kernels.triton import configs
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+        options = {name: arguments[name] for name in OPTIONS if name in arguments}
         target = GPUTarget("cuda", capability, 32)
         known = source(self, arguments)
         built = triton.compile(known, target=target, options=options)

@@ -32,6 +32,8 @@ TYPES = {
     torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1", torch.float64: "*fp64",
 }  # fmt: skip
 
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a configuration, for the compiler
+
 Launch = tuple[JITFunction, dict[str, Any]]
 
 
@@ -77,7 +79,7 @@ def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
 def compiled(launch: Launch, capability: int) -> dict[str, int]:
     """Registers, spilled bytes and shared memory of a launch, from the assembler's report."""
     kernel, arguments = launch
-    options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+    options = {name: arguments[name] for name in OPTIONS if name in arguments}
     target = GPUTarget("cuda", capability, 32)
     built = triton.compile(source(kernel, arguments), target=target, options=options)
     suffix = "a" if capability == 90 else ""
