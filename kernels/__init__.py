@@ -165,6 +165,12 @@ def random_cuts(
     return pick(edges, eligible, counts)
 
 
+def _check_strata(by_stratum: Tensor) -> None:
+    strata, most = len(by_stratum), torch.iinfo(torch.uint8).max
+    if strata > most:
+        raise ValueError(f"{strata} strata, where levels of eight bits tell {most} apart")
+
+
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
     """Level map S and in-degrees of a block's attention edges: METHOD §4.
 
@@ -174,7 +180,11 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -
 
     Returns:
         EdgeLevels: levels uint8 [B, T, T] (0 above the diagonal), degrees int32 [K, B, T].
+
+    Raises:
+        ValueError: more strata than levels of eight bits tell apart.
     """
+    _check_strata(cuts)
     return dispatch.pick(reference.edge_levels, cuts.device, backend, edges)(edges, cuts)
 
 
@@ -230,6 +240,7 @@ def collect_edges(
 
     Raises:
         BackendError: the backend asked for lacks the op, or does not know the kind of edge weight.
+        ValueError: more strata than levels of eight bits tell apart.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 1)
@@ -237,6 +248,7 @@ def collect_edges(
         >>> [table.source.tolist() for table in collect_edges(edges, torch.zeros(1, 1, 2))]
         [[0, 0, 1]]
     """
+    _check_strata(cuts)
     return dispatch.pick(reference.collect_edges, cuts.device, backend, edges)(edges, cuts)
 
 
@@ -259,11 +271,15 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
 
     Args:
         reach: uint8 [B, T, T], beta of output t and node j.
-        degrees: int32 [K, B, T], kept in-edges of node j at stratum k, sparsest first.
+        degrees: int32 [K, B, T], kept in-edges of node j at stratum k, sparsest first; K <= 255.
 
     Returns:
         int64 [K, B, T]: sum over j of degrees[k, j] where reach[t, j] >= K - k.
+
+    Raises:
+        ValueError: more strata than levels of eight bits tell apart.
     """
+    _check_strata(degrees)
     return dispatch.pick(reference.trace_sizes, reach.device, backend)(reach, degrees)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -222,3 +222,21 @@ def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
         results: Any = dispatch.pick(trace_sizes, torch.device(device), "reference")(*MAPS)
         for found in results:
             assert (found, current) == (index, [0])
+
+
+def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
+    """On no backend: levels would wrap around."""
+    token = torch.zeros(1, 1, 2, 1)
+    weight = GivenWeight(torch.ones(1, 1, 2, 2))
+    edges = AttentionEdges(kernels.Pattern(token, token, 1.0), weight)
+    cuts = torch.zeros(256, 1, 2)
+    reach, degrees = torch.zeros(1, 2, 2, dtype=torch.uint8), cuts.int()
+    calls: list[Callable[[], object]] = [
+        lambda: kernels.edge_levels(edges, cuts),
+        lambda: kernels.collect_edges(edges, cuts),
+        lambda: kernels.trace_sizes(reach, degrees),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="256 strata, where levels of eight bits tell 255"):
+            call()
+    assert kernels.edge_levels(edges, cuts[:255]).levels.max() == 255
