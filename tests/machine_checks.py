@@ -3,8 +3,8 @@
     python tests/machine_checks.py TABLE CAPABILITY [SHAPE ...]
 
 Ops run as `kernels/test_gpu.py` checks them on a GPU, in one shape of its own and then the goldens
-of a model on all kernels, Triton's and CUDA's; or the ops alone, in the named shapes or in `all`.
-Prints the name of each op that holds, and of the shape.
+of a model, under each rule, on all kernels, Triton's and CUDA's; or the ops alone, in the named
+shapes or in `all`. Prints the name of each op that holds, and of the shape.
 """
 
 import sys
@@ -45,8 +45,9 @@ def main(table: str, capability: str, *names: str) -> None:
         with kernels_on_machine(int(capability), table):
             tracer = Tracer.from_pretrained(GOLDENS / FAMILY, device="cpu")
             vars(on_gpu)["tracer_on"] = lambda family: tracer
-            on_gpu.test_goldens(FAMILY)
-        sys.stdout.write(f"goldens {FAMILY}\n")
+            for rule in on_gpu.RULES:
+                on_gpu.test_goldens(FAMILY, rule)
+                sys.stdout.write(f"goldens {FAMILY} {rule}\n")
 
 
 if __name__ == "__main__":

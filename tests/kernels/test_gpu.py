@@ -28,9 +28,10 @@ from attention_problem import (
 from golden import FAMILIES, GOLDENS, golden
 from oracles import errors as oracle_errors
 
-from densitrace import Threshold, Trace, Tracer, kernels
+from densitrace import Nucleus, Threshold, Trace, Tracer, kernels
 from densitrace.kernels import dispatch, triton
 from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer.select import Rule
 from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
@@ -345,27 +346,31 @@ def tracer_on(family: str) -> Tracer:
     return Tracer.from_pretrained(GOLDENS / family, device=DEVICE)
 
 
-def traced(tracer: Tracer, family: str, **options: Any) -> Trace:
+RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus}
+
+
+def traced(tracer: Tracer, family: str, rule: str = "threshold", **options: Any) -> Trace:
     arrays = golden(family, "T16")
-    rule = Threshold(arrays["s.norm_l1.threshold.tau"])
+    select = RULES[rule](arrays[f"s.norm_l1.{rule}.tau"])
     following = [int(arrays["next_id"])]
     trace = tracer.trace(
-        arrays["ids"].tolist(), select=rule, count="causal", next_token=following, **options
+        arrays["ids"].tolist(), select=select, count="causal", next_token=following, **options
     )
     assert isinstance(trace, Trace)
     return trace
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_goldens(family: str) -> None:
+def test_goldens(family: str, rule: str) -> None:
     """Sizes and errors of one output's traces and of their inverse."""
     arrays = golden(family, "T16")
-    trace = traced(tracer_on(family), family, scope="output", controls=("inverse",))
-    sizes = arrays["s.norm_l1.threshold.raw_size"]
+    trace = traced(tracer_on(family), family, rule, scope="output", controls=("inverse",))
+    sizes = arrays[f"s.norm_l1.{rule}.raw_size"]
     np.testing.assert_array_equal(trace.edge_count[0, :-1], sizes[:-1])
     for ours, theirs in (("", "only"), ("_inverse", "inv")):
         for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
-            expected = arrays[f"e.norm_l1.threshold.{name}_{theirs}"]
+            expected = arrays[f"e.norm_l1.{rule}.{name}_{theirs}"]
             np.testing.assert_allclose(
                 trace.errors[measure + ours][0], expected, atol=1e-4, err_msg=measure + ours
             )
