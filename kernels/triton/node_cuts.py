@@ -120,12 +120,6 @@ def weights_of(b_key, COUNTED: tl.constexpr):
 
 
 @triton.jit
-def power_of_two(b_exponent):
-    # float32, of biased exponents from 1 to 254
-    return (b_exponent << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
     # int64 [BR, BE]: what an edge that can be kept adds to its bin, in fixed point; not nothing
     if COUNTED:
@@ -134,6 +128,14 @@ def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
     b_whole = b_high.to(tl.int32)
     b_low = (b_high - b_whole.to(tl.float32)) * 2.0**HALF_BITS
     return (b_whole.to(tl.int64) << HALF_BITS) + tl.ceil(b_low).to(tl.int32)
+
+
+@triton.jit
+def shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED: tl.constexpr):
+    # [BR, BE]: whether the histogram that strata share holds an edge, and int32, in which bin
+    b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
+    m_held = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
+    return m_held, (b_depth >> b_bits[:, None]).to(tl.int32)
 
 
 @triton.jit
@@ -218,7 +220,8 @@ def row_cuts_kernel(
     b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
     # The heaviest is 2^HALF_BITS before the point, or twice that, unless that is out of range.
     b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
-    b_unit = power_of_two(tl.minimum(254 + HALF_BITS - b_exponent, 254))
+    b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
+    b_unit = (b_unit << 23).to(tl.float32, bitcast=True)
     # [BR, BK]
     if COUNTED:
         b_wanted = tl.ceil(b_shares[None, :] * b_all.to(tl.float64)[:, None] - 1e-9)
@@ -238,10 +241,9 @@ def row_cuts_kernel(
     clear_bins(p_bins, BK * BINS * BR, BE * BR)
     for i_e in range(0, end, BE):
         b_weight = load_weights(p_row, i_e + o_e, b_end)
-        b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
-        m_here = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
-        p_bin = p_bins + (o_shared + (b_depth >> b_bits[:, None]).to(tl.int32))
-        tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_here, "relaxed")
+        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
+        p_bin = p_bins + (o_shared + o_bin)
+        tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_held, "relaxed")
     b_sum = add_up_bins(p_bins, BR, BK * BINS, BK * BB)[:, None]
     b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
     b_left = tl.minimum(b_left, b_sum)
@@ -262,11 +264,10 @@ def row_cuts_kernel(
     b_lighter = tl.full([BR, BE], float("-inf"), tl.float32)
     for i_e in range(0, end, BE):
         b_weight = load_weights(p_row, i_e + o_e, b_end)
-        b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
-        m_here = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
-        b_lighter = tl.maximum(b_lighter, tl.where(m_here, float("-inf"), b_weight))
-        p_bin = p_bins + (o_shared + (b_depth >> b_bits[:, None]).to(tl.int32))
-        m_moved = tl.load(p_bin, mask=m_here, other=0, cache_modifier=".cg") < 0
+        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
+        b_lighter = tl.maximum(b_lighter, tl.where(m_held, float("-inf"), b_weight))
+        p_bin = p_bins + (o_shared + o_bin)
+        m_moved = tl.load(p_bin, mask=m_held, other=0, cache_modifier=".cg") < 0
         o_moved = b_moved[:, None] + tl.cumsum(m_moved.to(tl.int32), 1) - 1
         tl.debug_barrier()  # all have read what is written over
         tl.store(p_row[:, None] + o_moved, b_weight, mask=m_moved)
@@ -388,6 +389,9 @@ def node_cuts(
     cuts = torch.empty(strata, batch, length, dtype=torch.float32, device=side.device)
     width = max(2, int(triton.next_power_of_2(strata)))
     config = configs.launch("row_cuts", width, cuts)
+    counted = total is None
+    wanted = wanted.double().contiguous()
+    total = side if total is None else total.float().contiguous()  # not read where edges count
     for run in weight_rows(op, edges, side):
         _, targets, columns = run.weights.shape
         narrow = max(32, int(triton.next_power_of_2(columns)))
@@ -402,8 +406,8 @@ def node_cuts(
         for first in range(0, batch * targets, programs * rows):
             row_cuts_kernel[(programs,)](
                 p_rows=run.weights,
-                p_wanted=wanted.double().contiguous(),
-                p_total=side if total is None else total.float().contiguous(),
+                p_wanted=wanted,
+                p_total=total,
                 p_bins=histograms,
                 p_cuts=cuts,
                 rows=batch * targets,
@@ -421,7 +425,7 @@ def node_cuts(
                 BR=rows,
                 BS=run.tile,
                 HEADS=run.heads,
-                COUNTED=total is None,
+                COUNTED=counted,
                 **config
                 | {
                     "BITS": bits,
