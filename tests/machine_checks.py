@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from attention_problem import Problem, Shape
 from bench_files import module_at
-from golden import GOLDENS
+from golden import CUT_RULES, GOLDENS
 from ptx_launches import kernels_on_machine, triton_on_machine
 
 from densitrace import Tracer
@@ -45,7 +45,7 @@ def main(table: str, capability: str, *names: str) -> None:
         with kernels_on_machine(int(capability), table):
             tracer = Tracer.from_pretrained(GOLDENS / FAMILY, device="cpu")
             vars(on_gpu)["tracer_on"] = lambda family: tracer
-            for rule in on_gpu.RULES:
+            for rule in CUT_RULES:
                 on_gpu.test_goldens(FAMILY, rule)
                 sys.stdout.write(f"goldens {FAMILY} {rule}\n")
 

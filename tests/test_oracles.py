@@ -18,7 +18,6 @@ from oracles import (
     Bools,
     Graph,
     Kept,
-    ModulesOracle,
     Oracle,
     Run,
     Weights,
@@ -26,6 +25,7 @@ from oracles import (
     density_at,
     errors,
     log_softmax,
+    oracle_of,
     ranked_nucleus,
     sizes,
     weigh,
@@ -44,10 +44,6 @@ every_golden = pytest.mark.parametrize("length", LENGTHS)
 every_golden_family = pytest.mark.parametrize("family", GOLDEN_FAMILIES)
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_model = pytest.mark.parametrize("variant", [*VARIANTS, *FURTHER])
-
-
-def oracle_of(variant: str) -> Oracle:
-    return (ModulesOracle if variant in FURTHER else Oracle)(tiny_model(variant))
 
 
 def random_ids(tokens: int, seed: int = 0) -> list[int]:
@@ -75,7 +71,7 @@ def test_there_are_eight_families() -> None:
 @every_model
 def test_clean_logits_are_the_models(variant: str, tokens: int) -> None:
     ids = random_ids(tokens)
-    run = oracle_of(variant).clean(ids)
+    run = oracle_of(tiny_model(variant)).clean(ids)
     assert_same_logits(run.logits, model_logits(variant, ids))
 
 
@@ -104,14 +100,14 @@ def test_what_a_tiny_model_has_to_be(variant: str) -> None:
     again, other = (dict(tiny_model(variant, seed).named_parameters()) for seed in (0, 1))
     assert all(torch.equal(p, again[name]) for name, p in parameters.items())
     assert not any(torch.equal(p, other[name]) for name, p in parameters.items())
-    last_row = oracle_of(variant).clean(random_ids(8)).alpha[:, :, -1]
+    last_row = oracle_of(model).clean(random_ids(8)).alpha[:, :, -1]
     assert (last_row.max(-1) > 0.2).mean() > 0.5
     assert (last_row.max(-1) > 0.99).mean() < 0.1
 
 
 @every_model
 def test_every_edge_kept_is_the_model(variant: str) -> None:
-    ids, oracle = random_ids(9), oracle_of(variant)
+    ids, oracle = random_ids(9), oracle_of(tiny_model(variant))
     run = oracle.clean(ids)
     everything = run.graph("norm_l1").exists
     for attention in ("live", "frozen"):

@@ -9,7 +9,7 @@ TESTS = Path(__file__).parent
 
 
 def lines_of(script: str, *arguments: str) -> list[str]:
-    """What a script beside this file prints; it has to end well."""
+    """What a script prints, named by its way from this folder; it has to end well."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-P", TESTS / script, *arguments],

@@ -25,13 +25,12 @@ from attention_problem import (
     gap_cuts,
     joined,
 )
-from golden import FAMILIES, GOLDENS, golden
+from golden import CUT_RULES, FAMILIES, GOLDENS, assert_golden, golden, golden_trace
 from oracles import errors as oracle_errors
 
-from densitrace import Nucleus, Threshold, Trace, Tracer, kernels
+from densitrace import Threshold, Trace, Tracer, kernels
 from densitrace.kernels import dispatch, triton
 from densitrace.tracer.engine import LaneLoop
-from densitrace.tracer.select import Rule
 from densitrace.tracer.tracing import Settings
 
 pytestmark = pytest.mark.gpu
@@ -346,34 +345,16 @@ def tracer_on(family: str) -> Tracer:
     return Tracer.from_pretrained(GOLDENS / family, device=DEVICE)
 
 
-RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus}
-
-
 def traced(tracer: Tracer, family: str, rule: str = "threshold", **options: Any) -> Trace:
-    arrays = golden(family, "T16")
-    select = RULES[rule](arrays[f"s.norm_l1.{rule}.tau"])
-    following = [int(arrays["next_id"])]
-    trace = tracer.trace(
-        arrays["ids"].tolist(), select=select, count="causal", next_token=following, **options
-    )
-    assert isinstance(trace, Trace)
-    return trace
+    return golden_trace(tracer, golden(family, "T16"), rule, count="causal", **options)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CUT_RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_goldens(family: str, rule: str) -> None:
     """Sizes and errors of one output's traces and of their inverse."""
-    arrays = golden(family, "T16")
     trace = traced(tracer_on(family), family, rule, scope="output", controls=("inverse",))
-    sizes = arrays[f"s.norm_l1.{rule}.raw_size"]
-    np.testing.assert_array_equal(trace.edge_count[0, :-1], sizes[:-1])
-    for ours, theirs in (("", "only"), ("_inverse", "inv")):
-        for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
-            expected = arrays[f"e.norm_l1.{rule}.{name}_{theirs}"]
-            np.testing.assert_allclose(
-                trace.errors[measure + ours][0], expected, atol=1e-4, err_msg=measure + ours
-            )
+    assert_golden(trace, golden(family, "T16"), rule)
 
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])

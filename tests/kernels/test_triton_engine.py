@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import golden, tracer_of
+from golden import CUT_RULES, assert_golden, golden, golden_trace, tracer_of
 
-from densitrace import Nucleus, Threshold, Trace, Tracer
+from densitrace import Trace, Tracer
 from densitrace.kernels import AttentionEdges, dispatch, triton
-from densitrace.tracer.select import Rule
 
 FAMILY, LENGTH = "mistral", "T08"
 ARRAYS = golden(FAMILY, LENGTH)
-RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus}
-FULL = -1  # threshold 0 or all mass: the reference's last stratum is the whole graph by fiat
+FULL = -1  # threshold 0: the reference's last stratum is the whole graph by fiat
 
 Served = dict[str, str]  # op to the backend whose function ran
 
@@ -50,12 +48,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def traced(backend: str = "auto", rule: str = "threshold", **options: Any) -> Trace:
     tracer = Tracer(tracer_of(FAMILY)._decoder.model, backend=backend)
-    select = RULES[rule](ARRAYS[f"s.norm_l1.{rule}.tau"])
-    trace = tracer.trace(
-        ARRAYS["ids"].tolist(), select=select, next_token=[int(ARRAYS["next_id"])], **options
-    )
-    assert isinstance(trace, Trace)
-    return trace
+    return golden_trace(tracer, ARRAYS, rule, **options)
 
 
 def test_weights(served: Served) -> None:
@@ -66,21 +59,11 @@ def test_weights(served: Served) -> None:
             np.testing.assert_allclose(ours, expected, atol=1e-6, err_msg=f"{layer} {kind}")
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CUT_RULES)
 def test_sizes_and_errors_live(rule: str, served: Served) -> None:
     """One output's trace, as the reference takes it, and its inverse."""
     trace = traced(rule=rule, scope="output", controls=("inverse",))
-    np.testing.assert_array_equal(
-        trace.edge_count[0, :FULL], ARRAYS[f"s.norm_l1.{rule}.raw_size"][:FULL]
-    )
-    for ours, theirs in (("", "only"), ("_inverse", "inv")):
-        for measure, name in (("tv", "tv"), ("loss", "loss"), ("entropy", "ent")):
-            np.testing.assert_allclose(
-                trace.errors[measure + ours][0],
-                ARRAYS[f"e.norm_l1.{rule}.{name}_{theirs}"],
-                atol=1e-4,
-                err_msg=f"{measure}{ours}",
-            )
+    assert_golden(trace, ARRAYS, rule)
     assert {"source_norms", "attention_stats", "edge_levels", "lane_attention"} <= served.keys()
     assert ("nucleus_cuts" in served) == (rule == "nucleus")
 

@@ -20,7 +20,7 @@ from .decoder import Oracle, Run, weigh
 from .errors import auc_tv, density_at, errors, log_softmax, ranked_nucleus
 from .families import FAMILIES
 from .graph import KINDS, Bools, Edge, Floats, Graph, Kept, Weights, sizes
-from .modules import ModulesOracle
+from .modules import ModulesOracle, oracle_of
 
 __all__ = [
     "FAMILIES",
@@ -38,6 +38,7 @@ __all__ = [
     "density_at",
     "errors",
     "log_softmax",
+    "oracle_of",
     "ranked_nucleus",
     "sizes",
     "weigh",

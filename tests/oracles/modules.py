@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from .decoder import Oracle
+from .families import FAMILIES
 from .graph import Bools, Floats
 
 
@@ -88,3 +89,8 @@ class ModulesOracle(Oracle):
             m = module(torch.from_numpy(pre(y) if pre else y)[None])
         m = np.asarray((m[0] if isinstance(m, tuple) else m)[0].numpy())
         return post(m) if post else m
+
+
+def oracle_of(model: Any) -> Oracle:
+    """The one that shares least with the model."""
+    return (Oracle if model.config.model_type in FAMILIES else ModulesOracle)(model)

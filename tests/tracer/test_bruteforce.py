@@ -10,10 +10,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from numpy.typing import NDArray
-from oracles import KINDS, Graph, Kept, ModulesOracle, Oracle, errors, sizes
+from oracles import KINDS, Graph, Kept, Oracle, errors, sizes
 from tiny_models import FAMILIES, FURTHER, VARIANTS, VOCABULARY, WINDOW, tiny_model
 
 from densitrace import Nucleus, Size, Threshold, TopFraction, Trace, Tracer
@@ -45,7 +46,7 @@ def tracer_of(family: str) -> Tracer:
 
 @cache
 def oracle_of(family: str) -> Oracle:
-    return (ModulesOracle if family in FURTHER else Oracle)(tiny_model(family))
+    return oracles.oracle_of(tiny_model(family))
 
 
 def tokens(length: int = LENGTH, seed: int = 3) -> list[int]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import FAMILIES, LENGTHS, golden, tracer_of
+from golden import FAMILIES, LENGTHS, RULES, golden, tracer_of
 from numpy.typing import NDArray
 
-from densitrace import Nucleus, Rule, Size, Threshold, Trace
+from densitrace import Rule, Threshold, Trace
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.evaluate import logits
@@ -22,7 +22,6 @@ from densitrace.tracer.sizes import output_trace
 from densitrace.tracer.tracing import Settings, Tracing
 
 KINDS = ("attn", "res_attn", "res_mlp", "mlp")
-RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
 WEIGHT_TOLERANCE = {"norm_l1": 1e-6, "norm_l2": 1e-6, "cosine": 1e-6, "proximity": 5e-5}
 ERROR_TOLERANCE = 1e-4
 
