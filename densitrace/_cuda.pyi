@@ -123,6 +123,25 @@ def table_rows(
     Its columns are those of `densitrace.kernels.EdgeTable`.
     """
 
+def node_cuts(
+    weight: int,
+    tile: Tile,
+    window: int,
+    side: int,
+    sides: int,
+    wanted: int,
+    strata: int,
+    total: int,
+    cuts: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Writes the cuts [K, B, T] of a tile's nodes; the tile has all heads, or none.
+
+    They keep `wanted` shares, float64 [K], of a total [B, T], or of the number of edges where that
+    is 0: of the tile's weights, which are moved about, and of `side`, float32 [E, B, T].
+    """
+
 def settle(
     ranked: tuple[int, int],
     sent: int,

@@ -6,7 +6,7 @@ Cuts are ordered with the sparsest stratum first, so cuts[0] >= cuts[1] >= ...; 
 stratum k iff its unnormalised weight > cuts[k], and its *level* is the number of cuts it clears.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -120,12 +120,16 @@ def nucleus_cuts(
     Args:
         edges: the attention edges into the nodes; None where there are none (an MLP node).
         side: float32 [E, B, T] weights of the other in-edges.
-        masses: p of each stratum, ascending.
+        masses: p of each stratum, ascending; K <= 255.
         total: float32 [B, T], the Z that p is a share of.
 
     Returns:
         float32 [K, B, T].
+
+    Raises:
+        ValueError: more strata than levels of eight bits tell apart.
     """
+    _check_strata(masses)
     wanted = on_device(tuple(masses), torch.float64, side.device)
     pick = dispatch.pick(reference.nucleus_cuts, side.device, backend, edges)
     return pick(edges, side, wanted, total)
@@ -140,9 +144,10 @@ def fraction_cuts(
 ) -> Tensor:
     """The cut under which ceil(s * n) of a node's n in-edges are kept, the heaviest: METHOD §3.
 
-    An edge that ties with the heaviest one left out is left out too. Arguments and result as in
-    `nucleus_cuts`.
+    An edge that ties with the heaviest one left out is left out too. Arguments, result and errors
+    as in `nucleus_cuts`.
     """
+    _check_strata(fractions)
     wanted = on_device(tuple(fractions), torch.float64, side.device)
     pick = dispatch.pick(reference.fraction_cuts, side.device, backend, edges)
     return pick(edges, side, wanted)
@@ -165,7 +170,7 @@ def random_cuts(
     return pick(edges, eligible, counts)
 
 
-def _check_strata(by_stratum: Tensor) -> None:
+def _check_strata(by_stratum: Sized) -> None:
     strata, most = len(by_stratum), torch.iinfo(torch.uint8).max
     if strata > most:
         raise ValueError(f"{strata} strata, where levels of eight bits tell {most} apart")

@@ -21,6 +21,8 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
     "collect_edges": (NormWeight, GivenWeight),
     "edge_levels": (ProximityWeight,),
     "edge_mass": (ProximityWeight,),
+    "fraction_cuts": (NormWeight, GivenWeight),
+    "nucleus_cuts": (NormWeight, GivenWeight),
 }
 
 METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
@@ -301,6 +303,46 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
         rest = rest.float() - pieces[-1]
         pieces.append(rest.bfloat16())
     return pieces
+
+
+# ---- cuts of nodes -----------------------------------------------------------------------------
+
+
+def nucleus_cuts(
+    edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
+) -> Tensor:
+    return _node_cuts(edges, side, masses, total)
+
+
+def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
+    return _node_cuts(edges, side, fractions, None)
+
+
+def _node_cuts(
+    edges: AttentionEdges | None, side: Tensor, wanted: Tensor, total: Tensor | None
+) -> Tensor:
+    """By shares of the total, or of the number of edges where it is None."""
+    sides, batch, length = side.shape
+    device, where = side.device, _where(side.device)
+    cuts = torch.empty(len(wanted), batch, length, dtype=torch.float32, device=device)
+    side, wanted = _floats(side), wanted.double().contiguous()
+    total = None if total is None else _floats(total)
+    weighing = None if edges is None else _Weighing(edges)
+    heads = 0 if weighing is None else weighing.heads
+    window = 0 if edges is None else edges.pattern.window or 0
+    told = (
+        _address("side", side, torch.float32, sides, batch, length, on=device),
+        sides,
+        _address("shares", wanted, torch.float64, len(wanted), on=device),
+        len(wanted),
+        0 if total is None else _address("total", total, torch.float32, batch, length, on=device),
+        cuts.data_ptr(),
+        *where,
+    )
+    for tile in _tiles(batch, 0, heads, length):
+        weight = None if weighing is None else weighing.weigh(tile)
+        _cuda.node_cuts(0 if weight is None else weight.data_ptr(), tile.plain, window, *told)
+    return cuts
 
 
 # ---- the kept edges as tables ------------------------------------------------------------------

@@ -29,7 +29,7 @@ T = TypeVar("T")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREFERENCE = {  # by device type; others: the plain torch definition
     "cpu": ("cpu", "reference"),
-    "cuda": ("triton", "cuda", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
 }
 
 REMEDIES = {

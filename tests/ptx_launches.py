@@ -142,7 +142,7 @@ def kernels_on_machine(
     """Ops on tensors of the CPU are served as on a GPU: see `triton_on_machine`."""
     with (
         mock.patch.object(dispatch, "BACKENDS", (*dispatch.BACKENDS, cuda_host.NAME)),
-        mock.patch.dict(dispatch.PREFERENCE, {"cpu": ("triton", cuda_host.NAME, "reference")}),
+        mock.patch.dict(dispatch.PREFERENCE, {"cpu": (cuda_host.NAME, "triton", "reference")}),
         triton_on_machine(capability, table, counted),
         cuda_on_machine(capability, counted),
     ):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from ptx import Launch, PtxError, entries, launch
+from ptx import Counts, Launch, PtxError, entries, launch
 
 THREADS = 64
 
@@ -34,12 +34,18 @@ HEAD = """
 """
 
 
-def run(body: str, given: NDArray[np.uint32], found: NDArray[np.uint32], blocks: int = 1) -> None:
+def run(
+    body: str,
+    given: NDArray[np.uint32],
+    found: NDArray[np.uint32],
+    blocks: int = 1,
+    counts: Counts | None = None,
+) -> None:
     """Run a kernel of which each thread has its number of `given` at %rd4, of `found` at %rd5."""
     (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
     arguments = struct.pack("QQ", given.ctypes.data, found.ctypes.data)
     arrays = [(each.ctypes.data, each.nbytes) for each in (given, found)]
-    launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays)
+    launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays, counts)
 
 
 def computed(body: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -65,6 +71,17 @@ def test_bits(values: NDArray[np.uint32], start: int, length: int) -> None:
     ]
     assert computed(f"bfi.b32 %r6, %r5, 0, {start}, {length};", values).tolist() == [
         (int(x) & mask) << start & 0xFFFFFFFF for x in values
+    ]
+    wide = f"""
+    mul.wide.u32 %rd6, %r5, -1;
+    mov.b64 %rd7, 0x5555555555555555;
+    bfi.b64 %rd7, %rd6, %rd7, {start}, {length + 32};
+    shr.u64 %rd7, %rd7, 32;
+    cvt.u32.u64 %r6, %rd7;
+    """
+    mask = ((1 << length + 32) - 1 << start) % 2**64
+    assert computed(wide, values).tolist() == [
+        (int(x) * 0xFFFFFFFF << start & mask | 0x5555555555555555 & ~mask) >> 32 for x in values
     ]
     assert computed(f"shf.l.wrap.b32 %r6, %r5, %r5, {start};", values).tolist() == [
         (int(x) << start | int(x) >> 32 - start) & 0xFFFFFFFF for x in values
@@ -135,6 +152,28 @@ def test_additions_meet() -> None:
     found = np.zeros(THREADS, np.uint32)
     run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)
     assert found.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
+
+
+@given(words)
+def test_the_least_stays(values: NDArray[np.uint32]) -> None:
+    body = """
+    st.shared.u32 [%r4], -1;
+    bar.sync 0;
+    red.shared.min.u32 [memory], %r5;
+    bar.sync 0;
+    ld.shared.u32 %r6, [memory];
+    """
+    assert set(computed(body, values)) == {values.min()}
+
+
+def test_lanes_that_add_to_a_word_take_turns() -> None:
+    def turns(address: str) -> int:
+        counts = Counts()
+        body = f"st.shared.u32 [%r4], 0;\nbar.sync 0;\natom.shared.add.u32 %r6, {address}, 1;"
+        run(body, NUMBERS, NUMBERS.copy(), counts=counts)
+        return counts.turns - THREADS // 32  # without those of the store
+
+    assert (turns("[%r4]"), turns("[memory]")) == (THREADS // 32, THREADS)
 
 
 # ---- what it sees ------------------------------------------------------------------------------

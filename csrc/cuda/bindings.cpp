@@ -119,6 +119,14 @@ void bind_table_rows(Address weight, Address cuts, unsigned strata, const Tile& 
              at<const std::int64_t>(starts), table, {device, stream});
 }
 
+void bind_node_cuts(Address weight, const Tile& tile, unsigned window, Address side, unsigned sides,
+                    Address wanted, unsigned strata, Address total, Address cuts, int device,
+                    Address stream) {
+  check_strata(strata);
+  node_cuts(at<float>(weight), tile, window, at<const float>(side), sides, at<const double>(wanted),
+            strata, at<const float>(total), at<float>(cuts), {device, stream});
+}
+
 // `ranked`: entry, dimension; `settled`: sums, edges, summed.
 void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address most, Address share,
                  Address cuts, unsigned strata, Address weight, const Tile& tile, unsigned heads,
@@ -204,6 +212,10 @@ PYBIND11_MODULE(MODULE, module) {
   module.def("table_rows", &bind_table_rows, weight, py::arg("cuts"), py::arg("strata"), tile,
              heads, py::arg("starts"), py::arg("columns"), device, stream,
              "Writes the edges that clear the last cut into the columns of a table.");
+  module.def("node_cuts", &bind_node_cuts, weight, tile, py::arg("window"), py::arg("side"),
+             py::arg("sides"), py::arg("wanted"), py::arg("strata"), py::arg("total"),
+             py::arg("cuts"), device, stream,
+             "Writes the cuts of a tile's nodes by shares of a total, or of a number of edges.");
   module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("most"),
              py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile, heads,
              py::arg("hidden"), py::arg("settled"), device, stream,

@@ -140,6 +140,10 @@ void launch(Kernel kernel, Blocks blocks, Where where) {
 
 // To an integer in shared memory; returns what it was. The order of the additions is not known.
 DEVICE std::int32_t add(std::int32_t& to, std::int32_t value) { return atomicAdd(&to, value); }
+DEVICE std::uint32_t add(std::uint32_t& to, std::uint32_t value) { return atomicAdd(&to, value); }
+
+// Lowers an integer in shared memory to another.
+DEVICE void least(std::uint32_t& of, std::uint32_t value) { atomicMin(&of, value); }
 
 // How many bits of a word are set.
 DEVICE unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__popc(word)); }
@@ -229,11 +233,17 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
   }
 }
 
-inline std::int32_t add(std::int32_t& to, std::int32_t value) {
-  const std::int32_t before = to;
-  to =
-      static_cast<std::int32_t>(static_cast<std::uint32_t>(to) + static_cast<std::uint32_t>(value));
+inline std::uint32_t add(std::uint32_t& to, std::uint32_t value) {
+  const std::uint32_t before = to;
+  to += value;
   return before;
+}
+inline std::int32_t add(std::int32_t& to, std::int32_t value) {
+  auto& bits = reinterpret_cast<std::uint32_t&>(to);
+  return static_cast<std::int32_t>(add(bits, static_cast<std::uint32_t>(value)));
+}
+inline void least(std::uint32_t& of, std::uint32_t value) {
+  if (value < of) of = value;
 }
 inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builtin_popcount(word)); }
 

@@ -38,6 +38,11 @@ void count_rows(const float* weight, const float* floor, const Tile& tile, unsig
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where);
 
+// node_cuts.cu: of a tile with all heads, or with none, whose weights it moves about; shares
+// `wanted` [K] of a total [B, T], or of the number of edges where it is null
+void node_cuts(float* weight, const Tile& tile, unsigned window, const float* side, unsigned sides,
+               const double* wanted, unsigned strata, const float* total, float* cuts, Where where);
+
 // proximity.cu: `heads` is H
 void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
             const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,

@@ -17,6 +17,7 @@ from attention_problem import (
     gap_cuts,
     joined,
     rows_of,
+    weights_that_tie,
 )
 from golden import golden, tracer_of
 from hypothesis import given
@@ -275,6 +276,92 @@ def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) ->
     cuts = gap_cuts(problem.norm_weights(), (0.9, 0.6))
     expected = rows_of(table_of(edges, cuts))
     assert rows_of(table_of(replace(edges, pattern=problem.pattern), cuts)) == expected
+
+
+# ---- cuts of nodes -----------------------------------------------------------------------------
+
+
+def all_cuts(
+    backend: str, edges: AttentionEdges | None, side: Tensor, shares: list[float]
+) -> Tensor:
+    """Nucleus and fraction cuts."""
+    total = side.double().sum(0)
+    if edges is not None:
+        weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
+        total = total + weights.double().clamp(min=0).sum((1, 3))
+    nucleus = kernels.nucleus_cuts(edges, side, shares, total.float(), backend=backend)
+    return torch.stack([nucleus, kernels.fraction_cuts(edges, side, shares, backend=backend)])
+
+
+def assert_cuts(edges: AttentionEdges | None, side: Tensor, shares: list[float]) -> None:
+    """To the bit those of the definition, whichever thread comes first."""
+    with pytest.MonkeyPatch.context() as patch:
+        cuda_host.switch_on(patch)
+        first, second = both_orders(lambda: all_cuts(cuda_host.NAME, edges, side, shares))
+    assert torch.equal(first, second)
+    assert torch.equal(first, all_cuts("reference", edges, side, shares))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 2),
+    length=st.integers(1, 40),
+    heads=st.sampled_from([0, 1, 3, 16, 33]),
+    sides=st.integers(0, 3),
+    window=st.sampled_from([None, 1, 7]),
+    tie=st.booleans(),
+    shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=20).map(sorted),
+    elements=st.sampled_from([1, 1000, 1 << 24]),
+)
+def test_any_cuts_are_those_of_the_definition(
+    seed: int,
+    batch: int,
+    length: int,
+    heads: int,
+    sides: int,
+    window: int | None,
+    tie: bool,
+    shares: list[float],
+    elements: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        if tie:
+            return weights_that_tie(generator, *shape)
+        return torch.exp(4 * torch.randn(shape, generator=generator))
+
+    edges = None
+    if heads:
+        empty = torch.zeros(batch, heads, length, 1)
+        weight = GivenWeight(drawn(batch, heads, length, length))
+        edges = AttentionEdges(Pattern(empty, empty, 1.0, window=window), weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "TILE_ELEMENTS", elements)
+        assert_cuts(edges, drawn(sides if heads else sides + 1, batch, length), shares)
+
+
+@pytest.mark.parametrize("strata", [1, 2, 16, 17, 255])  # of 4,096, 256 and 16 bins each
+def test_cuts_of_long_rows(strata: int) -> None:
+    """Of many stretches of sources, where a stratum's bin holds many edges."""
+    generator = torch.Generator().manual_seed(strata)
+    side = torch.exp(2 * torch.randn(30_000, 1, 2, generator=generator))
+    side[:9000, :, 1] = 0.7  # and of many that tie
+    assert_cuts(None, side, [(k + 1) / (strata + 1) for k in range(strata)])
+    length, heads = 300, 20
+    weight = torch.full((1, heads, length, length), -torch.inf)
+    weight[:, :, -3:] = torch.exp(torch.randn(1, heads, 3, length, generator=generator))
+    empty = torch.zeros(1, heads, length, 1)
+    edges = AttentionEdges(Pattern(empty, empty, 1.0), GivenWeight(weight))
+    assert_cuts(edges, side[:2, :, :1].expand(-1, -1, length), [0.2, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [-0.0, 1e-45], [1e-45, 3e-45, 2e-38, 1.0], [1e38]])
+def test_cuts_of_weights_at_either_end(weights: list[float]) -> None:
+    assert_cuts(None, torch.tensor(weights)[:, None, None], [0.25, 0.75, 1.0])
+
+
+# ---- proximity ---------------------------------------------------------------------------------
 
 
 def proximity_edges(problem: Problem) -> AttentionEdges:

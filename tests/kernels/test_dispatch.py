@@ -235,6 +235,8 @@ def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
         lambda: kernels.edge_levels(edges, cuts),
         lambda: kernels.collect_edges(edges, cuts),
         lambda: kernels.trace_sizes(reach, degrees),
+        lambda: kernels.nucleus_cuts(None, cuts, [0.5] * 256, cuts[0]),
+        lambda: kernels.fraction_cuts(None, cuts, [0.5] * 256),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="256 strata, where levels of eight bits tell 255"):

@@ -36,7 +36,10 @@ from densitrace.tracer.tracing import Settings
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 TRITON_OPS = tuple(triton.__all__)
-CUDA_OPS = ("bottleneck", "trace_sizes", "collect_edges", "proximity", "product")
+CUDA_OPS = (
+    "bottleneck", "trace_sizes", "collect_edges", "nucleus_cuts", "fraction_cuts", "proximity",
+    "product",
+)  # fmt: skip
 
 WIDE = {
     "width 64": Shape(heads=4, groups=2, length=129, d_k=64, d_v=64, hidden=96),
@@ -128,7 +131,11 @@ def check_nucleus_cuts(problem: Problem) -> None:
     total = rows.sum(-1)
     masses = (0.2, 0.6, 0.97)
     cuts = kernels.nucleus_cuts(
-        exact_norm_edges(problem), side, masses, torch.from_numpy(total).float(), backend="triton"
+        exact_norm_edges(problem),
+        side,
+        masses,
+        torch.from_numpy(total).float(),
+        backend=problem.backend,
     )
     for (k, b, t), cut in np.ndenumerate(cuts.double().numpy()):
         kept = rows[b, t][rows[b, t] > cut]
@@ -144,7 +151,7 @@ def check_fraction_cuts(problem: Problem) -> None:
     side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
     fractions = (0.1, 0.5, 1.0)
     edges = exact_norm_edges(problem)
-    cuts = kernels.fraction_cuts(edges, side, fractions, backend="triton").double().numpy()
+    cuts = kernels.fraction_cuts(edges, side, fractions, backend=problem.backend).double().numpy()
     for (k, b, t), cut in np.ndenumerate(cuts):
         node = np.append(weights[b, :, t][:, allowed[b, t]], side[:, b, t].double().numpy())
         wanted = math.ceil(fractions[k] * len(node))

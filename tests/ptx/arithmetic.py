@@ -206,9 +206,10 @@ def _field(a: Value, start: Value, length: Value) -> Value:
 
 
 def _inserted(a: Value, into: Value, start: Value, length: Value) -> Value:
-    start, length = (np.minimum(x & 255, 32).astype(np.uint64) for x in (start, length))
-    mask = (np.uint64(1) << length) - np.uint64(1) << start
-    return (into & ~mask | a.astype(np.uint64) << start & mask).astype(np.uint32)
+    start, length = np.minimum(start & 255, 64), np.minimum(length & 255, 64)
+    ones = np.uint64(2**64 - 1)
+    mask = _shifted(True, ~_shifted(True, ones, length), start)
+    return (into & ~mask | _shifted(True, a.astype(np.uint64), start) & mask).astype(into.dtype)
 
 
 def _permuted(a: Value, b: Value, selectors: Value) -> Value:

@@ -28,20 +28,25 @@ class Counts:
         """An instruction is given to the warps of threads."""
         self.issued[it.name] += len(np.unique(who // WARP))
 
-    def access(self, space: str, who: NDArray[np.int64], at: NDArray[Any], size: int) -> None:
-        """Threads mean bytes of a memory."""
+    def access(
+        self, space: str, who: NDArray[np.int64], at: NDArray[Any], size: int, changes: bool
+    ) -> None:
+        """Threads mean bytes of a memory; `changes`: each changes what the one before left."""
         if space == "shared":
-            self._shared(who, at.astype(np.int64), size)
+            self._shared(who, at.astype(np.int64), size, changes)
         else:
             self.sectors += _distinct(who // WARP, at.astype(np.int64) // SECTOR)
 
-    def _shared(self, who: NDArray[np.int64], at: NDArray[np.int64], size: int) -> None:
+    def _shared(
+        self, who: NDArray[np.int64], at: NDArray[np.int64], size: int, changes: bool
+    ) -> None:
         together = min(WARP, max(1, TURN // max(size, 4)))  # lanes that are served at once
         group = who // together
         count = max(1, size // 4)
         word = (at[:, None] // 4 + np.arange(count)).ravel()
-        # Lanes that mean the same word are served together.
-        pairs = np.unique(np.stack([np.repeat(group, count), word]), axis=1)
+        pairs = np.stack([np.repeat(group, count), word])
+        if not changes:  # lanes that mean the same word are served together
+            pairs = np.unique(pairs, axis=1)
         meeting = np.unique(np.stack([pairs[0], pairs[1] % BANKS]), axis=1, return_counts=True)
         (groups, _), most = meeting
         order = np.flatnonzero(np.diff(groups, prepend=-1))

@@ -150,12 +150,13 @@ class SharedMemory:
         self._writes[0, place], self._writes[1, place] = epoch, who
         self.written[place] = True
 
-    def adds(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
-        """Threads add to numbers: in any order, with no other access between two barriers."""
+    def combines(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
+        """Threads add to numbers or lower them: in any order, with no other access between two
+        barriers."""
         place, _, epoch = self._each(thread, at, size)
         everyone = np.full_like(place, -2)
         if not self.written[place].all():
-            raise PtxError("something is added to shared memory that nobody wrote")
+            raise PtxError("what nobody wrote is added to in shared memory")
         self._check(self._writes, place, everyone, epoch, "adds to what another thread writes")
         self._check(self._reads, place, everyone, epoch, "adds to what another thread reads")
         self._writes[0, place], self._writes[1, place] = epoch, -2

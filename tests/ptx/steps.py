@@ -21,11 +21,13 @@ def _space(it: Instruction) -> str:
     return next((each for each in spaces if each in ("param", "shared", "global")), "global")
 
 
-def _locate(machine: Machine, space: str, at: Operand, who: Who, size: int) -> Places:
-    """Where the bytes are that threads mean by an operand in brackets."""
+def _locate(
+    machine: Machine, space: str, at: Operand, who: Who, size: int, changes: bool = False
+) -> Places:
+    """Where the bytes are that threads mean by an operand in brackets; `changes`: see Counts."""
     addresses = machine.each(at, "u32" if space == "shared" else "u64", who)
     if machine.counts is not None:
-        machine.counts.access(space, who, addresses, size)
+        machine.counts.access(space, who, addresses, size, changes)
     if space == "shared":
         return machine.shared.locate(who, addresses, size)
     return machine.memory.locate(addresses, size)
@@ -64,26 +66,28 @@ def store(machine: Machine, it: Instruction, who: Who) -> None:
         put(machine.memory.data, at, values)
 
 
-def add(machine: Machine, it: Instruction, who: Who) -> None:
+def combine(machine: Machine, it: Instruction, who: Who) -> None:
     """atom, red: of several threads at a place one comes after the other, in any order."""
     *target, address, source = it.operands
-    if "add" not in it.modifiers:
-        raise PtxError("only additions are known")
+    ways = {"add": np.add, "min": np.minimum}
+    way = next((ways[name] for name in it.modifiers if name in ways), None)
+    if way is None:
+        raise PtxError("only additions and minima are known")
     space, dtype = _space(it), TYPES[it.type]
-    at = _locate(machine, space, address, who, dtype.itemsize)
+    at = _locate(machine, space, address, who, dtype.itemsize, changes=True)
     if space == "shared":
-        machine.shared.adds(who, at, dtype.itemsize)
+        machine.shared.combines(who, at, dtype.itemsize)
     numbers = (machine.shared.data if space == "shared" else machine.memory.data).view(dtype)
     mine = machine.each(source, it.type, who)
     order = np.random.default_rng(machine.pc).permutation(len(who))
     if not target:
-        np.add.at(numbers, at[order] // dtype.itemsize, mine[order])
+        way.at(numbers, at[order] // dtype.itemsize, mine[order])
         return
     before = np.empty(len(who), dtype)
     for i in order:
         place = at[i] // dtype.itemsize
         before[i] = numbers[place]
-        numbers[place] += mine[i]
+        numbers[place] = way(numbers[place], mine[i])
     machine.set(target[0], it.type, who, before)
 
 
@@ -251,7 +255,7 @@ def _described(
 
 _FENCES = ("membar", "fence")
 _OTHERS: dict[str, Callable[[Machine, Instruction, Who], None]] = {
-    "ld": load, "st": store, "atom": add, "red": add, "cp": copy_ahead, "shfl": shuffle,
+    "ld": load, "st": store, "atom": combine, "red": combine, "cp": copy_ahead, "shfl": shuffle,
     "redux": reduce, "mma": multiply, "ldmatrix": load_matrices, "stmatrix": store_matrices,
     "wgmma": multiply_group,
 }  # fmt: skip
