@@ -27,6 +27,7 @@
 #include <cuda_runtime.h>
 #define DEVICE __device__ __forceinline__
 #else
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -145,6 +146,9 @@ DEVICE std::uint32_t add(std::uint32_t& to, std::uint32_t value) { return atomic
 // Lowers an integer in shared memory to another.
 DEVICE void least(std::uint32_t& of, std::uint32_t value) { atomicMin(&of, value); }
 
+// e to a power of 0 or less: to 2^-22 of it and 2^-23.5 of the power.
+DEVICE float exponential(float power) { return __expf(power); }
+
 // How many bits of a word are set.
 DEVICE unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__popc(word)); }
 
@@ -245,6 +249,7 @@ inline std::int32_t add(std::int32_t& to, std::int32_t value) {
 inline void least(std::uint32_t& of, std::uint32_t value) {
   if (value < of) of = value;
 }
+inline float exponential(float power) { return std::exp(power); }
 inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builtin_popcount(word)); }
 
 #endif

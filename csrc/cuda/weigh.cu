@@ -84,8 +84,13 @@ struct Weigh {
   struct Shared {
     Strip left, right;
   };
+  // A thread's quads of 64 rows, of some dimensions and then of the next.
+  struct Strips {
+    const BFloat* from[kTurns];  // null for a row beyond the end
+    Quad quads[kTurns];
+  };
   struct Own {
-    Quad left[kTurns], right[kTurns];  // of the next dimensions
+    Strips left, right;
     Sums score[kDown][kAcross], along[kDown][kAcross];
   };
 
@@ -108,20 +113,13 @@ struct Weigh {
                weights.d_v);
     block.each_warp([&](unsigned warp, Own& own) {
       const unsigned down = t + warp / 2 * 32, across = s + warp % 2 * 32;
-#pragma unroll
-      for (unsigned r = 0; r < kDown; ++r)
-#pragma unroll
-        for (unsigned first = 0; first < Sums::kHeld; first += Sums::kHeldOfRow) {
-          const unsigned at = down + r * Sums::kRows + Sums::row(first);
-          if (at >= sources) continue;
-          const Target target(*this, block.y, b, h, at);
-#pragma unroll
-          for (unsigned c = 0; c < kAcross; ++c)
-#pragma unroll
-            for (unsigned i = first; i < first + Sums::kHeldOfRow; ++i)
-              write(target, across + c * Sums::kColumns + Sums::column(i), own.score[r][c].held[i],
-                    own.along[r][c].held[i]);
-        }
+      // All that these rows and columns meet in are edges.
+      const bool whole = s + kSide <= t + 1 && t + kSide <= sources && pattern.window == 0 &&
+                         pattern.segments == nullptr;
+      if (whole)
+        write<true>(own, block.y, b, h, down, across);
+      else
+        write<false>(own, block.y, b, h, down, across);
     });
   }
 
@@ -137,20 +135,21 @@ struct Weigh {
         for (unsigned c = 0; c < kAcross; ++c) (own.*into)[r][c] = Sums{};
     });
     block.each([&](unsigned thread, Own& own) {
-      fetch(own.left, left, rows, depth, 0, thread);
-      fetch(own.right, right, columns, depth, 0, thread);
+      begin(own.left, left, rows, depth, thread);
+      begin(own.right, right, columns, depth, thread);
     });
     for (unsigned d = 0; d < depth; d += kDepth) {
       block.each([&](unsigned thread, Own& own) {
 #pragma unroll
         for (unsigned turn = 0; turn < kTurns; ++turn) {
           const unsigned at = turn * kThreads + thread;
-          block.shared.left.rows[at / kQuads][at % kQuads] = own.left[turn];
-          block.shared.right.rows[at / kQuads][at % kQuads] = own.right[turn];
+          block.shared.left.rows[at / kQuads][at % kQuads] = own.left.quads[turn];
+          block.shared.right.rows[at / kQuads][at % kQuads] = own.right.quads[turn];
         }
         if (d + kDepth >= depth) return;
-        fetch(own.left, left, rows, depth, d + kDepth, thread);
-        fetch(own.right, right, columns, depth, d + kDepth, thread);
+        const bool inside = d + kDepth + thread % kQuads * kInQuad < depth;
+        fetch(own.left, d + kDepth, inside);
+        fetch(own.right, d + kDepth, inside);
       });
       block.each_warp([&](unsigned warp, Own& own) {
 #pragma unroll
@@ -163,17 +162,23 @@ struct Weigh {
     }
   }
 
-  // A thread's quads of 64 rows from dimension d on, 0 beyond either end.
-  DEVICE void fetch(Quad (&quads)[kTurns], const BFloat* from, unsigned rows, unsigned depth,
-                    unsigned d, unsigned thread) const {
+  DEVICE void begin(Strips& strips, const BFloat* from, unsigned rows, unsigned depth,
+                    unsigned thread) const {
+    const unsigned first = thread % kQuads * kInQuad;
 #pragma unroll
     for (unsigned turn = 0; turn < kTurns; ++turn) {
-      const unsigned at = turn * kThreads + thread, row = at / kQuads;
-      const unsigned first = d + at % kQuads * kInQuad;
-      quads[turn] = row < rows && first < depth
-                        ? *reinterpret_cast<const Quad*>(from + std::uint64_t{row} * depth + first)
-                        : Quad{{0, 0, 0, 0}};
+      const unsigned row = (turn * kThreads + thread) / kQuads;
+      strips.from[turn] = row < rows ? from + std::uint64_t{row} * depth + first : nullptr;
     }
+    fetch(strips, 0, first < depth);
+  }
+  // The quads from dimension d on, 0 beyond either end.
+  DEVICE void fetch(Strips& strips, unsigned d, bool inside) const {
+#pragma unroll
+    for (unsigned turn = 0; turn < kTurns; ++turn)
+      strips.quads[turn] = inside && strips.from[turn] != nullptr
+                               ? *reinterpret_cast<const Quad*>(strips.from[turn] + d)
+                               : Quad{{0, 0, 0, 0}};
   }
 
   // What the edges into a target of a head share.
@@ -201,25 +206,53 @@ struct Weigh {
     }
   };
 
+  // A warp's weights, from a target and a source on.
+  template <bool kWhole>
+  DEVICE void write(Own& own, unsigned slice, unsigned b, unsigned h, unsigned down,
+                    unsigned across) const {
+    const unsigned sources = tile.first + tile.rows;
+#pragma unroll
+    for (unsigned r = 0; r < kDown; ++r)
+#pragma unroll
+      for (unsigned first = 0; first < Sums::kHeld; first += Sums::kHeldOfRow) {
+        const unsigned t = down + r * Sums::kRows + Sums::row(first);
+        if (!kWhole && t >= sources) continue;
+        const Target target(*this, slice, b, h, t);
+#pragma unroll
+        for (unsigned c = 0; c < kAcross; ++c)
+#pragma unroll
+          for (unsigned i = first; i < first + Sums::kHeldOfRow; ++i) {
+            const unsigned s = across + c * Sums::kColumns + Sums::column(i);
+            if (!kWhole && s >= sources) continue;
+            if (kWhole || is_edge(target, s))
+              write(target, s, own.score[r][c].held[i], own.along[r][c].held[i]);
+            else
+              write_none(target, s);
+          }
+      }
+  }
+
+  DEVICE bool is_edge(const Target& target, unsigned s) const {
+    return s <= target.t && (pattern.window == 0 || target.t - s < pattern.window) &&
+           (target.segments == nullptr || target.segments[s] == target.segment);
+  }
+
+  DEVICE void write_none(const Target& target, unsigned s) const {
+    weight[target.to + s] = -INFINITY;
+    if constexpr (kImportance == Importance::kProximity) share[target.to + s] = 0;
+  }
+
   DEVICE void write(const Target& target, unsigned s, float product, float along) const {
-    const unsigned t = target.t;
-    if (s >= tile.first + tile.rows) return;
     const std::uint64_t to = target.to + s;
-    if (s > t || (pattern.window != 0 && t - s >= pattern.window) ||
-        (target.segments != nullptr && target.segments[s] != target.segment)) {
-      weight[to] = -INFINITY;
-      if constexpr (kImportance == Importance::kProximity) share[to] = 0;
-      return;
-    }
     if constexpr (kImportance == Importance::kGiven) {
-      weight[to] = weights.given[(target.head + t) * tile.length + s];
+      weight[to] = weights.given[(target.head + target.t) * tile.length + s];
       return;
     }
     float score = product * pattern.scale;
     if (pattern.softcap != 0) score = pattern.softcap * tanhf(score / pattern.softcap);
     if constexpr (kImportance == Importance::kScores) weight[to] = score;
     if constexpr (!kAlpha) return;
-    const float alpha = expf(score - target.lse);
+    const float alpha = exponential(score - target.lse);
     if constexpr (kImportance == Importance::kNorm)
       weight[to] = alpha * weights.source[target.head + s] * target.scale;
     if constexpr (kImportance == Importance::kProximity) {
