@@ -73,16 +73,18 @@ struct Weigh {
   Tile tile;
   float *weight, *share;
 
-  // Whether attention weights are wanted.
+  static constexpr bool kShared = kImportance == Importance::kProximity;  // shares are wanted
+  // Whether attention weights are.
   static constexpr bool kAlpha =
       kImportance == Importance::kNorm || kImportance == Importance::kProximity;
-  static constexpr unsigned kThreads = 128;  // warps own 32 targets and 32 sources
+  static constexpr unsigned kThreads = 2 * kSide;  // warps own 32 targets and 32 sources
   static constexpr unsigned kResident = 3;
   static constexpr unsigned kDown = 32 / Sums::kRows, kAcross = 32 / Sums::kColumns;
   static constexpr unsigned kTurns = kSide * kQuads / kThreads;
 
   struct Shared {
     Strip left, right;
+    std::int32_t parted;  // some of the tokens are of another segment
   };
   // A thread's quads of 64 rows, of some dimensions and then of the next.
   struct Strips {
@@ -103,6 +105,11 @@ struct Weigh {
     const unsigned g = h * pattern.groups / pattern.heads, length = tile.length;
     const std::uint64_t row = (std::uint64_t{b} * pattern.heads + h) * length + t;
     const std::uint64_t group = std::uint64_t{b} * pattern.groups + g;
+    block.each([&](unsigned thread, Own&) {
+      if (thread == 0) block.shared.parted = 0;
+    });
+    if (pattern.segments != nullptr)
+      part(block, pattern.segments + std::uint64_t{b} * length, t, s);
     if constexpr (kImportance != Importance::kGiven)
       multiply(block, &Own::score, pattern.q + row * pattern.d_k,
                pattern.k + (group * length + s) * pattern.d_k, sources - t, sources - s,
@@ -114,8 +121,8 @@ struct Weigh {
     block.each_warp([&](unsigned warp, Own& own) {
       const unsigned down = t + warp / 2 * 32, across = s + warp % 2 * 32;
       // All that these rows and columns meet in are edges.
-      const bool whole = s + kSide <= t + 1 && t + kSide <= sources && pattern.window == 0 &&
-                         pattern.segments == nullptr;
+      const bool whole = s + kSide <= t + 1 && t + kSide <= sources && block.shared.parted == 0 &&
+                         (pattern.window == 0 || t + kSide - s <= pattern.window);
       if (whole)
         write<true>(own, block.y, b, h, down, across);
       else
@@ -124,6 +131,14 @@ struct Weigh {
   }
 
  private:
+  template <typename Block>
+  DEVICE void part(Block& block, const std::int32_t* segments, unsigned t, unsigned s) const {
+    block.each([&](unsigned thread, Own&) {
+      const unsigned at = (thread < kSide ? t : s - kSide) + thread;
+      if (at < tile.first + tile.rows && segments[at] != segments[t]) add(block.shared.parted, 1);
+    });
+  }
+
   // own.*into <- left [rows, depth] times right [columns, depth], transposed.
   template <typename Block>
   DEVICE void multiply(Block& block, Sums (Own::*into)[kDown][kAcross], const BFloat* left,
@@ -206,6 +221,13 @@ struct Weigh {
     }
   };
 
+  struct Weighed {
+    float weight, share;
+  };
+  struct alignas(8) Two {
+    float one, other;
+  };
+
   // A warp's weights, from a target and a source on.
   template <bool kWhole>
   DEVICE void write(Own& own, unsigned slice, unsigned b, unsigned h, unsigned down,
@@ -219,17 +241,41 @@ struct Weigh {
         if (!kWhole && t >= sources) continue;
         const Target target(*this, slice, b, h, t);
 #pragma unroll
-        for (unsigned c = 0; c < kAcross; ++c)
+        for (unsigned c = 0; c < kAcross; ++c) {
+          const unsigned s = across + c * Sums::kColumns + Sums::column(first);
+          Weighed found[Sums::kHeldOfRow];
 #pragma unroll
-          for (unsigned i = first; i < first + Sums::kHeldOfRow; ++i) {
-            const unsigned s = across + c * Sums::kColumns + Sums::column(i);
-            if (!kWhole && s >= sources) continue;
-            if (kWhole || is_edge(target, s))
-              write(target, s, own.score[r][c].held[i], own.along[r][c].held[i]);
-            else
-              write_none(target, s);
-          }
+          for (unsigned i = 0; i < Sums::kHeldOfRow; ++i)
+            found[i] = kWhole || is_edge(target, s + i)
+                           ? weigh_edge(target, s + i, own.score[r][c].held[first + i],
+                                        own.along[r][c].held[first + i])
+                           : Weighed{-INFINITY, 0};
+          write<kWhole>(found, target.to, s);
+        }
       }
+  }
+
+  // Of sources from s on, as many as there are, into a row of the tile; two at once where both are.
+  template <bool kWhole>
+  DEVICE void write(const Weighed (&found)[Sums::kHeldOfRow], std::uint64_t row, unsigned s) const {
+    const unsigned sources = tile.first + tile.rows;
+    const bool twos = kWhole && sources % 2 == 0;
+#pragma unroll
+    for (unsigned i = 0; i < Sums::kHeldOfRow; i += 2) {
+      const std::uint64_t to = row + s + i;
+      const Weighed &one = found[i], &other = found[i + 1];
+      if (twos) {
+        *reinterpret_cast<Two*>(weight + to) = {one.weight, other.weight};
+        if (kShared) *reinterpret_cast<Two*>(share + to) = {one.share, other.share};
+        continue;
+      }
+      if (!kWhole && s + i >= sources) continue;
+      weight[to] = one.weight;
+      if (kShared) share[to] = one.share;
+      if (!kWhole && s + i + 1 >= sources) continue;
+      weight[to + 1] = other.weight;
+      if (kShared) share[to + 1] = other.share;
+    }
   }
 
   DEVICE bool is_edge(const Target& target, unsigned s) const {
@@ -237,29 +283,17 @@ struct Weigh {
            (target.segments == nullptr || target.segments[s] == target.segment);
   }
 
-  DEVICE void write_none(const Target& target, unsigned s) const {
-    weight[target.to + s] = -INFINITY;
-    if constexpr (kImportance == Importance::kProximity) share[target.to + s] = 0;
-  }
-
-  DEVICE void write(const Target& target, unsigned s, float product, float along) const {
-    const std::uint64_t to = target.to + s;
-    if constexpr (kImportance == Importance::kGiven) {
-      weight[to] = weights.given[(target.head + target.t) * tile.length + s];
-      return;
-    }
+  DEVICE Weighed weigh_edge(const Target& target, unsigned s, float product, float along) const {
+    if constexpr (kImportance == Importance::kGiven)
+      return {weights.given[(target.head + target.t) * tile.length + s], 0};
     float score = product * pattern.scale;
     if (pattern.softcap != 0) score = pattern.softcap * tanhf(score / pattern.softcap);
-    if constexpr (kImportance == Importance::kScores) weight[to] = score;
-    if constexpr (!kAlpha) return;
+    if constexpr (kImportance == Importance::kScores) return {score, 0};
     const float alpha = exponential(score - target.lse);
     if constexpr (kImportance == Importance::kNorm)
-      weight[to] = alpha * weights.source[target.head + s] * target.scale;
-    if constexpr (kImportance == Importance::kProximity) {
-      const float part = alpha * target.scale, bound = part * along;
-      share[to] = part;
-      weight[to] = bound < 0 ? 0.0f : bound;
-    }
+      return {alpha * weights.source[target.head + s] * target.scale, 0};
+    const float part = alpha * target.scale, bound = part * along;
+    return {bound < 0 ? 0.0f : bound, part};
   }
 };
 
