@@ -183,6 +183,9 @@ _GRANITE: dict[str, Any] = {
 }
 
 
+_OLDER: dict[str, Any] = {"n_inner": 48, "num_key_value_heads": 4}
+
+
 def _rope(**settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **settings}}
 
@@ -195,6 +198,7 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
     "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "codegen": {**_OLDER, "rotary_dim": 4},
     "ernie4_5": {"use_bias": True, "head_dim": 12},
     "ernie4_5_moe": {
         **_EXPERTS,
@@ -207,6 +211,14 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
         "moe_num_shared_experts": 1,
     },
     "exaone4": {**_WINDOWS, "sliding_window_pattern": None, "head_dim": 12},
+    "falcon": {
+        **_rope(),
+        "num_key_value_heads": 4,
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+        "bias": True,
+        "ffn_hidden_size": 48,
+    },
     "gemma": {"head_dim": 12, "attention_bias": True},
     "gemma2": {
         **_WINDOWS,
@@ -220,6 +232,12 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
     "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
+    "gpt_neo": {
+        **_OLDER,
+        "attention_types": [[["global", "local", "local"], 1]],
+        "window_size": WINDOW,
+    },
+    "gptj": {**_OLDER, "rotary_dim": 4},
     "granite": {**_GRANITE, "mlp_bias": True},
     "granitemoe": {**_GRANITE, **_EXPERTS},
     "helium": {"head_dim": 8, "attention_bias": True},

@@ -215,6 +215,8 @@ class Oracle:
 
     def _window(self, block: int) -> float:
         """How many positions back attention reaches, the target itself included."""
+        if self.config.model_type == "gpt_neo" and self.config.attention_layers[block] == "local":
+            return float(self.config.window_size)
         sliding = self._layer_type(block) == "sliding_attention"
         window = getattr(self.config, "sliding_window", None) if sliding else None
         return math.inf if window is None else window

@@ -1,7 +1,7 @@
 """Where each family keeps its weights, and the parts its blocks are made of, in float64."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ class Family:
     embedding: str = "embed_tokens"
     blocks: str = "layers"
     final_norm: str = "norm"
+    attention: str = "self_attn"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
     mlp: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # gated if three
@@ -77,6 +78,23 @@ FAMILIES = {
     ),
 }
 
+_GPTJ = Family(
+    stem="transformer",
+    embedding="wte",
+    blocks="h",
+    final_norm="ln_f",
+    attention="attn",
+    qkv=("attn.v_proj",),
+    out="attn.out_proj",
+    mlp=("mlp.fc_in", "mlp.fc_out"),
+    pre_attn="ln_1",
+    pre_mlp="ln_1",
+    epsilon="layer_norm_epsilon",
+    activation="activation_function",
+    layer_norm=True,
+    parallel=True,
+)
+
 # Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
 FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
@@ -87,6 +105,26 @@ FURTHER = {
     ),
     "gemma": Family(one_plus=True),
     "gemma2": SANDWICH,
+    **dict.fromkeys(["gptj", "codegen"], _GPTJ),
+    "falcon": replace(
+        _GPTJ,
+        embedding="word_embeddings",
+        attention="self_attention",
+        out="self_attention.dense",
+        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        pre_attn="ln_attn",
+        pre_mlp="ln_mlp",
+        activation="activation",
+    ),
+    "gpt_neo": replace(
+        _GPTJ,
+        qkv=("attn.attention.v_proj",),
+        attention="attn",
+        out="attn.attention.out_proj",
+        mlp=("mlp.c_fc", "mlp.c_proj"),
+        pre_mlp="ln_2",
+        parallel=False,
+    ),
     "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
     "opt": Family(

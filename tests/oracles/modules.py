@@ -57,7 +57,8 @@ class ModulesOracle(Oracle):
         x = pre(x) if pre else x
         with torch.inference_mode():
             states = torch.from_numpy(x)[None]
-            _, weights = self.modules[block].self_attn(hidden_states=states, **self.calls[block])
+            attention = self.modules[block].get_submodule(self.family.attention)
+            _, weights = attention(hidden_states=states, **self.calls[block])
         alpha = np.asarray(weights[0].numpy())
         assert not alpha[:, ~allowed].any()
         out = self._linear(block, self.family.out)[0]
@@ -75,6 +76,13 @@ class ModulesOracle(Oracle):
             latent = norm((x @ weight.T + bias)[:, : self.config.kv_lora_rank])
             both = latent @ self._linear(block, "self_attn.kv_b_proj")[0].T
             return both.reshape(len(x), self.heads, -1)[..., self.config.qk_nope_head_dim :]
+        if self.config.model_type == "codegen":  # parts of four quarters: queries, values, keys
+            weight, _ = self._linear(block, "attn.qkv_proj")
+            return x @ weight.reshape(4, 3, -1, len(weight.T))[:, 1].reshape(-1, len(weight.T)).T
+        if self.config.model_type == "falcon":  # queries, key and value of each group
+            weight, bias = self._linear(block, "self_attention.query_key_value")
+            each = (x @ weight.T + bias).reshape(len(x), self.config.num_kv_heads, -1)
+            return each[..., -self.head_size :]
         weight, bias = self._linear(block, self.family.qkv[-1])
         v = (x @ weight.T + bias)[:, -self.groups * self.head_size :]
         bound = getattr(self.config, "clip_qkv", None)

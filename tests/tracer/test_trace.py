@@ -367,6 +367,7 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "setting"),
     [
+        ("falcon", {"alibi": True}),
         ("gemma2", {"use_bidirectional_attention": True}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 16}),
@@ -379,6 +380,25 @@ def test_what_a_family_cannot_have(model_type: str, setting: dict[str, Any]) -> 
     config = AutoConfig.for_model(model_type, **settings)
     with pytest.raises(ModelError, match=f"this {model_type} model .*{next(iter(setting))}="):
         Tracer(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"multi_query": True, "num_kv_heads": None},
+        {"multi_query": False},
+        {"multi_query": False, "parallel_attn": False},
+        {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ],
+)
+def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
+    """The one of the largest models is among the families."""
+    plain = {"num_hidden_layers": 3, "new_decoder_architecture": False, "num_kv_heads": 4}
+    settings = {**GROUPED, **FURTHER["falcon"], **plain, **setting}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **settings))
+    before = model.config._attn_implementation
+    assert Tracer(model).verify().ok
+    assert model.config._attn_implementation == before
 
 
 def test_incomplete_checkpoint(tmp_path: Path) -> None:
@@ -413,6 +433,14 @@ def test_the_model_is_left_as_it_was() -> None:
         np.testing.assert_array_equal(model(ids).logits, expected)
     assert model.config._attn_implementation == before
     assert all("forward" not in block.__dict__ for block in model.gpt_neox.layers)
+
+
+def test_a_module_that_computes_attention_itself_is_left_as_it_was() -> None:
+    model: Any = tiny_model("gptj")
+    one(Tracer(model))
+    with pytest.raises(DensitraceError):
+        one(Tracer(model), [VOCABULARY])
+    assert all("_attn" not in block.attn.__dict__ for block in model.transformer.h)
 
 
 def test_reference_backend_agrees() -> None:

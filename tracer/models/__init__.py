@@ -1,13 +1,16 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
-from .architecture import Architecture, BlockNorms, LinearNorm
+from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
 from .cohere import COHERE
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK
+from .falcon import FALCON
 from .gemma import GEMMA, GEMMA2, GEMMA3
 from .glm import GLM, GLM4
 from .gpt2 import GPT2
+from .gpt_neo import GPT_NEO
 from .gpt_neox import GPT_NEOX
+from .gptj import CODEGEN, GPTJ
 from .granite import GRANITE, GRANITE_MOE
 from .linear import stored
 from .llama import LLAMA, SAME
@@ -25,7 +28,7 @@ from .starcoder2 import STARCODER2
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
     *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
-    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT),
+    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON),
 ):
     declare(_architecture)
 
@@ -37,6 +40,7 @@ __all__ = [
     "Decoder",
     "LinearNorm",
     "OffloadedBlocks",
+    "OwnAttention",
     "architecture_of",
     "call_on",
     "declare",

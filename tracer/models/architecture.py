@@ -34,6 +34,20 @@ class BlockNorms:
 
 
 @dataclass(frozen=True)
+class OwnAttention:
+    """How a family computes attention whose modules do not ask transformers' `AttentionInterface`.
+
+    They are older than it, and so their blocks give a tuple, the states first.
+    """
+
+    # Of the attention: (query, key, value, ...) -> (output [N, H, T, d_v], weights); None where it
+    # calls torch's `scaled_dot_product_attention` if its config says sdpa.
+    method: str | None
+    # What the interface would be told besides: `scaling`, `sliding_window`, ...
+    told: Callable[[nn.Module], dict[str, Any]] = lambda attention: {}
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of decoders.
 
@@ -49,8 +63,9 @@ class Architecture:
     output_projection: str  # within the attention
     mlp: str | Callable[[nn.Module], Callable[[Tensor], Any]]  # within a block, or made of one
     values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
-    norms: BlockNorms
+    norms: BlockNorms | Callable[[Any], BlockNorms]  # of all models, or by the config
     norm_kind: NormKind = "rms"
+    own_attention: OwnAttention | None = None
     learned_positions: bool = False  # an embedding table bounds the length of a sequence
     parallel: Callable[[Any], bool] = _never
     branch_scale: Callable[[Any], float | None] = _nothing  # factor on what each branch adds

@@ -6,17 +6,19 @@ through transformers' `AttentionInterface`; a context manager puts everything ba
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ...errors import ModelError
 from ...kernels import Pattern
-from .architecture import Architecture, LinearNorm
+from .architecture import Architecture, BlockNorms, LinearNorm
 from .linear import is_plain, matrix
 from .offload import OffloadedBlocks
 
@@ -52,6 +54,29 @@ def _attention(
     return output.transpose(1, 2).to(query.dtype), None
 
 
+def _own_attention(
+    module: nn.Module, told: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> tuple[Tensor, None]:
+    """What takes the place of a method that computes attention itself."""
+    output, _ = _attention(module, query, key, value, **told)
+    return output.transpose(1, 2), None
+
+
+class _InPlaceOfSdpa(TorchFunctionMode):
+    """Inside, a call of `scaled_dot_product_attention` is one of a method as above."""
+
+    def __init__(self, method: Callable[..., tuple[Tensor, None]]) -> None:
+        super().__init__()
+        self.method = method
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is scaled_dot_product_attention:
+            return self.method(*args[:3])[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
     """No T x T mask: the engine knows each row's segments (and padding) itself."""
 
@@ -64,15 +89,20 @@ class Block:
     """One block: its branches as functions, and what its edges are weighed with."""
 
     def __init__(
-        self, module: nn.Module, architecture: Architecture, heads: int, scale: float
+        self,
+        module: nn.Module,
+        architecture: Architecture,
+        norms: BlockNorms,
+        heads: int,
+        scale: float,
     ) -> None:
-        norms = architecture.norms
         self.module = module
         self.attention = module.get_submodule(architecture.attention)
         mlp = architecture.mlp
         self.mlp_module = module.get_submodule(mlp) if isinstance(mlp, str) else mlp(module)
         self.projection = self.attention.get_submodule(architecture.output_projection)
         self._values = architecture.values
+        self._own = architecture.own_attention
         self.heads = heads
         self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
@@ -102,12 +132,24 @@ class Block:
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
         """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
         normed = states if self._before_attention is None else self._before_attention(states)
-        setattr(self.attention, _HOOK, attend)
-        try:
+        with self._attending(attend):
             branch: Tensor = self.attention(normed, **call)[0]
-        finally:
-            delattr(self.attention, _HOOK)
         return self._added(branch, self._after_attention)
+
+    @contextmanager
+    def _attending(self, attend: Attend) -> Iterator[None]:
+        """Inside, the module's softmax part is `attend`."""
+        module, own = self.attention, self._own
+        with ExitStack() as stack:
+            stack.enter_context(_attribute(module, _HOOK, attend))
+            if own is not None:
+                method = partial(_own_attention, module, own.told(module))
+                if own.method is not None:
+                    stack.enter_context(_attribute(module, own.method, method))
+                else:
+                    stack.enter_context(_implementation(module.config, "sdpa"))
+                    stack.enter_context(_InPlaceOfSdpa(method))
+            yield
 
     def values(self, states: Tensor) -> Tensor:
         """The values [N, G, T, d_v] that attention reads from states [N, T, D]."""
@@ -222,8 +264,10 @@ class Decoder:
             model.get_submodule(architecture.final_norm), architecture.norm_kind
         )
         scale = architecture.branch_scale(model.config) or 1.0
+        norms = architecture.norms
+        norms = norms if isinstance(norms, BlockNorms) else norms(model.config)
         self.blocks = [
-            Block(module, architecture, self.heads, scale)
+            Block(module, architecture, norms, self.heads, scale)
             for module in model.get_submodule(architecture.blocks).children()
         ]
         self._dequantised: Tensor | None = None  # a quantised unembedding
@@ -298,27 +342,47 @@ class Decoder:
 
     @contextmanager
     def _seam(self, run_block: RunBlock) -> Iterator[None]:
-        config = self.model.config
-        before = config._attn_implementation
-        originals = [block.module.__dict__.get("forward") for block in self.blocks]
-        config._attn_implementation = _NAME
-        try:
+        tuples = self.architecture.own_attention is not None
+        with ExitStack() as stack:
+            stack.enter_context(_implementation(self.model.config, _NAME))
             for index, block in enumerate(self.blocks):
-                block.module.forward = _block_forward(index, run_block)
+                forward = _block_forward(index, run_block, tuples)
+                stack.enter_context(_attribute(block.module, "forward", forward))
             yield
-        finally:
-            config._attn_implementation = before
-            for block, original in zip(self.blocks, originals, strict=True):
-                if original is None:
-                    del block.module.forward
-                else:
-                    block.module.forward = original
 
 
-def _block_forward(index: int, run_block: RunBlock) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor:
+@contextmanager
+def _implementation(config: Any, name: str) -> Iterator[None]:
+    """Inside, attention is computed as a config may say."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an object has an attribute of its own; then what it had, if it had any."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _block_forward(
+    index: int, run_block: RunBlock, tuples: bool
+) -> Callable[..., Tensor | tuple[Tensor]]:
+    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
         # Positional arguments after the states are caches and masks, which tracing has none of.
-        return run_block(index, hidden_states, call)
+        states = run_block(index, hidden_states, call)
+        return (states,) if tuples else states
 
     return forward
 

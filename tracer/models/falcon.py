@@ -1,0 +1,46 @@
+"""Falcon: one norm or two, few key/value heads or many; attention by torch's own function."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .architecture import Architecture, BlockNorms, OwnAttention
+
+
+def _values(attention: Any, states: Tensor) -> Tensor:
+    """As the module splits its fused projection; once a query head where it repeats them."""
+    values: Tensor = attention._split_heads(attention.query_key_value(states))[2]
+    return values.flatten(-2)
+
+
+def _parallel(config: Any) -> bool:
+    return bool(config.new_decoder_architecture or config.parallel_attn)
+
+
+def _norms(config: Any) -> BlockNorms:
+    if not _parallel(config):
+        return BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+    if config.new_decoder_architecture and config.num_ln_in_parallel_attn == 2:
+        return BlockNorms(before_attention="ln_attn", before_mlp="ln_mlp")
+    return BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
+
+
+def _unsupported(config: Any) -> str | None:
+    return "alibi=True: biases on attention scores" if config.alibi else None
+
+
+FALCON = Architecture(
+    name="falcon",
+    model_types=("falcon",),
+    blocks="transformer.h",
+    final_norm="transformer.ln_f",
+    attention="self_attention",
+    output_projection="dense",
+    mlp="mlp",
+    values=_values,
+    norms=_norms,
+    norm_kind="layer",
+    own_attention=OwnAttention(None),
+    parallel=_parallel,
+    unsupported=_unsupported,
+)
