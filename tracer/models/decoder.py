@@ -58,8 +58,7 @@ def _own_attention(
     module: nn.Module, told: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, None]:
     """What takes the place of a method that computes attention itself."""
-    output, _ = _attention(module, query, key, value, **told)
-    return output.transpose(1, 2), None
+    return _attention(module, query, key, value, **told)[0].transpose(1, 2), None
 
 
 class _InPlaceOfSdpa(TorchFunctionMode):

@@ -1,8 +1,10 @@
 """GPT-Neo: LayerNorm, learned positions, scores that are not scaled, every other block windowed."""
 
+from dataclasses import replace
 from typing import Any
 
-from .architecture import Architecture, BlockNorms, OwnAttention
+from .architecture import BlockNorms, OwnAttention
+from .llama import llama_like
 
 
 def _told(attention: Any) -> dict[str, Any]:
@@ -10,15 +12,12 @@ def _told(attention: Any) -> dict[str, Any]:
     return {"scaling": 1.0, "sliding_window": attention.config.window_size if local else None}
 
 
-GPT_NEO = Architecture(
-    name="gpt_neo",
-    model_types=("gpt_neo",),
+GPT_NEO = replace(
+    llama_like("gpt_neo", "gpt_neo"),
     blocks="transformer.h",
     final_norm="transformer.ln_f",
     attention="attn.attention",
     output_projection="out_proj",
-    mlp="mlp",
-    values=lambda attention, states: attention.v_proj(states),
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
     own_attention=OwnAttention("_attn", _told),

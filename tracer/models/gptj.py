@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .architecture import Architecture, BlockNorms, OwnAttention
+from .architecture import BlockNorms, OwnAttention
 from .linear import is_plain
+from .llama import llama_like
 
 
 def _codegen_values(attention: Any, states: Tensor) -> Tensor:
@@ -15,19 +16,17 @@ def _codegen_values(attention: Any, states: Tensor) -> Tensor:
     fused, size = attention.qkv_proj, attention.embed_dim // 4
     if not is_plain(fused):
         whole: Tensor = fused(states)
-        return whole.unflatten(-1, (4, 3, size))[..., 1, :].flatten(-2)
+        own: Tensor = whole.unflatten(-1, (4, 3, size))[..., 1, :]
+        return own.flatten(-2)
     return linear(states, fused.weight.unflatten(0, (4, 3, size))[:, 1].flatten(0, 1))
 
 
-GPTJ = Architecture(
-    name="gptj",
-    model_types=("gptj",),
+GPTJ = replace(
+    llama_like("gptj", "gptj"),
     blocks="transformer.h",
     final_norm="transformer.ln_f",
     attention="attn",
     output_projection="out_proj",
-    mlp="mlp",
-    values=lambda attention, states: attention.v_proj(states),
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_1"),
     norm_kind="layer",
     own_attention=OwnAttention("_attn"),
