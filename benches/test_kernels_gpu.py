@@ -10,6 +10,7 @@ a kernel that does nothing until a round is launched.
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -87,7 +88,8 @@ def note_ops(
             else (attention.edges.pattern, attention.v)
         )
         note(name, "torch", run, operations, moved_bytes(pattern.q, pattern.k, values, run()))
-    for name, case in cases(attention, prediction).items():
+    every = cases(attention, prediction)
+    for name, case in every.items():
         by = dispatch.serving(case.op, device, "auto", case.edges)
         if by == "reference" and costs.length not in PLAIN_LENGTHS:
             continue
@@ -100,6 +102,11 @@ def note_ops(
         run = partial(import_module(CUDA).bottleneck, levels, levels, "boolean")
         moved = moved_bytes(levels, levels, run())
         note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved, False)
+    if device.type == "cuda" and not dispatch.missing("triton"):
+        nucleus = replace(every["nucleus_cuts"], options={"backend": "triton"})
+        moved = moved_bytes(*nucleus.arguments, nucleus.run())
+        operations = costs.operations(nucleus.op, nucleus.arguments)
+        note("nucleus_cuts, without nvcc", "triton", nucleus.run, operations, moved)
 
 
 # ---- on the GPU ------------------------------------------------------------------------------

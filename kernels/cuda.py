@@ -21,8 +21,8 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
     "collect_edges": (NormWeight, GivenWeight),
     "edge_levels": (ProximityWeight,),
     "edge_mass": (ProximityWeight,),
-    "fraction_cuts": (NormWeight, GivenWeight),
-    "nucleus_cuts": (NormWeight, GivenWeight),
+    "fraction_cuts": (NormWeight, GivenWeight, ProximityWeight),
+    "nucleus_cuts": (NormWeight, GivenWeight, ProximityWeight),
 }
 
 METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
@@ -327,8 +327,6 @@ def _node_cuts(
     cuts = torch.empty(len(wanted), batch, length, dtype=torch.float32, device=device)
     side, wanted = _floats(side), wanted.double().contiguous()
     total = None if total is None else _floats(total)
-    weighing = None if edges is None else _Weighing(edges)
-    heads = 0 if weighing is None else weighing.heads
     window = 0 if edges is None else edges.pattern.window or 0
     told = (
         _address("side", side, torch.float32, sides, batch, length, on=device),
@@ -339,10 +337,23 @@ def _node_cuts(
         cuts.data_ptr(),
         *where,
     )
-    for tile in _tiles(batch, 0, heads, length):
-        weight = None if weighing is None else weighing.weigh(tile)
-        _cuda.node_cuts(0 if weight is None else weight.data_ptr(), tile.plain, window, *told)
+    if edges is None:
+        alone = _Tile(batch, 0, 0, slice(0, length), length)
+        _cuda.node_cuts(0, alone.plain, window, *told)
+        return cuts
+    for tile, weight in _whole_nodes(edges):
+        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *told)
     return cuts
+
+
+def _whole_nodes(edges: AttentionEdges) -> Iterator[tuple[_Tile, Tensor]]:
+    """Some targets at a time with all heads' weights, which the caller may change."""
+    if isinstance(edges.weight, ProximityWeight):
+        yield from _Proximity(edges).whole_nodes()
+        return
+    weighing = _Weighing(edges)
+    for tile in _tiles(weighing.batch, 0, weighing.heads, weighing.length):
+        yield tile, weighing.weigh(tile)
 
 
 # ---- the kept edges as tables ------------------------------------------------------------------
@@ -445,16 +456,24 @@ class _Proximity:
         """Made where a weight is not there yet."""
         return _Weighing(self.whole)
 
-    def tiles(self) -> Iterator[tuple[_Tile, Tensor]]:
-        """Tiles of some heads each with their weights, float32 [B, heads, rows, sources]."""
+    def tiles(self, rows: slice | None = None) -> Iterator[tuple[_Tile, Tensor]]:
+        """Tiles of some heads each with their weights, float32 [B, heads, rows, sources].
+
+        Of all targets, or of those in `rows`, which are few enough to be held with all heads.
+        """
         batch, heads, length = self.shape
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
         together = max(1, TILE_ELEMENTS // widest)
         for head in range(0, heads, together):
             some = range(head, min(heads, head + together))
             sent: Tensor | None = None
-            for tile in _tiles(batch, head, len(some), length):
-                weight = self.whole.settled.pop(tile.place, None) if self.strata else None
+            alone = None if rows is None else _Tile(batch, head, len(some), rows, length)
+            for tile in _tiles(batch, head, len(some), length) if alone is None else [alone]:
+                weight = None
+                if self.strata:  # levels come last, and take what the mass has left
+                    weight = self.whole.settled.pop(tile.place, None)
+                elif alone is not None:
+                    weight = self.whole.settled.get(tile.place)
                 if weight is None:
                     if sent is None:
                         sent = self._sent(some)
@@ -463,6 +482,15 @@ class _Proximity:
                     weight = self.weighing.weigh(tile, share)
                     self._settle(tile, weight, share, sent, most)
                 yield tile, weight
+
+    def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
+        """Some targets at a time with all heads' weights."""
+        batch, heads, length = self.shape
+        for tile in _tiles(batch, 0, heads, length):
+            weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
+            for part, settled in self.tiles(tile.rows):
+                weight[:, part.head : part.head + part.heads] = settled
+            yield tile, weight
 
     def leave(self) -> None:
         """Settle all edges; leave as many tiles of them as there is room for to the levels.

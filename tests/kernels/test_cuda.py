@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from densitrace import BackendError, Threshold, Trace, Tracer, kernels
+from densitrace import BackendError, Nucleus, Threshold, Trace, Tracer, kernels
 from densitrace.kernels import (
     AttentionEdges,
     EdgeLevels,
@@ -505,6 +505,35 @@ def test_many_sources(length: int) -> None:
     assert torch.equal(found.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # of a tile: a row, some, all
+def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the same two edges as the definition's, twice the same."""
+    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    cuda_host.switch_on(monkeypatch)
+    shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
+    edges = proximity_edges(Problem(shape, backend="reference"))
+    side = torch.rand(2, 2, 40, generator=torch.Generator().manual_seed(0))
+    expected = all_cuts("reference", edges, side, [0.2, 0.6, 0.95])
+    first, second = both_orders(lambda: all_cuts(cuda_host.NAME, edges, side, [0.2, 0.6, 0.95]))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leave it to the levels."""
+    edges = proximity_edges(Problem(Shape(), backend="reference"))
+    side, shares = torch.ones(1, 2, 13), torch.tensor([0.5], dtype=torch.float64)
+    alone = ops.fraction_cuts(edges, side, shares)
+    mass = ops.edge_mass(edges)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "_Weighing", None)
+        assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
+        cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
+        found = ops.edge_levels(edges, cuts)
+    assert edges.settled == {}
+    assert_levels(found, reference.edge_levels(edges, cuts))
+
+
 def test_an_entry_that_is_zero() -> None:
     """Of a node: what is added to it takes the node no nearer, whichever sign the zero has."""
     problem = Problem(replace(WIDE, length=30), backend="reference")
@@ -648,13 +677,14 @@ def test_any_shape_agrees_with_the_definition(
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
 
 
-def test_a_trace_by_proximity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Node vectors, mass and levels in the engine: sizes are those of the CPU's ops."""
+@pytest.mark.parametrize("rule", [Threshold([1e-3, 1e-2, 0.1]), Nucleus([0.5, 0.95])], ids=str)
+def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node vectors, mass, cuts and levels in the engine: sizes are those of the CPU's ops."""
     ids = golden("mistral", "T08")["ids"].tolist()
 
     def sizes() -> Any:
         tracer = Tracer(tracer_of("mistral")._decoder.model)
-        trace = tracer.trace(ids, importance="proximity", select=Threshold([1e-3, 1e-2, 0.1]))
+        trace = tracer.trace(ids, importance="proximity", select=rule)
         assert isinstance(trace, Trace)
         return trace.edge_count
 
