@@ -167,13 +167,16 @@ def test_the_least_stays(values: NDArray[np.uint32]) -> None:
 
 
 def test_lanes_that_add_to_a_word_take_turns() -> None:
-    def turns(address: str) -> int:
+    """But for what each of them adds: those that count are served together."""
+
+    def turns(address: str, what: str) -> int:
         counts = Counts()
-        body = f"st.shared.u32 [%r4], 0;\nbar.sync 0;\natom.shared.add.u32 %r6, {address}, 1;"
+        body = f"st.shared.u32 [%r4], 0;\nbar.sync 0;\natom.shared.add.u32 %r6, {address}, {what};"
         run(body, NUMBERS, NUMBERS.copy(), counts=counts)
         return counts.turns - THREADS // 32  # without those of the store
 
-    assert (turns("[%r4]"), turns("[memory]")) == (THREADS // 32, THREADS)
+    assert turns("[%r4]", "%r1") == turns("[memory]", "1") == THREADS // 32
+    assert turns("[memory]", "%r1") == THREADS
 
 
 # ---- what it sees ------------------------------------------------------------------------------

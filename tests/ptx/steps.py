@@ -74,7 +74,9 @@ def combine(machine: Machine, it: Instruction, who: Who) -> None:
     if way is None:
         raise PtxError("only additions and minima are known")
     space, dtype = _space(it), TYPES[it.type]
-    at = _locate(machine, space, address, who, dtype.itemsize, changes=True)
+    # Lanes that count are served together: they add a constant.
+    changes = not isinstance(source, int)
+    at = _locate(machine, space, address, who, dtype.itemsize, changes)
     if space == "shared":
         machine.shared.combines(who, at, dtype.itemsize)
     numbers = (machine.shared.data if space == "shared" else machine.memory.data).view(dtype)
