@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from op_cases import Case, cases, first_blocks
 from problems import attention_problem_of, prediction_problem_of
 from timing import Quartiles, Run
 
-from densitrace.kernels import dispatch
+from densitrace.kernels import dispatch, triton
 from densitrace.kernels.triton import configs
 from densitrace.kernels.triton.configs import Config, Place, Table
 
@@ -284,12 +284,13 @@ def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
             torch.cuda.empty_cache()
 
 
-def served(found: Mapping[str, Case], device: torch.device) -> dict[str, Run]:
-    """The cases that Triton serves."""
+def served(found: Mapping[str, Case]) -> dict[str, Run]:
+    """The cases that Triton has kernels for, on these, whatever else would serve them."""
     return {
-        name: case.run
+        name: replace(case, options=case.options | {"backend": "triton"}).run
         for name, case in found.items()
-        if dispatch.serving(case.op, device, "auto", case.edges) == "triton"
+        if case.op in triton.__all__
+        and (case.edges is None or dispatch.weighs(triton, case.op, type(case.edges.weight)))
     }
 
 
@@ -312,7 +313,7 @@ def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     pins, done = Pins(), set[Place]()
     for width in widths:
         for found in problems(int(width), device):
-            runs = served(found, device)
+            runs = served(found)
             tune(
                 device, runs, pins, done, lambda place: not ops or place.op in ops, path, click.echo
             )

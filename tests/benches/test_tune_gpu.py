@@ -17,7 +17,6 @@ from triton.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from densitrace.kernels import dispatch
 from densitrace.kernels.triton import configs
 from densitrace.kernels.triton.configs import Config, Place
 
@@ -229,10 +228,9 @@ def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     pins = tune.Pins()
     for found in tune.problems(64, CPU):
         with monkeypatch.context() as patch, pins.in_place():
-            patch.setitem(dispatch.PREFERENCE, "cpu", ("triton", "reference"))
             patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
             patch.setattr(torch, "empty", torch.zeros)
-            for run in tune.served(found, CPU).values():
+            for run in tune.served(found).values():
                 run()
     listed = {(place.op, place.bits) for place in configs.places()}
     asked = {(place.op, place.bits) for place in pins.asked}
