@@ -39,6 +39,7 @@ class Shape:
     segments: bool = False
     scattered: bool = False  # segments that come back after another
     dtype: torch.dtype = torch.float32  # of queries, keys and values
+    wide: bool = False  # queries and keys in float32 all the same, as CodeGen has them
 
 
 VARIANTS = {
@@ -72,16 +73,17 @@ class Problem:
         self.generator = torch.Generator().manual_seed(seed)
         b, t = shape.batch, shape.length
         self.segments = self._segments() if shape.segments else None
+        of_queries = torch.float32 if shape.wide else shape.dtype
         self.pattern = Pattern(
-            self._rows(shape.heads, shape.d_k),
-            self._rows(shape.groups, shape.d_k),
+            self._rows(shape.heads, shape.d_k, of_queries),
+            self._rows(shape.groups, shape.d_k, of_queries),
             scale=0.7,
             window=shape.window,
             softcap=shape.softcap,
             sinks=self.normal(shape.heads) if shape.sinks else None,
             segments=self.segments,
         )
-        self.v = self._rows(shape.groups, shape.d_v)
+        self.v = self._rows(shape.groups, shape.d_v, shape.dtype)
         self.w_o = self.normal(shape.heads, shape.hidden, shape.d_v)
         self.target = self.normal(b, t).abs() + 0.1
         self.node = self.normal(b, t, shape.hidden)
@@ -108,10 +110,10 @@ class Problem:
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def _rows(self, heads: int, width: int) -> torch.Tensor:
+    def _rows(self, heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         """[B, heads, T, width] as models lay it out: tokens before heads."""
         rows = self.normal(self.shape.batch, self.shape.length, heads, width)
-        return rows.to(self.shape.dtype).transpose(1, 2)
+        return rows.to(dtype).transpose(1, 2)
 
     def _segments(self) -> torch.Tensor:
         """Two documents a row, the first row padded on its left."""

@@ -148,6 +148,38 @@ def test_memory_is_shared_after_a_barrier() -> None:
     np.testing.assert_array_equal(computed(body, NUMBERS), NUMBERS ^ 32)
 
 
+@pytest.mark.parametrize("other", [4, 128])  # a byte of a lane of its warp, of another warp
+def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
+    body = f"""
+    st.shared.u32 [%r4], %r5;
+    bar.warp.sync -1;
+    xor.b32 %r7, %r2, {other};
+    add.s32 %r8, %r3, %r7;
+    ld.shared.u32 %r6, [%r8];
+    bar.warp.sync -1;
+    st.shared.u32 [%r4], 0;
+    """
+    if other == 4:
+        np.testing.assert_array_equal(computed(body, NUMBERS), NUMBERS ^ 1)
+        return
+    with pytest.raises(PtxError, match="reads what another thread writes"):
+        computed(body, NUMBERS)
+
+
+def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
+    """A warp that has met tells the others nothing."""
+    body = """
+    st.shared.u32 [%r4], %r5;
+    bar.sync 0;
+    ld.shared.u32 %r6, [memory];
+    bar.warp.sync -1;
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 st.shared.u32 [memory], 77;
+    """
+    with pytest.raises(PtxError, match="writes what another thread reads"):
+        computed(body, NUMBERS)
+
+
 def test_additions_meet() -> None:
     found = np.zeros(THREADS, np.uint32)
     run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)

@@ -49,6 +49,9 @@ WIDE = {
     "width 256, float16": Shape(
         batch=1, heads=2, groups=1, length=65, d_k=256, d_v=256, dtype=torch.float16
     ),
+    "bfloat16, wide queries": Shape(
+        batch=1, length=65, d_k=40, d_v=24, dtype=torch.bfloat16, wide=True
+    ),
     "unequal, all": Shape(
         heads=4, length=111, d_k=96, d_v=40, window=50, softcap=3.0, sinks=True, segments=True,
         dtype=torch.bfloat16,

@@ -28,6 +28,7 @@ FULL = Shape(
 SHAPES = {
     "float16, unequal": replace(FULL, dtype=torch.float16),
     "bfloat16, unequal": replace(FULL, dtype=torch.bfloat16),
+    "bfloat16, wide queries": replace(FULL, dtype=torch.bfloat16, wide=True),
     "heads of 64": replace(FULL, d_k=64, d_v=64),
     "heads of 128, bfloat16": replace(FULL, d_k=128, d_v=128, dtype=torch.bfloat16),
     "heads of 256": replace(FULL, d_k=256, d_v=256),

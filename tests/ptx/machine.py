@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import TYPES, Value, constant
-from .counts import Counts
+from .counts import WARP, Counts
 from .memory import GARBAGE, GlobalMemory, PtxError, SharedMemory
 from .program import Address, Entry, Instruction, Label, Operand, Register, Special
 
-WARP = 32
 TURNS = ("bra", "ret", "exit", "bar", "barrier")  # instructions that may send threads elsewhere
 
 Who = NDArray[np.int64]  # threads, ascending
@@ -110,6 +109,9 @@ class Machine:
         elif it.name in ("ret", "exit"):
             np.subtract.at(self._running, those // self.what.threads, 1)
             yield from self._released(self.pc)
+        elif "warp" in it.modifiers:
+            self.shared.meets(self.warps(those)[:, 0])
+            yield self.pc + 1, those
         else:
             if it.operands[:1] != (0,):
                 raise PtxError("only one barrier is known")

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .counts import WARP
+
 Places = NDArray[np.int64]
 GARBAGE = 0xA5  # what memory holds before it is written
+ANY, SEVERAL = -1, -2  # in a thread's place: any of them; several, of whatever warps
 
 
 class PtxError(AssertionError):
@@ -95,8 +98,9 @@ def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
 class SharedMemory:
     """What blocks of threads share, and when who wrote and read each byte of it.
 
-    Between two barriers a byte that one thread changes may not be touched by another, and a byte
-    that is on its way from global memory may not be touched at all.
+    Between two barriers a byte that one thread changes may not be touched by another, but by one of
+    its warp after the warp has met; and a byte that is on its way from global memory may not be
+    touched at all.
 
     Args:
         blocks, threads: how many, and threads of each.
@@ -109,8 +113,10 @@ class SharedMemory:
         self.data = np.full(total, GARBAGE, np.uint8)
         self.written = np.zeros(total, bool)
         self.epochs = np.ones(blocks, np.int64)  # one more at each barrier
-        self._writes = np.zeros((2, total), np.int64)  # (epoch, thread) of the last
-        self._reads = np.zeros((2, total), np.int64)  # thread -1: of several
+        self._met = np.zeros(blocks * threads // WARP + 1, np.int64)  # how often, each warp
+        # (epoch, thread, how often its warp had met) of the last; of several see `_readers`
+        self._writes = np.zeros((3, total), np.int64)
+        self._reads = np.zeros((3, total), np.int64)
         self._arrives = np.zeros((2, total), np.int64)  # (thread, group) of what is on its way
         self._begun = np.zeros(blocks * threads, np.int64)  # groups of copies of each thread
         self._done = np.ones(blocks * threads, np.int64)
@@ -130,10 +136,12 @@ class SharedMemory:
             raise PtxError("shared memory is read that nobody wrote")
         self._landed(place)
         self._check(self._writes, place, who, epoch, "reads what another thread writes")
-        again = (self._reads[0, place] == epoch) & (self._reads[1, place] != who)
-        self._reads[0, place], self._reads[1, place] = epoch, np.where(again, -1, who)
+        before = np.where(self._reads[0, place] == epoch, self._reads[1, place], who)
+        self._reads[:, place] = epoch, self._readers(before, who), self._met[who // WARP]
         # Of several readers at once the last is noted, so they are told apart by a second look.
-        self._reads[1, place[self._reads[1, place] != who]] = -1
+        others = self._readers(self._reads[1, place], who)
+        for some in (others < SEVERAL, others == SEVERAL):
+            self._reads[1, place[some]] = others[some]
 
     def writes(self, thread: NDArray[np.int64], at: Places, values: NDArray[Any]) -> None:
         """Threads write numbers [n, count] from places on; several may write the same."""
@@ -147,19 +155,19 @@ class SharedMemory:
         put(self.data, at, values)
         if (words(self.data, at, values.itemsize, values.shape[1]) != values).any():
             raise PtxError("threads write different numbers to a place at once")
-        self._writes[0, place], self._writes[1, place] = epoch, who
+        self._writes[:, place] = epoch, who, self._met[who // WARP]
         self.written[place] = True
 
     def combines(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
         """Threads add to numbers or lower them: in any order, with no other access between two
         barriers."""
         place, _, epoch = self._each(thread, at, size)
-        everyone = np.full_like(place, -2)
+        everyone = np.full_like(place, ANY)
         if not self.written[place].all():
             raise PtxError("what nobody wrote is added to in shared memory")
         self._check(self._writes, place, everyone, epoch, "adds to what another thread writes")
         self._check(self._reads, place, everyone, epoch, "adds to what another thread reads")
-        self._writes[0, place], self._writes[1, place] = epoch, -2
+        self._writes[0, place], self._writes[1, place] = epoch, ANY
 
     def begins(self, thread: NDArray[np.int64], at: Places, values: NDArray[np.uint8]) -> None:
         """Threads begin to copy bytes [n, count] to places."""
@@ -176,9 +184,25 @@ class SharedMemory:
         done = self._begun[thread] - but + 1
         self._done[thread] = np.maximum(self._done[thread], done)
 
+    def meets(self, thread: NDArray[np.int64]) -> None:
+        """The warps of threads are together."""
+        self._met[thread // WARP] += 1
+
     def passes(self, block: int) -> None:
         """All threads of a block are at a barrier."""
         self.epochs[block] += 1
+
+    @staticmethod
+    def _warp_of(reader: Places) -> Places:
+        """Of a thread, or of several of one warp; -1 where they are of several, or no thread."""
+        several = np.where(reader < SEVERAL, SEVERAL - 1 - reader, -1)
+        return np.where(reader >= 0, reader // WARP, several)
+
+    def _readers(self, one: Places, other: Places) -> Places:
+        """Both: the thread, below `SEVERAL` several threads of a warp, or `SEVERAL` of any."""
+        warp = self._warp_of(one)
+        both = np.where(warp == other // WARP, SEVERAL - 1 - warp, SEVERAL)
+        return np.where(one == other, other, both)
 
     def _each(self, thread: Places, at: Places, size: int) -> tuple[Places, Places, Places]:
         """Bytes, with the thread and the epoch of each."""
@@ -194,8 +218,10 @@ class SharedMemory:
     def _check(
         self, last: NDArray[np.int64], place: Places, who: Places, epoch: Places, what: str
     ) -> None:
-        epochs, threads = last[:, place]
-        raced = (epochs == epoch) & (threads != who)
+        epochs, threads, met = last[:, place]
+        warp = self._warp_of(threads)
+        apart = (warp < 0) | (warp != self._warp_of(who)) | (met == self._met[warp])
+        raced = (epochs == epoch) & (threads != who) & apart
         if raced.any():
             first = int(np.flatnonzero(raced)[0])
             byte = int(place[first]) % self.size

@@ -435,6 +435,14 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all("forward" not in block.__dict__ for block in model.gpt_neox.layers)
 
 
+@pytest.mark.parametrize("family", ["codegen", "falcon", "gpt_neo", "gptj"])
+def test_modules_that_compute_attention_themselves_in_16_bits(family: str, tmp_path: Path) -> None:
+    """Buffers of a checkpoint stay float32, and so do CodeGen's rotated queries and keys."""
+    tiny_model(family).save_pretrained(tmp_path)
+    tracer = Tracer.from_pretrained(tmp_path, device="cpu", dtype="bfloat16")
+    assert tracer.verify().ok
+
+
 def test_a_module_that_computes_attention_itself_is_left_as_it_was() -> None:
     model: Any = tiny_model("gptj")
     one(Tracer(model))

@@ -51,7 +51,7 @@ def _attention(
         sinks=s_aux,
     )
     output: Tensor = getattr(module, _HOOK)(pattern, value)
-    return output.transpose(1, 2).to(query.dtype), None
+    return output.transpose(1, 2).to(value.dtype), None
 
 
 def _own_attention(
