@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from . import matrices
 from .arithmetic import TYPES, arithmetic
-from .machine import TURNS, WARP, Machine, Step, Who
+from .counts import WARP
+from .machine import TURNS, Machine, Step, Who
 from .memory import Places, PtxError, put, words
 from .program import Entry, Instruction, Operand, Vector
 
