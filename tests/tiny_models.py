@@ -296,6 +296,8 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 _randomise(name, parameter, one_plus=family.startswith("gemma"))
+                if family == "gpt_neo" and "q_proj" in name:  # its scores are not scaled
+                    parameter.mul_(0.5)
     model.train(False)
     return model
 
