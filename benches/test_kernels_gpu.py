@@ -102,7 +102,7 @@ def note_ops(
         run = partial(import_module(CUDA).bottleneck, levels, levels, "boolean")
         moved = moved_bytes(levels, levels, run())
         note("bottleneck, boolean products", "cuda", run, costs.bottleneck(), moved, False)
-    if device.type == "cuda" and not dispatch.missing("triton"):
+    if dispatch.serving("nucleus_cuts", device) == "cuda" and not dispatch.missing("triton"):
         nucleus = replace(every["nucleus_cuts"], options={"backend": "triton"})
         moved = moved_bytes(*nucleus.arguments, nucleus.run())
         operations = costs.operations(nucleus.op, nucleus.arguments)

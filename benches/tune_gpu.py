@@ -289,8 +289,7 @@ def served(found: Mapping[str, Case]) -> dict[str, Run]:
     return {
         name: replace(case, options=case.options | {"backend": "triton"}).run
         for name, case in found.items()
-        if case.op in triton.__all__
-        and (case.edges is None or dispatch.weighs(triton, case.op, type(case.edges.weight)))
+        if dispatch.has(triton, case.op, case.edges)
     }
 
 

@@ -94,7 +94,8 @@ def weighs(module: Any, op: str, weight: type) -> bool:
     return issubclass(weight, known.get(op, object) if isinstance(known, dict) else known)
 
 
-def _has(module: Any, op: str, edges: AttentionEdges | None) -> bool:
+def has(module: Any, op: str, edges: AttentionEdges | None) -> bool:
+    """Whether a backend has an op, for these edges if it is given any."""
     return hasattr(module, op) and (edges is None or weighs(module, op, type(edges.weight)))
 
 
@@ -111,11 +112,11 @@ def serving(
     """
     if backend == "auto":
         here = {name: _module(name) for name in _order(device) if not missing(name)}
-        return next(name for name, module in here.items() if _has(module, op, edges))
+        return next(name for name, module in here.items() if has(module, op, edges))
     module = _module(backend)
     if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
-    if edges is not None and not _has(module, op, edges):
+    if edges is not None and not has(module, op, edges):
         kind = type(edges.weight).__name__
         raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")
     return backend

@@ -286,22 +286,26 @@ def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.where(digits < 0, -torch.zeros(shape), weights)
 
 
+def all_cuts(
+    backend: str, edges: AttentionEdges | None, side: torch.Tensor, shares: Iterable[float]
+) -> torch.Tensor:
+    """[2, K, B, T]: nucleus and fraction cuts, of totals that are summed in float64."""
+    shares, total = tuple(shares), side.double().sum(0)
+    if edges is not None:
+        weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
+        total = total + weights.double().clamp(min=0).sum((1, 3))
+    nucleus = kernels.nucleus_cuts(edges, side, shares, total.float(), backend=backend)
+    return torch.stack([nucleus, kernels.fraction_cuts(edges, side, shares, backend=backend)])
+
+
 def assert_cuts_of_ties(problem: Problem) -> None:
     """Nucleus and fraction cuts are the definition's to the bit, however sums are made."""
     shape, generator = problem.shape, problem.generator
     given = weights_that_tie(generator, shape.batch, shape.heads, shape.length, shape.length)
     edges = problem.edges(kernels.GivenWeight(given))
     side = weights_that_tie(generator, 3, shape.batch, shape.length)
-    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
-    total = (side.double().sum(0) + weights.double().sum((1, 3))).float()
-    shares = (0.05, 0.5, 0.99)
     found, expected = (
-        torch.stack(
-            [
-                kernels.nucleus_cuts(edges, side, shares, total, backend=backend),
-                kernels.fraction_cuts(edges, side, shares, backend=backend),
-            ]
-        )
+        all_cuts(backend, edges, side, (0.05, 0.5, 0.99))
         for backend in (problem.backend, "reference")
     )
     assert torch.equal(found, expected)

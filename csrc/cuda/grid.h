@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops.h"
 
@@ -28,7 +29,6 @@
 #define DEVICE __device__ __forceinline__
 #else
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <typeinfo>
@@ -253,5 +253,17 @@ inline float exponential(float power) { return std::exp(power); }
 inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builtin_popcount(word)); }
 
 #endif
+
+// The bits of a float, and the other way round.
+DEVICE std::uint32_t bits_of(float number) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return bits;
+}
+DEVICE float float_of(std::uint32_t bits) {
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
 
 }  // namespace densitrace::cuda

@@ -54,14 +54,9 @@ struct Sums : Cells<float> {
       for (unsigned word = 0; word < kDepth / 2; ++word) {
         const std::uint32_t a = left.rows[first + row(i)][word / 4].x[word % 4];
         const std::uint32_t b = right.rows[second + column(i)][word / 4].x[word % 4];
-        held[i] += number(a << 16) * number(b << 16);
-        held[i] += number(a & 0xFFFF0000) * number(b & 0xFFFF0000);
+        held[i] += float_of(a << 16) * float_of(b << 16);
+        held[i] += float_of(a & 0xFFFF0000) * float_of(b & 0xFFFF0000);
       }
-  }
-  static float number(std::uint32_t bits) {
-    float found;
-    std::memcpy(&found, &bits, sizeof(found));
-    return found;
   }
 #endif
 };
@@ -261,20 +256,17 @@ struct Weigh {
     const unsigned sources = tile.first + tile.rows;
     const bool twos = kWhole && sources % 2 == 0;
 #pragma unroll
-    for (unsigned i = 0; i < Sums::kHeldOfRow; i += 2) {
+    for (unsigned i = 0; i < Sums::kHeldOfRow; ++i) {
       const std::uint64_t to = row + s + i;
-      const Weighed &one = found[i], &other = found[i + 1];
       if (twos) {
+        if (i % 2 != 0) continue;  // it went with the one before
+        const Weighed &one = found[i], &other = found[i + 1];
         *reinterpret_cast<Two*>(weight + to) = {one.weight, other.weight};
         if (kShared) *reinterpret_cast<Two*>(share + to) = {one.share, other.share};
-        continue;
+      } else if (kWhole || s + i < sources) {
+        weight[to] = found[i].weight;
+        if (kShared) share[to] = found[i].share;
       }
-      if (!kWhole && s + i >= sources) continue;
-      weight[to] = one.weight;
-      if (kShared) share[to] = one.share;
-      if (!kWhole && s + i + 1 >= sources) continue;
-      weight[to + 1] = other.weight;
-      if (kShared) share[to + 1] = other.share;
     }
   }
 

@@ -12,6 +12,7 @@ from attention_problem import (
     VARIANTS,
     Problem,
     Shape,
+    all_cuts,
     close,
     cuts_for,
     gap_cuts,
@@ -279,18 +280,6 @@ def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # ---- cuts of nodes -----------------------------------------------------------------------------
-
-
-def all_cuts(
-    backend: str, edges: AttentionEdges | None, side: Tensor, shares: list[float]
-) -> Tensor:
-    """Nucleus and fraction cuts."""
-    total = side.double().sum(0)
-    if edges is not None:
-        weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
-        total = total + weights.double().clamp(min=0).sum((1, 3))
-    nucleus = kernels.nucleus_cuts(edges, side, shares, total.float(), backend=backend)
-    return torch.stack([nucleus, kernels.fraction_cuts(edges, side, shares, backend=backend)])
 
 
 def assert_cuts(edges: AttentionEdges | None, side: Tensor, shares: list[float]) -> None:

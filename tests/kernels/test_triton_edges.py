@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_problem import Problem, Shape, close, weights_that_tie
+from attention_problem import Problem, Shape, all_cuts, close, weights_that_tie
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -170,21 +170,13 @@ def test_any_cuts_are_those_of_the_definition(
         pattern = kernels.Pattern(empty, empty, 1.0, window=window)
         weight = GivenWeight(weights_that_tie(generator, 1, heads, length, length))
         edges = AttentionEdges(pattern, weight)
-    total = side.sum(0)
-    if edges is not None:
-        total = total + kernels.edge_mass(edges, backend="reference")
-
-    def both(backend: str) -> torch.Tensor:
-        nucleus = kernels.nucleus_cuts(edges, side, shares, total, backend=backend)
-        return torch.stack([nucleus, kernels.fraction_cuts(edges, side, shares, backend=backend)])
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node_cuts, "SCRATCH_ELEMENTS", scratch)
         patch.setattr(node_cuts, "ROW_TILES", 4)
         patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program goes on from row to row
-        found = both("triton")
-        assert torch.equal(found, both("triton"))
-    assert torch.equal(found, both("reference"))
+        found = all_cuts("triton", edges, side, shares)
+        assert torch.equal(found, all_cuts("triton", edges, side, shares))
+    assert torch.equal(found, all_cuts("reference", edges, side, shares))
 
 
 def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
