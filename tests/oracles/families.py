@@ -78,20 +78,13 @@ FAMILIES = {
     ),
 }
 
-_GPTJ = Family(
-    stem="transformer",
-    embedding="wte",
-    blocks="h",
-    final_norm="ln_f",
+_GPTJ = replace(
+    FAMILIES["gpt2"],
     attention="attn",
     qkv=("attn.v_proj",),
     out="attn.out_proj",
     mlp=("mlp.fc_in", "mlp.fc_out"),
-    pre_attn="ln_1",
     pre_mlp="ln_1",
-    epsilon="layer_norm_epsilon",
-    activation="activation_function",
-    layer_norm=True,
     parallel=True,
 )
 
@@ -117,13 +110,10 @@ FURTHER = {
         activation="activation",
     ),
     "gpt_neo": replace(
-        _GPTJ,
-        qkv=("attn.attention.v_proj",),
+        FAMILIES["gpt2"],
         attention="attn",
+        qkv=("attn.attention.v_proj",),
         out="attn.attention.out_proj",
-        mlp=("mlp.c_fc", "mlp.c_proj"),
-        pre_mlp="ln_2",
-        parallel=False,
     ),
     "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
     "granitemoe": Family(mlp=("block_sparse_moe",)),

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .architecture import BlockNorms, OwnAttention
+from .gpt_neo import GPT_NEO
 from .linear import is_plain
-from .llama import llama_like
 
 
 def _codegen_values(attention: Any, states: Tensor) -> Tensor:
@@ -22,15 +22,12 @@ def _codegen_values(attention: Any, states: Tensor) -> Tensor:
 
 
 GPTJ = replace(
-    llama_like("gptj", "gptj"),
-    blocks="transformer.h",
-    final_norm="transformer.ln_f",
+    GPT_NEO,
+    name="gptj",
+    model_types=("gptj",),
     attention="attn",
-    output_projection="out_proj",
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_1"),
-    norm_kind="layer",
     own_attention=OwnAttention("_attn"),
-    learned_positions=True,
     parallel=lambda config: True,
 )
 CODEGEN = replace(GPTJ, name="codegen", model_types=("codegen",), values=_codegen_values)
