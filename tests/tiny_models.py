@@ -192,12 +192,14 @@ def _rope(**settings: Any) -> dict[str, Any]:
 
 _HALF = _rope(partial_rotary_factor=0.5)
 
-FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says beyond `GROUPED`
+# By model type, where they don't name another: what a config says beyond `GROUPED`.
+FURTHER: dict[str, dict[str, Any]] = {
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
     "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "bloom": {"num_key_value_heads": 4},
     "codegen": {**_OLDER, "rotary_dim": 4},
     "ernie4_5": {"use_bias": True, "head_dim": 12},
     "ernie4_5_moe": {
@@ -216,6 +218,16 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
         "num_key_value_heads": 4,
         "num_kv_heads": 2,
         "new_decoder_architecture": True,
+        "bias": True,
+        "ffn_hidden_size": 48,
+    },
+    "falcon_rw": {
+        "model_type": "falcon",
+        "num_key_value_heads": 4,
+        "alibi": True,
+        "attn_implementation": "sdpa",  # transformers' own eager attention adds biases twice
+        "multi_query": False,
+        "parallel_attn": False,
         "bias": True,
         "ffn_hidden_size": 48,
     },
@@ -254,6 +266,7 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
         "head_dim": 12,
     },
     "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
+    "mpt": {"num_key_value_heads": 4, "attn_config": {"clip_qkv": 1.0, "softmax_scale": 0.3}},
     "olmo3": {**_WINDOWS, "attention_bias": True},
     "olmoe": {**_EXPERTS, "clip_qkv": 2.0, "attention_bias": True},
     "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -279,11 +292,9 @@ FURTHER: dict[str, dict[str, Any]] = {  # by model type: what its config says be
 }
 
 
-def _further(model_type: str) -> PreTrainedModel:
-    settings = {**GROUPED, "num_hidden_layers": 3, **FURTHER[model_type]}
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **settings)
-    )
+def _further(family: str) -> PreTrainedModel:
+    settings = {"model_type": family, **GROUPED, "num_hidden_layers": 3, **FURTHER[family]}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     return model
 
 

@@ -83,7 +83,9 @@ class Oracle:
     def __init__(self, model: Any) -> None:
         """Reads the weights and the config of a transformers model; keeps no hold of it."""
         self.config = model.config
-        self.family = (FAMILIES | FURTHER).get(self.config.model_type, Family())
+        alibi = self.config.model_type == "falcon" and self.config.alibi
+        name = "falcon_rw" if alibi else self.config.model_type
+        self.family = (FAMILIES | FURTHER).get(name, Family())
         self.state: dict[str, Floats] = {
             name: value.detach().double().numpy() for name, value in model.state_dict().items()
         }
@@ -184,7 +186,8 @@ class Oracle:
 
     def _logits(self, x: Floats) -> Floats:
         logits = x @ self.state["lm_head.weight"].T + self.state.get("lm_head.bias", 0)
-        logits *= getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
+        logits *= getattr(self.config, "logit_scale", 1) or 1
+        logits /= getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * np.tanh(logits / cap)
 

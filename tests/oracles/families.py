@@ -88,6 +88,18 @@ _GPTJ = replace(
     parallel=True,
 )
 
+_BLOOM = Family(
+    stem="transformer",
+    embedding="word_embeddings",
+    blocks="h",
+    final_norm="ln_f",
+    attention="self_attention",
+    qkv=("self_attention.query_key_value",),
+    out="self_attention.dense",
+    epsilon="layer_norm_epsilon",
+    layer_norm=True,
+)
+
 # Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
 FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
@@ -99,15 +111,19 @@ FURTHER = {
     "gemma": Family(one_plus=True),
     "gemma2": SANDWICH,
     **dict.fromkeys(["gptj", "codegen"], _GPTJ),
-    "falcon": replace(
-        _GPTJ,
-        embedding="word_embeddings",
-        attention="self_attention",
-        out="self_attention.dense",
-        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        pre_attn="ln_attn",
-        pre_mlp="ln_mlp",
-        activation="activation",
+    "bloom": _BLOOM,
+    "falcon": replace(_BLOOM, pre_attn="ln_attn", pre_mlp="ln_mlp", parallel=True),
+    "falcon_rw": _BLOOM,
+    "mpt": replace(
+        _BLOOM,
+        blocks="blocks",
+        final_norm="norm_f",
+        attention="attn",
+        qkv=("attn.Wqkv",),
+        out="attn.out_proj",
+        mlp=("ffn",),
+        pre_attn="norm_1",
+        pre_mlp="norm_2",
     ),
     "gpt_neo": replace(
         FAMILIES["gpt2"],

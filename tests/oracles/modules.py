@@ -25,7 +25,7 @@ class ModulesOracle(Oracle):
         """Copies the model."""
         super().__init__(model)
         self.model: Any = copy.deepcopy(model).double()
-        self.model.set_attn_implementation("eager")
+        self.model.config._attn_implementation = "eager"  # Falcon refuses to be told another way
         self.model.config._experts_implementation = "eager"  # torch groups no products of float64
         blocks = f"{self.family.stem}.{self.family.blocks}"
         self.modules: list[Any] = list(self.model.get_submodule(blocks))
@@ -37,6 +37,8 @@ class ModulesOracle(Oracle):
     def _see(self, module: Any, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if not self.calls:
             self.states = args[0]
+        if call.get("alibi") is not None and self.config.model_type == "falcon":
+            call["alibi"] = torch.zeros_like(call["alibi"])  # the mask has it already
         self.calls.append(call)
 
     def _embed(self, ids: Any, positions: NDArray[np.int64]) -> Floats:
@@ -58,7 +60,8 @@ class ModulesOracle(Oracle):
         with torch.inference_mode():
             states = torch.from_numpy(x)[None]
             attention = self.modules[block].get_submodule(self.family.attention)
-            _, weights = attention(hidden_states=states, **self.calls[block])
+            residual = {"residual": states} if self.config.model_type == "bloom" else {}
+            _, weights = attention(hidden_states=states, **residual, **self.calls[block])
         alpha = np.asarray(weights[0].numpy())
         assert not alpha[:, ~allowed].any()
         out = self._linear(block, self.family.out)[0]
@@ -79,13 +82,14 @@ class ModulesOracle(Oracle):
         if self.config.model_type == "codegen":  # parts of four quarters: queries, values, keys
             weight, _ = self._linear(block, "attn.qkv_proj")
             return x @ weight.reshape(4, 3, -1, len(weight.T))[:, 1].reshape(-1, len(weight.T)).T
-        if self.config.model_type == "falcon":  # queries, key and value of each group
+        if self.config.model_type in ("bloom", "falcon"):  # queries, key and value of each group
             weight, bias = self._linear(block, "self_attention.query_key_value")
-            each = (x @ weight.T + bias).reshape(len(x), self.config.num_kv_heads, -1)
+            groups = getattr(self.config, "num_kv_heads", self.heads)
+            each = (x @ weight.T + bias).reshape(len(x), groups, -1)
             return each[..., -self.head_size :]
         weight, bias = self._linear(block, self.family.qkv[-1])
         v = (x @ weight.T + bias)[:, -self.groups * self.head_size :]
-        bound = getattr(self.config, "clip_qkv", None)
+        bound = getattr(getattr(self.config, "attn_config", self.config), "clip_qkv", None)
         return v if bound is None else v.clip(-bound, bound)
 
     def _mlp(self, block: int, y: Floats) -> Floats:
@@ -94,7 +98,9 @@ class ModulesOracle(Oracle):
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
         module = self.modules[block].get_submodule(self.family.mlp[0].partition(".")[0])
         with torch.inference_mode():
-            m = module(torch.from_numpy(pre(y) if pre else y)[None])
+            # The older ones add a residual that they are given.
+            residual = [torch.zeros(())] if self.config.model_type in ("bloom", "mpt") else []
+            m = module(torch.from_numpy(pre(y) if pre else y)[None], *residual)
         m = np.asarray((m[0] if isinstance(m, tuple) else m)[0].numpy())
         return post(m) if post else m
 

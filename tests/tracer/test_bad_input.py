@@ -125,10 +125,10 @@ def test_no_such_model(corpus: Path, tmp_path: Path, out: Path) -> None:
 
 
 def test_an_undeclared_architecture(corpus: Path, tmp_path: Path, out: Path) -> None:
-    model = tmp_path / "bloom"
+    model = tmp_path / "mamba"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "bloom"}))
-    assert_refused(scan(corpus, model, out), 1, out, "'bloom' is not a declared architecture")
+    (model / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    assert_refused(scan(corpus, model, out), 1, out, "'mamba' is not a declared architecture")
 
 
 def test_weights_that_hold_nan(corpus: Path, tmp_path: Path, out: Path) -> None:

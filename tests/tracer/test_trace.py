@@ -357,17 +357,18 @@ def test_bad_models(tmp_path: Path) -> None:
 
 
 def test_undeclared_architecture(tmp_path: Path) -> None:
-    from transformers import BloomConfig
+    from transformers import MambaConfig
 
-    BloomConfig(n_layer=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"model_type='bloom' .*declare-architecture"):
+    MambaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model_type='mamba' .*declare-architecture"):
         Tracer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("model_type", "setting"),
     [
-        ("falcon", {"alibi": True}),
+        ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": True}),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}),
         ("gemma2", {"use_bidirectional_attention": True}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 16}),

@@ -1,6 +1,7 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
+from .bloom import BLOOM
 from .cohere import COHERE
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK
@@ -16,6 +17,7 @@ from .linear import stored
 from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
 from .mistral import MISTRAL
+from .mpt import MPT
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from .opt import OPT
@@ -28,7 +30,7 @@ from .starcoder2 import STARCODER2
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
     *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
-    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON),
+    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
 ):
     declare(_architecture)
 

@@ -37,14 +37,21 @@ class BlockNorms:
 class OwnAttention:
     """How a family computes attention whose modules do not ask transformers' `AttentionInterface`.
 
-    They are older than it, and so their blocks give a tuple, the states first.
+    They are older than it, and so their blocks give a tuple, the states first. Where the module has
+    no method of its own for it, it calls torch's `scaled_dot_product_attention` if its config says
+    sdpa, or `project` is what it does before.
     """
 
-    # Of the attention: (query, key, value, ...) -> (output [N, H, T, d_v], weights); None where it
-    # calls torch's `scaled_dot_product_attention` if its config says sdpa.
-    method: str | None
+    # Of the attention: (query, key, value, ...) -> (output [N, H, T, d_v], weights).
+    method: str | None = None
+    # (attention, its input) -> query, key and value [N, H, T, d]; the output projection follows.
+    project: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     # What the interface would be told besides: `scaling`, `sliding_window`, ...
-    told: Callable[[nn.Module], dict[str, Any]] = lambda attention: {}
+    told: Callable[[Any], dict[str, Any]] = lambda attention: {}
+    # (attention, positions [N, T], the model's dtype) -> [N, H, T]: what is added to the scaled
+    # scores of each head by the position of the key (ALiBi), or None.
+    key_bias: Callable[[Any, Tensor, torch.dtype], Tensor | None] | None = None
+    reads_mask: bool = False  # the model computes with its mask: there has to be one
 
 
 @dataclass(frozen=True)

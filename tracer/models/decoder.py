@@ -18,7 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ...errors import ModelError
 from ...kernels import Pattern
-from .architecture import Architecture, BlockNorms, LinearNorm
+from .alibi import biased
+from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
 from .linear import is_plain, matrix
 from .offload import OffloadedBlocks
 
@@ -26,7 +27,9 @@ Attend = Callable[[Pattern, Tensor], Tensor]
 RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
 
 _NAME = "densitrace"  # of the attention function, in transformers' registries
+_EMPTY_MASK = "densitrace_empty_mask"  # the same for a model that computes with its mask
 _HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
+_POSITIONS = "densitrace_positions"  # of a block's call, where keys are biased by them
 
 
 def _attention(
@@ -39,13 +42,17 @@ def _attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    key_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls for attention: hands all variants on as one `Pattern`."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key_bias is not None:
+        query, key = biased(query, key, key_bias, scale)
     pattern = Pattern(
         query,
         key,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scale,
         window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
@@ -80,8 +87,13 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """No T x T mask: the engine knows each row's segments (and padding) itself."""
 
 
+def _empty_mask(*_: Any, **__: Any) -> Tensor:
+    return torch.empty(0)
+
+
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, _no_mask)
+AttentionMaskInterface.register(_EMPTY_MASK, _empty_mask)
 
 
 class Block:
@@ -131,24 +143,29 @@ class Block:
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
         """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
         normed = states if self._before_attention is None else self._before_attention(states)
-        with self._attending(attend):
-            branch: Tensor = self.attention(normed, **call)[0]
+        with _attribute(self.attention, _HOOK, attend):
+            if self._own is None:
+                branch: Tensor = self.attention(normed, **call)[0]
+            else:
+                branch = self._own_branch(self._own, normed, call)
         return self._added(branch, self._after_attention)
 
-    @contextmanager
-    def _attending(self, attend: Attend) -> Iterator[None]:
-        """Inside, the module's softmax part is `attend`."""
-        module, own = self.attention, self._own
+    def _own_branch(self, own: OwnAttention, normed: Tensor, call: dict[str, Any]) -> Tensor:
+        """The attention module's output, however it comes to it."""
+        module, told = self.attention, own.told(self.attention)
+        if own.key_bias is not None:
+            told["key_bias"] = own.key_bias(module, call[_POSITIONS], self.dtype)
+        method = partial(_own_attention, module, told)
+        if own.project is not None:
+            return self.project(method(*own.project(module, normed))[0])
         with ExitStack() as stack:
-            stack.enter_context(_attribute(module, _HOOK, attend))
-            if own is not None:
-                method = partial(_own_attention, module, own.told(module))
-                if own.method is not None:
-                    stack.enter_context(_attribute(module, own.method, method))
-                else:
-                    stack.enter_context(_implementation(module.config, "sdpa"))
-                    stack.enter_context(_InPlaceOfSdpa(method))
-            yield
+            if own.method is not None:
+                stack.enter_context(_attribute(module, own.method, method))
+            else:
+                stack.enter_context(_implementation(module.config, "sdpa"))
+                stack.enter_context(_InPlaceOfSdpa(method))
+            branch: Tensor = module(normed, **call)[0]
+        return branch
 
     def values(self, states: Tensor) -> Tensor:
         """The values [N, G, T, d_v] that attention reads from states [N, T, D]."""
@@ -323,7 +340,7 @@ class Decoder:
             mask: int64 [N, T], 0 on padding; read by the models' own checks only.
             run_block: (block index, states, the block's keyword arguments) -> states.
         """
-        with self._seam(run_block):
+        with self._seam(run_block, positions):
             output = self.model.base_model(
                 input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
             )
@@ -340,12 +357,14 @@ class Decoder:
             self.tell = before
 
     @contextmanager
-    def _seam(self, run_block: RunBlock) -> Iterator[None]:
-        tuples = self.architecture.own_attention is not None
+    def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
+        own = self.architecture.own_attention
+        name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
+        told = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
         with ExitStack() as stack:
-            stack.enter_context(_implementation(self.model.config, _NAME))
+            stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, run_block, tuples)
+                forward = _block_forward(index, run_block, told, tuples=own is not None)
                 stack.enter_context(_attribute(block.module, "forward", forward))
             yield
 
@@ -376,11 +395,11 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _block_forward(
-    index: int, run_block: RunBlock, tuples: bool
+    index: int, run_block: RunBlock, told: dict[str, Any], tuples: bool
 ) -> Callable[..., Tensor | tuple[Tensor]]:
     def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
         # Positional arguments after the states are caches and masks, which tracing has none of.
-        states = run_block(index, hidden_states, call)
+        states = run_block(index, hidden_states, call | told)
         return (states,) if tuples else states
 
     return forward

@@ -1,9 +1,11 @@
-"""Falcon: one norm or two, few key/value heads or many; attention by torch's own function."""
+"""Falcon: one norm or two, few key/value heads or many, ALiBi or none; attention by torch's own."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .alibi import by_position
 from .architecture import Architecture, BlockNorms, OwnAttention
 
 
@@ -25,8 +27,21 @@ def _norms(config: Any) -> BlockNorms:
     return BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
 
 
+def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Scaled as scores are."""
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+
+    if not attention.config.alibi:
+        return None
+    table = build_alibi_tensor(torch.ones_like(positions[:1]), attention.num_heads, dtype)
+    scaling: float = attention.inv_norm_factor
+    return by_position(table[:, 0], positions) * scaling
+
+
 def _unsupported(config: Any) -> str | None:
-    return "alibi=True: biases on attention scores" if config.alibi else None
+    if config.alibi and config.multi_query and not config.new_decoder_architecture:
+        return "alibi=True, multi_query=True: biases of heads on keys that they share"
+    return None
 
 
 FALCON = Architecture(
@@ -40,7 +55,7 @@ FALCON = Architecture(
     values=_values,
     norms=_norms,
     norm_kind="layer",
-    own_attention=OwnAttention(None),
+    own_attention=OwnAttention(key_bias=_key_bias),
     parallel=_parallel,
     unsupported=_unsupported,
 )

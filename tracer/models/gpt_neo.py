@@ -20,6 +20,6 @@ GPT_NEO = replace(
     output_projection="out_proj",
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
-    own_attention=OwnAttention("_attn", _told),
+    own_attention=OwnAttention("_attn", told=_told),
     learned_positions=True,
 )

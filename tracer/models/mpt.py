@@ -1,0 +1,63 @@
+"""MPT: LayerNorm without biases, ALiBi, one projection in front; an MLP that adds the residual."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .alibi import by_position
+from .architecture import BlockNorms, OwnAttention
+from .bloom import BLOOM, adds_no_residual
+from .linear import is_plain
+
+
+def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    fused = _clipped(attention, attention.Wqkv(states))
+    query, key, value = fused.unflatten(-1, (3, attention.n_heads, -1)).movedim((2, 3), (0, 2))
+    return query, key, value
+
+
+def _values(attention: Any, states: Tensor) -> Tensor:
+    """The last third of the fused projection."""
+    fused, first = attention.Wqkv, 2 * attention.hidden_size
+    whole: Tensor = (
+        linear(states, fused.weight[first:]) if is_plain(fused) else fused(states)[..., first:]
+    )
+    return _clipped(attention, whole)
+
+
+def _clipped(attention: Any, projected: Tensor) -> Tensor:
+    bound = attention.clip_qkv
+    return projected.clamp(-bound, bound) if bound else projected
+
+
+def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """In float32, whatever the model's dtype."""
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    heads, length = attention.n_heads, positions.shape[1]
+    table = build_mpt_alibi_tensor(heads, length, device=positions.device)
+    return by_position(table[:, 0], positions)
+
+
+MPT = replace(
+    BLOOM,
+    name="mpt",
+    model_types=("mpt",),
+    blocks="transformer.blocks",
+    final_norm="transformer.norm_f",
+    attention="attn",
+    output_projection="out_proj",
+    mlp=adds_no_residual("ffn"),
+    values=_values,
+    norms=BlockNorms(before_attention="norm_1", before_mlp="norm_2"),
+    own_attention=OwnAttention(
+        project=_project,
+        told=lambda attention: {"scaling": attention.softmax_scale},
+        key_bias=_key_bias,
+        reads_mask=True,
+    ),
+    unsupported=lambda config: None,
+)
