@@ -18,7 +18,15 @@ from .clock import Clock, Stopwatch
 from .engine import Attention, Observer
 from .evaluate import logits
 from .graph import Count
-from .models import Decoder, OffloadedBlocks, architecture_of, load, load_offloaded, stored
+from .models import (
+    Decoder,
+    OffloadedBlocks,
+    architecture_of,
+    load,
+    load_offloaded,
+    stored,
+    text_model,
+)
 from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
 from .trace import Trace
@@ -50,7 +58,8 @@ class Tracer:
     """Traces a causal language model.
 
     Args:
-        model: a transformers model of a declared architecture; it is put in evaluation mode.
+        model: a transformers model of a declared architecture; it is put in evaluation mode. Of one
+            of text and images or sound, the language model within.
         tokenizer: its tokenizer, or None: token ids are then the only input.
         model_id: what to call it in stores and reports.
         backend: of the ops, see `densitrace info`.
@@ -82,6 +91,7 @@ class Tracer:
     ) -> None:
         if cuda_graphs and offloaded is not None:
             raise InputError("cuda_graphs replay weights that stay where they are: not offloaded")
+        model = text_model(model)
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:

@@ -26,6 +26,7 @@ from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
 from .stablelm import STABLELM
 from .starcoder2 import STARCODER2
+from .text import text_model
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
@@ -50,4 +51,5 @@ __all__ = [
     "load_offloaded",
     "part_of_call",
     "stored",
+    "text_model",
 ]

@@ -9,19 +9,14 @@ from threading import Lock
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
 from ...errors import InputError, ModelError
 from .checkpoint import Checkpoint, incomplete
 from .offload import OffloadedBlocks, skeleton
 from .registry import architecture_of
+from .text import auto_model, text_config, text_model
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +53,13 @@ def load(
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_model(config).from_pretrained(
                 name, config=config, dtype=kind, output_loading_info=True, trust_remote_code=False
             )
-    model, info = loaded
+    whole, info = loaded
     if info["missing_keys"]:
         raise incomplete(name, info["missing_keys"])
+    model: Any = text_model(whole)
     stays = _quantised(config) and model.device.type == place.type  # some cannot be moved
     return (model if stays else model.to(place)).eval(), _tokenizer(name)
 
@@ -88,7 +84,7 @@ def load_offloaded(
         config = _config(name)
         if _quantised(config):
             raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")
-        architecture = architecture_of(config)
+        architecture = architecture_of(text_config(config))
         checkpoint = Checkpoint.of(name)
         stored = config.dtype or checkpoint.dtype
         asked = kind if isinstance(kind, torch.dtype) else stored
@@ -100,7 +96,7 @@ def load_offloaded(
 def _config(name: str) -> Any:
     """The config of a model of a declared architecture."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    architecture_of(config)
+    architecture_of(text_config(config))
     return config
 
 

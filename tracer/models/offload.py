@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..transfer import arrived, taken
 from .architecture import Architecture
 from .checkpoint import Checkpoint, incomplete
+from .text import auto_model, name_within, text_model
 
 
 def skeleton(
@@ -39,7 +40,8 @@ def skeleton(
         ModelError: weights are missing or have other shapes.
     """
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        whole: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
+    model = text_model(whole)
     buffers = dict(model.named_buffers())
     for name, buffer in buffers.items():
         _put(model, name, torch.empty_like(buffer, device="cpu"))
@@ -47,7 +49,7 @@ def skeleton(
     for name in buffers:
         _put(model, name, model.get_buffer(name).to(device))
     expected = model.state_dict()
-    missing = set(checkpoint.rename(expected, _renaming(model, expected, checkpoint)))
+    missing = set(checkpoint.rename(expected, _renaming(whole, model, checkpoint)))
     for name, tensor in expected.items():
         if name not in missing and not name.startswith(f"{architecture.blocks}."):
             _put(model, name, checkpoint.read(name, tensor.dtype).to(device))
@@ -59,15 +61,19 @@ def skeleton(
 
 
 def _renaming(
-    model: PreTrainedModel, expected: dict[str, Tensor], checkpoint: Checkpoint
+    whole: PreTrainedModel, model: PreTrainedModel, checkpoint: Checkpoint
 ) -> Callable[[str], str]:
-    """What transformers calls a tensor of a file: some are stored under other names."""
-    steps = get_model_conversion_mapping(model)
+    """What a model within a whole one calls a tensor of the whole one's file.
+
+    transformers itself has other names for some tensors than the file.
+    """
+    steps = get_model_conversion_mapping(whole)
     names = [step for step in steps if isinstance(step, WeightRenaming)]
     if len(names) < len(steps):
         raise checkpoint.unusable("its weights are not stored as they are used")
-    prefix = model.base_model_prefix
-    return lambda name: str(rename_source_key(name, names, [], prefix, expected)[0])
+    prefix, expected = whole.base_model_prefix, whole.state_dict()
+    within = name_within(whole, model)
+    return lambda name: within(rename_source_key(name, names, [], prefix, expected)[0])
 
 
 class OffloadedBlocks:

@@ -1,0 +1,75 @@
+"""The language model within a model of text and other things: images, sound.
+
+Of such a model the path of text alone is traced: the decoder and the unembedding, as the causal
+language model that transformers has for the decoder's own config.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+)
+
+from ...errors import ModelError
+from .registry import ARCHITECTURES
+
+
+def auto_model(config: Any) -> Any:
+    """The class that loads a model: of text, or of text and other things."""
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if causal else AutoModelForMultimodalLM
+
+
+def text_config(config: Any) -> Any:
+    """The config of the causal language model of declared architecture within a model.
+
+    The model's own config if it is one, and where there is none.
+    """
+    inner = config.get_text_config(decoder=True)
+    wrapped = config.model_type not in ARCHITECTURES and inner.model_type in ARCHITECTURES
+    return inner if wrapped else config
+
+
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal language model of declared architecture within a model; the model if it is one.
+
+    It shares its modules with the model, and holds none of the others.
+
+    Raises:
+        ModelError: there is one by the config, but transformers has wired it otherwise.
+    """
+    config = text_config(model.config)
+    if config is model.config:
+        return model
+    with torch.device("meta"):
+        text: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    decoder: Any = model.get_decoder()
+    if isinstance(decoder, type(text)):  # with an unembedding of its own
+        return decoder
+    if type(decoder) is not type(text.base_model):
+        raise ModelError(
+            f"a {model.config.model_type} model holds no {type(text.base_model).__name__}, "
+            "whatever its config says"
+        )
+    setattr(text, text.base_model_prefix, decoder)
+    text.set_output_embeddings(model.get_output_embeddings())
+    within, names = name_within(model, text), text.state_dict().keys()
+    tied = {within(name): within(of) for name, of in model.all_tied_weights_keys.items()}
+    text.all_tied_weights_keys = {name: of for name, of in tied.items() if name in names}
+    inner: Any = text.base_model
+    text.config = inner.config
+    text.config.name_or_path = model.config.name_or_path
+    return text
+
+
+def name_within(model: PreTrainedModel, text: PreTrainedModel) -> Callable[[str], str]:
+    """What the language model within a model calls one of the model's tensors."""
+    shared = text if text in model.modules() else text.base_model
+    paths = ({module: name for name, module in whole.named_modules()} for whole in (model, text))
+    theirs, ours = (f"{path[shared]}.".lstrip(".") for path in paths)
+    return lambda name: ours + name[len(theirs) :] if name.startswith(theirs) else name
