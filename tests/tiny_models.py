@@ -166,6 +166,7 @@ _SHARED_EXPERTS: dict[str, Any] = {  # and a block without experts
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+_MIXED: dict[str, Any] = {**_EXPERTS, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
@@ -195,12 +196,21 @@ _HALF = _rope(partial_rotary_factor=0.5)
 # By model type, where they don't name another: what a config says beyond `GROUPED`.
 FURTHER: dict[str, dict[str, Any]] = {
     "arcee": {"attention_bias": True, "mlp_bias": True},
+    "aria_text": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "moe_num_experts": 4,
+        "moe_topk": 2,
+        "moe_num_shared_experts": 2,
+    },
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
+    "cwm": {**_WINDOWS, "head_dim": 12},
     "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "bloom": {"num_key_value_heads": 4},
     "codegen": {**_OLDER, "rotary_dim": 4},
+    "dots1": {**_SHARED_EXPERTS, **_WINDOWS, "head_dim": 12, "attention_bias": True},
     "ernie4_5": {"use_bias": True, "head_dim": 12},
     "ernie4_5_moe": {
         **_EXPERTS,
@@ -213,6 +223,13 @@ FURTHER: dict[str, dict[str, Any]] = {
         "moe_num_shared_experts": 1,
     },
     "exaone4": {**_WINDOWS, "sliding_window_pattern": None, "head_dim": 12},
+    "exaone_moe": {
+        **_SHARED_EXPERTS,
+        **_WINDOWS,
+        "sliding_window_pattern": None,
+        "num_shared_experts": 1,
+        "head_dim": 12,
+    },
     "falcon": {
         **_rope(),
         "num_key_value_heads": 4,
@@ -254,6 +271,10 @@ FURTHER: dict[str, dict[str, Any]] = {
     "granitemoe": {**_GRANITE, **_EXPERTS},
     "helium": {"head_dim": 8, "attention_bias": True},
     "hunyuan_v1_dense": {"head_dim": 12, "attention_bias": True},
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 12, "attention_bias": True},
+    "hy_v3": {**_MIXED, "num_shared_experts": 1, "head_dim": 12, "attention_bias": True},
+    "mellum": {**_MIXED, **_WINDOWS, "head_dim": 12, "attention_bias": True},
+    "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
     "ministral": {**_WINDOWS, "head_dim": 12},
     "ministral3": {
         **_rope(
@@ -287,6 +308,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "no_rope_layers": [1, 0, 1],
         "use_sliding_window": True,
     },
+    "solar_open": {**_SHARED_EXPERTS, "head_dim": 12, "attention_bias": True},
     "stablelm": {**_HALF, "use_qkv_bias": True, "qk_layernorm": True},
     "starcoder2": {"use_bias": True, "sliding_window": WINDOW},
 }

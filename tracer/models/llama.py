@@ -32,12 +32,21 @@ SAME = tuple(
     llama_like(name, name)
     for name in (
         "arcee",
+        "aria_text",
+        "cwm",
+        "dots1",
         "ernie4_5",
         "ernie4_5_moe",
+        "exaone_moe",
         "gpt_oss",
         "helium",
         "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "mellum",
+        "minimax_m2",
         "seed_oss",
         "smollm3",
+        "solar_open",
     )
 )
