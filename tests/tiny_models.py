@@ -275,6 +275,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "hy_v3": {**_MIXED, "num_shared_experts": 1, "head_dim": 12, "attention_bias": True},
     "mellum": {**_MIXED, **_WINDOWS, "head_dim": 12, "attention_bias": True},
     "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
+    "jais2": {"head_dim": 12},
     "ministral": {**_WINDOWS, "head_dim": 12},
     "ministral3": {
         **_rope(
@@ -288,11 +289,13 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
     "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
     "mpt": {"num_key_value_heads": 4, "attn_config": {"clip_qkv": 1.0, "softmax_scale": 0.3}},
+    "nemotron": {**_HALF, "head_dim": 12, "attention_bias": True, "mlp_bias": True},
     "olmo3": {**_WINDOWS, "attention_bias": True},
     "olmoe": {**_EXPERTS, "clip_qkv": 2.0, "attention_bias": True},
     "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi": {**_HALF, "qk_layernorm": True},
     "phi3": {**_HALF, "sliding_window": WINDOW},
+    "phimoe": {**_EXPERTS, "attention_bias": True, "lm_head_bias": True},
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 16, "mlp_only_layers": [0]},
     "qwen3_moe": {
         **_EXPERTS,
@@ -314,6 +317,9 @@ FURTHER: dict[str, dict[str, Any]] = {
 }
 
 
+_ONE_PLUS = ("gemma", "nemotron", "vaultgemma")  # store weights of norms less 1
+
+
 def _further(family: str) -> PreTrainedModel:
     settings = {"model_type": family, **GROUPED, "num_hidden_layers": 3, **FURTHER[family]}
     model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
@@ -328,7 +334,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         model = _further(family) if family in FURTHER else builders[family]()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                _randomise(name, parameter, one_plus=family.startswith("gemma"))
+                _randomise(name, parameter, one_plus=family.startswith(_ONE_PLUS))
                 if family == "gpt_neo" and "q_proj" in name:  # its scores are not scaled
                     parameter.mul_(0.5)
     model.train(False)

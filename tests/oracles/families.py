@@ -133,6 +133,8 @@ FURTHER = {
     ),
     "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
+    "jais2": Family(epsilon="layer_norm_eps", layer_norm=True),
+    "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),
     "opt": Family(
         stem="model.decoder",
         final_norm="final_layer_norm",
@@ -152,6 +154,7 @@ FURTHER = {
         parallel=True,
     ),
     "phi3": Family(qkv=("self_attn.qkv_proj",), windowed=True),
+    "phimoe": Family(layer_norm=True),
     "stablelm": Family(epsilon="layer_norm_eps", layer_norm=True),
     "starcoder2": Family(epsilon="norm_epsilon", layer_norm=True, windowed=True),
 }

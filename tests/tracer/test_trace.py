@@ -372,6 +372,7 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("gemma2", {"use_bidirectional_attention": True}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 16}),
+        ("phimoe", {"sliding_window": 5}),
         ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}),
         ("stablelm", {"use_parallel_residual": True}),
     ],

@@ -18,10 +18,11 @@ from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
 from .mistral import MISTRAL
 from .mpt import MPT
+from .nemotron import NEMOTRON
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from .opt import OPT
-from .phi import PHI, PHI3
+from .phi import PHI, PHI3, PHIMOE
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
 from .stablelm import STABLELM
@@ -30,8 +31,9 @@ from .text import text_model
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
-    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, COHERE),
-    *(STABLELM, STARCODER2, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
+    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, PHIMOE, COHERE),
+    *(STABLELM, STARCODER2, NEMOTRON, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON),
+    *(BLOOM, MPT),
 ):
     declare(_architecture)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-NormKind = Literal["rms", "rms_plus_one", "layer"]
+NormKind = Literal["rms", "rms_plus_one", "layer", "layer_plus_one"]
 
 
 def _never(config: Any) -> bool:
@@ -102,8 +102,8 @@ class LinearNorm:
             for name in ("eps", "variance_epsilon")
             if hasattr(module, name)
         )
-        gamma = weight + 1 if kind == "rms_plus_one" else weight
-        return cls(gamma, kind == "layer", eps)
+        gamma = weight + 1 if kind.endswith("plus_one") else weight
+        return cls(gamma, kind.startswith("layer"), eps)
 
     def fold(self, vectors: Tensor) -> Tensor:
         """Edge vectors [..., D] through the map, without the scale."""

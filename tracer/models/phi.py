@@ -1,4 +1,4 @@
-"""Phi (1, 1.5, 2): parallel behind one LayerNorm; Phi-3: Llama with one projection in front."""
+"""Phi (1, 1.5, 2): parallel behind one LayerNorm; Phi-3: Llama; PhiMoE: Llama with LayerNorm."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,13 @@ def _values(attention: Any, states: Tensor) -> Tensor:
     return linear(states, fused.weight[-size:])
 
 
+def _unsupported(config: Any) -> str | None:
+    window = config.sliding_window
+    if window is not None and window < config.max_position_embeddings:
+        return f"sliding_window={window}: its attention is not told of windows"
+    return None
+
+
 PHI = replace(
     llama_like("phi", "phi"),
     final_norm="model.final_layernorm",
@@ -29,3 +36,4 @@ PHI = replace(
     parallel=lambda config: True,
 )
 PHI3 = replace(llama_like("phi3", "phi3"), values=_values)
+PHIMOE = replace(llama_like("phimoe", "phimoe"), norm_kind="layer", unsupported=_unsupported)
