@@ -248,6 +248,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "bias": True,
         "ffn_hidden_size": 48,
     },
+    "flex_olmo": {**_EXPERTS, "head_dim": 12, "attention_bias": True},
     "gemma": {"head_dim": 12, "attention_bias": True},
     "gemma2": {
         **_WINDOWS,
@@ -289,7 +290,9 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
     "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
     "mpt": {"num_key_value_heads": 4, "attn_config": {"clip_qkv": 1.0, "softmax_scale": 0.3}},
+    "nanochat": {"head_dim": 12, "attention_bias": True, "final_logit_softcapping": 3.0},
     "nemotron": {**_HALF, "head_dim": 12, "attention_bias": True, "mlp_bias": True},
+    "olmo": {"clip_qkv": 2.0, "head_dim": 12, "attention_bias": True},
     "olmo3": {**_WINDOWS, "attention_bias": True},
     "olmoe": {**_EXPERTS, "clip_qkv": 2.0, "attention_bias": True},
     "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},

@@ -204,9 +204,11 @@ class Oracle:
             return None
         inner = "" if block is None else f"{self.family.blocks}.{block}."
         path = f"{self.family.stem}.{inner}{name}"
-        if f"{path}.weight" not in self.state:
+        weightless = np.ones(self.config.hidden_size) if self.family.weightless else None
+        gamma = self.state.get(f"{path}.weight", weightless)
+        if gamma is None:
             return None
-        gamma = self.state[f"{path}.weight"] + (1 if self.family.one_plus else 0)
+        gamma = gamma + (1 if self.family.one_plus else 0)
         beta = self.state.get(f"{path}.bias", np.zeros_like(gamma))
         epsilon = getattr(self.config, self.family.epsilon, 1e-5)  # torch's own
         return Norm(gamma, beta, epsilon, self.family.layer_norm)

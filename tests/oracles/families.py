@@ -28,6 +28,7 @@ class Family:
     activation: str = "hidden_act"
     layer_norm: bool = False  # centred, with a bias; else RMS
     one_plus: bool = False  # the norm multiplies by 1 + w
+    weightless: bool = False  # the norm multiplies by 1
     parallel: bool = False  # whatever the config says
     windowed: bool = False  # every block, where the config doesn't say which
 
@@ -103,7 +104,7 @@ _BLOOM = Family(
 # Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
 FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
-    **dict.fromkeys(["olmo3", "exaone4"], FAMILIES["olmo2"]),
+    **dict.fromkeys(["olmo3", "flex_olmo", "exaone4"], FAMILIES["olmo2"]),
     **dict.fromkeys(
         ["cohere", "cohere2"],
         Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
@@ -134,7 +135,9 @@ FURTHER = {
     "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
     "jais2": Family(epsilon="layer_norm_eps", layer_norm=True),
+    "nanochat": Family(weightless=True),
     "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),
+    "olmo": Family(layer_norm=True, weightless=True),
     "opt": Family(
         stem="model.decoder",
         final_norm="final_layer_norm",

@@ -18,9 +18,10 @@ from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
 from .mistral import MISTRAL
 from .mpt import MPT
+from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
 from .offload import OffloadedBlocks
-from .olmo import EXAONE4, OLMO2, OLMO3, OLMOE
+from .olmo import EXAONE4, FLEX_OLMO, OLMO, OLMO2, OLMO3, OLMOE
 from .opt import OPT
 from .phi import PHI, PHI3, PHIMOE
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
@@ -31,9 +32,9 @@ from .text import text_model
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
-    *(OLMO2, OLMO3, OLMOE, EXAONE4, GEMMA, GEMMA2, GEMMA3, PHI, PHI3, PHIMOE, COHERE),
-    *(STABLELM, STARCODER2, NEMOTRON, GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON),
-    *(BLOOM, MPT),
+    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, NANOCHAT, GEMMA, GEMMA2, GEMMA3),
+    *(PHI, PHI3, PHIMOE, COHERE, STABLELM, STARCODER2, NEMOTRON),
+    *(GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
 ):
     declare(_architecture)
 

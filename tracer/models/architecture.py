@@ -72,6 +72,7 @@ class Architecture:
     values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
     norms: BlockNorms | Callable[[Any], BlockNorms]  # of all models, or by the config
     norm_kind: NormKind = "rms"
+    norm_eps: float | None = None  # where the norms' modules do not say
     own_attention: OwnAttention | None = None
     learned_positions: bool = False  # an embedding table bounds the length of a sequence
     parallel: Callable[[Any], bool] = _never
@@ -89,19 +90,19 @@ class LinearNorm:
     a token. A LayerNorm's beta belongs to the node and enters nowhere (METHOD §1).
     """
 
-    gamma: Tensor  # float32 [D]
+    gamma: Tensor  # float32 [D]; [1] of a norm without weights
     centred: bool
     eps: float
 
     @classmethod
-    def of(cls, module: nn.Module, kind: NormKind) -> "LinearNorm":
-        """Read off a norm module of the named kind."""
-        weight = module.get_parameter("weight").detach().float()
-        eps = next(
-            float(getattr(module, name))
-            for name in ("eps", "variance_epsilon")
-            if hasattr(module, name)
-        )
+    def of(cls, module: nn.Module, architecture: Architecture) -> "LinearNorm":
+        """Read off a norm module of a family."""
+        kind, eps = architecture.norm_kind, architecture.norm_eps
+        has_weights = any(True for _ in module.parameters())
+        weight = module.get_parameter("weight").detach().float() if has_weights else torch.ones(1)
+        if eps is None:
+            names = ("eps", "variance_epsilon")
+            eps = next(float(getattr(module, name)) for name in names if hasattr(module, name))
         gamma = weight + 1 if kind.endswith("plus_one") else weight
         return cls(gamma, kind.startswith("layer"), eps)
 

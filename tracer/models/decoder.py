@@ -120,7 +120,7 @@ class Block:
         self._after_attention = _optional(module, norms.after_attention)
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
-        self._norm_kind = architecture.norm_kind
+        self._architecture = architecture
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
         self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
 
@@ -136,9 +136,10 @@ class Block:
 
     @property
     def _weight(self) -> Tensor:
-        """One that no quantisation touches."""
-        norm = self._before_attention or self._after_attention or self.projection
-        return norm.get_parameter("weight")
+        """One that no quantisation touches, unless no norm has any."""
+        modules = (self._before_attention, self._after_attention, self.projection)
+        weights: Iterator[Tensor | None] = (getattr(m, "weight", None) for m in modules)
+        return next(w for w in weights if w is not None and w.is_floating_point())
 
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
         """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
@@ -205,7 +206,7 @@ class Block:
     def attention_norm(self) -> LinearNorm | None:
         """The norm after attention, if there is one."""
         norm = self._after_attention
-        return None if norm is None else LinearNorm.of(norm, self._norm_kind)
+        return None if norm is None else LinearNorm.of(norm, self._architecture)
 
     @cached_property
     def w_o(self) -> Tensor:
@@ -276,9 +277,8 @@ class Decoder:
         self.architecture = architecture
         self.heads: int = model.config.num_attention_heads
         self.parallel = architecture.parallel(model.config)
-        self.final_norm = LinearNorm.of(
-            model.get_submodule(architecture.final_norm), architecture.norm_kind
-        )
+        final_norm = model.get_submodule(architecture.final_norm)
+        self.final_norm = LinearNorm.of(final_norm, architecture)
         scale = architecture.branch_scale(model.config) or 1.0
         norms = architecture.norms
         norms = norms if isinstance(norms, BlockNorms) else norms(model.config)

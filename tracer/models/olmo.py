@@ -1,4 +1,4 @@
-"""OLMo-2, OLMo-3 and Exaone-4: no norm before a branch, one after it; OLMoE: as Llama, experts."""
+"""OLMo-2 and 3, FlexOlmo, Exaone-4: norms after each branch alone; OLMo and OLMoE: as Llama."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ OLMO2 = replace(
     ),
 )
 OLMO3 = replace(OLMO2, name="olmo3", model_types=("olmo3",))
+FLEX_OLMO = replace(OLMO2, name="flex_olmo", model_types=("flex_olmo",))
 EXAONE4 = replace(OLMO2, name="exaone4", model_types=("exaone4",))
 
 
@@ -25,3 +26,4 @@ def _clipped(attention: Any, states: Tensor) -> Tensor:
 
 
 OLMOE = replace(llama_like("olmoe", "olmoe"), values=_clipped)
+OLMO = replace(OLMOE, name="olmo", model_types=("olmo",), norm_kind="layer", norm_eps=1e-5)

@@ -1,0 +1,10 @@
+"""nanochat: Llama's wiring and names, norms without weights, logits that are soft-capped."""
+
+from dataclasses import replace
+
+from .llama import llama_like
+
+NANOCHAT = replace(
+    llama_like("nanochat", "nanochat"),
+    logit_softcap=lambda config: config.final_logit_softcapping,
+)
