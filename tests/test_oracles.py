@@ -96,7 +96,7 @@ def test_what_a_tiny_model_has_to_be(variant: str) -> None:
     model = tiny_model(variant)
     parameters = dict(model.named_parameters())
     assert not model.training
-    assert all(p.std() > 0.1 for p in parameters.values())
+    assert all(p.std() > 0.1 for p in parameters.values() if p.numel() > 1)
     again, other = (dict(tiny_model(variant, seed).named_parameters()) for seed in (0, 1))
     assert all(torch.equal(p, again[name]) for name, p in parameters.items())
     assert not any(torch.equal(p, other[name]) for name, p in parameters.items())

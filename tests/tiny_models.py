@@ -184,6 +184,14 @@ _GRANITE: dict[str, Any] = {
 }
 
 
+_GEMMA2: dict[str, Any] = {
+    **_WINDOWS,
+    "head_dim": 12,
+    "attention_bias": True,
+    "query_pre_attn_scalar": 20,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
 _OLDER: dict[str, Any] = {"n_inner": 48, "num_key_value_heads": 4}
 
 
@@ -195,6 +203,7 @@ _HALF = _rope(partial_rotary_factor=0.5)
 
 # By model type, where they don't name another: what a config says beyond `GROUPED`.
 FURTHER: dict[str, dict[str, Any]] = {
+    "apertus": {"head_dim": 12, "attention_bias": True},
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "aria_text": {
         "attention_bias": True,
@@ -203,9 +212,17 @@ FURTHER: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
         "moe_num_shared_experts": 2,
     },
+    "biogpt": {"num_key_value_heads": 4},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
     "cwm": {**_WINDOWS, "head_dim": 12},
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "attn_config": {"clip_qkv": 2.0, "kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "bloom": {"num_key_value_heads": 4},
@@ -250,17 +267,11 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
     "flex_olmo": {**_EXPERTS, "head_dim": 12, "attention_bias": True},
     "gemma": {"head_dim": 12, "attention_bias": True},
-    "gemma2": {
-        **_WINDOWS,
-        "head_dim": 12,
-        "attention_bias": True,
-        "query_pre_attn_scalar": 20,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-    },
+    "gemma2": _GEMMA2,
     "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
+    "gpt_bigcode": {**_OLDER, "num_key_value_heads": 1},
     "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
     "gpt_neo": {
         **_OLDER,
@@ -317,6 +328,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "solar_open": {**_SHARED_EXPERTS, "head_dim": 12, "attention_bias": True},
     "stablelm": {**_HALF, "use_qkv_bias": True, "qk_layernorm": True},
     "starcoder2": {"use_bias": True, "sliding_window": WINDOW},
+    "vaultgemma": _GEMMA2,
 }
 
 
@@ -345,7 +357,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def _randomise(name: str, parameter: torch.nn.Parameter, one_plus: bool) -> None:
-    if parameter.ndim == 1 or "norm" in name:
+    if parameter.ndim == 1 or "norm" in name.split(".")[-2]:
         is_norm_weight = name.endswith("weight")
         centre = 1.0 if is_norm_weight and not one_plus else 0.0
         parameter.normal_(centre, 0.3)

@@ -185,7 +185,8 @@ class Oracle:
         return x * math.sqrt(x.shape[-1]) if self.config.model_type == "gemma3_text" else x
 
     def _logits(self, x: Floats) -> Floats:
-        logits = x @ self.state["lm_head.weight"].T + self.state.get("lm_head.bias", 0)
+        head = self.family.head
+        logits = x @ self.state[f"{head}.weight"].T + self.state.get(f"{head}.bias", 0)
         logits *= getattr(self.config, "logit_scale", 1) or 1
         logits /= getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)

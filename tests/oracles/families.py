@@ -16,6 +16,7 @@ class Family:
     embedding: str = "embed_tokens"
     blocks: str = "layers"
     final_norm: str = "norm"
+    head: str = "lm_head"
     attention: str = "self_attn"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
@@ -101,6 +102,17 @@ _BLOOM = Family(
     layer_norm=True,
 )
 
+_OPT = Family(
+    stem="model.decoder",
+    final_norm="final_layer_norm",
+    out="self_attn.out_proj",
+    mlp=("fc1", "fc2"),
+    pre_attn="self_attn_layer_norm",
+    pre_mlp="final_layer_norm",
+    activation="activation_function",
+    layer_norm=True,
+)
+
 # Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
 FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
@@ -109,7 +121,20 @@ FURTHER = {
         ["cohere", "cohere2"],
         Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
     ),
+    "apertus": Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
+    "dbrx": replace(
+        _BLOOM,
+        blocks="blocks",
+        final_norm="norm_f",
+        attention="norm_attn_norm.attn",
+        qkv=("norm_attn_norm.attn.Wqkv",),
+        out="norm_attn_norm.attn.out_proj",
+        mlp=("ffn",),
+        pre_attn="norm_attn_norm.norm_1",
+        pre_mlp="norm_attn_norm.norm_2",
+    ),
     "gemma": Family(one_plus=True),
+    "vaultgemma": Family(pre_mlp="pre_feedforward_layernorm", one_plus=True),
     "gemma2": SANDWICH,
     **dict.fromkeys(["gptj", "codegen"], _GPTJ),
     "bloom": _BLOOM,
@@ -126,6 +151,7 @@ FURTHER = {
         pre_attn="norm_1",
         pre_mlp="norm_2",
     ),
+    "gpt_bigcode": replace(FAMILIES["gpt2"], attention="attn"),
     "gpt_neo": replace(
         FAMILIES["gpt2"],
         attention="attn",
@@ -138,15 +164,13 @@ FURTHER = {
     "nanochat": Family(weightless=True),
     "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),
     "olmo": Family(layer_norm=True, weightless=True),
-    "opt": Family(
-        stem="model.decoder",
-        final_norm="final_layer_norm",
-        out="self_attn.out_proj",
-        mlp=("fc1", "fc2"),
-        pre_attn="self_attn_layer_norm",
-        pre_mlp="final_layer_norm",
-        activation="activation_function",
-        layer_norm=True,
+    "opt": _OPT,
+    "biogpt": replace(
+        _OPT,
+        stem="biogpt",
+        final_norm="layer_norm",
+        head="output_projection",
+        activation="hidden_act",
     ),
     "phi": Family(
         final_norm="final_layernorm",

@@ -93,7 +93,7 @@ class ModulesOracle(Oracle):
         return v if bound is None else v.clip(-bound, bound)
 
     def _mlp(self, block: int, y: Floats) -> Floats:
-        if self.config.model_type == "opt":  # whose blocks have no such module
+        if "fc1" in self.family.mlp:  # which lie in the block itself
             return super()._mlp(block, y)
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
         module = self.modules[block].get_submodule(self.family.mlp[0].partition(".")[0])

@@ -403,6 +403,19 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize(
+    ("model_type", "setting"),
+    [
+        ("gpt_bigcode", {"multi_query": False, "num_key_value_heads": 4}),
+    ],
+)
+def test_other_wirings(model_type: str, setting: dict[str, Any]) -> None:
+    """What a family's config may say besides that of the tiny model."""
+    settings = {**GROUPED, "num_hidden_layers": 3, **FURTHER[model_type], **setting}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    assert Tracer(model).verify().ok
+
+
 def test_incomplete_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

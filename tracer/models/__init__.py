@@ -1,14 +1,17 @@
 """The declared architectures. The only place that knows transformers' module names."""
 
+from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
 from .bloom import BLOOM
 from .cohere import COHERE
+from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK
 from .falcon import FALCON
-from .gemma import GEMMA, GEMMA2, GEMMA3
+from .gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from .glm import GLM, GLM4
 from .gpt2 import GPT2
+from .gpt_bigcode import GPT_BIGCODE
 from .gpt_neo import GPT_NEO
 from .gpt_neox import GPT_NEOX
 from .gptj import CODEGEN, GPTJ
@@ -22,7 +25,7 @@ from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, FLEX_OLMO, OLMO, OLMO2, OLMO3, OLMOE
-from .opt import OPT
+from .opt import BIOGPT, OPT
 from .phi import PHI, PHI3, PHIMOE
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
@@ -32,9 +35,10 @@ from .text import text_model
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
-    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, NANOCHAT, GEMMA, GEMMA2, GEMMA3),
-    *(PHI, PHI3, PHIMOE, COHERE, STABLELM, STARCODER2, NEMOTRON),
-    *(GPT2, GPT_NEOX, OPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
+    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, NANOCHAT, APERTUS),
+    *(GEMMA, GEMMA2, GEMMA3, VAULTGEMMA, PHI, PHI3, PHIMOE, COHERE),
+    *(STABLELM, STARCODER2, NEMOTRON, DBRX, GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT),
+    *(GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
 ):
     declare(_architecture)
 

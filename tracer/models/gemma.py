@@ -1,4 +1,4 @@
-"""Gemma: RMSNorm with weight 1 + w; Gemma-2 and Gemma-3 (text), norms after each branch too."""
+"""Gemma and VaultGemma: RMSNorm with weight 1 + w; Gemma-2 and 3 (text): after branches, too."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,3 +27,9 @@ GEMMA2 = replace(
     logit_softcap=lambda config: config.final_logit_softcapping,
 )
 GEMMA3 = replace(GEMMA2, name="gemma3", model_types=("gemma3_text",))
+VAULTGEMMA = replace(
+    GEMMA2,
+    name="vaultgemma",
+    model_types=("vaultgemma",),
+    norms=BlockNorms(before_attention="input_layernorm", before_mlp="pre_feedforward_layernorm"),
+)

@@ -1,4 +1,4 @@
-"""OPT: LayerNorm, learned positions, MLP layers that lie in the block itself."""
+"""OPT and BioGPT: LayerNorm, learned positions, MLP layers that lie in the block itself."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,14 +28,21 @@ def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
     return mlp
 
 
-OPT = replace(
-    llama_like("opt", "opt"),
-    blocks="model.decoder.layers",
-    final_norm="model.decoder.final_layer_norm",
+BIOGPT = replace(
+    llama_like("biogpt", "biogpt"),
+    blocks="biogpt.layers",
+    final_norm="biogpt.layer_norm",
     output_projection="out_proj",
     mlp=_mlp,
     norms=BlockNorms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm"),
     norm_kind="layer",
     learned_positions=True,
+)
+OPT = replace(
+    BIOGPT,
+    name="opt",
+    model_types=("opt",),
+    blocks="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
     unsupported=_unsupported,
 )

@@ -1,0 +1,11 @@
+"""Apertus: Llama's wiring, its own names of norms; an MLP without a gate."""
+
+from dataclasses import replace
+
+from .architecture import BlockNorms
+from .llama import llama_like
+
+APERTUS = replace(
+    llama_like("apertus", "apertus"),
+    norms=BlockNorms(before_attention="attention_layernorm", before_mlp="feedforward_layernorm"),
+)

@@ -1,0 +1,33 @@
+"""DBRX: LayerNorm, one projection in front whose outputs are clipped, experts."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .architecture import BlockNorms
+from .linear import is_plain
+from .llama import llama_like
+
+
+def _values(attention: Any, states: Tensor) -> Tensor:
+    """The last of the three parts (queries, keys, values) of the fused projection."""
+    fused, size = attention.Wqkv, attention.num_key_value_heads * attention.head_dim
+    bound = attention.clip_qkv
+    plain = is_plain(fused)
+    values = linear(states, fused.weight[-size:]) if plain else fused(states)[..., -size:]
+    return values.clamp(-bound, bound)
+
+
+DBRX = replace(
+    llama_like("dbrx", "dbrx"),
+    blocks="transformer.blocks",
+    final_norm="transformer.norm_f",
+    attention="norm_attn_norm.attn",
+    output_projection="out_proj",
+    mlp="ffn",
+    values=_values,
+    norms=BlockNorms(before_attention="norm_attn_norm.norm_1", before_mlp="norm_attn_norm.norm_2"),
+    norm_kind="layer",
+)
