@@ -270,6 +270,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "gemma2": _GEMMA2,
     "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
+    "glm4_moe_lite": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
     "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
     "gpt_bigcode": {**_OLDER, "num_key_value_heads": 1},
     "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
@@ -280,14 +281,26 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
     "gptj": {**_OLDER, "rotary_dim": 4},
     "granite": {**_GRANITE, "mlp_bias": True},
+    "granite_swa": {**_GRANITE, **_WINDOWS, "layer_rope_theta": [1e4, 0, 1e2]},
     "granitemoe": {**_GRANITE, **_EXPERTS},
+    "granitemoe_swa": {**_GRANITE, **_WINDOWS, **_EXPERTS, "shared_intermediate_size": 16},
+    "granitemoeshared": {**_GRANITE, **_EXPERTS, "shared_intermediate_size": 16},
     "helium": {"head_dim": 8, "attention_bias": True},
     "hunyuan_v1_dense": {"head_dim": 12, "attention_bias": True},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 12, "attention_bias": True},
     "hy_v3": {**_MIXED, "num_shared_experts": 1, "head_dim": 12, "attention_bias": True},
     "mellum": {**_MIXED, **_WINDOWS, "head_dim": 12, "attention_bias": True},
     "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
+    "hyperclovax": {**_GRANITE, "head_dim": 12, "mlp_bias": True},
     "jais2": {"head_dim": 12},
+    "minicpm3": {
+        **_LATENT,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "scale_emb": 3,
+        "scale_depth": 0.7,
+        "dim_model_base": 16,
+    },
     "ministral": {**_WINDOWS, "head_dim": 12},
     "ministral3": {
         **_rope(
@@ -329,6 +342,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "stablelm": {**_HALF, "use_qkv_bias": True, "qk_layernorm": True},
     "starcoder2": {"use_bias": True, "sliding_window": WINDOW},
     "vaultgemma": _GEMMA2,
+    "youtu": {**_LATENT, "attention_bias": True},
 }
 
 

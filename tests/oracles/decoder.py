@@ -98,6 +98,8 @@ class Oracle:
             getattr(self.config, "use_parallel_residual", False) or self.family.parallel
         )
         self.factor: float = getattr(self.config, "residual_multiplier", 1.0)  # on both branches
+        if self.config.model_type == "minicpm3":
+            self.factor = self.config.scale_depth / math.sqrt(self.blocks)
 
     def clean(
         self,
@@ -187,8 +189,9 @@ class Oracle:
     def _logits(self, x: Floats) -> Floats:
         head = self.family.head
         logits = x @ self.state[f"{head}.weight"].T + self.state.get(f"{head}.bias", 0)
+        scaling = getattr(self.config, "logits_scaling", 1)
+        logits *= scaling if self.config.model_type == "hyperclovax" else 1 / scaling
         logits *= getattr(self.config, "logit_scale", 1) or 1
-        logits /= getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * np.tanh(logits / cap)
 

@@ -160,6 +160,10 @@ FURTHER = {
     ),
     "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
+    **dict.fromkeys(
+        ["granitemoeshared", "granitemoe_swa"], Family(mlp=("block_sparse_moe", "shared_mlp"))
+    ),
+    "hyperclovax": Family(post_attn="post_norm1", post_mlp="post_norm2"),
     "jais2": Family(epsilon="layer_norm_eps", layer_norm=True),
     "nanochat": Family(weightless=True),
     "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),

@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from .decoder import Oracle
 from .families import FAMILIES
 from .graph import Bools, Floats
+
+_WITH_SINKS = "eager_with_sinks"  # whose weights are told after what sinks take
+AttentionInterface.register(_WITH_SINKS, eager_attention_forward)
+AttentionMaskInterface.register(_WITH_SINKS, eager_mask)
 
 
 class ModulesOracle(Oracle):
@@ -25,7 +32,9 @@ class ModulesOracle(Oracle):
         """Copies the model."""
         super().__init__(model)
         self.model: Any = copy.deepcopy(model).double()
-        self.model.config._attn_implementation = "eager"  # Falcon refuses to be told another way
+        # Falcon refuses to be told another way.
+        with_sinks = self.config.model_type in ("granite_swa", "granitemoe_swa")
+        self.model.config._attn_implementation = _WITH_SINKS if with_sinks else "eager"
         self.model.config._experts_implementation = "eager"  # torch groups no products of float64
         blocks = f"{self.family.stem}.{self.family.blocks}"
         self.modules: list[Any] = list(self.model.get_submodule(blocks))
@@ -72,7 +81,7 @@ class ModulesOracle(Oracle):
 
     def _values(self, block: int, x: Floats) -> Floats:
         """Values [T, G * d_v] of the normed stream x [T, D]."""
-        if self.config.model_type.startswith("deepseek"):
+        if hasattr(self.config, "kv_lora_rank"):  # keys and values of a latent vector
             weight, bias = self._linear(block, "self_attn.kv_a_proj_with_mqa")
             norm = self._norm(block, "self_attn.kv_a_layernorm")
             assert norm
@@ -96,12 +105,14 @@ class ModulesOracle(Oracle):
         if "fc1" in self.family.mlp:  # which lie in the block itself
             return super()._mlp(block, y)
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
-        module = self.modules[block].get_submodule(self.family.mlp[0].partition(".")[0])
-        with torch.inference_mode():
-            # The older ones add a residual that they are given.
-            residual = [torch.zeros(())] if self.config.model_type in ("bloom", "mpt") else []
-            m = module(torch.from_numpy(pre(y) if pre else y)[None], *residual)
-        m = np.asarray((m[0] if isinstance(m, tuple) else m)[0].numpy())
+        states = torch.from_numpy(pre(y) if pre else y)[None]
+        # The older ones add a residual that they are given.
+        residual = [torch.zeros(())] if self.config.model_type in ("bloom", "mpt") else []
+        m = np.zeros_like(y)
+        for name in {name.partition(".")[0] for name in self.family.mlp}:
+            with torch.inference_mode():
+                part = self.modules[block].get_submodule(name)(states, *residual)
+            m += (part[0] if isinstance(part, tuple) else part)[0].numpy()
         return post(m) if post else m
 
 

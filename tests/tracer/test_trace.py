@@ -407,6 +407,8 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
     ("model_type", "setting"),
     [
         ("gpt_bigcode", {"multi_query": False, "num_key_value_heads": 4}),
+        ("granitemoeshared", {"shared_intermediate_size": 0}),
+        ("hyperclovax", {"use_post_norm": False}),
     ],
 )
 def test_other_wirings(model_type: str, setting: dict[str, Any]) -> None:

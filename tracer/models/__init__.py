@@ -6,7 +6,7 @@ from .bloom import BLOOM
 from .cohere import COHERE
 from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
-from .deepseek import DEEPSEEK
+from .deepseek import DEEPSEEK, MINICPM3
 from .falcon import FALCON
 from .gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from .glm import GLM, GLM4
@@ -15,7 +15,7 @@ from .gpt_bigcode import GPT_BIGCODE
 from .gpt_neo import GPT_NEO
 from .gpt_neox import GPT_NEOX
 from .gptj import CODEGEN, GPTJ
-from .granite import GRANITE, GRANITE_MOE
+from .granite import GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
 from .linear import stored
 from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
@@ -34,11 +34,11 @@ from .starcoder2 import STARCODER2
 from .text import text_model
 
 for _architecture in (
-    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, GRANITE, GRANITE_MOE, DEEPSEEK),
-    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, NANOCHAT, APERTUS),
-    *(GEMMA, GEMMA2, GEMMA3, VAULTGEMMA, PHI, PHI3, PHIMOE, COHERE),
-    *(STABLELM, STARCODER2, NEMOTRON, DBRX, GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT),
-    *(GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
+    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK, MINICPM3, APERTUS),
+    *(GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX, NANOCHAT),
+    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, VAULTGEMMA),
+    *(PHI, PHI3, PHIMOE, COHERE, STABLELM, STARCODER2, NEMOTRON, DBRX),
+    *(GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
 ):
     declare(_architecture)
 

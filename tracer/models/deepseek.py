@@ -1,6 +1,7 @@
-"""DeepSeek-V2 and V3: Llama's wiring, with values that come of a latent vector; experts."""
+"""DeepSeek-V2, V3 and others: Llama's wiring, with values that come of a latent vector."""
 
 from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 from torch import Tensor
@@ -18,4 +19,13 @@ def _values(attention: Any, states: Tensor) -> Tensor:
     return values.flatten(-2)
 
 
-DEEPSEEK = replace(llama_like("deepseek", "deepseek_v2", "deepseek_v3"), values=_values)
+DEEPSEEK = replace(
+    llama_like("deepseek", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), values=_values
+)
+MINICPM3 = replace(
+    DEEPSEEK,
+    name="minicpm3",
+    model_types=("minicpm3",),
+    branch_scale=lambda config: config.scale_depth / sqrt(config.num_hidden_layers),
+    logit_scale=lambda config: 1 / config.logits_scaling,
+)

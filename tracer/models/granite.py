@@ -1,14 +1,53 @@
-"""Granite: Llama with a factor on what each branch adds; GraniteMoE, with experts."""
+"""Granite: Llama with a factor on what each branch adds; with experts; HyperCLOVA X, normed too."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from .llama import llama_like
+from torch import Tensor
+
+from .architecture import BlockNorms
+from .llama import LLAMA, llama_like
 
 GRANITE = replace(
-    llama_like("granite", "granite"),
+    llama_like("granite", "granite", "granite_swa"),
     branch_scale=lambda config: config.residual_multiplier,
     logit_scale=lambda config: 1 / config.logits_scaling,
 )
 GRANITE_MOE = replace(
     GRANITE, name="granitemoe", model_types=("granitemoe",), mlp="block_sparse_moe"
+)
+
+
+def _shared(block: Any) -> Callable[[Tensor], Tensor]:
+    """Experts, and what all tokens share, if there is any."""
+
+    def mlp(states: Tensor) -> Tensor:
+        experts: Tensor = block.block_sparse_moe(states)
+        return experts if block.shared_mlp is None else experts + block.shared_mlp(states)
+
+    return mlp
+
+
+GRANITE_SHARED = replace(
+    GRANITE,
+    name="granitemoeshared",
+    model_types=("granitemoeshared", "granitemoe_swa"),
+    mlp=_shared,
+)
+
+
+def _norms(config: Any) -> BlockNorms:
+    assert isinstance(LLAMA.norms, BlockNorms)
+    if not config.use_post_norm:
+        return LLAMA.norms
+    return replace(LLAMA.norms, after_attention="post_norm1", after_mlp="post_norm2")
+
+
+HYPERCLOVAX = replace(
+    GRANITE,
+    name="hyperclovax",
+    model_types=("hyperclovax",),
+    norms=_norms,
+    logit_scale=lambda config: config.logits_scaling,
 )
