@@ -342,6 +342,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "stablelm": {**_HALF, "use_qkv_bias": True, "qk_layernorm": True},
     "starcoder2": {"use_bias": True, "sliding_window": WINDOW},
     "vaultgemma": _GEMMA2,
+    "xglm": {"num_key_value_heads": 4, "ffn_dim": 48},
     "youtu": {**_LATENT, "attention_bias": True},
 }
 

@@ -176,6 +176,7 @@ FURTHER = {
         head="output_projection",
         activation="hidden_act",
     ),
+    "xglm": replace(_OPT, stem="model", final_norm="layer_norm"),
     "phi": Family(
         final_norm="final_layernorm",
         out="self_attn.dense",

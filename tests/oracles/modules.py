@@ -7,6 +7,7 @@ computed from the weights, as in the other oracle.
 """
 
 import copy
+import inspect
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from .decoder import Oracle
@@ -44,6 +46,8 @@ class ModulesOracle(Oracle):
         self.states = torch.empty(0)
 
     def _see(self, module: Any, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        names = list(inspect.signature(module.forward).parameters)[1 : len(args)]
+        call = dict(zip(names, args[1:], strict=True)) | call
         if not self.calls:
             self.states = args[0]
         if call.get("alibi") is not None and self.config.model_type == "falcon":
@@ -53,7 +57,7 @@ class ModulesOracle(Oracle):
     def _embed(self, ids: Any, positions: NDArray[np.int64]) -> Floats:
         """What the model itself hands to its first block; what it tells each block is kept."""
         self.calls = []
-        with torch.inference_mode():
+        with torch.inference_mode(), local_torch_dtype(torch.float64):
             self.model(
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.from_numpy(positions)[None],
@@ -66,7 +70,7 @@ class ModulesOracle(Oracle):
     ) -> tuple[Floats, Floats]:
         pre = self._norm(block, self.family.pre_attn)
         x = pre(x) if pre else x
-        with torch.inference_mode():
+        with torch.inference_mode(), local_torch_dtype(torch.float64):
             states = torch.from_numpy(x)[None]
             attention = self.modules[block].get_submodule(self.family.attention)
             residual = {"residual": states} if self.config.model_type == "bloom" else {}

@@ -374,6 +374,8 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("opt", {"word_embed_proj_dim": 16}),
         ("phimoe", {"sliding_window": 5}),
         ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}),
+        ("gpt_bigcode", {"add_cross_attention": True, "multi_query": False}),
+        ("xglm", {"add_cross_attention": True}),
         ("stablelm", {"use_parallel_residual": True}),
     ],
 )

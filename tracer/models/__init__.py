@@ -32,6 +32,7 @@ from .registry import ARCHITECTURES, architecture_of, declare
 from .stablelm import STABLELM
 from .starcoder2 import STARCODER2
 from .text import text_model
+from .xglm import XGLM
 
 for _architecture in (
     *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK, MINICPM3, APERTUS),
@@ -39,6 +40,7 @@ for _architecture in (
     *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, VAULTGEMMA),
     *(PHI, PHI3, PHIMOE, COHERE, STABLELM, STARCODER2, NEMOTRON, DBRX),
     *(GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
+    XGLM,
 ):
     declare(_architecture)
 

@@ -37,9 +37,9 @@ class BlockNorms:
 class OwnAttention:
     """How a family computes attention whose modules do not ask transformers' `AttentionInterface`.
 
-    They are older than it, and so their blocks give a tuple, the states first. Where the module has
-    no method of its own for it, it calls torch's `scaled_dot_product_attention` if its config says
-    sdpa, or `project` is what it does before.
+    They are older than it, and so their blocks may give a tuple, the states first. Where the module
+    has no method of its own for it, it calls torch's `scaled_dot_product_attention` if its config
+    says sdpa, or `project` is what it does before.
     """
 
     # Of the attention: (query, key, value, ...) -> (output [N, H, T, d_v], weights).
@@ -51,6 +51,7 @@ class OwnAttention:
     # (attention, positions [N, T], the model's dtype) -> [N, H, T]: what is added to the scaled
     # scores of each head by the position of the key (ALiBi), or None.
     key_bias: Callable[[Any, Tensor, torch.dtype], Tensor | None] | None = None
+    in_tuples: bool = True  # what the blocks give
     reads_mask: bool = False  # the model computes with its mask: there has to be one
 
 

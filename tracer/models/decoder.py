@@ -360,11 +360,12 @@ class Decoder:
     def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
         own = self.architecture.own_attention
         name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
+        tuples = own is not None and own.in_tuples
         told = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
         with ExitStack() as stack:
             stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, run_block, told, tuples=own is not None)
+                forward = _block_forward(index, run_block, told, tuples)
                 stack.enter_context(_attribute(block.module, "forward", forward))
             yield
 
