@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -202,7 +203,7 @@ def _rope(**settings: Any) -> dict[str, Any]:
 _HALF = _rope(partial_rotary_factor=0.5)
 
 # By model type, where they don't name another: what a config says beyond `GROUPED`.
-FURTHER: dict[str, dict[str, Any]] = {
+_FURTHER: dict[str, dict[str, Any]] = {
     "apertus": {"head_dim": 12, "attention_bias": True},
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "aria_text": {
@@ -212,9 +213,18 @@ FURTHER: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
         "moe_num_shared_experts": 2,
     },
+    "axk1": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
     "biogpt": {"num_key_value_heads": 4},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
+    "cohere2_moe": {
+        **_WINDOWS,
+        **_MIXED,
+        "num_shared_experts": 1,
+        "head_dim": 12,
+        "attention_bias": True,
+        "logit_scale": 0.3,
+    },
     "cwm": {**_WINDOWS, "head_dim": 12},
     "dbrx": {
         "d_model": 32,
@@ -266,6 +276,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "ffn_hidden_size": 48,
     },
     "flex_olmo": {**_EXPERTS, "head_dim": 12, "attention_bias": True},
+    "flint": {**_WINDOWS, **_SHARED_EXPERTS, "mlp_only_layers": [0], "head_dim": 12},
     "gemma": {"head_dim": 12, "attention_bias": True},
     "gemma2": _GEMMA2,
     "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
@@ -289,9 +300,26 @@ FURTHER: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 12, "attention_bias": True},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 12, "attention_bias": True},
     "hy_v3": {**_MIXED, "num_shared_experts": 1, "head_dim": 12, "attention_bias": True},
+    "kolibri1": {
+        **_WINDOWS,
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 16,
+        "head_dim": 12,
+    },
     "mellum": {**_MIXED, **_WINDOWS, "head_dim": 12, "attention_bias": True},
+    "mimo_v2_flash": {
+        **_WINDOWS,
+        **_MIXED,
+        **_SHARED_EXPERTS,
+        "head_dim": 12,
+        "v_head_dim": 6,
+        "attention_bias": True,
+        "attention_value_scale": 0.7,
+    },
     "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
     "hyperclovax": {**_GRANITE, "head_dim": 12, "mlp_bias": True},
+    "internlm3": {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
+    "iquestcoder": {"head_dim": 12},
     "jais2": {"head_dim": 12},
     "minicpm3": {
         **_LATENT,
@@ -345,7 +373,11 @@ FURTHER: dict[str, dict[str, Any]] = {
     "xglm": {"num_key_value_heads": 4, "ffn_dim": 48},
     "youtu": {**_LATENT, "attention_bias": True},
 }
-
+FURTHER = {  # the oldest transformers lacks some
+    family: said
+    for family, said in _FURTHER.items()
+    if said.get("model_type", family) in CONFIG_MAPPING
+}
 
 _ONE_PLUS = ("gemma", "nemotron", "vaultgemma")  # store weights of norms less 1
 

@@ -118,7 +118,7 @@ FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
     **dict.fromkeys(["olmo3", "flex_olmo", "exaone4"], FAMILIES["olmo2"]),
     **dict.fromkeys(
-        ["cohere", "cohere2"],
+        ["cohere", "cohere2", "cohere2_moe"],
         Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
     ),
     "apertus": Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
@@ -158,7 +158,10 @@ FURTHER = {
         qkv=("attn.attention.v_proj",),
         out="attn.attention.out_proj",
     ),
-    "glm4": Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
+    **dict.fromkeys(
+        ["glm4", "kolibri1"],
+        Family(post_attn="post_self_attn_layernorm", post_mlp="post_mlp_layernorm"),
+    ),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
     **dict.fromkeys(
         ["granitemoeshared", "granitemoe_swa"], Family(mlp=("block_sparse_moe", "shared_mlp"))

@@ -35,7 +35,7 @@ class ModulesOracle(Oracle):
         super().__init__(model)
         self.model: Any = copy.deepcopy(model).double()
         # Falcon refuses to be told another way.
-        with_sinks = self.config.model_type in ("granite_swa", "granitemoe_swa")
+        with_sinks = self.config.model_type in ("flint", "granite_swa", "granitemoe_swa")
         self.model.config._attn_implementation = _WITH_SINKS if with_sinks else "eager"
         self.model.config._experts_implementation = "eager"  # torch groups no products of float64
         blocks = f"{self.family.stem}.{self.family.blocks}"
@@ -101,7 +101,10 @@ class ModulesOracle(Oracle):
             each = (x @ weight.T + bias).reshape(len(x), groups, -1)
             return each[..., -self.head_size :]
         weight, bias = self._linear(block, self.family.qkv[-1])
-        v = (x @ weight.T + bias)[:, -self.groups * self.head_size :]
+        v = x @ weight.T + bias
+        if not self.family.qkv[-1].endswith(".v_proj"):  # what comes last of a fused projection
+            v = v[:, -self.groups * self.head_size :]
+        v = v * (getattr(self.config, "attention_value_scale", None) or 1)
         bound = getattr(getattr(self.config, "attn_config", self.config), "clip_qkv", None)
         return v if bound is None else v.clip(-bound, bound)
 

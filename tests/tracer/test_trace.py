@@ -367,6 +367,7 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "setting"),
     [
+        ("cohere2_moe", {"rms_norm_eps": 1e-5}),
         ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": True}),
         ("bloom", {"apply_residual_connection_post_layernorm": True}),
         ("gemma2", {"use_bidirectional_attention": True}),

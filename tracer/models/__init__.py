@@ -3,7 +3,7 @@
 from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
 from .bloom import BLOOM
-from .cohere import COHERE
+from .cohere import COHERE, COHERE2_MOE
 from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK, MINICPM3
@@ -19,6 +19,7 @@ from .granite import GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
 from .linear import stored
 from .llama import LLAMA, SAME
 from .loading import load, load_offloaded
+from .mimo import MIMO
 from .mistral import MISTRAL
 from .mpt import MPT
 from .nanochat import NANOCHAT
@@ -35,10 +36,10 @@ from .text import text_model
 from .xglm import XGLM
 
 for _architecture in (
-    *(LLAMA, *SAME, MISTRAL, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK, MINICPM3, APERTUS),
+    *(LLAMA, *SAME, MISTRAL, MIMO, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK, MINICPM3, APERTUS),
     *(GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX, NANOCHAT),
     *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, VAULTGEMMA),
-    *(PHI, PHI3, PHIMOE, COHERE, STABLELM, STARCODER2, NEMOTRON, DBRX),
+    *(PHI, PHI3, PHIMOE, COHERE, COHERE2_MOE, STABLELM, STARCODER2, NEMOTRON, DBRX),
     *(GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
     XGLM,
 ):

@@ -1,6 +1,7 @@
 """Cohere and Cohere-2: attention and MLP in parallel behind one LayerNorm, scaled logits."""
 
 from dataclasses import replace
+from typing import Any
 
 from .architecture import BlockNorms
 from .llama import llama_like
@@ -11,4 +12,15 @@ COHERE = replace(
     norm_kind="layer",
     parallel=lambda config: True,
     logit_scale=lambda config: config.logit_scale,
+)
+
+
+def _unsupported(config: Any) -> str | None:
+    if config.rms_norm_eps is not None:
+        return f"rms_norm_eps={config.rms_norm_eps}: its norms are no LayerNorms"
+    return None
+
+
+COHERE2_MOE = replace(
+    COHERE, name="cohere2_moe", model_types=("cohere2_moe",), unsupported=_unsupported
 )

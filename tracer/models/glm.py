@@ -1,4 +1,4 @@
-"""GLM and GLM-4.5 (experts), wired as Llama, and GLM-4: norms before and after each branch."""
+"""GLM and GLM-4.5 (experts), wired as Llama; GLM-4 and Kolibri: norms around each branch."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from .llama import llama_like
 
 GLM = llama_like("glm", "glm", "glm4_moe")
 GLM4 = replace(
-    llama_like("glm4", "glm4"),
+    llama_like("glm4", "glm4", "kolibri1"),
     norms=BlockNorms(
         before_attention="input_layernorm",
         after_attention="post_self_attn_layernorm",
