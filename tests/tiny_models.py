@@ -279,6 +279,20 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "flint": {**_WINDOWS, **_SHARED_EXPERTS, "mlp_only_layers": [0], "head_dim": 12},
     "gemma": {"head_dim": 12, "attention_bias": True},
     "gemma2": _GEMMA2,
+    "gemma4_text": {
+        **_EXPERTS,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": WINDOW,
+        "head_dim": 12,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "attention_bias": True,
+        "final_logit_softcapping": 3.0,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+    },
     "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4_moe_lite": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
@@ -305,6 +319,14 @@ _FURTHER: dict[str, dict[str, Any]] = {
         **_EXPERTS,
         "shared_expert_intermediate_size": 16,
         "head_dim": 12,
+    },
+    "llama4_text": {
+        **_EXPERTS,
+        "head_dim": 12,
+        "attention_bias": True,
+        "intermediate_size_mlp": 48,
+        "moe_layers": [1],
+        "no_rope_layers": [1, 1, 0],
     },
     "mellum": {**_MIXED, **_WINDOWS, "head_dim": 12, "attention_bias": True},
     "mimo_v2_flash": {
@@ -399,6 +421,9 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
                 _randomise(name, parameter, one_plus=family.startswith(_ONE_PLUS))
                 if family == "gpt_neo" and "q_proj" in name:  # its scores are not scaled
                     parameter.mul_(0.5)
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):  # on all that leaves a block
+                    buffer.fill_(0.7)
     model.train(False)
     return model
 

@@ -110,8 +110,8 @@ def scan(
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
     if tracer.max_length is not None and context > tracer.max_length:
         raise InputError(
-            f"context={context} is more than the {tracer.max_length} positions of model "
-            f"{tracer.model_id!r}"
+            f"context={context} is more than the {tracer.max_length} tokens that model "
+            f"{tracer.model_id!r} takes"
         )
     reporter = default_reporter() if progress is None else progress
     worker = Worker.of_environment() if worker is None else worker

@@ -168,7 +168,7 @@ class Tracer:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a sequence may have, for learned positions; None where any length runs."""
+        """Tokens that a sequence may have; None where any length runs."""
         return self._decoder.max_length
 
     @cached_property
@@ -502,8 +502,7 @@ class Tracer:
         longest, limit = int(batch.positions.max()) + 1, self.max_length
         if limit is not None and longest > limit:
             raise InputError(
-                f"a sequence has {longest} tokens; "
-                f"model {self.model_id!r} has positions for {limit}"
+                f"a sequence has {longest} tokens; model {self.model_id!r} takes {limit} at most"
             )
 
     # ---- verification ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The forward pass of a decoder, clean or masked, with every edge vector; edge weights."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Oracle:
 
     def __init__(self, model: Any) -> None:
         """Reads the weights and the config of a transformers model; keeps no hold of it."""
-        self.config = model.config
+        self.config = copy.deepcopy(model.config)
+        self.config.allow_global_per_layer_attribute_access = True  # where blocks differ in some
         alibi = self.config.model_type == "falcon" and self.config.alibi
         name = "falcon_rw" if alibi else self.config.model_type
         self.family = (FAMILIES | FURTHER).get(name, Family())
@@ -170,7 +172,7 @@ class Oracle:
                 m = self.factor * self._mlp(block, y)
                 nodes.append((block, {"attn": edges, "res_attn": x}))
                 nodes.append((block, {"mlp": m, "res_mlp": y}))
-                x = kept["res_mlp"] * y + kept["mlp"] * m
+                x = self._leaving(block, kept["res_mlp"] * y + kept["mlp"] * m)
             alphas.append(alpha)
             windows.append(window)
         final = self._norm(None, self.family.final_norm)
@@ -194,6 +196,11 @@ class Oracle:
         logits *= getattr(self.config, "logit_scale", 1) or 1
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * np.tanh(logits / cap)
+
+    def _leaving(self, block: int, x: Floats) -> Floats:
+        """What the next block gets of what the edges add up to."""
+        name = f"{self.family.stem}.{self.family.blocks}.{block}.layer_scalar"
+        return np.asarray(x * self.state.get(name, 1))
 
     def _linear(self, block: int, name: str) -> tuple[Floats, Floats]:
         """Weight [out, in] and bias [out] of a projection of a block."""

@@ -136,6 +136,8 @@ FURTHER = {
     "gemma": Family(one_plus=True),
     "vaultgemma": Family(pre_mlp="pre_feedforward_layernorm", one_plus=True),
     "gemma2": SANDWICH,
+    "gemma4_text": replace(SANDWICH, pre_mlp=None, one_plus=False),
+    "llama4_text": Family(mlp=("feed_forward",)),
     **dict.fromkeys(["gptj", "codegen"], _GPTJ),
     "bloom": _BLOOM,
     "falcon": replace(_BLOOM, pre_attn="ln_attn", pre_mlp="ln_mlp", parallel=True),

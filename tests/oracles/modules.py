@@ -9,6 +9,7 @@ computed from the weights, as in the other oracle.
 import copy
 import inspect
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -100,6 +101,12 @@ class ModulesOracle(Oracle):
             groups = getattr(self.config, "num_kv_heads", self.heads)
             each = (x @ weight.T + bias).reshape(len(x), groups, -1)
             return each[..., -self.head_size :]
+        if self.config.model_type == "gemma4_text":  # perhaps the keys', before their own norm
+            module = self.modules[block].self_attn
+            name = "self_attn.k_proj" if module.v_proj is None else "self_attn.v_proj"
+            weight, bias = self._linear(block, name)
+            v = (x @ weight.T + bias).reshape(len(x), -1, module.head_dim)
+            return v / np.sqrt((v**2).mean(-1, keepdims=True) + self.config.rms_norm_eps)
         weight, bias = self._linear(block, self.family.qkv[-1])
         v = x @ weight.T + bias
         if not self.family.qkv[-1].endswith(".v_proj"):  # what comes last of a fused projection
@@ -111,6 +118,8 @@ class ModulesOracle(Oracle):
     def _mlp(self, block: int, y: Floats) -> Floats:
         if "fc1" in self.family.mlp:  # which lie in the block itself
             return super()._mlp(block, y)
+        if self.config.model_type == "gemma4_text":
+            return self._all_but_attention(block, y)
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
         states = torch.from_numpy(pre(y) if pre else y)[None]
         # The older ones add a residual that they are given.
@@ -119,8 +128,19 @@ class ModulesOracle(Oracle):
         for name in {name.partition(".")[0] for name in self.family.mlp}:
             with torch.inference_mode():
                 part = self.modules[block].get_submodule(name)(states, *residual)
-            m += (part[0] if isinstance(part, tuple) else part)[0].numpy()
+            m += (part[0] if isinstance(part, tuple) else part).reshape(y.shape).numpy()
         return post(m) if post else m
+
+    def _all_but_attention(self, block: int, y: Floats) -> Floats:
+        """What a block adds to states y where its attention gives nothing."""
+
+        def nothing(*_: Any, hidden_states: Any, **__: Any) -> tuple[Any, None]:
+            return torch.zeros_like(hidden_states), None
+
+        module, states = self.modules[block], torch.from_numpy(y)[None]
+        with torch.inference_mode(), mock.patch.object(module.self_attn, "forward", nothing):
+            left = module.forward(states, **self.calls[block])
+        return np.asarray((left / module.layer_scalar - states)[0].numpy())
 
 
 def oracle_of(model: Any) -> Oracle:

@@ -321,7 +321,7 @@ def test_impossible_input(
 
 def test_too_long_for_learned_positions() -> None:
     tracer = Tracer(tiny_model("gpt2"))
-    with pytest.raises(InputError, match=r"has 65 tokens; model .* has positions for 64"):
+    with pytest.raises(InputError, match=r"has 65 tokens; model .* takes 64 at most"):
         one(tracer, [1] * 65)
     # Two documents in a row have positions of their own.
     row, segments = torch.ones(1, 80, dtype=torch.long), torch.arange(80)[None] // 40
@@ -371,6 +371,9 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": True}),
         ("bloom", {"apply_residual_connection_post_layernorm": True}),
         ("gemma2", {"use_bidirectional_attention": True}),
+        ("gemma4_text", {"hidden_size_per_layer_input": 8}),
+        ("gemma4_text", {"num_kv_shared_layers": 1}),
+        ("gemma4_text", {"use_bidirectional_attention": "all"}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 16}),
         ("phimoe", {"sliding_window": 5}),
@@ -412,6 +415,7 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
         ("gpt_bigcode", {"multi_query": False, "num_key_value_heads": 4}),
         ("granitemoeshared", {"shared_intermediate_size": 0}),
         ("hyperclovax", {"use_post_norm": False}),
+        ("gemma4_text", {"enable_moe_block": False, "attention_k_eq_v": False}),
     ],
 )
 def test_other_wirings(model_type: str, setting: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK, MINICPM3
 from .falcon import FALCON
-from .gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
+from .gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA
 from .glm import GLM, GLM4
 from .gpt2 import GPT2
 from .gpt_bigcode import GPT_BIGCODE
@@ -18,6 +18,7 @@ from .gptj import CODEGEN, GPTJ
 from .granite import GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
 from .linear import stored
 from .llama import LLAMA, SAME
+from .llama4 import LLAMA4
 from .loading import load, load_offloaded
 from .mimo import MIMO
 from .mistral import MISTRAL
@@ -36,9 +37,23 @@ from .text import text_model
 from .xglm import XGLM
 
 for _architecture in (
-    *(LLAMA, *SAME, MISTRAL, MIMO, QWEN2, QWEN2_MOE, QWEN3, GLM, GLM4, DEEPSEEK, MINICPM3, APERTUS),
+    *(
+        LLAMA,
+        *SAME,
+        LLAMA4,
+        MISTRAL,
+        MIMO,
+        QWEN2,
+        QWEN2_MOE,
+        QWEN3,
+        GLM,
+        GLM4,
+        DEEPSEEK,
+        MINICPM3,
+        APERTUS,
+    ),
     *(GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX, NANOCHAT),
-    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, VAULTGEMMA),
+    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA),
     *(PHI, PHI3, PHIMOE, COHERE, COHERE2_MOE, STABLELM, STARCODER2, NEMOTRON, DBRX),
     *(GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
     XGLM,

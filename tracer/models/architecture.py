@@ -23,6 +23,11 @@ def _nothing(config: Any) -> None:
     return None
 
 
+def learned_positions(config: Any) -> int:
+    """The tokens that a table of learned positions is for."""
+    return int(config.max_position_embeddings)
+
+
 @dataclass(frozen=True)
 class BlockNorms:
     """Names of a block's norms; None where the wiring has none at that place."""
@@ -75,9 +80,10 @@ class Architecture:
     norm_kind: NormKind = "rms"
     norm_eps: float | None = None  # where the norms' modules do not say
     own_attention: OwnAttention | None = None
-    learned_positions: bool = False  # an embedding table bounds the length of a sequence
+    longest: Callable[[Any], int | None] = _nothing  # tokens that a sequence may have
     parallel: Callable[[Any], bool] = _never
     branch_scale: Callable[[Any], float | None] = _nothing  # factor on what each branch adds
+    block_scale: str | None = None  # within a block: factor on all that leaves it
     logit_scale: Callable[[Any], float | None] = _nothing
     logit_softcap: Callable[[Any], float | None] = _nothing
     unsupported: Callable[[Any], str | None] = _nothing  # why a config is refused

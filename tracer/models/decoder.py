@@ -121,6 +121,7 @@ class Block:
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
         self._architecture = architecture
+        self._block_scale = architecture.block_scale
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
         self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
 
@@ -190,6 +191,13 @@ class Block:
         if isinstance(branch, tuple):  # the scores of a router come second
             branch = branch[0]
         return self._added(branch[0], self._after_mlp)
+
+    def leave(self, states: Tensor) -> Tensor:
+        """States that leave the block, of those that its branches have added up to."""
+        if self._block_scale is None:
+            return states
+        scaled: Tensor = states * getattr(self.module, self._block_scale)
+        return scaled
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
         """What a branch adds to the residual stream."""
@@ -308,10 +316,14 @@ class Decoder:
 
     @property
     def max_length(self) -> int | None:
-        """Positions the model has learned embeddings for; None where any length runs."""
-        if not self.architecture.learned_positions:
-            return None
-        return int(self.model.config.max_position_embeddings)
+        """Tokens that a sequence may have; None where any length runs."""
+        return self.architecture.longest(self.model.config)
+
+    @property
+    def _inner(self) -> nn.Module:
+        """The model without its unembedding; Llama 4's class does not know its name."""
+        inner: nn.Module = self.model.base_model
+        return self.model.get_submodule("model") if inner is self.model else inner
 
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
@@ -341,7 +353,7 @@ class Decoder:
             run_block: (block index, states, the block's keyword arguments) -> states.
         """
         with self._seam(run_block, positions):
-            output = self.model.base_model(
+            output = self._inner(
                 input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
             )
         states: Tensor = output.last_hidden_state
@@ -365,7 +377,7 @@ class Decoder:
         with ExitStack() as stack:
             stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, run_block, told, tuples)
+                forward = _block_forward(index, block, run_block, told, tuples)
                 stack.enter_context(_attribute(block.module, "forward", forward))
             yield
 
@@ -396,11 +408,11 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _block_forward(
-    index: int, run_block: RunBlock, told: dict[str, Any], tuples: bool
+    index: int, block: Block, run_block: RunBlock, told: dict[str, Any], tuples: bool
 ) -> Callable[..., Tensor | tuple[Tensor]]:
     def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
         # Positional arguments after the states are caches and masks, which tracing has none of.
-        states = run_block(index, hidden_states, call | told)
+        states = block.leave(run_block(index, hidden_states, call | told))
         return (states,) if tuples else states
 
     return forward

@@ -1,7 +1,10 @@
-"""Gemma and VaultGemma: RMSNorm with weight 1 + w; Gemma-2 and 3 (text): after branches, too."""
+"""Gemma and VaultGemma: RMSNorm with weight 1 + w; Gemma 2 to 4 (text): after branches, too."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from .architecture import BlockNorms
 from .llama import llama_like
@@ -32,4 +35,52 @@ VAULTGEMMA = replace(
     name="vaultgemma",
     model_types=("vaultgemma",),
     norms=BlockNorms(before_attention="input_layernorm", before_mlp="pre_feedforward_layernorm"),
+)
+
+
+def _normed_values(attention: Any, states: Tensor) -> Tensor:
+    """Of a projection of their own, or of the keys'; normed head by head."""
+    projection = attention.k_proj if attention.v_proj is None else attention.v_proj
+    by_head = projection(states).unflatten(-1, (-1, attention.head_dim))
+    values: Tensor = attention.v_norm(by_head)
+    return values.flatten(-2)
+
+
+def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+    """From the states before any norm, which experts have one of their own for."""
+
+    def mlp(states: Tensor) -> Tensor:
+        dense: Tensor = block.mlp(block.pre_feedforward_layernorm(states))
+        if not getattr(block, "enable_moe_block", False):
+            return dense
+        rows = states.flatten(0, -2)
+        _, weights, chosen = block.router(rows)
+        experts = block.experts(block.pre_feedforward_layernorm_2(rows), chosen, weights)
+        experts = block.post_feedforward_layernorm_2(experts.view_as(states))
+        return block.post_feedforward_layernorm_1(dense) + experts
+
+    return mlp
+
+
+def _unsupported4(config: Any) -> str | None:
+    if config.use_bidirectional_attention == "all":
+        return "use_bidirectional_attention='all': only causal decoders have a density"
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        return "hidden_size_per_layer_input=...: each block adds an embedding of its own"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "num_kv_shared_layers=...: blocks read keys and values of others"
+    return None
+
+
+assert isinstance(GEMMA2.norms, BlockNorms)
+GEMMA4 = replace(
+    GEMMA2,
+    name="gemma4",
+    model_types=("gemma4_text", "gemma4_unified_text"),
+    mlp=_mlp,
+    values=_normed_values,
+    norms=replace(GEMMA2.norms, before_mlp=None),
+    norm_kind="rms",
+    block_scale="layer_scalar",
+    unsupported=_unsupported4,
 )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .architecture import Architecture, BlockNorms
+from .architecture import Architecture, BlockNorms, learned_positions
 from .linear import is_plain
 
 
@@ -35,6 +35,6 @@ GPT2 = Architecture(
     values=_values,
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
-    learned_positions=True,
+    longest=learned_positions,
     unsupported=_unsupported,
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .architecture import BlockNorms, OwnAttention
+from .architecture import BlockNorms, OwnAttention, learned_positions
 from .llama import llama_like
 
 
@@ -21,5 +21,5 @@ GPT_NEO = replace(
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
     own_attention=OwnAttention("_attn", told=_told),
-    learned_positions=True,
+    longest=learned_positions,
 )

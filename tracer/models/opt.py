@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .architecture import BlockNorms
+from .architecture import BlockNorms, learned_positions
 from .llama import llama_like
 
 
@@ -36,7 +36,7 @@ BIOGPT = replace(
     mlp=_mlp,
     norms=BlockNorms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm"),
     norm_kind="layer",
-    learned_positions=True,
+    longest=learned_positions,
 )
 OPT = replace(
     BIOGPT,

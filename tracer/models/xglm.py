@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .architecture import OwnAttention
 from .gpt2 import GPT2
+from .llama import LLAMA
 from .opt import BIOGPT
 
 
@@ -25,6 +26,6 @@ XGLM = replace(
     blocks="model.layers",
     final_norm="model.layer_norm",
     own_attention=OwnAttention(project=_project, in_tuples=False),
-    learned_positions=False,
+    longest=LLAMA.longest,
     unsupported=GPT2.unsupported,
 )
