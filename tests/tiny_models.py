@@ -295,8 +295,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
     },
     "glm": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
-    "glm4_moe_lite": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
     "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
+    "glm4_moe_lite": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
     "gpt_bigcode": {**_OLDER, "num_key_value_heads": 1},
     "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
     "gpt_neo": {
@@ -314,6 +314,10 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 12, "attention_bias": True},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 12, "attention_bias": True},
     "hy_v3": {**_MIXED, "num_shared_experts": 1, "head_dim": 12, "attention_bias": True},
+    "hyperclovax": {**_GRANITE, "head_dim": 12, "mlp_bias": True},
+    "internlm3": {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
+    "iquestcoder": {"head_dim": 12},
+    "jais2": {"head_dim": 12},
     "kolibri1": {
         **_WINDOWS,
         **_EXPERTS,
@@ -338,11 +342,6 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "attention_value_scale": 0.7,
     },
-    "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
-    "hyperclovax": {**_GRANITE, "head_dim": 12, "mlp_bias": True},
-    "internlm3": {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
-    "iquestcoder": {"head_dim": 12},
-    "jais2": {"head_dim": 12},
     "minicpm3": {
         **_LATENT,
         "attention_bias": True,
@@ -351,6 +350,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "scale_depth": 0.7,
         "dim_model_base": 16,
     },
+    "minimax_m2": {**_EXPERTS, **_HALF, "head_dim": 12},
     "ministral": {**_WINDOWS, "head_dim": 12},
     "ministral3": {
         **_rope(

@@ -35,8 +35,8 @@ class ModulesOracle(Oracle):
         """Copies the model."""
         super().__init__(model)
         self.model: Any = copy.deepcopy(model).double()
-        # Falcon refuses to be told another way.
         with_sinks = self.config.model_type in ("flint", "granite_swa", "granitemoe_swa")
+        # Falcon refuses to be told another way.
         self.model.config._attn_implementation = _WITH_SINKS if with_sinks else "eager"
         self.model.config._experts_implementation = "eager"  # torch groups no products of float64
         blocks = f"{self.family.stem}.{self.family.blocks}"
