@@ -106,7 +106,8 @@ class ModulesOracle(Oracle):
             name = "self_attn.k_proj" if module.v_proj is None else "self_attn.v_proj"
             weight, bias = self._linear(block, name)
             v = (x @ weight.T + bias).reshape(len(x), -1, module.head_dim)
-            return v / np.sqrt((v**2).mean(-1, keepdims=True) + self.config.rms_norm_eps)
+            v = v / np.sqrt((v**2).mean(-1, keepdims=True) + self.config.rms_norm_eps)
+            return np.asarray(v)
         weight, bias = self._linear(block, self.family.qkv[-1])
         v = x @ weight.T + bias
         if not self.family.qkv[-1].endswith(".v_proj"):  # what comes last of a fused projection

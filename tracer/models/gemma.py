@@ -55,9 +55,10 @@ def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
             return dense
         rows = states.flatten(0, -2)
         _, weights, chosen = block.router(rows)
-        experts = block.experts(block.pre_feedforward_layernorm_2(rows), chosen, weights)
+        experts: Tensor = block.experts(block.pre_feedforward_layernorm_2(rows), chosen, weights)
         experts = block.post_feedforward_layernorm_2(experts.view_as(states))
-        return block.post_feedforward_layernorm_1(dense) + experts
+        dense = block.post_feedforward_layernorm_1(dense)
+        return dense + experts
 
     return mlp
 
@@ -75,7 +76,7 @@ def _unsupported4(config: Any) -> str | None:
 assert isinstance(GEMMA2.norms, BlockNorms)
 GEMMA4 = replace(
     GEMMA2,
-    name="gemma4",
+    name="gemma4_text",
     model_types=("gemma4_text", "gemma4_unified_text"),
     mlp=_mlp,
     values=_normed_values,
