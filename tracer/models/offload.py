@@ -46,12 +46,14 @@ def skeleton(
     for name, buffer in buffers.items():
         _put(model, name, torch.empty_like(buffer, device="cpu"))
     model.initialize_weights()  # computes the buffers; parameters have no memory to be written to
+    stored, within = model.state_dict().keys(), f"{architecture.blocks}."
     for name in buffers:
-        _put(model, name, model.get_buffer(name).to(device))
+        comes_and_goes = name in stored and name.startswith(within)
+        _put(model, name, model.get_buffer(name).to("meta" if comes_and_goes else device))
     expected = model.state_dict()
     missing = set(checkpoint.rename(expected, _renaming(whole, model, checkpoint)))
     for name, tensor in expected.items():
-        if name not in missing and not name.startswith(f"{architecture.blocks}."):
+        if name not in missing and not name.startswith(within):
             _put(model, name, checkpoint.read(name, tensor.dtype).to(device))
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
