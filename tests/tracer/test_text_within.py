@@ -13,15 +13,27 @@ from densitrace import ModelError, Threshold, Trace, Tracer
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41]
 TEXT: dict[str, Any] = {**GROUPED, "num_hidden_layers": 2, "head_dim": 12}
-VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {  # in the words of all of them
     "hidden_size": 16,
+    "embed_dim": 16,
+    "out_hidden_size": 32,
     "intermediate_size": 16,
     "num_hidden_layers": 1,
+    "depth": 1,
     "num_attention_heads": 2,
+    "num_heads": 2,
     "image_size": 28,
     "patch_size": 14,
+    "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [0],
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_ROPE: dict[str, Any] = {  # of heads 8 wide
+    "head_dim": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
 }
 # By model type: what its config says of the language model, and beside the two parts.
+
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # transformers loads it as a causal language model,
     "gemma3": (
@@ -35,6 +47,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "opt", "num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
         {"qformer_config": {**VISION, "encoder_hidden_size": 16}, "num_query_tokens": 2},
     ),
+    # Or transformers has no class for the language model alone.
+    "qwen2_5_vl": (_ROPE, {}),
+    "qwen3_vl_moe": ({**_ROPE, **_EXPERTS}, {}),
+    "glm4v": (_ROPE, {}),
 }
 
 
@@ -87,7 +103,7 @@ def test_text_alone(kind: str) -> None:
     assert not [name for name in names if "vision" in name or "projector" in name]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS.keys() - {"qwen3_vl_moe"})  # stores experts one by one
 def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     """From a folder, in memory or with its blocks in files: the same traces to the bit."""
     model = whole_model(kind)

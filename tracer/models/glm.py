@@ -5,9 +5,9 @@ from dataclasses import replace
 from .architecture import BlockNorms
 from .llama import llama_like
 
-GLM = llama_like("glm", "glm", "glm4_moe")
+GLM = llama_like("glm", "glm", "glm4_moe", "glm4v_moe_text")
 GLM4 = replace(
-    llama_like("glm4", "glm4", "kolibri1"),
+    llama_like("glm4", "glm4", "glm4v_text", "kolibri1"),
     norms=BlockNorms(
         before_attention="input_layernorm",
         after_attention="post_self_attn_layernorm",

@@ -12,6 +12,6 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
-QWEN2 = llama_like("qwen2", "qwen2")
+QWEN2 = llama_like("qwen2", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 QWEN2_MOE = replace(llama_like("qwen2_moe", "qwen2_moe"), unsupported=_unsupported)
-QWEN3 = llama_like("qwen3", "qwen3", "qwen3_moe")
+QWEN3 = llama_like("qwen3", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text")

@@ -8,15 +8,40 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from ...errors import ModelError
 from .registry import ARCHITECTURES
+
+
+class _Headed(PreTrainedModel):
+    """A decoder and its unembedding, where transformers has no class for these two alone."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__(decoder.config)
+        self.model = decoder
+        self.lm_head = nn.Identity()  # until there is one
+
+    @classmethod
+    def of(cls, decoder: PreTrainedModel) -> "_Headed":
+        """Of a class that can do what others of the decoder's family can, as far as one can see."""
+        family, module = type(decoder).__bases__, type(decoder).__module__
+        headed: _Headed = type(cls.__name__, (cls, *family), {"__module__": module})(decoder)
+        return headed
+
+    def forward(self, input_ids: Tensor, **told: Any) -> CausalLMOutput:
+        """Logits [N, T, V] of token ids [N, T]."""
+        states = self.model(input_ids=input_ids, **told).last_hidden_state
+        return CausalLMOutput(logits=self.lm_head(states))
 
 
 def auto_model(config: Any) -> Any:
@@ -46,9 +71,12 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     config = text_config(model.config)
     if config is model.config:
         return model
-    with torch.device("meta"):
-        text: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     decoder: Any = model.get_decoder()
+    with torch.device("meta"):  # on which nothing is initialised
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            text: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        else:
+            text = _Headed.of(decoder)
     if isinstance(decoder, type(text)):  # with an unembedding of its own
         return decoder
     if type(decoder) is not type(text.base_model):
