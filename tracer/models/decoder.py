@@ -193,11 +193,9 @@ class Block:
         return self._added(branch[0], self._after_mlp)
 
     def leave(self, states: Tensor) -> Tensor:
-        """States that leave the block, of those that its branches have added up to."""
-        if self._block_scale is None:
-            return states
-        scaled: Tensor = states * getattr(self.module, self._block_scale)
-        return scaled
+        """States that leave the block, in place of those that its branches have added up to."""
+        name = self._block_scale
+        return states if name is None else states.mul_(getattr(self.module, name))
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
         """What a branch adds to the residual stream."""
