@@ -1,7 +1,8 @@
 """Token ids as a padded batch that knows its documents."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class Batch:
     segments: Tensor  # int32 [B, T]: documents numbered within the row, PADDING on padding
     positions: Tensor  # int64 [B, T]: place within the document
     next_ids: Tensor  # int64 [B, T]: the token that follows, PADDING where none does
+    documents: int = 1  # in a row, at most
 
     @property
     def valid(self) -> Tensor:
@@ -30,7 +32,20 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(to_device(tensor, device) for tensor in vars(self).values()))
+        return self.each(lambda tensor: to_device(tensor, device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with its tensors changed."""
+        return self.of({name: change(tensor) for name, tensor in self.tensors.items()})
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def of(self, tensors: Mapping[str, Any]) -> "Batch":
+        """The same batch with others, of which more may be given than it has."""
+        return replace(self, **{name: tensors[name] for name in self.tensors})
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -41,12 +56,12 @@ class Batch:
 
     def part(self, part: "BatchPart") -> "Batch":
         """Some rows, without the padding that all of them end with."""
-        return Batch(*(tensor[part.rows, : part.columns] for tensor in vars(self).values()))
+        return self.each(lambda tensor: tensor[part.rows, : part.columns])
 
     def row(self, index: int, end: int) -> "Batch":
         """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]
-        return Batch(*(tensor[index, :end][keep][None] for tensor in vars(self).values()))
+        return self.each(lambda tensor: tensor[index, :end][keep][None])
 
 
 @dataclass(frozen=True)
@@ -106,16 +121,20 @@ def batch_of_tensor(
         raise InputError("inputs hold a row of padding alone: every row needs a token")
     positions, starts = _positions(segments)
     _check_runs(segments, starts)
+    padding = segments == PADDING
+    # Documents in their order; padding as if it were a first token, whatever it is.
+    segments = ((starts & ~padding).cumsum(1) - 1).masked_fill(padding, PADDING)
+    ids, positions = ids.masked_fill(padding, 0), positions.masked_fill(padding, 0)
     next_ids = torch.full_like(ids, PADDING)
     continues = segments[:, 1:] == segments[:, :-1]
     next_ids[:, :-1] = torch.where(continues, ids[:, 1:], PADDING)
     if next_tokens is not None:
         if len(next_tokens) != len(ids):
             raise InputError(f"next_token has {len(next_tokens)} entries for {len(ids)} sequences")
-        last = (torch.arange(ids.shape[1]) * (segments != PADDING)).argmax(1)
+        last = (torch.arange(ids.shape[1]) * ~padding).argmax(1)
         next_ids[torch.arange(len(ids)), last] = torch.as_tensor(next_tokens, dtype=torch.int64)
-    next_ids = next_ids.masked_fill(segments == PADDING, PADDING)
-    return Batch(ids, segments.int(), positions, next_ids)
+    next_ids = next_ids.masked_fill(padding, PADDING)
+    return Batch(ids, segments.int(), positions, next_ids, int(segments.max()) + 1)
 
 
 def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:

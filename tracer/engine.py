@@ -454,24 +454,30 @@ class LaneLoop:
         """
         if "random" not in self.controls:
             return None, {}
-        eligible = self._eligible(node.layer)
         control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
-        counts = {
-            kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
-            for kind, degree in degrees.items()
-        }
-        attention = None
+        cuts, side = None, {}
         if node.edges is not None:
             edges = control.edges(node.layer, node.edges.pattern)
-            cuts = kernels.random_cuts(edges, eligible, counts["attn"], backend=self.backend)
-            spread = cuts[..., None].expand(-1, -1, eligible.shape[1]).contiguous()
-            attention = Draw(spread, control.weight(node.layer))
-        side = {}
-        if "mlp" in counts:
-            weight = control.side(node.layer, "mlp").masked_fill(~eligible, -1.0)
-            # The place of each token's edge when the heaviest comes first.
-            place = weight.argsort(-1, descending=True).argsort(-1)
-            side["mlp"] = place < counts["mlp"][..., None]
+            cuts = torch.full_like(degrees["attn"], torch.inf, dtype=torch.float32)
+        if "mlp" in degrees:
+            weight = control.side(node.layer, "mlp")
+            side["mlp"] = torch.zeros_like(degrees["mlp"], dtype=torch.bool)
+        for document in range(self.batch.documents):
+            own = self.batch.segments == document
+            eligible = self._eligible(node.layer) & own
+            counts = {
+                kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
+                for kind, degree in degrees.items()
+            }
+            if cuts is not None:
+                cut = kernels.random_cuts(edges, eligible, counts["attn"], backend=self.backend)
+                cuts = torch.where(own, cut[..., None], cuts)
+            if side:
+                drawn = weight.masked_fill(~eligible, -1.0)
+                # The place of each token's edge when the heaviest comes first.
+                place = drawn.argsort(-1, descending=True).argsort(-1)
+                side["mlp"] |= place < counts["mlp"][..., None]
+        attention = None if cuts is None else Draw(cuts, control.weight(node.layer))
         return attention, side
 
 

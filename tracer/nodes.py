@@ -101,10 +101,13 @@ class NormImportance:
         return Node(layer, tuple(kinds), None, weights, weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
-        # Summed in float32 without a copy in it
-        return torch.stack(
-            [torch.linalg.vector_norm(each, self.p, -1, dtype=torch.float32) for each in side]
-        )
+        return torch.stack([self._norm(each) for each in side])
+
+    def _norm(self, vectors: Tensor) -> Tensor:
+        # Summed in float32 or better, without a copy in it.
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(vectors, self.p, -1, dtype=wide)
+        return norm.float()
 
 
 @dataclass(frozen=True)

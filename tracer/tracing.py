@@ -1,7 +1,7 @@
 """One batch under one set of settings: which passes over the model answer which question."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -182,12 +182,11 @@ class Tracing:
     def all_outputs(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Measured:
         """Every position of every row, in one pass over the model; observers see it, if any."""
         scored = batch.valid
-        inputs = self._on_device(vars(batch) | _outputs(batch, scored))
+        inputs = self._on_device(batch.tensors | _outputs(batch, scored))
         parts = self._parts(batch)
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            here = Batch(*(inputs[name] for name in vars(batch)))
-            run = self.loop(here, rule, observers=observers, parts=parts).run()
+            run = self.loop(batch.of(inputs), rule, observers=observers, parts=parts).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             outputs = inputs["output"].to(counts.device)
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
@@ -375,10 +374,7 @@ class RowGraph:
 def without_padding(batch: Batch, index: int) -> Batch:
     """One row of a batch, padding removed."""
     keep = batch.valid[index]
-    return replace(
-        batch,
-        **{name: getattr(batch, name)[index][keep][None] for name in vars(batch)},
-    )
+    return batch.each(lambda tensor: tensor[index][keep][None])
 
 
 def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:

@@ -214,7 +214,10 @@ def test_short_sequences(family: str, length: int) -> None:
 def test_padding_and_documents_change_nothing(family: str) -> None:
     """Padded left or right, alone or two in a row: a document's trace is its own."""
     first, second = tokens(7, seed=1), tokens(5, seed=2)
-    options: dict[str, Any] = {"select": Threshold([0.2, 0.01]), "controls": ("inverse",)}
+    options: dict[str, Any] = {
+        "select": Threshold([0.2, 0.01]),
+        "controls": ("inverse", "random"),
+    }
     expected = [traced(family, ids, **options) for ids in (first, second)]
 
     ids = torch.zeros(2, 9, dtype=torch.long)
