@@ -118,6 +118,8 @@ def read_corpus(
         raise InputError(
             f"file_format={file_format!r} is unknown; use one of {', '.join(get_args(Format))}"
         )
+    if isinstance(label_fields, str):
+        raise InputError(f"label_fields={label_fields!r} is one name: give a list of them")
     for name in label_fields or ():
         if name in RESERVED or name == text_field:
             raise InputError(f"label field {name!r} is the document's own {name}, not a label")
@@ -126,7 +128,7 @@ def read_corpus(
         documents = reader.stdin(file_format)
     else:
         documents = reader.path(Path(source), file_format)
-    return _not_empty(documents, str(source), reader.report)
+    return _not_empty(documents, str(source), reader)
 
 
 def check_alone(source: str | Path, alone: bool) -> None:
@@ -175,20 +177,12 @@ def until(enough: Event, documents: Iterable[Document]) -> Iterator[Document]:
     return takewhile(lambda _: not enough.is_set(), documents)
 
 
-def _not_empty(
-    documents: Iterator[Document], source: str, report: CorpusReport
-) -> Iterator[Document]:
-    yield from documents
-    if report.documents == 0:
-        why = report.summary() or "it is empty"
-        raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
-
-
 @dataclass
 class _Reader:
     text_field: str
     label_fields: Sequence[str] | None
     report: CorpusReport
+    found: set[str] = field(default_factory=set)  # of the label fields
 
     # ---- where documents come from -----------------------------------------------------------
 
@@ -310,6 +304,7 @@ class _Reader:
 
     def _labels(self, record: Mapping[str, Any]) -> dict[str, str]:
         if self.label_fields is not None:
+            self.found |= record.keys() & self.label_fields
             return {name: _label(record.get(name)) for name in self.label_fields}
         own = (self.text_field, *RESERVED)
         return {
@@ -332,6 +327,16 @@ class _Reader:
             return
         self.report.documents += 1
         yield Document(name, text, labels, where)
+
+
+def _not_empty(documents: Iterator[Document], source: str, reader: _Reader) -> Iterator[Document]:
+    yield from documents
+    if reader.report.documents == 0:
+        why = reader.report.summary() or "it is empty"
+        raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
+    for name in reader.label_fields or ():
+        if name not in reader.found:
+            log.warning("no document has the label field %r", name)
 
 
 def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:

@@ -106,8 +106,8 @@ def plan_windows(
         InputError: context below 1, a token id outside the vocabulary.
         CorpusError: no document has a token.
     """
-    if context < 1:
-        raise InputError(f"context={context} is too small: a window holds at least 1 token")
+    if not isinstance(context, int) or context < 1:
+        raise InputError(f"context={context}: a window holds 1, 2, 3, ... tokens at most")
     without: list[str] = []
     with spool, closing(_encoded(documents, encode)) as found:
         for document, encoded in found:

@@ -275,6 +275,17 @@ def test_labels_that_cannot_be(tmp_path: Path) -> None:
         read(tmp_path, file_format="csv")
 
 
+def test_label_fields_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a", "domain": "x"}\n{"text": "b"}\n', encoding="utf-8")
+    list(read_corpus(path, label_fields=["domain", "domian"]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "no document has the label field 'domian'"
+    ]
+    with pytest.raises(InputError, match="label_fields='domain' is one name"):
+        read_corpus(path, label_fields="domain")
+
+
 def test_fingerprint_sees_ids_texts_labels_and_order() -> None:
     one, two = Document("a", "b", {"l": "x"}, "f:1"), Document("b", "c", {}, "f:2")
     base = Fingerprint([one, two]).hex()
