@@ -8,11 +8,12 @@ from .graph import Count
 
 _NAMES = {
     "weight_hash": "model",
+    "config_hash": "model's config",
     "tokenizer_hash": "tokenizer",
     "select": "rule",
     "corpus_fingerprint": "corpus",
 }
-_UNSAID = ("batch_tokens", "arithmetic")
+_UNSAID = ("batch_tokens", "arithmetic", "config_hash")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Recipe:
     # not say.
     batch_tokens: int | None = None
     arithmetic: str | None = None
+    config_hash: str | None = None  # nor what weights do not say of the model
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
@@ -50,6 +52,8 @@ class Recipe:
         """The first thing that differs, with both values; None where nothing does."""
         for name, there in asdict(self).items():
             here = asdict(asked)[name]
+            if name == "controls" and sorted(there) == sorted(here):
+                continue  # in whatever order
             if there != here and not (there is None and name in _UNSAID):
                 return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
         return None

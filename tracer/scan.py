@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, SupportsIndex
 
 from .. import kernels
 from ..errors import InputError, NotPlannedError, StoreError
@@ -24,7 +25,7 @@ from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
 from .run import UNLIMITED, Allowance, Limits, Run, Stopped
-from .select import DEFAULT_STRATA, AutoStrata, Rule, Size
+from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, checked_rule
 from .spool import Spool
 from .store import Store, existing_store, is_planned, open_place
 from .stored_plan import create_store, left_draft
@@ -103,7 +104,7 @@ def scan(
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
     """
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
-    kept = kept_stratum(edges, select)
+    kept = kept_stratum(edges, checked_rule(select))
     if kept is not None and tracer.cuda_graphs:
         raise InputError(f"edges={edges} and cuda_graphs exclude one another: leave one out")
     if batch_tokens is not None and batch_tokens < 1:
@@ -193,6 +194,7 @@ class _Scan:
             self.edges,
             self.batch_tokens,
             _arithmetic(self.tracer),
+            self.tracer.config_hash,
         )
 
     def check(self, store: Store, fingerprint: str) -> None:
@@ -311,12 +313,13 @@ def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
     if isinstance(select, Size):
         raise InputError("edges=... goes with rules of one graph for all outputs: not with Size")
     strata = _n_strata(select)
-    if not isinstance(edges, int) or not -strata <= edges < strata:
+    whole = isinstance(edges, SupportsIndex) and not isinstance(edges, bool)
+    if not whole or not -strata <= index(edges) < strata:
         raise InputError(
             f"edges={edges!r} is no stratum: of {strata}, 0 is the sparsest and {strata - 1} "
             "the densest"
         )
-    return edges % strata
+    return index(edges) % strata
 
 
 def _n_strata(select: Rule | AutoStrata) -> int:

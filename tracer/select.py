@@ -191,12 +191,13 @@ class AutoStrata:
         return {"name": self.name, "n": self.n}
 
     @staticmethod
-    def pilot(importance: str) -> Threshold:
-        """The thresholds that a pilot tries: fine in the range where that importance lives."""
+    def pilot(importance: str, n: int = 12) -> Threshold:
+        """The thresholds that a pilot of n strata tries: fine where that importance lives."""
+        tried = 48 if n <= 48 else MAX_STRATA - 1
         if importance in ("cosine", "random"):
-            return Threshold(np.linspace(0.0, 0.995, 48))
+            return Threshold(np.linspace(0.0, 0.995, tried))
         # Of residual and MLP the heavier has half the weight, so below 0.5 no trace is empty.
-        return Threshold(np.concatenate([[0.0], np.geomspace(1e-7, 0.499, 48)]))
+        return Threshold(np.concatenate([[0.0], np.geomspace(1e-7, 0.499, tried)]))
 
     def choose(self, tried: Threshold, sizes: NDArray[np.floating]) -> Threshold:
         """n thresholds between those tried, even in mean log size from sparsest to fullest.
@@ -233,3 +234,10 @@ class AutoStrata:
 
 
 DEFAULT_STRATA = AutoStrata(12)
+
+
+def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
+    """A rule as it is; InputError where something else was given for one."""
+    if not isinstance(select, Rule | AutoStrata):
+        raise InputError(f"select={select!r} is no rule: give Threshold({select!r}), say")
+    return select

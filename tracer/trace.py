@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
 from .select import Rule
@@ -28,6 +29,19 @@ class Graph(Protocol):
         ...
 
 
+class NoGraph:
+    """That of a trace which was copied or sent elsewhere, without its model."""
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Refused."""
+        raise InputError("a trace that was copied or sent has no model with it: trace once more")
+
+    def edges(self, output: int, stratum: int) -> pd.DataFrame:
+        """Refused."""
+        self.weights()
+        raise AssertionError
+
+
 @dataclass(frozen=True)
 class Trace:
     """One sequence of T tokens traced at K strata; with `scope="output"` T rows become one.
@@ -47,6 +61,9 @@ class Trace:
     topology: NDArray[np.int64]  # [T, K, 4 kinds, L] edges by kind and block (a scan's: quartile)
     parallel: bool  # whether a block has one node layer instead of two
     graph: Graph = field(repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "graph": NoGraph()}
 
     @property
     def strata(self) -> NDArray[np.float64]:
@@ -70,6 +87,9 @@ class Trace:
         Returns:
             attn [H, T target, T source]; res_attn, mlp and, in a sequential block, res_mlp [T].
         """
+        layers = self.topology.shape[-1]
+        if not -layers <= layer < layers:
+            raise InputError(f"layer={layer} is outside the {layers} blocks of the model")
         return {kind: array[layer] for kind, array in self.graph.weights().items()}
 
     def edges(self, output: int = -1, stratum: int = 0) -> pd.DataFrame:

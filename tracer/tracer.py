@@ -1,7 +1,9 @@
 """The face of the engine: a model, its tokenizer, and `trace`."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +30,7 @@ from .models import (
     text_model,
 )
 from .replay import Replays
-from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size
+from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
 from .windows import spread
@@ -38,6 +40,19 @@ if TYPE_CHECKING:
 
 Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
+# Of a config, what may differ where the model computes the same.
+_SAYS_NOTHING = (
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "quantization_config",  # the weights say it
+    "transformers_version",
+    "use_cache",
+)
 PILOT_TOKENS = 2048  # enough for the mean log size of a threshold to settle
 
 
@@ -188,9 +203,22 @@ class Tracer:
         if self.tokenizer is None:
             return ""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        described = (
-            fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        )
+        if fast is None:
+            described = repr(sorted(self.tokenizer.get_vocab().items()))
+        else:
+            fast = type(fast).from_str(fast.to_str())
+            fast.no_padding()  # nor truncation: as its last caller wanted it
+            fast.no_truncation()
+            described = fast.to_str()
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    @cached_property
+    def config_hash(self) -> str:
+        """sha256, in hex, of what the model's config says of how it computes."""
+        config = self._decoder.model.config
+        said = config.to_diff_dict()
+        told = {name: value for name, value in said.items() if name not in _SAYS_NOTHING}
+        described = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(described.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -216,7 +244,7 @@ class Tracer:
         controls: Sequence[str] = (),
         count: Count = "window",
         seed: int = 0,
-        next_token: Sequence[int] | None = None,
+        next_token: int | Sequence[int] | None = None,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
     ) -> "Trace | list[Trace]":
@@ -236,7 +264,8 @@ class Tracer:
             count: whether edges outside a sliding window count in the full graph ("causal", as in
                 the papers' reference) or not ("window").
             seed: of everything random.
-            next_token: the id that follows each sequence, for the loss of its last token.
+            next_token: the id that follows each sequence, for the loss of its last token; one id
+                of one sequence.
             attention_mask: [B, T], 0 on padding, for tensor input.
             segment_ids: [B, T], which document of the row a token is in, for tensor input.
 
@@ -247,6 +276,7 @@ class Tracer:
             InputError: arguments that cannot be used; the message says which and why.
             NotFiniteError: the model's output is not finite on this input.
         """
+        checked_rule(select)
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
         tracing = self._tracing(settings)
@@ -360,8 +390,9 @@ class Tracer:
 
         The pilot runs the clean lane alone, on windows taken evenly until it has 2048 tokens.
         """
-        if not isinstance(select, AutoStrata):
+        if isinstance(select, Rule):
             return select
+        checked_rule(select)
         if not windows:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
         pilot = spread(np.array([len(window) for window in windows]), PILOT_TOKENS)
@@ -386,7 +417,7 @@ class Tracer:
         return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
 
     def _pilot(self, select: AutoStrata, tracing: Tracing, batches: Sequence[Batch]) -> Rule:
-        tried = select.pilot(tracing.settings.importance)
+        tried = select.pilot(tracing.settings.importance, select.n)
         sizes = []
         for batch in batches:
             counts, full = tracing.sizes(batch, tried)
@@ -449,18 +480,24 @@ class Tracer:
     def _batch(
         self,
         inputs: Inputs,
-        next_token: Sequence[int] | None,
+        next_token: int | Sequence[int] | None,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
     ) -> tuple[Batch, bool]:
         """The inputs as a checked batch on the device, and whether they are one sequence."""
-        if isinstance(inputs, Tensor):
-            single = inputs.ndim == 1
-            mask, segments = (
-                None if tensor is None else tensor.cpu()[None] if single else tensor.cpu()
-                for tensor in (attention_mask, segment_ids)
+        if isinstance(inputs, Mapping):
+            raise InputError(
+                "inputs are a mapping, as a tokenizer returns: give its input_ids, and its "
+                "attention_mask by name"
             )
-            ids = inputs.cpu()[None] if single else inputs.cpu()
+        if isinstance(next_token, int):
+            next_token = [next_token]
+        if isinstance(inputs, Tensor):
+            single, ids = inputs.ndim == 1, torch.atleast_2d(inputs.cpu())
+            mask, segments = (
+                None if given is None else torch.atleast_2d(torch.as_tensor(given).cpu())
+                for given in (attention_mask, segment_ids)
+            )
             batch = batch_of_tensor(ids, mask, segments, next_token)
         else:
             if attention_mask is not None or segment_ids is not None:
@@ -484,7 +521,7 @@ class Tracer:
             if isinstance(item, str):
                 sequences.append(self.encode(item))
             elif isinstance(item, Sequence | np.ndarray | Tensor):
-                sequences.append([int(token) for token in item])
+                sequences.append(_token_ids(item))
             else:
                 raise InputError(f"inputs hold {item!r}; texts or lists of token ids are needed")
         return sequences, single
@@ -541,6 +578,13 @@ class Tracer:
         # In half precision the model's own roundings differ from ours by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
+
+
+def _token_ids(item: Iterable[Any]) -> list[int]:
+    try:
+        return list(map(operator.index, item))
+    except TypeError:
+        raise InputError(f"inputs hold {item!r}, whose items are not all token ids") from None
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -228,7 +228,7 @@ def test_a_full_temporary_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- what is asked -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("edges", [3, -4, 0.05, "1"])
+@pytest.mark.parametrize("edges", [3, -4, 0.05, "1", True])
 def test_no_stratum(edges: Any, byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no stratum: of 3, 0 is the sparsest and 2"):
         scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS | {"edges": edges})

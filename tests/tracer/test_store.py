@@ -1,6 +1,7 @@
 """The store: what is in it, who can read it, and what it refuses."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -272,6 +273,52 @@ def test_a_store_goes_on_with_what_it_began_with(
     with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference is as"):
         scan(plain, corpus, path, **options)
     assert scan(byte_tracer, corpus, path, **options).recipe.batch_tokens == 7
+
+
+def test_a_model_of_another_config_is_refused(
+    byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    """The same weights may be turned by other angles; a name or a dtype it is called by is none."""
+    options: dict[str, Any] = {"select": RULE, "context": 16}
+    path = tmp_path / "s.zarr"
+    scan(byte_tracer, corpus, path, limits=Limits(max_parts=1), **options)
+    other = Tracer.from_pretrained(byte_folder, device="cpu")
+    config = other._decoder.model.config
+    config.name_or_path, config.use_cache = "elsewhere", not config.use_cache
+    assert other.config_hash == byte_tracer.config_hash
+    del other.config_hash
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 50.0}
+    assert other.weight_hash == byte_tracer.weight_hash
+    with pytest.raises(StoreError, match=r"model's config is .* there, .* is asked"):
+        scan(other, corpus, path, **options)
+
+
+def test_a_tokenizer_that_was_told_to_pad_is_the_same(
+    byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    """Its file may hold how it was last called."""
+    options: dict[str, Any] = {"select": RULE, "context": 16}
+    path, folder = tmp_path / "s.zarr", tmp_path / "model"
+    shutil.copytree(byte_folder, folder)
+    called: Any = Tracer.from_pretrained(folder, device="cpu").tokenizer
+    called.pad_token = called.bos_token
+    called(["abc", "d"], padding=True, truncation=True, max_length=64)
+    called.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    assert '"truncation": {' in (folder / "tokenizer.json").read_text(encoding="utf-8")
+    scan(byte_tracer, corpus, path, limits=Limits(max_parts=1), **options)
+    again = Tracer.from_pretrained(folder, device="cpu")
+    assert scan(again, corpus, path, **options).complete
+
+
+def test_controls_in_any_order(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"select": RULE, "context": 16}
+    path, other = tmp_path / "s.zarr", tmp_path / "other.zarr"
+    limits = Limits(max_parts=1)
+    scan(byte_tracer, corpus, path, controls=("random", "inverse"), limits=limits, **options)
+    store = scan(byte_tracer, corpus, path, controls=("inverse", "random"), **options)
+    whole = scan(byte_tracer, corpus, other, controls=("inverse", "random"), **options)
+    for name in ("tv_inverse", "tv_random"):
+        np.testing.assert_array_equal(store.array(name)[:], whole.array(name)[:])
 
 
 def test_overwrite(store: Store, byte_tracer: Tracer, corpus: Path) -> None:

@@ -1,5 +1,6 @@
 """The face: what `Tracer.trace` accepts, what a trace gives, and how bad input is refused."""
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from tiny_models import FURTHER, GROUPED, VARIANTS, VOCABULARY, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BatchEncoding
 
 from densitrace import (
     AutoStrata,
@@ -291,6 +292,10 @@ def test_impossible_auto_strata(n: Any) -> None:
         ([3, -1], {}, "token id -1"),
         ("text", {}, "no tokenizer"),
         ([1.5], {}, "texts or lists of token ids"),
+        ([[1.5]], {}, "not all token ids"),
+        ({"input_ids": [IDS]}, {}, "a mapping"),
+        (BatchEncoding({"input_ids": [IDS]}), {}, "a mapping"),
+        (IDS, {"select": [0.1, 0.2]}, "give Threshold([0.1, 0.2])"),
         (torch.tensor([[0.5]]), {}, "whole numbers"),
         (torch.zeros(1, 0, dtype=torch.long), {}, "T >= 1"),
         (torch.zeros(1, 2, 3, dtype=torch.long), {}, "[B, T]"),
@@ -326,6 +331,48 @@ def test_too_long_for_learned_positions() -> None:
     # Two documents in a row have positions of their own.
     row, segments = torch.ones(1, 80, dtype=torch.long), torch.arange(80)[None] // 40
     assert len(many(tracer, row, segment_ids=segments)[0].tokens) == 80
+
+
+def test_padding_is_no_input() -> None:
+    """Neither its ids nor its length count."""
+    tracer = Tracer(tiny_model("gpt2"))
+    expected = one(tracer)
+    for columns in (slice(0, 8), slice(-8, None)):
+        ids, mask = torch.full((1, 100), -100), np.zeros((1, 100))
+        ids[0, columns], mask[0, columns] = torch.tensor(IDS), 1
+        trace = many(tracer, ids, attention_mask=mask)[0]
+        np.testing.assert_array_equal(trace.topology, expected.topology)
+        np.testing.assert_allclose(trace.errors["tv"], expected.errors["tv"], atol=1e-5)
+
+
+def test_one_next_token(tracer: Tracer) -> None:
+    np.testing.assert_array_equal(
+        one(tracer, next_token=3).errors["loss"], one(tracer, next_token=[3]).errors["loss"]
+    )
+
+
+def test_a_model_of_float64(tracer: Tracer) -> None:
+    double = Tracer(tiny_model("llama").double())
+    assert double.verify().ok
+    np.testing.assert_array_equal(one(double).topology, one(tracer).topology)
+
+
+def test_a_copy_holds_no_model(tracer: Tracer) -> None:
+    """Nor does what is sent to another process."""
+    trace = one(tracer)
+    sent = copy.copy(trace)
+    np.testing.assert_array_equal(sent.size, trace.size)
+    for ask in (lambda: sent.edges(), lambda: sent.weights(0)):
+        with pytest.raises(InputError, match="trace once more"):
+            ask()
+    with pytest.raises(InputError, match="layer=3 is outside the 3 blocks"):
+        trace.weights(3)
+
+
+def test_as_many_strata_as_there_may_be(tracer: Tracer) -> None:
+    """More than a pilot of few tries; on many tokens."""
+    ids = torch.arange(3 * 60).remainder(VOCABULARY).view(3, 60)
+    assert many(tracer, ids, select=AutoStrata(100))[0].size.shape == (60, 100)
 
 
 @pytest.mark.parametrize(("output", "stratum"), [(8, 0), (-9, 0), (0, 2), (0, -3)])
