@@ -34,6 +34,7 @@ UNREADABLE = "cannot be read"
 OTHER_TYPE = "neither .txt, .jsonl nor .parquet"
 INVALID_UTF8 = "invalid UTF-8"
 NOT_JSON = "does not parse as a JSON object"
+NO_SUCH_LABEL = "label field that no document has"
 NO_FIELD = "lacks the text field"
 NOT_TEXT = "text is not a string"
 EMPTY = "empty text"
@@ -336,7 +337,7 @@ def _not_empty(documents: Iterator[Document], source: str, reader: _Reader) -> I
         raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
     for name in reader.label_fields or ():
         if name not in reader.found:
-            log.warning("no document has the label field %r", name)
+            reader.report.skip(NO_SUCH_LABEL, repr(name))
 
 
 def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
