@@ -131,15 +131,15 @@ def compare(
         keys = [keys[number] for number in np.sort(chosen)]
     read = _documents if level == "document" else _words
     columns = [read(scan, keys, measure, within) for scan in scans]
-    table = _rows(keys, level).join(_labels(opened[0], called), on="document")
+    table = _rows(keys, level).join(_labels(opened[0], scans[0], keys, called))
     table[list(called)] = np.column_stack(columns)
     unknown = table[list(called)].isna()
-    table = table[~unknown.any(axis=1)].reset_index(drop=True)
+    table = table[~unknown.any(axis=1)]
     return Comparison(
         names=called,
         level=level,
         measure=measure,
-        table=table,
+        table=table.reset_index(drop=True),
         correlations=_correlations(table, called, coverage, seed),
         left_out={n: len(scan.rows) - shared for n, scan in zip(called, scans, strict=True)},
         lost={name: int(unknown[name].sum()) for name in called},
@@ -175,20 +175,21 @@ def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tu
 
 
 def _rows(keys: Sequence[Key], level: Level) -> pd.DataFrame:
-    """What the rows of the table are, document by document."""
+    """What the rows of the table are, document by document; the index is the place in `keys`."""
     if level == "document":
         return pd.DataFrame({"document": [name for name, _ in keys]})
     found = [
-        (name, start, end, text[start:end])
-        for name, text in keys
+        (number, name, start, end, text[start:end])
+        for number, (name, text) in enumerate(keys)
         for start, end in word_spans(text).tolist()
     ]
-    return pd.DataFrame(found, columns=WORD)
+    return pd.DataFrame(found, columns=["number", *WORD]).set_index("number")
 
 
-def _labels(store: Store, taken: Sequence[str]) -> pd.DataFrame:
-    """The documents' labels by id; `label_NAME` where a column of that name is there."""
-    labels = store.documents.drop_duplicates("id").set_index("id")[list(store.labels)]
+def _labels(store: Store, scan: "_Scan", keys: Sequence[Key], taken: Sequence[str]) -> pd.DataFrame:
+    """The documents' labels by place in `keys`; `label_NAME` where a column has that name."""
+    documents = scan.tokens["document"].iloc[[scan.rows[key][0] for key in keys]]
+    labels = store.documents.loc[documents, list(store.labels)].reset_index(drop=True)
     return labels.rename(columns=lambda name: f"label_{name}" if name in (*taken, *WORD) else name)
 
 
@@ -254,8 +255,8 @@ def _correlations(
 ) -> pd.DataFrame:
     rows = []
     for first, second in combinations(names, 2):
-        found = spearman(table[first], table[second], table["document"], coverage, seed=seed)
-        rows.append((first, second, *found, len(table), table["document"].nunique()))
+        found = spearman(table[first], table[second], table.index, coverage, seed=seed)
+        rows.append((first, second, *found, len(table), table.index.nunique()))
     columns = ["first", "second", "spearman", "low", "high", "rows", "documents"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -10,7 +10,7 @@ from byte_model import byte_model, byte_tokenizer
 from scipy import stats
 
 from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
-from densitrace.estimator.compare import compare, spearman, word_values
+from densitrace.estimator.compare import Level, compare, spearman, word_values
 from densitrace.estimator.density import token_frame
 from densitrace.estimator.intervals import widened
 from densitrace.estimator.words import word_spans
@@ -137,6 +137,30 @@ def test_only_documents_with_the_same_text_are_compared(
     alone = scan(tracer, corpus, tmp_path / "t", select=RULE)
     with pytest.raises(StoreError, match="share no document"):
         compare([stores[0], alone])
+
+
+@pytest.mark.parametrize("level", ["word", "document"])
+def test_documents_of_one_id_are_told_apart_by_their_texts(level: Level, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for lang, word in (("en", "cat"), ("de", "Katze")):
+        rows = [{"id": i, "lang": lang, "text": f"{word} {i} {word}"} for i in range(3)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (corpus / f"{lang}.jsonl").write_text(lines, encoding="utf-8")
+    tracers = (Tracer(byte_model(seed=n), byte_tokenizer(), model_id=f"{n}") for n in (0, 1))
+    stores = [
+        scan(tracer, corpus, tmp_path / f"{number}.zarr", select=RULE)
+        for number, tracer in enumerate(tracers)
+    ]
+    found = compare(stores, level)
+    each = 3 if level == "word" else 1
+    assert found.table["document"].tolist() == np.repeat([*"012012"], each).tolist()
+    assert found.table["lang"].tolist() == ["de"] * 3 * each + ["en"] * 3 * each
+    row = found.correlations.iloc[0]
+    assert (row["rows"], row["documents"]) == (6 * each, 6)
+    first, second = (found.table[name] for name in found.names)
+    expected = spearman(first, second, np.repeat(np.arange(6), each))
+    assert tuple(row[["spearman", "low", "high"]]) == pytest.approx(expected)
 
 
 def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None:
