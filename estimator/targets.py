@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
 from .intervals import Interval, interval_of_means, mean_interval
-from .thresholds import threshold_at
+from .thresholds import error_at, threshold_at
 
 LANES = 6  # thresholds of one pass
 ROUNDS = 3  # passes after the first; each shrinks the bracket LANES + 1 times
@@ -251,14 +251,10 @@ def stability(
             "high": target.interval.high,
             "error": target.error,
             "size": target.size.value,
-            "error_of_all": _error_at(target.tried, common),
+            "error_of_all": error_at(
+                target.tried["threshold"].to_numpy(), target.tried["error"].to_numpy(), common
+            ),
         }
         for value, target in found.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)
-
-
-def _error_at(tried: pd.DataFrame, threshold: float) -> float:
-    """A curve's error at a threshold, linear in log threshold between those tried."""
-    known = tried[tried["threshold"] > 0]
-    return float(np.interp(np.log(threshold), np.log(known["threshold"]), known["error"]))

@@ -39,6 +39,27 @@ def threshold_at(tau: Floats, error: Floats, eps: float) -> Floats:
     return np.asarray(np.where(met.any(axis=-1), tau[last] * ratio**part, np.nan))
 
 
+def error_at(tau: Floats, error: Floats, threshold: float) -> float:
+    """A curve's error at a threshold, linear in log threshold between those known.
+
+    Args:
+        tau: float64 [K], thresholds, rising.
+        error: float64 [K], at these.
+        threshold: one of them, or between two above 0.
+
+    Returns:
+        The error; NaN where the threshold is.
+
+    Example:
+        >>> round(error_at(np.array([0.0, 0.01, 0.1]), np.array([0.0, 0.2, 0.4]), 0.0316), 2)
+        0.3
+    """
+    if not threshold > 0:  # no logarithm: 0 is the first of all
+        return float(error[0]) if threshold == 0 else np.nan
+    known = tau > 0
+    return float(np.interp(np.log(threshold), np.log(tau[known]), error[known]))
+
+
 def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.DataFrame | None:
     """Where each label value's mean error crosses `result.eps`, interpolated between strata.
 
@@ -75,11 +96,6 @@ def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.Data
             "threshold": interval.value,
             "low": interval.low,
             "high": interval.high,
-            "error_of_all": _error_at(tau, of.mean(0), common),
+            "error_of_all": error_at(tau, of.mean(0), common),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)
-
-
-def _error_at(tau: Floats, error: Floats, threshold: float) -> float:
-    known = tau > 0
-    return float(np.interp(np.log(threshold), np.log(tau[known]), error[known]))

@@ -1,6 +1,7 @@
 """What the page says that only stores know: parts of traces, factors, strata, other models."""
 
 import base64
+import json
 import os
 import re
 import subprocess
@@ -13,11 +14,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from byte_model import byte_model, byte_tokenizer
 from click.testing import CliRunner
 from made_up_store import made_up_documents, make_store
 from scipy import stats
 
-from densitrace import DensitraceError, DensityEstimator, InputError, Store, StoreError
+from densitrace import (
+    DensitraceError,
+    DensityEstimator,
+    InputError,
+    Store,
+    StoreError,
+    Threshold,
+    Tracer,
+    scan,
+)
 from densitrace.estimator import factor_sample, sections
 from densitrace.estimator import passages as texts
 from densitrace.estimator.agreement import agreement
@@ -137,6 +148,23 @@ def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, S
     expected = threshold_at(tau, errors[law].mean(0)[::-1], 0.2)
     assert table["threshold"]["law"] == pytest.approx(expected)
     assert table["error_of_all"]["(all)"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("strata", [[0.2, 0.0], [0.0], [0.9]])
+def test_a_threshold_of_0_or_none_has_an_error(strata: list[float], tmp_path: Path) -> None:
+    tracer = Tracer(byte_model(), byte_tokenizer())
+    corpus = tmp_path / "corpus.jsonl"
+    made_up = made_up_documents(300, mean_length=40)
+    rows = ({"text": document.text, **document.labels} for document in made_up)
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    store = scan(tracer, corpus, tmp_path / "s.zarr", select=Threshold(strata))
+    table = threshold_table(DensityResult.from_store(store), "domain")
+    assert table is not None
+    if 0 in strata:
+        assert (table["threshold"] == 0).all() and (table["error_of_all"] < 1e-3).all()
+    else:
+        assert table[["threshold", "error_of_all"]].isna().all(axis=None)
+    render_report(store, factors=False)
 
 
 def test_passages_hold_sizes_and_errors_of_their_tokens(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.estimator.intervals import cluster_interval, interval_of_means
 from densitrace.estimator.targets import TargetError, stability, target_error
-from densitrace.estimator.thresholds import threshold_at
+from densitrace.estimator.thresholds import error_at, threshold_at
 
 TEXTS = ["The cat sat on the mat.", "In the beginning", "We the people", "字猫 and more", "To be"]
 
@@ -84,6 +84,13 @@ def test_a_crossing_is_interpolated_in_log_threshold() -> None:
     assert np.isnan(threshold_at(tau, error + 1, 0.9))
     several = threshold_at(tau, np.stack([error, error + 1]), 0.2)
     np.testing.assert_allclose(several, [np.sqrt(0.01 * 0.1), np.nan])
+
+
+def test_an_error_is_interpolated_in_log_threshold_but_at_0() -> None:
+    tau, error = np.array([0.0, 0.01, 0.1]), np.array([0.05, 0.1, 0.3])
+    assert error_at(tau, error, np.sqrt(0.01 * 0.1)) == pytest.approx(0.2)
+    assert error_at(tau, error, 0.0) == error_at(tau[:1], error[:1], 0.0) == 0.05
+    assert np.isnan(error_at(tau[1:2], error[1:2], np.nan))
 
 
 def test_an_interval_of_means_is_that_of_single_samples() -> None:
