@@ -268,10 +268,18 @@ def _gathered(values: Floats, *owners: NDArray[np.int64]) -> Floats:
     return values
 
 
-def _trees(seed: int) -> HistGradientBoostingRegressor:
+class _Trees(HistGradientBoostingRegressor):  # type: ignore[misc] # scikit-learn ships no types
+    """Boosted trees that no column without a finite value keeps from being fitted."""
+
+    def fit(self, X: Floats, y: Floats) -> "_Trees":
+        # Such a column is constant then, and nothing splits it.
+        return super().fit(np.where(np.isfinite(X).any(0), X, 0), y)  # type: ignore[no-any-return]
+
+
+def _trees(seed: int) -> _Trees:
     # Small trees: deeper ones fit a few documents' noise, and TreeSHAP grows with depth squared.
     # Sixty predict as well as a hundred of a smaller learning rate.
-    return HistGradientBoostingRegressor(
+    return _Trees(
         max_iter=60, learning_rate=0.15, max_depth=5, min_samples_leaf=20, random_state=seed
     )
 

@@ -77,6 +77,17 @@ def test_shuffled_targets_are_no_finding() -> None:
     assert nothing.r2 <= 0 and not nothing.finding
 
 
+def test_a_factor_that_is_missing_everywhere_or_in_all_documents_but_one(
+    found: FactorExplanation,
+) -> None:
+    frame, target, document = made_up()
+    again = explain_frame(frame.assign(missing=np.nan), target, document, shuffles=2)
+    pd.testing.assert_frame_equal(again.factors.drop("missing"), found.factors)
+    assert again.r2 == found.r2 and not again.explanation.values[:, 4].any()
+    frame["rare"] = frame["up"].where(document == 7)
+    assert explain_frame(frame, target, document, shuffles=1, top=0).finding
+
+
 def test_interactions_are_found_where_they_are() -> None:
     frame, _, document = made_up()
     frame["none"] = frame["none"].fillna(0.0)
