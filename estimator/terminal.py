@@ -94,7 +94,8 @@ def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | st
     ]
     factors = _table("Factors", ["factor"], ["mean |SHAP|", "95% interval", "direction"])
     for name, row in found.factors.iterrows():
-        direction = "by value" if np.isnan(row["direction"]) else f"{row['direction']:+.2f}"
+        without = "by value" if row["mean_abs"] > 0 else "–"
+        direction = without if np.isnan(row["direction"]) else f"{row['direction']:+.2f}"
         ends = _ends(row["low"], row["high"])
         factors.add_row(Text(str(name)), f"{row['mean_abs']:.4f}", ends, direction)
     pairs = _table("Together", ["factor", "and"], ["mean |interaction|"])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shap
+from rich.console import Console
 
 from densitrace import InputError, open_store
 from densitrace.estimator.explain import (
@@ -16,6 +17,7 @@ from densitrace.estimator.explain import (
     explain_frame,
     label_differences,
 )
+from densitrace.estimator.terminal import factor_tables
 
 DOCUMENTS, TOKENS = 40, 40
 
@@ -86,6 +88,16 @@ def test_a_factor_that_is_missing_everywhere_or_in_all_documents_but_one(
     assert again.r2 == found.r2 and not again.explanation.values[:, 4].any()
     frame["rare"] = frame["up"].where(document == 7)
     assert explain_frame(frame, target, document, shuffles=1, top=0).finding
+
+
+def test_the_terminal_shows_no_direction_of_what_has_no_effect() -> None:
+    frame, target, document = made_up()
+    shown = explain_frame(frame.assign(flat=1.0), target, document, shuffles=1, top=0)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(factor_tables(shown)[2])
+    ends = {line.split()[0]: line.split()[-1] for line in capture.get().splitlines()[2:]}
+    assert (ends["flat"], ends["kind"]) == ("–", "value") and float(ends["up"]) > 0.9
 
 
 def test_interactions_are_found_where_they_are() -> None:
