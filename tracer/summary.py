@@ -21,8 +21,8 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
     for row in _facts(store, meter):
         facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
     console.print(facts)
-    if store.part_tokens(store.done_parts()) > CURVE_TOKENS:
-        return  # all curves are read for it
+    if not 0 < store.part_tokens(store.done_parts()) <= CURVE_TOKENS:
+        return  # none to show, or too many to read
     strata = Table(title="mean curve", title_justify="left")
     for name in (store.rule.name, "size", "TV"):
         strata.add_column(name, justify="right")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from densitrace import (
     DensityEstimator,
@@ -24,6 +25,9 @@ from densitrace.estimator.cli import bundled, demo, report
 from densitrace.estimator.report import render_report
 from densitrace.tracer import layout
 from densitrace.tracer.curve import auc_tv, density_at
+from densitrace.tracer.progress import Meter
+from densitrace.tracer.run import Limits
+from densitrace.tracer.summary import print_summary
 
 MODEL = Path(__file__).parents[2] / "examples" / "model"
 
@@ -191,6 +195,23 @@ def test_of_a_scan_that_was_stopped_the_finished_parts_are_read(
     done[0] = 0
     with pytest.raises(StoreError, match="no scanned token yet"):
         DensityEstimator.from_store(path)
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_the_summary_of_a_scan_has_a_mean_curve_once_a_part_is_done(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "PART_VALUES", 1)  # one window a part
+    corpus, path = tmp_path / "corpus.jsonl", tmp_path / "traces.zarr"
+    corpus.write_text('{"text": "One text."}\n{"text": "And another."}\n')
+    limits = Limits(max_parts=done)
+    tracer = Tracer.from_pretrained(MODEL)
+    store = scan(tracer, corpus, path, select=Threshold([0.05]), limits=limits)
+    console = Console(width=100)
+    with console.capture() as capture:
+        print_summary(store, Meter(), console)
+    assert f"{done} of 2 done" in capture.get() and "nan" not in capture.get()
+    assert ("mean curve" in capture.get()) == bool(done)
 
 
 def test_the_estimator_refuses_what_is_not_a_list_of_texts() -> None:
