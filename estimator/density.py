@@ -428,6 +428,10 @@ class DensityEstimator:
     def estimate(self, texts: Iterable[str]) -> DensityResult:
         """Scan texts, one document each, and read their densities.
 
+        Returns:
+            The densities; `documents["id"]` is a text's place among `texts`, from 0. Those without
+            a token, as empty ones, are left out.
+
         Raises:
             InputError: a single string instead of several, or no text.
             CorpusError: nothing but empty texts.
@@ -436,7 +440,7 @@ class DensityEstimator:
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
-        rows = pd.DataFrame({"text": list(texts)})
+        rows = pd.DataFrame({"text": list(texts)}).rename_axis("id").reset_index()
         if rows.empty:
             raise InputError("texts is empty: give at least one text")
         with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:

@@ -161,12 +161,13 @@ def test_demo_data_of_the_current_folder_comes_first(
 
 
 def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
-    texts = ["The cat sat on the mat.", "In the beginning\nthere was 字."]
+    texts = ["The cat sat on the mat.", "", "In the beginning\nthere was 字."]
     estimator = DensityEstimator(
         Tracer.from_pretrained(MODEL), select=Threshold([0.05, 0.005]), controls=("inverse",)
     )
     result = estimator.estimate(iter(texts))
-    assert result.documents["text"].tolist() == texts
+    assert result.documents["text"].tolist() == [texts[0], texts[2]]
+    assert result.documents["id"].tolist() == ["0", "2"]
     assert result.summary()["tokens"].item() == len(result.to_pandas())
     assert set(result.strata["lane"]) == {"trace", "inverse"}
     trace = estimator.tracer.trace(texts[0], select=estimator.select)
