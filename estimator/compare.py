@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
-from .density import AUC, document_rows, token_frame, tolerance
+from .density import AUC, document_rows, label_names, token_frame, tolerance
 from .intervals import Interval, cluster_interval, cluster_intervals
 from .words import word_spans
 
@@ -26,6 +26,7 @@ Within = Literal["last", "mean"]
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # a document's id and text
 WORD = ["document", "start", "end", "text"]
+RANKS = ["x", "y", "x_rank", "y_rank", "apart"]  # of two models
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Comparison:
         level: what a row of `table` is.
         measure: what is compared, `auc_tv` or `density@EPS`.
         table: one row for each word or document that every store has: `document` (its id), for
-            words also `start`, `end` (characters) and `text`, the documents' labels, and a column
-            for each model.
+            words also `start`, `end` (characters) and `text`, the documents' labels (`label_NAME`
+            where NAME is a column here, or of `disagreements`), and a column for each model.
         correlations: one row a pair of models: `first`, `second`, `spearman`, `low`, `high` (its
             interval over documents), `rows`, `documents`.
         left_out: for each model, documents that it does not share with all others.
@@ -190,7 +191,7 @@ def _labels(store: Store, scan: "_Scan", keys: Sequence[Key], taken: Sequence[st
     """The documents' labels by place in `keys`; `label_NAME` where a column has that name."""
     documents = scan.tokens["document"].iloc[[scan.rows[key][0] for key in keys]]
     labels = store.documents.loc[documents, list(store.labels)].reset_index(drop=True)
-    return labels.rename(columns=lambda name: f"label_{name}" if name in (*taken, *WORD) else name)
+    return labels.rename(columns=label_names(store.labels, {*taken, *WORD, *RANKS}))
 
 
 def _documents(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:

@@ -7,7 +7,7 @@ one document depend on one another and documents (nearly) do not; its interval r
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,26 @@ def tolerance(measure: str) -> float:
         found = np.nan
     if not (np.isfinite(found) and found >= 0):
         raise InputError(f"{measure!r} is no measure: use auc_tv or density@EPS, as density@0.1")
+    return found
+
+
+def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
+    """What labels are called as columns beside others: `label_NAME` where NAME is taken.
+
+    Args:
+        labels: their names.
+        taken: those of the other columns.
+
+    Example:
+        >>> label_names(["lang", "position"], ["token", "position"])
+        {'lang': 'lang', 'position': 'label_position'}
+    """
+    found: dict[str, str] = {}
+    for label in labels:
+        name = label
+        while name in taken or name in found.values():
+            name = f"label_{name}"
+        found[label] = name
     return found
 
 
@@ -255,7 +275,8 @@ class DensityResult:
         documents: the scanned documents with their labels, `text`, and the means of
             `density@EPS` and `auc_tv` over their tokens; the index is `tokens.document`.
         errors: mean total variation of each document at each stratum [document, stratum].
-        labels: names of the label columns of `documents`.
+        labels: names of the label columns of `documents`: those of the store, but `label_NAME`
+            where another column of the result, or of its dataset, is called NAME.
         settings: model, rule, options and versions, as the store records them.
         eps: the total variation that `density@EPS` tolerates.
     """
@@ -289,7 +310,9 @@ class DensityResult:
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
-        documents = store.documents.join(means, how="inner")
+        taken = {*tokens, *strata, *(f"document_{name}" for name in means), "row", "doc"}
+        labels = label_names(store.labels, taken)
+        documents = store.documents.rename(columns=labels).join(means, how="inner")
         errors = sums[means.index] / by_document.size().to_numpy()[:, None]
         settings = dict(store.attributes)
         if not store.complete:
@@ -299,7 +322,7 @@ class DensityResult:
             strata=strata,
             documents=documents,
             errors=pd.DataFrame(errors, means.index, store.rule.values),
-            labels=store.labels,
+            labels=tuple(labels.values()),
             settings=settings,
             eps=eps,
         )
@@ -323,8 +346,8 @@ class DensityResult:
 
         Returns:
             Token columns over `row`, among them `document`, a place in `doc`; labels and means of
-            documents over `doc` (means and what tokens have too as `document_NAME`); quartiles
-            of size and TV over `lane` and `stratum`. Settings are attributes, as JSON.
+            documents over `doc` (means as `document_NAME`); quartiles of size and TV over `lane`
+            and `stratum`. Settings are attributes, as JSON.
         """
         import xarray as xr
 
@@ -345,7 +368,8 @@ class DensityResult:
         """Mean densities over documents with bootstrap intervals, all together or by a column.
 
         Args:
-            by: a label (`domain`, `lang`, ...) or any column of `to_pandas()`; None for one row.
+            by: one of `labels` (`domain`, `lang`, ...) or any column of `to_pandas()`; None for
+                one row.
             level: the nominal coverage of the intervals.
 
         Returns:
@@ -363,7 +387,7 @@ class DensityResult:
         by_document = self.tokens.assign(dense=dense).groupby("document")
         means, sizes = by_document[measures].mean(), by_document.size()
         of = self.documents[by] if by is not None else pd.Series("all", self.documents.index)
-        group = of.loc[means.index].rename(by or "corpus")
+        group = of.loc[means.index].rename("corpus" if by is None else by)
         units = means.set_index([group, means.index])
         found = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
         return found.sort_values(measures[0], ascending=False, kind="stable")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import document_rows, token_frame
+from .density import document_rows, label_names, token_frame
 from .words import sentence_starts, word_spans
 
 Kind = Literal["number", "category"]
@@ -196,12 +196,10 @@ def factor_frame(
     frame["repeat_distance"] = distance
     numbers = frame.select_dtypes("number").columns
     frame[numbers] = frame[numbers].astype(np.float64)
-    labels = {
-        f"label_{name}" if name in frame else name: store.documents[name] for name in store.labels
-    }
-    for name, values in labels.items():
-        frame[name] = pd.Categorical(tokens["document"].map(values))
-    frame.attrs["labels"] = tuple(labels)
+    labels = label_names(store.labels, frame.columns)
+    for label, name in labels.items():
+        frame[name] = pd.Categorical(tokens["document"].map(store.documents[label]))
+    frame.attrs["labels"] = tuple(labels.values())
     return with_columns(frame, factors or {}, texts)
 
 

@@ -10,6 +10,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..errors import InputError
 from ..tracer.store import Store
 from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
@@ -72,6 +73,10 @@ def page_of(
     """See `report.render_report`; densities are explained in `explaining`, if anywhere."""
     results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
                for s in sources]  # fmt: skip
+    labels = dict.fromkeys(label for result in results for label in result.labels)
+    for label in by or ():
+        if label not in labels:
+            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
     called = model_names([str(result.settings["model"]) for result in results], names)
     subjects = [
         Subject(

@@ -31,7 +31,8 @@ def render_report(
         sources: one or several stores, or the places of stores. A `DensityResult` does too, but
             what only its store knows is then left out: topology, factors, the strata
             of passages, other models.
-        by: labels to show densities by; None for every label with 2 to 40 values.
+        by: labels to show densities by, as `DensityResult.labels` has them; None for every label
+            with 2 to 40 values.
         title: the page's heading.
         names: of the models; by default their ids.
         eps: the total variation that `density@EPS` tolerates, where a store is given.
@@ -102,10 +103,6 @@ def _page(
     if not sources:
         raise InputError("no store: give one or several")
     read = [open_store(s) if isinstance(s, str | Path) else s for s in sources]
-    labels = list(dict.fromkeys(label for source in read for label in source.labels))
-    for label in by or ():
-        if label not in labels:
-            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
     with explainer(beside and factors) as explaining:
         from .page import page_of  # imports what draws, while the process beside starts
 

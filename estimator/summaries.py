@@ -11,11 +11,12 @@ from ..errors import InputError, StoreError
 from ..tracer.graph import KIND_NAMES
 from ..tracer.layout import QUARTILES
 from ..tracer.store import Store
-from .density import AUC, density_name, group_means, token_frame, unit_means
+from .density import AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
 
 MEASURES = ("edges", "edges_per_token")  # beside relative sizes: see METHOD §6
 PART_MEASURES = ("share", "size", *MEASURES)
+ENDS = ("", "_low", "_high")
 
 
 def by_frequency(store: Store, eps: float = 0.1, level: float = 0.95) -> pd.DataFrame:
@@ -55,7 +56,8 @@ def trace_parts(
         stratum: column of the rule whose traces are taken apart; by default each token's sparsest
             with a total variation of at most `eps`. Tokens for which no stratum has, are left out.
         eps: the tolerated total variation.
-        by: a label whose values are told apart.
+        by: a label whose values are told apart, in the index as `label_NAME` where a column or
+            another level of it is called NAME.
         level: the nominal coverage of the intervals.
         max_tokens: of a larger store, parts spread evenly over it with about as many are read;
             None for all.
@@ -83,9 +85,11 @@ def trace_parts(
     if not found.any():
         raise StoreError(f"no token has a stratum with a total variation of {eps:g} or less")
     documents = store.documents[found]
-    group = documents[by].to_numpy() if by else np.full(len(documents), "all")
+    group = np.full(len(documents), "all") if by is None else documents[by].to_numpy()
     means = sums[found] / counts[found][:, None, None, None]
-    name = by or "all"
+    measures = [f"{measure}{end}" for measure in PART_MEASURES for end in ENDS]
+    taken = ("documents", "tokens", "kind", "quartile", *measures)
+    name = "all" if by is None else label_names([by], taken)[by]
     tokens = pd.Series(counts[found]).groupby(group).sum().to_dict()
     index = pd.MultiIndex.from_arrays([group, documents.index], names=[name, "document"])
     places = list(product(KIND_NAMES, range(1, QUARTILES + 1)))
@@ -95,16 +99,15 @@ def trace_parts(
     parts = []
     for place, (kind, quartile) in enumerate(places):
         columns = {
-            f"{place}{measure}{end}": f"{measure}{end}"
-            for measure in PART_MEASURES
-            for end in ("", "_low", "_high")
+            f"{place}{measure}{end}": f"{measure}{end}" for measure in PART_MEASURES for end in ENDS
         }
         part = table[["documents", "tokens", *columns]].rename(columns=columns)
         parts.append(part.assign(kind=kind, quartile=quartile).reset_index())
     # Stable, so kinds and quartiles stay in the order of the graph within each label value.
     joined = pd.concat(parts)
-    joined = joined.sort_values(by, kind="stable") if by else joined.drop(columns=name)
-    return joined.set_index([*([by] if by else []), "kind", "quartile"])
+    if by is None:
+        return joined.drop(columns=name).set_index(["kind", "quartile"])
+    return joined.sort_values(name, kind="stable").set_index([name, "kind", "quartile"])
 
 
 def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:

@@ -286,6 +286,35 @@ def test_models_without_a_common_document_are_said_to_have_none(
     assert agreement(subjects[:1]) is None
 
 
+def test_labels_may_be_called_as_columns_are(tmp_path: Path) -> None:
+    taken = ["document", "position", "regime", "char_start", "density@0.1", "auc_tv", "lane"]
+    taken += ["stratum", "size_q50", "document_auc_tv", "row", "doc"]
+    free = ["relations", "", "kind", "tokens", "x"]
+    documents = [
+        Document(each.id, each.text, dict.fromkeys(taken + free, each.labels["domain"]), "")
+        for each in made_up_documents(1500, mean_length=70)
+    ]
+    store = make_store(tmp_path / "s.zarr", documents, context=64, strata=STRATA)
+    result = DensityResult.from_store(store)
+    names = dict(zip(store.labels, result.labels, strict=True))
+    assert names == {name: f"label_{name}" for name in taken} | {name: name for name in free}
+    frame, data = result.to_pandas(), result.to_xarray()
+    domains = [document.labels[""] for document in documents]
+    for name in result.labels:
+        assert frame[name].tolist() == frame["document"].map(dict(enumerate(domains))).tolist()
+        assert data[name].values.tolist() == domains
+        assert result.summary(name).index.name == name
+    for name, shown in {"kind": "label_kind", "tokens": "label_tokens", "": ""}.items():
+        parts = trace_parts(store, by=name)
+        assert parts.index.names == [shown, "kind", "quartile"] and len(parts) == 16 * 5
+    furthest = compare([store, store]).disagreements("made-up/model", "made-up/model (2)")
+    assert {"label_document", "label_x", "lane", ""} <= {*furthest}
+    page = render_report([store, store], by=["label_lane", "relations", ""], factors=False)
+    assert "Density by label_lane" in page and "Density by relations" in page
+    with pytest.raises(InputError, match="by='lane': the labels are label_document, "):
+        render_report(store, by=["lane"])
+
+
 def test_what_cannot_be_done_is_refused(stores: tuple[Store, Store], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no store"):
         render_report([])
