@@ -260,7 +260,7 @@ def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 4
         most: documents at most, both ends included.
     """
     documents = result.documents.sort_values(result.density, ascending=False, kind="stable")
-    groups = documents.groupby(list(labels) or "id", sort=False)
+    groups = documents.groupby(list(labels) or documents.index, sort=False)
     largest = sorted((group for _, group in groups), key=len, reverse=True)
     middle = [int(group.index[len(group) // 2]) for group in largest]
     ends = [int(documents.index[0]), int(documents.index[-1])]

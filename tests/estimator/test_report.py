@@ -198,6 +198,11 @@ def test_every_label_combination_and_both_ends_have_a_passage(make_result: MakeR
     assert len(texts.choose_documents(result, ["domain", "lang"], most=2)) == 2
 
 
+def test_documents_of_one_id_have_passages_of_their_own(make_result: MakeResult) -> None:
+    result = make_result([{"id": f"{i % 3}", "text": f"text {i}"} for i in range(6)])
+    assert sorted(texts.choose_documents(result, [])) == [0, 1, 2, 3, 4, 5]
+
+
 def test_labels_with_one_value_or_too_many_are_left_out(make_result: MakeResult) -> None:
     documents = [{"id": f"d{i}", "text": "words", "same": "x", "own": str(i), "two": str(i % 2)}
                  for i in range(50)]  # fmt: skip
