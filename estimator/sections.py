@@ -174,7 +174,7 @@ def _group(
     by_area = summary.sort_values(area, ascending=False)
     keys = []
     for only, measure, table in (("density", density, summary), ("auc", area, by_area)):
-        keys.append(f"{label}/{only}")
+        keys.append(f"by/{label}/{only}")
         exhibits[keys[-1]] = Exhibit(
             file_name(subject.key, "by", label, only),
             f"{measure} by {label}, {subject.name}; the numbers are in the table below",
