@@ -164,7 +164,7 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     tmp_path: Path, byte_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = tmp_path / "c.jsonl"
-    corpus.write_text('{"text": "To be, or not to be, that is the question."}\n' * 20_000)
+    corpus.write_text('{"text": "To be, or not to be, that is the question."}\n' * 200_000)
     monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.5)
     loading = {"path": str(byte_folder), "device": "cpu"}
     with pytest.raises(StoreError, match="is not planned yet"):

@@ -563,6 +563,6 @@ def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> Non
 def test_context_beyond_learned_positions(corpus: Path, tmp_path: Path) -> None:
     """Refused before anything is planned or written."""
     tracer = Tracer(tiny_model("gpt2"))
-    with pytest.raises(InputError, match="context=65 is more than the 64 positions"):
+    with pytest.raises(InputError, match="context=65 is more than the 64 tokens"):
         scan(tracer, corpus, tmp_path / "store", context=65)
     assert not (tmp_path / "store").exists()
