@@ -454,7 +454,7 @@ class DensityEstimator:
 
         Returns:
             The densities; `documents["id"]` is a text's place among `texts`, from 0. Those without
-            a token, as empty ones, are left out.
+            a token, as empty ones, are left out, and those that no UTF-8 holds.
 
         Raises:
             InputError: a single string instead of several, or no text.
@@ -464,12 +464,12 @@ class DensityEstimator:
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
-        rows = pd.DataFrame({"text": list(texts)}).rename_axis("id").reset_index()
-        if rows.empty:
+        rows = [json.dumps({"id": place, "text": text}) for place, text in enumerate(texts)]
+        if not rows:
             raise InputError("texts is empty: give at least one text")
         with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:
             corpus = Path(folder) / "texts.jsonl"
-            rows.to_json(corpus, orient="records", lines=True, force_ascii=False)
+            corpus.write_text("\n".join(rows), encoding="ascii")
             store = scan(
                 self.tracer,
                 corpus,

@@ -161,7 +161,7 @@ def test_demo_data_of_the_current_folder_comes_first(
 
 
 def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
-    texts = ["The cat sat on the mat.", "", "In the beginning\nthere was 字."]
+    texts = ["The cat sat on the mat.", "", "In the beginning\nthere was 字.", "half \ud83d"]
     estimator = DensityEstimator(
         Tracer.from_pretrained(MODEL), select=Threshold([0.05, 0.005]), controls=("inverse",)
     )
