@@ -85,3 +85,20 @@ def test_a_scale_that_is_not_finite_is_refused(folder: Path) -> None:
 def test_it_cannot_be_offloaded(folder: Path) -> None:
     with pytest.raises(ModelError, match="quantised"):
         Tracer.from_pretrained(folder, device="cpu", offload="layers")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["bloom", "codegen", "dbrx", "gpt2", "gpt_bigcode", "gpt_neox", "mpt", "phi3"],
+)
+def test_values_where_one_projection_gives_them_with_others(family: str) -> None:
+    """The same, whether it is asked for all of its outputs or multiplied by some of its rows."""
+    block = Tracer(tiny_model(family))._decoder.blocks[0]
+    states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = block.values(states)
+        for module in block.attention.modules():
+            if is_plain(module):  # as a quantised one is not
+                module.__class__ = type("Other", (type(module),), {})
+        assert not any(map(is_plain, block.attention.modules()))
+        torch.testing.assert_close(block.values(states), expected)

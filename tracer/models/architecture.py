@@ -74,7 +74,7 @@ class Architecture:
     final_norm: str
     attention: str  # within a block
     output_projection: str  # within the attention
-    mlp: str | Callable[[nn.Module], Callable[[Tensor], Any]]  # within a block, or made of one
+    mlp: str | Callable[[Any, Tensor], Tensor]  # within a block, or of a block and its states
     values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
     norms: BlockNorms | Callable[[Any], BlockNorms]  # of all models, or by the config
     norm_kind: NormKind = "rms"

@@ -4,19 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .architecture import BlockNorms
-from .linear import is_plain
+from .linear import outputs
 from .llama import llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last of the three parts (queries, keys, values) of the fused projection."""
-    fused, size = attention.Wqkv, attention.num_key_value_heads * attention.head_dim
-    bound = attention.clip_qkv
-    plain = is_plain(fused)
-    values = linear(states, fused.weight[-size:]) if plain else fused(states)[..., -size:]
+    size, bound = attention.num_key_value_heads * attention.head_dim, attention.clip_qkv
+    values = outputs(attention.Wqkv, states, lambda fused: fused[-size:])
     return values.clamp(-bound, bound)
 
 

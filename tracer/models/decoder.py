@@ -110,7 +110,9 @@ class Block:
         self.module = module
         self.attention = module.get_submodule(architecture.attention)
         mlp = architecture.mlp
-        self.mlp_module = module.get_submodule(mlp) if isinstance(mlp, str) else mlp(module)
+        self.mlp_module: Callable[[Tensor], Any] = (
+            module.get_submodule(mlp) if isinstance(mlp, str) else partial(mlp, module)
+        )
         self.projection = self.attention.get_submodule(architecture.output_projection)
         self._values = architecture.values
         self._own = architecture.own_attention
@@ -121,7 +123,6 @@ class Block:
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
         self._architecture = architecture
-        self._block_scale = architecture.block_scale
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
         self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
 
@@ -194,7 +195,7 @@ class Block:
 
     def leave(self, states: Tensor) -> Tensor:
         """States that leave the block, in place of those that its branches have added up to."""
-        name = self._block_scale
+        name = self._architecture.block_scale
         return states if name is None else states.mul_(getattr(self.module, name))
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:

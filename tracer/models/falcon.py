@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .alibi import by_position
 from .architecture import Architecture, BlockNorms, OwnAttention
+from .llama import PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def _parallel(config: Any) -> bool:
 
 def _norms(config: Any) -> BlockNorms:
     if not _parallel(config):
-        return BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+        return PRE_NORM
     if config.new_decoder_architecture and config.num_ln_in_parallel_attn == 2:
         return BlockNorms(before_attention="ln_attn", before_mlp="ln_mlp")
     return BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")

@@ -1,6 +1,5 @@
 """Gemma and VaultGemma: RMSNorm with weight 1 + w; Gemma 2 to 4 (text): after branches, too."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +15,19 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
+_SANDWICH = BlockNorms(
+    before_attention="input_layernorm",
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+
 GEMMA = replace(llama_like("gemma", "gemma"), norm_kind="rms_plus_one", unsupported=_unsupported)
 GEMMA2 = replace(
     GEMMA,
     name="gemma2",
     model_types=("gemma2",),
-    norms=BlockNorms(
-        before_attention="input_layernorm",
-        after_attention="post_attention_layernorm",
-        before_mlp="pre_feedforward_layernorm",
-        after_mlp="post_feedforward_layernorm",
-    ),
+    norms=_SANDWICH,
     logit_softcap=lambda config: config.final_logit_softcapping,
 )
 GEMMA3 = replace(GEMMA2, name="gemma3", model_types=("gemma3_text",))
@@ -46,21 +47,17 @@ def _normed_values(attention: Any, states: Tensor) -> Tensor:
     return values.flatten(-2)
 
 
-def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+def _mlp(block: Any, states: Tensor) -> Tensor:
     """From the states before any norm, which experts have one of their own for."""
-
-    def mlp(states: Tensor) -> Tensor:
-        dense: Tensor = block.mlp(block.pre_feedforward_layernorm(states))
-        if not getattr(block, "enable_moe_block", False):
-            return dense
-        rows = states.flatten(0, -2)
-        _, weights, chosen = block.router(rows)
-        experts: Tensor = block.experts(block.pre_feedforward_layernorm_2(rows), chosen, weights)
-        experts = block.post_feedforward_layernorm_2(experts.view_as(states))
-        dense = block.post_feedforward_layernorm_1(dense)
-        return dense + experts
-
-    return mlp
+    dense: Tensor = block.mlp(block.pre_feedforward_layernorm(states))
+    if not getattr(block, "enable_moe_block", False):
+        return dense
+    rows = states.flatten(0, -2)
+    _, weights, chosen = block.router(rows)
+    experts: Tensor = block.experts(block.pre_feedforward_layernorm_2(rows), chosen, weights)
+    experts = block.post_feedforward_layernorm_2(experts.view_as(states))
+    dense = block.post_feedforward_layernorm_1(dense)
+    return dense + experts
 
 
 def _unsupported4(config: Any) -> str | None:
@@ -73,14 +70,13 @@ def _unsupported4(config: Any) -> str | None:
     return None
 
 
-assert isinstance(GEMMA2.norms, BlockNorms)
 GEMMA4 = replace(
     GEMMA2,
     name="gemma4_text",
     model_types=("gemma4_text", "gemma4_unified_text"),
     mlp=_mlp,
     values=_normed_values,
-    norms=replace(GEMMA2.norms, before_mlp=None),
+    norms=replace(_SANDWICH, before_mlp=None),
     norm_kind="rms",
     block_scale="layer_scalar",
     unsupported=_unsupported4,

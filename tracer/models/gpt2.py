@@ -3,10 +3,9 @@
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .architecture import Architecture, BlockNorms, learned_positions
-from .linear import is_plain
+from .linear import outputs
 
 
 def _unsupported(config: Any) -> str | None:
@@ -17,11 +16,8 @@ def _unsupported(config: Any) -> str | None:
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last third of the fused projection, which is stored input first."""
-    fused, first = attention.c_attn, 2 * states.shape[-1]
-    if not is_plain(fused):
-        whole: Tensor = fused(states)
-        return whole[..., first:]
-    return linear(states, fused.weight[:, first:].T, fused.bias[first:])
+    first = 2 * states.shape[-1]
+    return outputs(attention.c_attn, states, lambda all_three: all_three[first:])
 
 
 GPT2 = Architecture(

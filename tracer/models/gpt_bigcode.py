@@ -4,20 +4,17 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .gpt2 import GPT2
-from .linear import is_plain
+from .linear import outputs
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last part of the fused projection, or of each head's three parts (query, key, value)."""
-    fused, size = attention.c_attn, attention.head_dim
-    if attention.multi_query and is_plain(fused):
-        return linear(states, fused.weight[-size:], fused.bias[-size:])
-    whole: Tensor = fused(states)
-    values: Tensor = whole.unflatten(-1, (attention.kv_heads, -1))[..., -size:]
-    return values.flatten(-2)
+    heads, size = attention.kv_heads, attention.head_dim
+    return outputs(
+        attention.c_attn, states, lambda w: w.unflatten(0, (heads, -1))[:, -size:].flatten(0, 1)
+    )
 
 
 GPT_BIGCODE = replace(GPT2, name="gpt_bigcode", model_types=("gpt_bigcode",), values=_values)

@@ -2,25 +2,21 @@
 
 from typing import Any
 
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
 
-from .architecture import Architecture, BlockNorms
-from .linear import is_plain
+from .architecture import Architecture
+from .linear import outputs
+from .llama import PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last of each head's three parts (query, key, value) of the fused projection."""
-    fused, size = attention.query_key_value, attention.head_size
+    return last_of_heads(attention.query_key_value, states, attention.head_size)
 
-    def values(whole: Tensor) -> Tensor:
-        return whole.view(-1, 3, size, *whole.shape[1:])[:, 2].flatten(0, 1)
 
-    if not is_plain(fused):
-        whole: Tensor = fused(states)
-        own: Tensor = whole.unflatten(-1, (-1, 3, size))[..., 2, :]
-        return own.flatten(-2)
-    return linear(states, values(fused.weight), None if fused.bias is None else values(fused.bias))
+def last_of_heads(fused: nn.Module, states: Tensor, size: int) -> Tensor:
+    """The last of each head's three parts of a fused projection, each of some size."""
+    return outputs(fused, states, lambda w: w.unflatten(0, (-1, 3, size))[:, 2].flatten(0, 1))
 
 
 GPT_NEOX = Architecture(
@@ -32,7 +28,7 @@ GPT_NEOX = Architecture(
     output_projection="dense",
     mlp="mlp",
     values=_values,
-    norms=BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),
+    norms=PRE_NORM,
     norm_kind="layer",
     parallel=lambda config: config.use_parallel_residual,
 )

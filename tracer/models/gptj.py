@@ -4,21 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .architecture import BlockNorms, OwnAttention
 from .gpt_neo import GPT_NEO
-from .linear import is_plain
+from .linear import outputs
 
 
 def _codegen_values(attention: Any, states: Tensor) -> Tensor:
     """The middle of the three parts (query, value, key) of each quarter of the fused projection."""
-    fused, size = attention.qkv_proj, attention.embed_dim // 4
-    if not is_plain(fused):
-        whole: Tensor = fused(states)
-        own: Tensor = whole.unflatten(-1, (4, 3, size))[..., 1, :]
-        return own.flatten(-2)
-    return linear(states, fused.weight.unflatten(0, (4, 3, size))[:, 1].flatten(0, 1))
+    parts = (4, 3, attention.embed_dim // 4)
+    return outputs(
+        attention.qkv_proj, states, lambda fused: fused.unflatten(0, parts)[:, 1].flatten(0, 1)
+    )
 
 
 GPTJ = replace(

@@ -1,13 +1,12 @@
 """Granite: Llama with a factor on what each branch adds; with experts; HyperCLOVA X, normed too."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from .architecture import BlockNorms
-from .llama import LLAMA, llama_like
+from .llama import PRE_NORM, llama_like
 
 GRANITE = replace(
     llama_like("granite", "granite", "granite_swa"),
@@ -19,14 +18,10 @@ GRANITE_MOE = replace(
 )
 
 
-def _shared(block: Any) -> Callable[[Tensor], Tensor]:
+def _shared(block: Any, states: Tensor) -> Tensor:
     """Experts, and what all tokens share, if there is any."""
-
-    def mlp(states: Tensor) -> Tensor:
-        experts: Tensor = block.block_sparse_moe(states)
-        return experts if block.shared_mlp is None else experts + block.shared_mlp(states)
-
-    return mlp
+    experts: Tensor = block.block_sparse_moe(states)
+    return experts if block.shared_mlp is None else experts + block.shared_mlp(states)
 
 
 GRANITE_SHARED = replace(
@@ -38,10 +33,9 @@ GRANITE_SHARED = replace(
 
 
 def _norms(config: Any) -> BlockNorms:
-    assert isinstance(LLAMA.norms, BlockNorms)
     if not config.use_post_norm:
-        return LLAMA.norms
-    return replace(LLAMA.norms, after_attention="post_norm1", after_mlp="post_norm2")
+        return PRE_NORM
+    return replace(PRE_NORM, after_attention="post_norm1", after_mlp="post_norm2")
 
 
 HYPERCLOVAX = replace(

@@ -1,11 +1,12 @@
 """Projections whose weights may be quantised: what they multiply by, and what memory holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +36,22 @@ def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
     units = torch.eye(inputs, dtype=dtype, device=device)
     rows: Tensor = module(units) - module(torch.zeros_like(units[:1]))
     return rows.float().T.contiguous()
+
+
+def outputs(module: nn.Module, states: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    """Some of a projection's outputs [..., some], and no others where it holds its matrix plainly.
+
+    Args:
+        module: the projection.
+        states: [..., inputs].
+        pick: what is wanted, along the first dimension, of a tensor [outputs, ...].
+    """
+    if not is_plain(module):
+        whole: Tensor = module(states)
+        return pick(whole.movedim(-1, 0)).movedim(0, -1)
+    bias = module.bias
+    weight = pick(matrix(module, states.dtype))
+    return linear(states, weight, pick(bias) if isinstance(bias, Tensor) else None)
 
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:

@@ -10,6 +10,9 @@ def _values(attention: nn.Module, states: Tensor) -> Tensor:
     return values
 
 
+PRE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+
+
 def llama_like(name: str, *model_types: str) -> Architecture:
     """The declaration that Llama shares with the families that kept its names."""
     return Architecture(
@@ -21,7 +24,7 @@ def llama_like(name: str, *model_types: str) -> Architecture:
         output_projection="o_proj",
         mlp="mlp",
         values=_values,
-        norms=BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),
+        norms=PRE_NORM,
     )
 
 

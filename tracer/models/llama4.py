@@ -1,6 +1,5 @@
 """Llama 4 (text), as far as one chunk of its attention goes; experts."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +8,11 @@ from torch import Tensor
 from .llama import llama_like
 
 
-def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+def _mlp(block: Any, states: Tensor) -> Tensor:
     """Experts give rows of no sequence, and the scores of their router."""
-
-    def mlp(states: Tensor) -> Tensor:
-        found = block.feed_forward(states)
-        branch: Tensor = found[0] if isinstance(found, tuple) else found
-        return branch.view_as(states)
-
-    return mlp
+    found = block.feed_forward(states)
+    branch: Tensor = found[0] if isinstance(found, tuple) else found
+    return branch.view_as(states)
 
 
 def _longest(config: Any) -> int:

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .alibi import by_position
 from .architecture import BlockNorms, OwnAttention
-from .bloom import BLOOM, adds_no_residual
-from .linear import is_plain
+from .bloom import BLOOM
+from .linear import outputs
 
 
 def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,11 +20,8 @@ def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last third of the fused projection."""
-    fused, first = attention.Wqkv, 2 * attention.hidden_size
-    whole: Tensor = (
-        linear(states, fused.weight[first:]) if is_plain(fused) else fused(states)[..., first:]
-    )
-    return _clipped(attention, whole)
+    first = 2 * attention.hidden_size
+    return _clipped(attention, outputs(attention.Wqkv, states, lambda fused: fused[first:]))
 
 
 def _clipped(attention: Any, projected: Tensor) -> Tensor:
@@ -50,7 +46,7 @@ MPT = replace(
     final_norm="transformer.norm_f",
     attention="attn",
     output_projection="out_proj",
-    mlp=adds_no_residual("ffn"),
+    mlp=lambda block, states: block.ffn(states, states.new_zeros(())),
     values=_values,
     norms=BlockNorms(before_attention="norm_1", before_mlp="norm_2"),
     own_attention=OwnAttention(

@@ -1,6 +1,5 @@
 """OPT and BioGPT: LayerNorm, learned positions, MLP layers that lie in the block itself."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +19,9 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
-def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
-    def mlp(states: Tensor) -> Tensor:
-        branch: Tensor = block.fc2(block.activation_fn(block.fc1(states)))
-        return branch
-
-    return mlp
+def _mlp(block: Any, states: Tensor) -> Tensor:
+    branch: Tensor = block.fc2(block.activation_fn(block.fc1(states)))
+    return branch
 
 
 BIOGPT = replace(

@@ -4,20 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .architecture import BlockNorms
-from .linear import is_plain
+from .linear import outputs
 from .llama import llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The last of the three parts (queries, keys, values) of the fused projection."""
-    fused, size = attention.qkv_proj, attention.num_key_value_heads * attention.head_dim
-    if not is_plain(fused):
-        whole: Tensor = fused(states)
-        return whole[..., -size:]
-    return linear(states, fused.weight[-size:])
+    size = attention.num_key_value_heads * attention.head_dim
+    return outputs(attention.qkv_proj, states, lambda all_three: all_three[-size:])
 
 
 def _unsupported(config: Any) -> str | None:
