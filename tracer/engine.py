@@ -455,7 +455,7 @@ class LaneLoop:
         if "random" not in self.controls:
             return None, {}
         control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
-        cuts, side = None, {}
+        in_graph, cuts, side = self._eligible(node.layer), None, {}
         if node.edges is not None:
             edges = control.edges(node.layer, node.edges.pattern)
             cuts = torch.full_like(degrees["attn"], torch.inf, dtype=torch.float32)
@@ -464,7 +464,7 @@ class LaneLoop:
             side["mlp"] = torch.zeros_like(degrees["mlp"], dtype=torch.bool)
         for document in range(self.batch.documents):
             own = self.batch.segments == document
-            eligible = self._eligible(node.layer) & own
+            eligible = in_graph & own
             counts = {
                 kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
                 for kind, degree in degrees.items()

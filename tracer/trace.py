@@ -1,7 +1,7 @@
 """A trace: what one sequence showed at every position and stratum, and views of its graph."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import pandas as pd
@@ -32,14 +32,13 @@ class Graph(Protocol):
 class NoGraph:
     """That of a trace which was copied or sent elsewhere, without its model."""
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
+    def weights(self) -> NoReturn:
         """Refused."""
         raise InputError("a trace that was copied or sent has no model with it: trace once more")
 
-    def edges(self, output: int, stratum: int) -> pd.DataFrame:
+    def edges(self, output: int, stratum: int) -> NoReturn:
         """Refused."""
         self.weights()
-        raise AssertionError
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,18 @@ _BLOOM = Family(
     layer_norm=True,
 )
 
+_MPT = replace(
+    _BLOOM,
+    blocks="blocks",
+    final_norm="norm_f",
+    attention="attn",
+    qkv=("attn.Wqkv",),
+    out="attn.out_proj",
+    mlp=("ffn",),
+    pre_attn="norm_1",
+    pre_mlp="norm_2",
+)
+
 _OPT = Family(
     stem="model.decoder",
     final_norm="final_layer_norm",
@@ -123,13 +135,10 @@ FURTHER = {
     ),
     "apertus": Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
     "dbrx": replace(
-        _BLOOM,
-        blocks="blocks",
-        final_norm="norm_f",
+        _MPT,
         attention="norm_attn_norm.attn",
         qkv=("norm_attn_norm.attn.Wqkv",),
         out="norm_attn_norm.attn.out_proj",
-        mlp=("ffn",),
         pre_attn="norm_attn_norm.norm_1",
         pre_mlp="norm_attn_norm.norm_2",
     ),
@@ -142,17 +151,7 @@ FURTHER = {
     "bloom": _BLOOM,
     "falcon": replace(_BLOOM, pre_attn="ln_attn", pre_mlp="ln_mlp", parallel=True),
     "falcon_rw": _BLOOM,
-    "mpt": replace(
-        _BLOOM,
-        blocks="blocks",
-        final_norm="norm_f",
-        attention="attn",
-        qkv=("attn.Wqkv",),
-        out="attn.out_proj",
-        mlp=("ffn",),
-        pre_attn="norm_1",
-        pre_mlp="norm_2",
-    ),
+    "mpt": _MPT,
     "gpt_bigcode": replace(FAMILIES["gpt2"], attention="attn"),
     "gpt_neo": replace(
         FAMILIES["gpt2"],
