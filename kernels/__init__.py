@@ -1,9 +1,16 @@
-"""The ops of densitrace: one function each, with its contract; backends are picked by `dispatch`.
+"""The ops of densitrace: one function each, with its contract; `dispatch` picks the backend.
 
 Shapes: B sequences, T tokens, H query heads, G key/value heads, d_k and d_v their sizes, D hidden,
 K strata, V vocabulary, E side edges (the in-edges of a node that are not attention: residual, MLP).
+Queries, keys and values are float32, bfloat16 or float16; sums are float32.
+
 Cuts are ordered with the sparsest stratum first, so cuts[0] >= cuts[1] >= ...; an edge is in
 stratum k iff its unnormalised weight > cuts[k], and its *level* is the number of cuts it clears.
+
+`backend` is "auto" (the first of the device's backends that serves the op) or one of
+`dispatch.BACKENDS`. The compiled backends, `cpu` and `cuda`, check shapes and raise a ValueError
+that names the argument; `reference` and `triton` leave a wrong shape to torch. `cpu` also needs
+`pattern.lse` for every weight that follows from attention; the others compute it where it is None.
 """
 
 from collections.abc import Iterator, Sequence, Sized
@@ -84,12 +91,23 @@ def attention_stats(
     """Attention output, log-sum-exp and edge mass in one sweep: METHOD §2.
 
     Args:
-        pattern: queries and keys; its `lse` is not read.
+        pattern: queries [B, H, T, d_k] and keys [B, G, T, d_k]; `lse` is not read.
         v: [B, G, T, d_v] values.
-        source: float32 [B, H, T] source norms, or None where no edge mass is wanted.
+        source: float32 [B, H, T] source norms; None if no edge mass is needed.
 
     Returns:
-        AttentionStats: output [B, H, T, d_v], lse [B, H, T], mass [B, T], all float32.
+        AttentionStats: output [B, H, T, d_v], lse [B, H, T], mass [B, T], all float32. The mass is
+        0 without `source`.
+
+    Raises:
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: shapes do not fit; under triton, `pattern.scale` is not above 0.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 4)
+        >>> stats = attention_stats(Pattern(token, token, 0.5), torch.ones(1, 1, 2, 3))
+        >>> stats.output.shape, stats.lse
+        (torch.Size([1, 1, 2, 3]), tensor([[[0.0000, 0.6931]]]))
     """
     return dispatch.pick(reference.attention_stats, v.device, backend)(pattern, v, source)
 
@@ -112,13 +130,13 @@ def nucleus_cuts(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """The cut under which the heaviest in-edges of each node sum to at least p of its total.
+    """The cut of each node above which its heaviest in-edges sum to at least p of its total.
 
-    The fewest edges in descending weight, ties with the last one all kept, at least one edge, none
-    of weight 0: METHOD §3. The cut lies half-way to the next lighter weight.
+    Kept are the fewest edges in descending weight, with all ties of the last one; at least one
+    edge, none of weight 0: METHOD §3. The cut lies half-way to the next lighter weight.
 
     Args:
-        edges: the attention edges into the nodes; None where there are none (an MLP node).
+        edges: the attention edges into the nodes; None for nodes without any (MLP nodes).
         side: float32 [E, B, T] weights of the other in-edges.
         masses: p of each stratum, ascending; K <= 255.
         total: float32 [B, T], the Z that p is a share of.
@@ -127,7 +145,13 @@ def nucleus_cuts(
         float32 [K, B, T].
 
     Raises:
-        ValueError: more strata than levels of eight bits tell apart.
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> side = torch.tensor([3.0, 1.0]).view(2, 1, 1)
+        >>> nucleus_cuts(None, side, [0.5, 0.9], total=side.sum(0)).flatten()
+        tensor([2., 0.])
     """
     _check_strata(masses)
     wanted = on_device(tuple(masses), torch.float64, side.device)
@@ -142,10 +166,27 @@ def fraction_cuts(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """The cut under which ceil(s * n) of a node's n in-edges are kept, the heaviest: METHOD §3.
+    """The cut of each node above which the heaviest ceil(s * n) of its n in-edges lie: METHOD §3.
 
-    An edge that ties with the heaviest one left out is left out too. Arguments, result and errors
-    as in `nucleus_cuts`.
+    An edge that ties with the heaviest one left out is left out too. The cut lies half-way to the
+    next lighter weight; it is -1 where all edges are kept.
+
+    Args:
+        edges: the attention edges into the nodes; None for nodes without any (MLP nodes).
+        side: float32 [E, B, T] weights of the other in-edges.
+        fractions: s of each stratum, ascending; K <= 255.
+
+    Returns:
+        float32 [K, B, T].
+
+    Raises:
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> side = torch.tensor([3.0, 1.0]).view(2, 1, 1)
+        >>> fraction_cuts(None, side, [0.5, 1.0]).flatten()
+        tensor([ 2., -1.])
     """
     _check_strata(fractions)
     wanted = on_device(tuple(fractions), torch.float64, side.device)
@@ -156,15 +197,27 @@ def fraction_cuts(
 def random_cuts(
     edges: AttentionEdges, eligible: Tensor, counts: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    """The cut of a `RandomWeight` above which lie `counts` of a block's attention edges.
+    """The cut of each sequence above which `counts` randomly weighted edges lie.
 
     Args:
-        edges: of one block, with a RandomWeight.
+        edges: attention edges of one block, with a RandomWeight.
         eligible: bool [B, T], the targets whose edges may be drawn.
-        counts: int64 [K, B], edges to keep in each sequence.
+        counts: int64 [K, B], how many edges to keep in each sequence.
 
     Returns:
-        float32 [K, B]; the count is met exactly but for ties among 24-bit weights.
+        float32 [K, B], +inf for a count of 0. The count is exact except for ties of the 24-bit
+        weights.
+
+    Raises:
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: under cpu, shapes do not fit or the weight is no RandomWeight.
+
+    Example:
+        >>> token, positions = torch.zeros(1, 1, 2, 4), torch.arange(2)[None]
+        >>> edges = AttentionEdges(Pattern(token, token, 0.5), RandomWeight(0, 0, positions))
+        >>> cuts = random_cuts(edges, torch.ones(1, 2, dtype=torch.bool), torch.tensor([[2]]))
+        >>> (edge_weights(edges) > cuts[0, 0]).sum()
+        tensor(2)
     """
     pick = dispatch.pick(reference.random_cuts, counts.device, backend, edges)
     return pick(edges, eligible, counts)
@@ -205,20 +258,32 @@ def lane_attention(
 ) -> Tensor:
     """Attention output of the masked lanes: METHOD §5.
 
-    The softmax is over all sources; after it an entry is kept iff the *clean* weight clears the
+    The softmax is over all sources; after it an entry is kept iff its *clean* weight clears the
     lane's cut. No mask is stored.
 
     Args:
         edges: the clean lane's, with `pattern.lse` known.
         cuts: float32 [K, B, T].
-        v: [K, B, G, T, d_v] the lanes' values.
-        lanes: the lanes' own queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] (live), or None:
-            the clean attention weights serve all lanes (frozen).
-        invert: keep what does not clear the cut instead.
-        dtype: of the result, to which float32 sums are rounded once: what is read next.
+        v: [K, B, G, T, d_v] values of the lanes.
+        lanes: queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] of the lanes (live); None to use
+            the clean attention weights for all lanes (frozen).
+        invert: keep the entries that do not clear the cut instead.
+        dtype: of the result; the float32 sums are rounded to it once.
 
     Returns:
         [K, B, H, T, d_v] in `dtype`.
+
+    Raises:
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 4)
+        >>> pattern = Pattern(token, token, 0.5, lse=torch.tensor([[[1.0, 2.0]]]).log())
+        >>> edges = AttentionEdges(pattern, GivenWeight(torch.eye(2)[None, None]))
+        >>> lane_attention(edges, torch.zeros(1, 1, 2), torch.ones(1, 1, 1, 2, 3))[0, 0, 0]
+        tensor([[1.0000, 1.0000, 1.0000],
+                [0.5000, 0.5000, 0.5000]])
     """
     pick = dispatch.pick(reference.lane_attention, v.device, backend, edges)
     return pick(edges, cuts, v, lanes, invert, dtype)
@@ -227,25 +292,26 @@ def lane_attention(
 def collect_edges(
     edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto"
 ) -> Iterator[EdgeTable]:
-    """The attention edges of the last stratum, table after table, each of bounded size: METHOD §3.
+    """The attention edges that the densest stratum keeps, in tables of bounded size: METHOD §3.
 
-    Together they hold every edge of the stratum once, each with the first stratum that holds it,
-    ordered by (sequence, head, target, source) from the first table to the last: put one after the
-    other they are what a store has. A table is made when it is asked for; none is empty.
+    The tables together hold every edge of that stratum once, each with the sparsest stratum that
+    keeps it, ordered by (sequence, head, target, source) across tables, as in the store. A table is
+    made when the iterator is advanced; none is empty.
 
     Args:
-        edges: of one block; the iterator reads them, and cuts, until it has ended.
+        edges: attention edges of one block; `edges` and `cuts` are read until the iterator ends.
         cuts: float32 [K, B, T], K <= 255; +inf at targets outside a trace.
 
     Returns:
-        Tables of at most 2^21 edges (reference, cpu) or 2^23 (cuda), of 19 bytes each, or of the
-        edges of one target of a head. Under cuda the device holds at most 23 * 2^23 bytes (184 MiB)
-        for a table and the weights that it is made of, besides float32 copies of what they are
-        weighed by and a few numbers for each target of a head.
+        Tables of 19 bytes an edge, with at most 2^21 edges (reference, cpu) or 2^23 (cuda) each,
+        unless one target of one head has more. Under cuda a table and the weights it is made from
+        take at most 23 * 2^23 bytes (184 MiB) of the device, in addition to float32 copies of the
+        weights' inputs and a few numbers for each target of a head.
 
     Raises:
-        BackendError: the backend asked for lacks the op, or does not know the kind of edge weight.
-        ValueError: more strata than levels of eight bits tell apart.
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: more than 255 strata; while iterating, shapes do not fit or `pattern.lse` is
+            missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 1)
@@ -302,25 +368,35 @@ def output_errors(
     """Distances of the lanes' next-token distributions from the clean one: METHOD §6.
 
     Args:
-        hidden: [M, D] final-normed clean states of M tokens.
+        hidden: [M, D] final-normed clean states of M tokens, float32, bfloat16 or float16.
         lanes: [K, M, D] those of the lanes.
-        unembedding: [V, D]; bias [V] or None.
+        unembedding: [V, D].
+        bias: [V], or None.
         scale: factor on the logits.
         softcap: tanh cap on the logits, or None.
-        next_ids: int64 [M], the token that follows; -1 where there is none.
+        next_ids: int64 [M], the id of the following token; -1 where there is none.
 
     Returns:
-        OutputErrors; the [K, M, V] logits are never held at once.
+        OutputErrors: eight float32 tensors, [K, M] and [M]. The [K, M, V] logits are never held at
+        once.
+
+    Raises:
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: under cpu, shapes do not fit or an id is beyond the vocabulary.
+
+    Example:
+        >>> hidden, lanes = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1, 2)
+        >>> output_errors(hidden, lanes, torch.eye(2), next_ids=torch.tensor([0])).tv
+        tensor([[0.2311]])
     """
     pick = dispatch.pick(reference.output_errors, hidden.device, backend)
     return pick(hidden, lanes, unembedding, bias, scale, softcap, next_ids)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """A matrix product as precise as one in float32.
+    """Matrix product as precise as one in float32, on the backend that suits the device.
 
-    No backend is asked for: the device does it as it can. A GPU with `cuda` does it on its matrix
-    units, in pieces of bfloat16.
+    Where `cuda` is built, a GPU computes it on its matrix units, in pieces of bfloat16.
 
     Args:
         left: [n, d], of any dtype.
@@ -328,14 +404,21 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
     Returns:
         float32 [n, m].
+
+    Raises:
+        RuntimeError: shapes do not fit (torch's own error).
+
+    Example:
+        >>> product(torch.ones(2, 3), torch.ones(3, 1)).flatten()
+        tensor([3., 3.])
     """
     return dispatch.pick(reference.product, left.device, "auto")(left, right)
 
 
-WITHOUT_BACKENDS = ("backends", "hash_uniform", "product")  # what no backend is asked for
+WITHOUT_BACKENDS = ("backends", "hash_uniform", "product")  # these take no `backend` argument
 OPS = tuple(name for name in __all__ if name.islower() and name not in WITHOUT_BACKENDS)
 
 
 def backends(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Which backend serves each op on a device under `backend="auto"`."""
+    """The name of the backend that serves each op on a device under `backend="auto"`."""
     return {op: dispatch.serving(op, device) for op in OPS}

@@ -1,4 +1,4 @@
-"""Numbers as tensors on a device, copied there once: the host waits for every such copy."""
+"""Constants as tensors on a device, cached: the host waits for every such copy."""
 
 from functools import lru_cache
 
@@ -8,5 +8,5 @@ from torch import Tensor
 
 @lru_cache(maxsize=32)
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The values [n] on a device; nobody may write to them."""
+    """`values` as a cached tensor [n] on a device: must not be written to."""
     return torch.tensor(values, dtype=dtype, device=device)

@@ -1,7 +1,7 @@
 """Ops in C++ on tensors in main memory: thin calls into `densitrace._cpu`.
 
-The number of threads is torch's, so that `torch.set_num_threads` governs these ops too. Queries,
-keys and values go in float32 or bfloat16 as they lie; everything else is float32.
+The number of threads is torch's, so `torch.set_num_threads` governs these ops too. Queries, keys
+and values are passed without a copy if they are float32 or bfloat16; everything else is float32.
 """
 
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ from .edges import (
 )
 from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
-LOGIT_BYTES = 1 << 24  # of one product with the unembedding: about what the caches share
-LOGIT_ROWS = 128  # at least, so that the unembedding is not read for a few rows at a time
-TABLE_EDGES = 1 << 21  # of a table: 38 MiB, in which an ordinary block is one
-ISA = "auto"  # the instruction set; tests go through all of them
+LOGIT_BYTES = 1 << 24  # per product with the unembedding: about the size of the shared cache
+LOGIT_ROWS = 128  # at least, so that each read of the unembedding serves many rows
+TABLE_EDGES = 1 << 21  # of a table: 38 MiB, enough for an ordinary block
+ISA = "auto"  # the instruction set; tests run all of them
 
 
 def _how() -> tuple[int, str]:
-    """Threads and instruction set of a call."""
+    """The last arguments of every call: number of threads, instruction set."""
     return torch.get_num_threads(), ISA
 
 
@@ -39,8 +39,7 @@ def _how() -> tuple[int, str]:
 
 
 def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """A strided view of float32 or bfloat16 rows; copied where it is neither or its rows are not
-    contiguous."""
+    """A strided view, bfloat16 as uint16; copied if of another dtype or with strided rows."""
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         tensor = tensor.float()
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
@@ -200,7 +199,7 @@ def lane_attention(
     # Tokens before heads in memory, as the output projection reads them.
     output = torch.empty(strata, batch, length, heads, width).transpose(2, 3)
     own = None
-    if lanes is not None:  # their segments are those of the clean pattern
+    if lanes is not None:  # lanes share the segments of the clean pattern
         q, k = lanes.q.flatten(0, 1), lanes.k.flatten(0, 1)
         own = _pattern(replace(lanes, q=q, k=k, segments=None, lse=None))
     _cpu.lane_attention(
@@ -222,7 +221,7 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
         columns, row = _cpu.collect_edges(held, floats, counts, TABLE_EDGES, row, *_how())
         if len(columns[0]):
             yield EdgeTable(*map(torch.from_numpy, columns))
-        del columns  # not held while the next ones are made
+        del columns  # free this table before the next one is made
 
 
 def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
@@ -261,7 +260,7 @@ def output_errors(
     errors = OutputErrors.empty(strata, tokens, hidden.device)
     arrays = [getattr(errors, name).numpy() for name in OutputErrors.__dataclass_fields__]
     table = unembedding.float().T
-    padded = -(-vocabulary // 16) * 16  # whole vectors
+    padded = -(-vocabulary // 16) * 16  # a whole number of vectors
     rows = max(LOGIT_ROWS, LOGIT_BYTES // (4 * padded))
     block = max(1, rows // (1 + strata))
     buffer = torch.empty((1 + strata) * min(block, tokens), padded)

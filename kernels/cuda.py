@@ -1,7 +1,7 @@
 """Ops in CUDA C++ on tensors of a GPU: thin calls into `densitrace._cuda`.
 
-Each is queued on torch's current stream of the tensors' device. Weights are float32, and held for
-some targets at a time. Products with as many numbers run on the matrix units.
+Each op is queued on torch's current stream of the tensors' device. Weights are float32 and computed
+for a tile of targets at a time, by products on the matrix units.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWe
 from .results import EdgeLevels, EdgeTable
 from .runs import edges_in, runs
 
-WEIGHTS = {  # other kinds: `dispatch` goes on
+WEIGHTS = {  # for other kinds `dispatch` picks another backend
     "collect_edges": (NormWeight, GivenWeight),
     "edge_levels": (ProximityWeight,),
     "edge_mass": (ProximityWeight,),
@@ -25,15 +25,15 @@ WEIGHTS = {  # other kinds: `dispatch` goes on
     "nucleus_cuts": (NormWeight, GivenWeight, ProximityWeight),
 }
 
-METHOD = "packed"  # of the (max, min) product; csrc/cuda/bottleneck.cu says what there is
-PLANE_WORDS = 1 << 26  # of bits, held at once by the boolean product: 256 MiB
+METHOD = "packed"  # of the (max, min) product, "packed" or "boolean": csrc/cuda/bottleneck.cu
+PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
-TABLE_ELEMENTS = 1 << 23  # for a table: 32 MiB of weights, 152 MiB of edges where all are kept
-SETTLED_ELEMENTS = 1 << 27  # weights that the mass leaves for the levels: 512 MiB
+TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
+SETTLED_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
 
 def _where(device: torch.device) -> tuple[int, int]:
-    """A device and torch's stream on it, as the compiled module takes them."""
+    """A device's index and the address of torch's current stream, for the compiled module."""
     if device.type != _cuda.DEVICE:
         raise ValueError(f"tensors are on {device}; backend='cuda' wants them on a GPU")
     if device.type != "cuda":
@@ -43,7 +43,7 @@ def _where(device: torch.device) -> tuple[int, int]:
 
 
 def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int, on: torch.device) -> int:
-    """Of a contiguous tensor: a kernel believes what it is told."""
+    """Check dtype, layout, shape and device of a tensor, which no kernel does; its address."""
     if tensor.dtype != dtype or not tensor.is_contiguous():
         raise TypeError(f"{name} is not a contiguous tensor of {dtype}")
     if tensor.shape != shape:
@@ -76,7 +76,7 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
         case "packed":
             _cuda.bottleneck(*maps, *into)
         case "boolean":
-            # On the device: the host need not know how many levels there are.
+            # The highest level stays on the device: the host does not wait for it.
             most = levels.amax()
             words = _cuda.plane_words(batch, length)
             some = max(1, min(255, PLANE_WORDS // words))
@@ -109,7 +109,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some targets of some heads of all sequences; see csrc/cuda/edges.h."""
+    """A range of targets and of heads, of all sequences; see csrc/cuda/edges.h."""
 
     batch: int
     head: int
@@ -124,7 +124,7 @@ class _Tile:
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Which tile it is."""
+        """Key of the tile within its edges."""
         return self.head, self.heads, self.rows.start, self.rows.stop
 
     @property
@@ -134,14 +134,14 @@ class _Tile:
 
 
 def _tiles(batch: int, head: int, heads: int, length: int) -> Iterator[_Tile]:
-    """All targets of some heads, as many at a time as the budget allows."""
+    """Tiles over all targets of heads [head, head + heads), as large as TILE_ELEMENTS allows."""
     block = max(1, TILE_ELEMENTS // max(1, batch * heads * length))
     for start in range(0, length, block):
         yield _Tile(batch, head, heads, slice(start, min(length, start + block)), length)
 
 
 class _Weighing:
-    """The weights of attention edges, tile by tile; holds what the kernels read."""
+    """Weights of attention edges, tile by tile. Keeps the tensors alive that the kernels read."""
 
     def __init__(self, edges: AttentionEdges) -> None:
         pattern = edges.pattern
@@ -149,13 +149,13 @@ class _Weighing:
         self.groups, self.device = pattern.k.shape[1], pattern.device
         self.where = _where(self.device)
         self.held: list[Tensor] = []
-        # Scores are all that is weighed without it, and then it is known.
+        # `_logsumexp` weighs by scores, which need no lse; everything later reads this one.
         self.lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
         self.pattern = self._pattern(replace(pattern, lse=self.lse))
         self.weights = self._weights(edges)
 
     def weigh(self, tile: _Tile, share: Tensor | None = None) -> Tensor:
-        """float32, as the tile; of proximity the bounds, with alpha / rho in `share`."""
+        """Weights of a tile, float32; for proximity upper bounds, and alpha / rho into `share`."""
         return self._weigh(self.pattern, self.weights, tile, share)
 
     def _weigh(
@@ -172,23 +172,24 @@ class _Weighing:
         for tile in _tiles(self.batch, 0, self.heads, self.length):
             scores = self._weigh(plain, _cuda.Weights.scores(), tile, None)
             place = torch.arange(tile.rows.stop, device=self.device)
-            beyond = place > place[tile.rows, None]  # may not have been written
+            beyond = place > place[tile.rows, None]  # above the diagonal: may be unwritten
             lse[:, :, tile.rows] = scores.masked_fill_(beyond, -torch.inf).logsumexp(-1)
         if pattern.sinks is not None:
             lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
         return lse
 
     def address(self, name: str, tensor: Tensor | None, *shape: int) -> int:
-        """Of float32 values, kept for as long as this is; 0 where there are none."""
+        """Address of a float32 copy that lives as long as this object; 0 for None."""
         if tensor is None:
             return 0
         self.held.append(_floats(tensor))
         return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
 
     def factors(self, left: Tensor, right: Tensor) -> tuple[int, int, int]:
-        """Addresses of [B, H, T, d] and [B, G, T, d] as weigh.cu multiplies them, and d there.
+        """Addresses of [B, H, T, d] and [B, G, T, d] as bfloat16 for weigh.cu, and their new d.
 
-        It reads 16 bytes at once: rows are filled up with zeros, and begin nowhere in between.
+        The kernel reads 16 bytes at a time, so rows are padded with zeros to a multiple of 8 and
+        start at multiples of 16 bytes.
         """
         left, right = _laid_out(left, right, -1)
         depth = left.shape[-1] + -left.shape[-1] % 8
@@ -252,11 +253,10 @@ class _Weighing:
 def _along(node: Tensor, w_o: Tensor) -> Tensor:
     """float32 [B, H, T, d_v]: W_O^T sign(n), whose product with v_s bounds what s adds to t.
 
-    An entry 0 counts as positive, as it does in csrc/cuda/proximity.cu. One that is no number, or
-    none to reckon with, leaves a NaN.
+    An entry 0 counts as positive, as in csrc/cuda/proximity.cu. A NaN or infinite entry gives NaN.
     """
     heads, hidden, width = w_o.shape
-    signs = torch.where(node < 0, -1.0, 1.0).add_(node - node)  # 0, or NaN, in few passes
+    signs = torch.where(node < 0, -1.0, 1.0).add_(node - node)  # node - node: 0, or NaN
     every = w_o.transpose(0, 1).reshape(hidden, heads * width)
     along = _product(signs.bfloat16().flatten(0, 1), every)
     return along.view(*node.shape[:2], heads, width).transpose(1, 2)
@@ -267,13 +267,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """float32 [..., n, m] of [..., n, d] and [..., d, m], as precise as float32.
+    """float32 [..., n, m] from [..., n, d] and [..., d, m], as precise as float32.
 
-    One product on the matrix units (cuBLAS), whatever torch is told about TF32.
+    One bfloat16 product on the matrix units (cuBLAS), independent of torch's TF32 settings.
     """
     left, right = _laid_out(left, right, -2)
     multiply = torch.mm if left.dim() == 2 else torch.bmm
-    if left.is_cpu:  # which sums no others in float32
+    if left.is_cpu:  # out_dtype exists on GPUs only
         return multiply(left.float(), right.float())
     return multiply(left, right, out_dtype=torch.float32)
 
@@ -281,11 +281,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     """Two factors as bfloat16, whose product with float32 sums is as precise as float32.
 
-    Both are cut into pieces, whose products are exact; these are laid out along the inner
-    dimension, the last of the left factor and `inner` of the right one.
+    Each factor is split into bfloat16 pieces whose products are exact. The pieces are concatenated
+    along the inner dimension, the last of `left` and dimension `inner` of `right`.
     """
     lefts, rights = _pieces(left), _pieces(right)
-    # The smallest first; what is left out is below the rounding of float32.
+    # The smallest products come first; those left out are below the rounding of float32.
     pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < 3]
     pairs.sort(key=sum, reverse=True)
     if len(pairs) == 1:
@@ -297,7 +297,7 @@ def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
 
 
 def _pieces(tensor: Tensor) -> list[Tensor]:
-    """bfloat16, of 8 bits each, with the tensor as their sum: one, two or three."""
+    """Split a tensor into a sum of one, two or three bfloat16 tensors, of 8 bits each."""
     pieces, rest = [tensor.bfloat16()], tensor
     for _ in range({torch.bfloat16: 0, torch.float16: 1}.get(tensor.dtype, 2)):
         rest = rest.float() - pieces[-1]
@@ -321,7 +321,7 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
 def _node_cuts(
     edges: AttentionEdges | None, side: Tensor, wanted: Tensor, total: Tensor | None
 ) -> Tensor:
-    """By shares of the total, or of the number of edges where it is None."""
+    """Cuts by `wanted` shares of the total; if that is None, of the number of edges."""
     sides, batch, length = side.shape
     device, where = side.device, _where(side.device)
     cuts = torch.empty(len(wanted), batch, length, dtype=torch.float32, device=device)
@@ -347,7 +347,7 @@ def _node_cuts(
 
 
 def _whole_nodes(edges: AttentionEdges) -> Iterator[tuple[_Tile, Tensor]]:
-    """Some targets at a time with all heads' weights, which the caller may change."""
+    """Tiles of targets with the weights of all heads, which the caller may overwrite."""
     if isinstance(edges.weight, ProximityWeight):
         yield from _Proximity(edges).whole_nodes()
         return
@@ -371,11 +371,11 @@ def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
             table.sequence.add_(run.sequences.start)
             table.head.add_(run.heads.start)
             yield table
-        del table  # not held while the next one is made
+        del table  # free this table before the next one is made
 
 
 def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None:
-    """The kept edges into some targets, None where there are none."""
+    """The kept edges into targets `rows`; None if there are none."""
     weighing = _Weighing(edges)
     batch, heads, length = edges.pattern.shape
     device, where = weighing.device, weighing.where
@@ -383,12 +383,12 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
     floor = weighing.address("cuts", cuts[-1], batch, length)
     tile = _Tile(batch, 0, heads, rows, length)
     weight = weighing.weigh(tile)
-    # Of the tile's rows: how many edges each keeps, then where they start in the table.
+    # Per row of the tile: first how many edges it keeps, then where they start in the table.
     places = torch.empty(batch, heads, length, dtype=torch.int64, device=device)
     _cuda.count_rows(weight.data_ptr(), floor, tile.plain, heads, places.data_ptr(), *where)
     counts = places[:, :, rows].flatten()
     ends = counts.cumsum(0)
-    total = int(ends[-1])  # waited for: memory is wanted by how many there are
+    total = int(ends[-1])  # the host waits: the table's size depends on it
     if not total:
         return None
     places[:, :, rows] = (ends - counts).view(batch, heads, -1)
@@ -428,10 +428,10 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
 
 
 class _Proximity:
-    """Proximity of attention edges, of some heads' targets at a time: METHOD §2.
+    """Proximity of attention edges, tile by tile: METHOD §2.
 
-    Under `cuts` [K, B, T] a weight is exact where it decides a label, and else a bound with the
-    same label; without cuts all are exact.
+    With `cuts` [K, B, T] a weight is exact only where that decides its level, and otherwise an
+    upper bound of the same level; without cuts all weights are exact.
     """
 
     def __init__(self, edges: AttentionEdges, cuts: Tensor | None = None) -> None:
@@ -443,8 +443,8 @@ class _Proximity:
         if cuts is not None:
             self.held, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
             self.cuts = _address("cuts", self.held, torch.float32, *shape, on=self.device)
-        # Of each row: its weights' sum, where there are no cuts; its edges, and how many of them
-        # were summed entry by entry.
+        # Per row: the sum of its weights (without cuts only); its number of edges, and how many of
+        # them were summed entry by entry.
         self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
         counts = edges.settled.pop("counts", None) if self.strata else None
         if counts is None:
@@ -453,13 +453,13 @@ class _Proximity:
 
     @cached_property
     def weighing(self) -> _Weighing:
-        """Made where a weight is not there yet."""
+        """Made on first use: not needed if all tiles were kept by `leave`."""
         return _Weighing(self.whole)
 
     def tiles(self, rows: slice | None = None) -> Iterator[tuple[_Tile, Tensor]]:
-        """Tiles of some heads each with their weights, float32 [B, heads, rows, sources].
+        """Tiles, a few heads at a time, with their weights float32 [B, heads, rows, sources].
 
-        Of all targets, or of those in `rows`, which are few enough to be held with all heads.
+        Over all targets, or over `rows` only, whose weights of all heads fit TILE_ELEMENTS.
         """
         batch, heads, length = self.shape
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
@@ -470,7 +470,7 @@ class _Proximity:
             alone = None if rows is None else _Tile(batch, head, len(some), rows, length)
             for tile in _tiles(batch, head, len(some), length) if alone is None else [alone]:
                 weight = None
-                if self.strata:  # levels come last, and take what the mass has left
+                if self.strata:  # edge_levels is the last op to need them: it frees each tile
                     weight = self.whole.settled.pop(tile.place, None)
                 elif alone is not None:
                     weight = self.whole.settled.get(tile.place)
@@ -484,7 +484,7 @@ class _Proximity:
                 yield tile, weight
 
     def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
-        """Some targets at a time with all heads' weights."""
+        """Tiles of targets with the weights of all heads."""
         batch, heads, length = self.shape
         for tile in _tiles(batch, 0, heads, length):
             weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
@@ -493,9 +493,9 @@ class _Proximity:
             yield tile, weight
 
     def leave(self) -> None:
-        """Settle all edges; leave as many tiles of them as there is room for to the levels.
+        """Compute all weights; keep as many tiles as SETTLED_ELEMENTS allows for `edge_levels`.
 
-        These have the same labels, for an exact weight is as good as a bound.
+        Exact weights give the same levels there as bounds would.
         """
         settled, room = self.whole.settled, SETTLED_ELEMENTS
         settled.clear()
@@ -506,7 +506,7 @@ class _Proximity:
                 room -= weight.numel()
 
     def _sent(self, some: range) -> Tensor:
-        """float32 [heads, B, T, D]: what some heads' sources send, W_O v."""
+        """float32 [heads, B, T, D]: W_O v, what each source sends through these heads."""
         groups, heads = self.weight.v.shape[1], self.shape[1]
         values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
         w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
@@ -515,7 +515,7 @@ class _Proximity:
     def _settle(
         self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
     ) -> None:
-        """Put weights right in place."""
+        """Replace bounds in `weight` by exact weights where a level needs them, in place."""
         batch, heads, length = self.shape
         hidden, device = self.weight.node.shape[-1], self.device
         entry, dimension = self.weight.ranked
@@ -560,4 +560,4 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
 def edge_mass(edges: AttentionEdges) -> Tensor:
     proximity = _Proximity(edges)
     proximity.leave()
-    return proximity.sums.sum(1)  # rows are summed up as they are settled
+    return proximity.sums.sum(1)

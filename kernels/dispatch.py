@@ -1,15 +1,15 @@
-"""Which backend serves which op on which device.
+"""Choose the backend that serves an op on a device.
 
-A backend is a module beside this one that has a function of the op's name. `auto` takes the first
-of the device's backends that has the op; it goes on without one that is not built, and warns of
-that once. A backend asked for by name never falls back.
+A backend is a module of this package with a function of the op's name. `auto` takes the first of
+the device's backends that has the op, skipping those that are not built, with one warning. A
+backend requested by name never falls back.
 
-An op runs with its tensors' GPU as the current one: that is where Triton launches, whatever GPU the
-tensors are on, and the layers of a model may be spread over several. So does one that gives its
-results in turn, whenever one is asked for.
+An op runs with its tensors' GPU as the current device, because Triton launches on the current
+device and the layers of a model may be spread over several. The same holds each time an iterator
+returned by an op is advanced.
 
-A backend that weighs only some kinds of edge names their classes in a tuple `WEIGHTS`, or in one an
-op by name where they differ; `auto` takes the next one for the others.
+A backend that supports only some kinds of edge weight lists their classes in a tuple `WEIGHTS`, or
+in a dict of such tuples by op; for other kinds `auto` takes the next backend.
 """
 
 import logging
@@ -27,7 +27,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-PREFERENCE = {  # by device type; others: the plain torch definition
+PREFERENCE = {  # by device type; other devices use `reference`
     "cpu": ("cpu", "reference"),
     "cuda": ("cuda", "triton", "reference"),
 }
@@ -40,14 +40,14 @@ REMEDIES = {
     "again (pip install --force-reinstall --no-deps --no-cache-dir; -v shows why a build fails)",
 }
 
-OLDEST = (8, 0)  # compute capability that setup.py compiles for
+OLDEST = (8, 0)  # lowest compute capability that setup.py compiles for
 
 log = logging.getLogger(__name__)
 
 
 @cache
 def missing(backend: str) -> str | None:
-    """Why a backend cannot be had here and how to get it, in one line; None where it is here."""
+    """Why a backend is unavailable and how to get it, in one line; None if it is available."""
     try:
         import_module(f".{backend}", __package__)
     except ImportError as error:
@@ -61,7 +61,7 @@ def missing(backend: str) -> str | None:
 
 
 def _too_old() -> str | None:
-    """What the newest GPU here is, if nothing is compiled for it."""
+    """The newest GPU's compute capability in words, if it is below OLDEST; else None."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     newest = max(map(torch.cuda.get_device_capability, range(count)), default=OLDEST)
     return None if newest >= OLDEST else f"the newest GPU here has {newest[0]}.{newest[1]}"
@@ -77,8 +77,8 @@ def _module(backend: str) -> Any:
 
 
 def _unavailable(reason: str) -> Exception:
-    # Imported here: in a checkout's root another package may import this folder as `kernels`, and
-    # should find nothing worse than a package it has no use for.
+    # Imported late: from a checkout's root another package may import this folder as top-level
+    # `kernels`, where a relative import beyond it would fail.
     from ..errors import BackendError
 
     return BackendError(reason)
@@ -89,13 +89,13 @@ def _order(device: torch.device | str) -> tuple[str, ...]:
 
 
 def weighs(module: Any, op: str, weight: type) -> bool:
-    """Whether a backend's op knows a kind of edge weight."""
+    """Whether a backend's op supports a kind of edge weight."""
     known = getattr(module, "WEIGHTS", object)
     return issubclass(weight, known.get(op, object) if isinstance(known, dict) else known)
 
 
 def has(module: Any, op: str, edges: AttentionEdges | None) -> bool:
-    """Whether a backend has an op, for these edges if it is given any."""
+    """Whether a backend has an op and supports the weight of `edges`, if given."""
     return hasattr(module, op) and (edges is None or weighs(module, op, type(edges.weight)))
 
 
@@ -105,10 +105,11 @@ def serving(
     backend: str = "auto",
     edges: AttentionEdges | None = None,
 ) -> str:
-    """The name of the backend that `op` runs on, with these edges if it is given any.
+    """The name of the backend that `op` runs on, for the weight of `edges` if given.
 
     Raises:
-        BackendError: the backend asked for lacks the op, or does not know the kind of edge weight.
+        BackendError: `backend` is unknown, not built, lacks the op, or does not support the kind of
+            edge weight.
     """
     if backend == "auto":
         here = {name: _module(name) for name in _order(device) if not missing(name)}
@@ -128,7 +129,7 @@ def _warn_of(reason: str) -> None:
 
 
 def _on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
-    """The function with a GPU as the current one; a device without an index is the current one."""
+    """Wrap a function to run with `device` as the current GPU; one without an index already is."""
     if device.type != "cuda" or device.index is None:
         return function
 
@@ -142,7 +143,7 @@ def _on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _each_on(device: torch.device, results: Iterator[T]) -> Iterator[T]:
-    """Each made with a GPU as the current one, and none held."""
+    """Advance an iterator with `device` as the current GPU, holding no result in between."""
     nothing = object()
 
     def following() -> T | object:
@@ -158,7 +159,7 @@ def pick(
     backend: str = "auto",
     edges: AttentionEdges | None = None,
 ) -> Callable[P, R]:
-    """The function that serves an op, which is named by its definition in `reference`."""
+    """The function of the backend that serves an op, given the op's definition in `reference`."""
     if backend == "auto":
         for reason in filter(None, map(missing, _order(device))):
             _warn_of(reason)

@@ -1,8 +1,8 @@
-"""What an op is told about attention edges: the pattern they flow along and how each is weighed.
+"""Description of attention edges: the attention pattern, and how each edge is weighted.
 
-A `Pattern` is enough to recompute any tile of attention weights alpha[h, t, s]; an edge weight says
-how important the edge (h, s, t) is, given alpha. Neither holds anything of size T x T (except
-`GivenWeight`, which is for small T). METHOD §2 and §3 give the definitions.
+A `Pattern` suffices to recompute any tile of attention weights alpha[h, t, s]; an edge weight
+defines the importance of the edge (h, s, t), given alpha. Neither holds anything of size T x T
+(except `GivenWeight`, for small T). METHOD §2 and §3 give the definitions.
 """
 
 from collections.abc import Hashable
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pattern:
-    """Queries and keys of one block, and every variant of attention as a field.
+    """Queries and keys of one block, with every variant of attention as a field.
 
-    A token attends to s <= t in its own segment, with t - s < window where there is a window.
-    `lse` is the log-sum-exp of the scores of each row, known once `attention_stats` has run.
+    Target t attends to sources s <= t of its own segment, with t - s < window if there is a window.
+    `lse`, the log-sum-exp of each row of scores (sink included), comes from `attention_stats`.
     """
 
     q: Tensor  # [B, H, T, d_k]
@@ -26,7 +26,7 @@ class Pattern:
     scale: float
     window: int | None = None
     softcap: float | None = None
-    sinks: Tensor | None = None  # [H] logits that take attention and give nothing
+    sinks: Tensor | None = None  # [H] logits that join the softmax but contribute no value
     segments: Tensor | None = None  # int [B, T]; None: one segment a row
     lse: Tensor | None = None  # float32 [B, H, T]
 
@@ -61,17 +61,17 @@ class CosineWeight:
 
 @dataclass(frozen=True)
 class ProximityWeight:
-    """max(0, |n_t|_1 - |n_t - alpha u_s target_t|_1) with u = W_O v: METHOD §2, 'Proximity'."""
+    """max(0, |n_t|_1 - |n_t - alpha u_s target[t]|_1) with u = W_O v: METHOD §2, 'Proximity'."""
 
     node: Tensor  # float32 [B, T, D]
     v: Tensor  # [B, G, T, d_v]
-    w_o: Tensor  # [H, D, d_v], of any dtype: products of 16-bit ones are exact as they are
+    w_o: Tensor  # [H, D, d_v], of any dtype: 16-bit factors need no conversion for exact products
     target: Tensor | None = None  # float32 [B, T] 1 / rho_t; None: 1
 
     @cached_property
     def ranked(self) -> tuple[Tensor, Tensor]:
-        """Each node's entries from the smallest magnitude on, float32 [B, T, D], and which
-        dimension each is, int32 [B, T, D]: what ops that stop early share."""
+        """Entries of each node in ascending magnitude, float32 [B, T, D], and their dimensions,
+        int32 [B, T, D]. Cached for the ops that stop at a bound."""
         node = self.node.float()
         order = node.abs().sort(dim=-1, stable=True).indices
         return node.gather(-1, order), order.int()
@@ -85,13 +85,13 @@ class RandomWeight:
     """
 
     seed: int
-    stream: int  # tells blocks and uses apart
+    stream: int  # separates blocks and purposes
     positions: Tensor  # int [B, T]
 
 
 @dataclass(frozen=True)
 class GivenWeight:
-    """Any weight at all, written out: for small T, and for rules that order edges globally."""
+    """Weights as a full tensor: for small T, and for rules that order edges globally."""
 
     weight: Tensor  # float32 [B, H, T target, T source]
 
@@ -108,8 +108,8 @@ class AttentionEdges:
 
     @cached_property
     def settled(self) -> dict[Hashable, Tensor]:
-        """What one op leaves for the next one on these edges, which takes it out again.
+        """Results that one op keeps for a later one on the same edges, which removes them.
 
-        Who leaves weights bounds how many: they are as many as pairs of tokens and heads.
+        The op that writes weights here must bound their number: in full they are B x H x T x T.
         """
         return {}

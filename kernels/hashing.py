@@ -1,4 +1,4 @@
-"""Random numbers that depend on coordinates alone, so that no batch or tiling changes them."""
+"""Random numbers that depend on coordinates alone, whatever the batch or tiling."""
 
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ Number = TypeVar("Number", int, Tensor)
 
 
 def _mix(value: Number) -> Number:
-    """A 32-bit finaliser (xor-shift-multiply) on 32-bit values, in int64 where they are tensors."""
+    """A 32-bit finaliser (xor-shift-multiply); tensors hold their 32-bit values in int64."""
     mask = 0xFFFFFFFF
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & mask
     value = ((value ^ (value >> 15)) * 0x846CA68B) & mask
@@ -16,8 +16,18 @@ def _mix(value: Number) -> Number:
 
 
 def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
-    """float32 in [0, 1): a hash of seed, stream and the broadcast integer coordinates, 24 bits."""
-    # Numbers stay the host's until they meet a tensor: none is copied to a device.
+    """Hash seed, stream and integer coordinates to float32 in [0, 1), with 24 random bits.
+
+    Args:
+        seed: any integer; its low 32 bits count.
+        stream: separates uses of one seed.
+        coordinates: integer tensors, broadcast against each other; at least one.
+
+    Example:
+        >>> hash_uniform(0, 0, torch.arange(2)[:, None], torch.arange(3)).shape
+        torch.Size([2, 3])
+    """
+    # Seed and stream stay Python integers until they meet a tensor: no copy to the device.
     start = _mix((seed & 0xFFFFFFFF ^ stream) + 0x9E3779B9 & 0xFFFFFFFF)
     first, *others = coordinates
     value = _mix((first.long() ^ start) + 0x9E3779B9 & 0xFFFFFFFF)

@@ -1,7 +1,7 @@
-"""Every op in plain torch: the definition of right.
+"""Every op in plain torch: the definition that other backends are tested against.
 
-Ops that look at attention go over blocks of targets, so memory grows as block x T x H. Sources are
-cut at the last target of the block, which saves the upper triangle. Everything is float32 inside.
+Ops on attention go over blocks of targets, so memory grows as block x T x H. A block's sources end
+at its last target, which saves the upper triangle. All arithmetic is float32.
 """
 
 from collections.abc import Iterator
@@ -26,22 +26,22 @@ from .hashing import hash_uniform
 from .results import NUCLEUS_PERCENT, AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 from .runs import edges_in, runs
 
-TILE_ELEMENTS = 1 << 21  # float32 entries of one tile: 8 MiB, a compromise of cache and overhead
-TILE_TARGETS = 32  # few, so that a tile cut at its last target wastes little above the diagonal
+TILE_ELEMENTS = 1 << 21  # float32 entries of a tile: 8 MiB, between cache size and call overhead
+TILE_TARGETS = 32  # small, so that a tile wastes little above the diagonal
 
 
 # ---- tiles -----------------------------------------------------------------------------------
 
 
 def blocks(length: int, elements_each: int, most: int | None = None) -> Iterator[slice]:
-    """Runs of rows, `most` at a time, whose `elements_each` entries a row keep to the budget."""
+    """Slices of at most `most` rows, with at most TILE_ELEMENTS at `elements_each` per row."""
     block = max(1, min(most or length, TILE_ELEMENTS // max(1, elements_each)))
     for start in range(0, length, block):
         yield slice(start, min(length, start + block))
 
 
 def target_blocks(length: int, elements_each: int) -> Iterator[slice]:
-    """Runs of targets for tiles of attention."""
+    """Slices of targets for tiles of attention."""
     return blocks(length, elements_each, TILE_TARGETS)
 
 
@@ -73,7 +73,7 @@ def score_tile(pattern: Pattern, rows: slice) -> Tensor:
 
 
 def row_logsumexp(pattern: Pattern, scores: Tensor) -> Tensor:
-    """float32 [B, H, rows]: log-sum-exp of each row of scores, the sink's logit included."""
+    """float32 [B, H, rows]: log-sum-exp of each row of scores, including the sink's logit."""
     lse = scores.logsumexp(-1)
     if pattern.sinks is not None:
         lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
@@ -81,7 +81,7 @@ def row_logsumexp(pattern: Pattern, scores: Tensor) -> Tensor:
 
 
 def alpha_tile(pattern: Pattern, rows: slice) -> Tensor:
-    """float32 [B, H, rows, sources]: attention weights, from `pattern.lse` where it is known."""
+    """float32 [B, H, rows, sources]: attention weights, using `pattern.lse` if it is set."""
     scores = score_tile(pattern, rows)
     lse = row_logsumexp(pattern, scores) if pattern.lse is None else pattern.lse[:, :, rows]
     return scores.sub_(lse[..., None]).exp_()
@@ -96,7 +96,7 @@ def weighted_values(alpha: Tensor, v: Tensor) -> Tensor:
 
 
 def head_values(v: Tensor, head: int, heads: int) -> Tensor:
-    """[B, T, d]: the values that query head `head` reads."""
+    """[B, T, d]: the values of the group that query head `head` belongs to."""
     return v[:, head * v.shape[1] // heads]
 
 
@@ -108,7 +108,7 @@ def weight_tile(
 ) -> Tensor:
     """float32 [B, H, rows, sources]: unnormalised importance, -inf where there is no edge.
 
-    `first_head` is the first one's place in the model, where edges are those of a part.
+    `first_head` is the index in the model of the first head of `edges`.
     """
     weight, pattern = edges.weight, edges.pattern
     if alpha is None and not isinstance(weight, RandomWeight | GivenWeight):
@@ -154,10 +154,10 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
     for head in range(heads):
         u = head_values(weight.v, head, heads)[:, :sources].float() @ weight.w_o[head].float().T
         for part in blocks(node.shape[1], batch * sources * u.shape[-1]):
-            here = slice(rows.start + part.stop)  # later sources are none of these targets'
+            here = slice(rows.start + part.stop)  # later sources lie above the diagonal
             edge = alpha[:, head, part, here, None] * u[:, None, here]  # [B, part, S, D]
             n = node[:, part, None]
-            # Entry by entry, so that |n| and |n - e| cancel before they are summed.
+            # Subtract entry by entry, so that |n| and |n - e| cancel before the sum.
             out[:, head, part, here] = (n.abs() - (n - edge).abs()).sum(-1)
     return out.clamp_(min=0)
 
@@ -223,7 +223,7 @@ def edge_weights(edges: AttentionEdges) -> Tensor:
 
 
 def _node_blocks(edges: AttentionEdges | None, side: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of targets with all their in-edges' weights in descending order, -inf last.
+    """Blocks of targets with the weights of all their in-edges in descending order, -inf last.
 
     Yields (rows, float32 [B, rows, H * S + E]).
     """
@@ -238,16 +238,16 @@ def _node_blocks(edges: AttentionEdges | None, side: Tensor) -> Iterator[tuple[s
 
 
 def _between(ordered: Tensor, kept: Tensor) -> Tensor:
-    """A cut that keeps the first `kept` of each descending row: half-way to the next weight.
+    """A cut [..., K] that keeps the first `kept` [..., K] of each descending row.
 
-    Half-way, not at the weight itself, so that recomputing a weight in another order of summation
-    cannot move it across. `kept` [..., K]; where all are kept the cut is -1.
+    It lies half-way to the next weight, so that recomputing a weight in another order of summation
+    cannot move it across; it is -1 where all are kept.
     """
     last = ordered.gather(-1, (kept - 1).clamp(min=0))
     following = ordered.gather(-1, kept.clamp(max=ordered.shape[-1] - 1))
     none_left = (kept >= ordered.shape[-1]) | (following == -torch.inf)
     cut = torch.where(none_left, -torch.ones_like(last), (last + following) / 2)
-    # Half-way can round up to `last`, which has to stay above the cut.
+    # The midpoint can round up to `last`, which must stay above the cut.
     return torch.where((cut >= last) & (last > following), following, cut)
 
 
@@ -259,9 +259,8 @@ def nucleus_cuts(
     for rows, ordered in _node_blocks(edges, side):
         running = ordered.clamp(min=0).double().cumsum(-1)
         wanted = (masses.double()[:, None, None] * total[:, rows].double()).permute(1, 2, 0)
-        crossing = torch.searchsorted(
-            running, wanted.contiguous()
-        )  # index of the edge that crosses
+        # Index of the edge whose running sum reaches the wanted mass
+        crossing = torch.searchsorted(running, wanted.contiguous())
         value = ordered.gather(-1, crossing.clamp(max=ordered.shape[-1] - 1))
         positive = (ordered > 0).sum(-1, keepdim=True)
         # Ties with the crossing edge stay; an edge of weight 0 adds nothing and is left out.
@@ -282,13 +281,13 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
 
 
 def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tensor:
-    """Two histogram sweeps over the 24-bit weights: first their upper half, then their lower."""
+    """Two histogram sweeps over the 24-bit weights: of the upper 12 bits, then of the lower."""
     device = edges.pattern.device
     batch, heads, length = edges.pattern.shape
     half = 1 << 12
 
     def sweep(prefix: Tensor | None) -> Tensor:
-        """int64 [K or 1, B, half]: counts by the upper bits, or by the lower under a prefix."""
+        """int64 [K or 1, B, half]: counts by upper bits, or by lower bits given upper ones."""
         rows_of = 1 if prefix is None else len(prefix)
         histogram = torch.zeros(rows_of, batch, half, dtype=torch.int64, device=device)
         for rows in target_blocks(length, batch * heads * length):
@@ -296,7 +295,7 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
             is_edge = ((tile >= 0) & eligible[:, None, rows, None]).flatten(1)  # [B, H * n * S]
             bits = (tile.clamp(min=0) * 2.0**24).long().flatten(1)
             upper, lower = bits >> 12, bits & (half - 1)
-            # What does not count adds 0 to its bin: the host would wait for a choice of the others.
+            # Edges that do not count add 0: boolean indexing would make the host wait.
             for k in range(rows_of):
                 if prefix is None:
                     histogram[k].scatter_add_(1, upper, is_edge.long())
@@ -306,7 +305,7 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
         return histogram
 
     def descend(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The bin that holds the wanted-th largest value, and how many lie above that bin."""
+        """The bin of the wanted-th largest value, and the number of values above that bin."""
         above = histogram.flip(-1).cumsum(-1)  # counts from the top
         place = torch.searchsorted(above, wanted[..., None]).squeeze(-1).clamp(max=half - 1)
         before = above.gather(-1, (place - 1).clamp(min=0)[..., None]).squeeze(-1)
@@ -315,7 +314,7 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
     wanted = counts.long()
     upper, above = descend(sweep(None).expand(len(counts), -1, -1).contiguous(), wanted)
     lower, _ = descend(sweep(upper), wanted - above)
-    # The next smaller weight there is, so that the wanted-th largest is kept.
+    # One step of 2^-24 below the wanted-th largest weight, which is thus kept.
     cut = ((upper << 12 | lower) - 1).float() * 2.0**-24
     return torch.where(wanted > 0, cut, torch.inf)
 
@@ -327,7 +326,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     degrees = torch.empty(strata, batch, length, dtype=torch.int32, device=cuts.device)
     for rows in target_blocks(length, batch * heads * length):
         tile = weight_tile(edges, rows)
-        highest = tile.amax(1)  # the level of the heaviest head is the highest level
+        highest = tile.amax(1)  # the heaviest head has the highest level
         level = levels[:, rows, : rows.stop]
         for k in range(strata):
             cut = cuts[k, :, rows, None]
@@ -390,7 +389,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
     reach = reach.tril()
     for k in range(strata):
         reached = reach >= strata - k
-        # float64 holds every count below 2^53 exactly, and torch multiplies no integers on a GPU.
+        # float64 is exact below 2^53, and torch has no integer matrix product on a GPU.
         sizes[k] = (reached.double() @ degrees[k].double()[..., None]).squeeze(-1).long()
     return sizes
 
@@ -437,7 +436,7 @@ def output_errors(
 
 
 def _loss(log_p: Tensor, following: Tensor) -> Tensor:
-    """-log p of the token that follows; NaN where none does (id -1)."""
+    """-log p of the next token; NaN where there is none (id -1)."""
     loss = -log_p.gather(-1, following.clamp(min=0))
     return loss.masked_fill(following < 0, torch.nan).squeeze(-1)
 
@@ -461,11 +460,11 @@ def ranked(p: Tensor, candidates: int = 64) -> Ranking:
 def shared_nucleus(p: Tensor, q: Tensor, p_top: Ranking, q_top: Ranking) -> Tensor:
     """Largest mass in percent whose ranked nucleus (smallest prefix that holds it) is the same.
 
-    Most rankings part within the candidates; those that do not are ranked in full.
+    Most rankings differ within the candidates; the others are ranked in full.
 
     Args:
         p, q: float32 [M, V] probabilities.
-        p_top, q_top: their likeliest tokens, as many of the one as of the other.
+        p_top, q_top: their likeliest tokens, equally many.
 
     Returns:
         float32 [M], one of `NUCLEUS_PERCENT`, or 0.

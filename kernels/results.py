@@ -1,16 +1,16 @@
-"""What the ops give back, where that is more than one tensor."""
+"""Results of the ops that return more than one tensor."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # masses that may be shared
+NUCLEUS_PERCENT = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # values of OutputErrors.nucleus
 
 
 @dataclass(frozen=True)
 class AttentionStats:
-    """Of one sweep over the attention of a block."""
+    """Result of one sweep over the attention of a block."""
 
     output: Tensor  # float32 [B, H, T, d_v]
     lse: Tensor  # float32 [B, H, T] log-sum-exp of each row's scores
@@ -19,11 +19,12 @@ class AttentionStats:
 
 @dataclass(frozen=True)
 class EdgeLevels:
-    """Which cuts the attention edges of a block clear."""
+    """How many cuts the attention edges of a block clear."""
 
     levels: Tensor  # uint8 [B, T target, T source] most cuts cleared by any head's edge
     degrees: Tensor  # int32 [K, B, T] kept attention edges into each target
-    # Share of edges summed exactly, where others need only a bound; a tensor: not waited for.
+    # Under proximity the share of edges summed exactly (bounds decide the others); a tensor on
+    # GPUs, so that the host does not wait. None for other weights and from `reference`.
     evaluated: float | Tensor | None = None
 
 
@@ -31,7 +32,7 @@ class EdgeLevels:
 class EdgeTable:
     """Kept attention edges of a block, ordered by (sequence, head, target, source).
 
-    In the types that a store keeps, 19 bytes an edge: that is what leaves a device.
+    Columns have the dtypes of the store, so that only 19 bytes an edge leave the device.
     """
 
     sequence: Tensor  # int32 [n]
@@ -39,7 +40,7 @@ class EdgeTable:
     source: Tensor  # int32 [n]
     target: Tensor  # int32 [n]
     weight: Tensor  # float32 [n], unnormalised
-    stratum: Tensor  # uint8 [n], the first, that is sparsest, stratum that holds the edge
+    stratum: Tensor  # uint8 [n], the sparsest stratum that keeps the edge
 
     @classmethod
     def of(
@@ -51,7 +52,7 @@ class EdgeTable:
         weight: Tensor,
         stratum: Tensor,
     ) -> "EdgeTable":
-        """Of columns in any types."""
+        """A table from columns of any dtype."""
         return cls(
             sequence.int(), head.short(), source.int(), target.int(), weight.float(), stratum.byte()
         )
@@ -63,7 +64,7 @@ class OutputErrors:
 
     tv: Tensor  # float32 [K, M] total variation
     kl: Tensor  # float32 [K, M] KL(clean || lane), nats
-    top1: Tensor  # float32 [K, M] 1 where the most likely token is the same
+    top1: Tensor  # float32 [K, M] 1 where the likeliest token is the same
     nucleus: Tensor  # float32 [K, M] largest shared ranked nucleus, percent
     loss: Tensor  # float32 [K, M] -log p of the next token, nats; NaN where there is none
     entropy: Tensor  # float32 [K, M] nats

@@ -1,4 +1,4 @@
-"""Attention edges some at a time, in the order of their table: sequence, head, target, source."""
+"""Split attention edges into runs, in the order of a table: sequence, head, target, source."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ from .edges import (
 
 
 class Run(NamedTuple):
-    """Some targets of some heads of some sequences, with all their sources."""
+    """A range of sequences, of heads and of targets, with all sources of these."""
 
     sequences: slice
     heads: slice
@@ -26,15 +26,15 @@ class Run(NamedTuple):
 
 
 def runs(shape: tuple[int, int, int], groups: int, most: int) -> Iterator[Run]:
-    """All edges, run after run in the order of the table, at most `most` pairs in each.
+    """Split all edges into runs of at most `most` pairs, in the order of the table.
 
-    A run is of whole sequences, or of whole heads of one sequence, or of some targets of one head,
-    one at least. Its heads are those of whole groups, or some of one.
+    A run holds whole sequences, or whole heads of one sequence, or one or more targets of one head.
+    Its heads make up whole groups, or belong to a single one.
 
     Args:
         shape: (B, H, T).
         groups: G.
-        most: of pairs of target and source, those that are no edges counted.
+        most: pairs of target and source in a run, counting pairs without an edge.
 
     Example:
         >>> [run.rows for run in runs((1, 1, 4), groups=1, most=8)]
@@ -59,9 +59,9 @@ def _slices(count: int, each: int) -> Iterator[slice]:
 
 
 def edges_in(edges: AttentionEdges, run: Run) -> AttentionEdges:
-    """The edges into all targets of a run's heads and sequences.
+    """The edges of a run's sequences and heads, into all targets.
 
-    Of a `RandomWeight` it does not say which heads these are.
+    A `RandomWeight` does not record which heads these are: see `first_head` in `reference`.
     """
     pattern, both = edges.pattern, (run.sequences, run.heads)
     _, heads, _ = pattern.shape

@@ -1,4 +1,4 @@
-"""Ops on a GPU in Triton, one file each; in the interpreter (TRITON_INTERPRET=1) on any tensors."""
+"""Ops on a GPU in Triton, one file each; on any device in its interpreter (TRITON_INTERPRET=1)."""
 
 from ..edges import CosineWeight, GivenWeight, NormWeight, RandomWeight
 from .attention_stats import attention_stats
@@ -20,4 +20,4 @@ __all__ = [
     "source_norms",
 ]
 
-WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)  # others: `dispatch` goes on
+WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)  # `dispatch` reads this

@@ -1,4 +1,4 @@
-"""What the host tells a kernel of a pattern of attention and its edges, by the kernels' names."""
+"""Kernel arguments for an attention pattern and its edges, by the names that kernels use."""
 
 from typing import Any
 
@@ -8,38 +8,38 @@ from torch import Tensor
 
 from ..edges import AttentionEdges, CosineWeight, GivenWeight, NormWeight, Pattern, RandomWeight
 
-SMALLEST = 16  # columns that a product of tiles takes at least
+SMALLEST = 16  # least number of columns of a tile in tl.dot
 
 
 def tile_width(size: int) -> int:
-    """A head size, rounded up to what a tile of it takes."""
+    """A head size rounded up to the width of a tile: a power of 2, at least SMALLEST."""
     return max(SMALLEST, int(triton.next_power_of_2(size)))
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor with contiguous rows; strided otherwise, as models lay out heads."""
+    """The tensor with contiguous rows; other dimensions stay strided, as models lay out heads."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """Of a [n, m, rows, columns] tensor: s_NAME_n, s_NAME_m, s_NAME_t."""
+    """Strides of a [n, m, rows, columns] tensor: s_NAME_n, s_NAME_m, s_NAME_t."""
     return {f"s_{name}_{axis}": tensor.stride(i) for i, axis in enumerate("nmt")}
 
 
 def queries_and_keys(pattern: Pattern, prefix: str = "") -> dict[str, Any]:
-    """p_q, p_k and their strides, with a prefix for those of lanes."""
+    """p_q, p_k and their strides; `prefix` distinguishes those of lanes."""
     q, k = rows(pattern.q), rows(pattern.k)
     named = {f"p_{prefix}q": q, f"p_{prefix}k": k}
     return named | strides(f"{prefix}q", q) | strides(f"{prefix}k", k)
 
 
 def geometry(pattern: Pattern) -> dict[str, Any]:
-    """Everything else of a pattern: scalars, optional tensors and compile-time variants.
+    """The other arguments of a pattern: scalars, optional tensors, compile-time variants.
 
-    A tensor that is not there is stood for by `q`, which the variant never reads.
+    `q` stands in for an absent tensor, which that variant never reads.
 
     Raises:
-        ValueError: a scale that is not above 0: kernels take the largest score before they scale.
+        ValueError: the scale is not above 0. Kernels take the largest score before they scale.
     """
     if not pattern.scale > 0:
         raise ValueError(f"scale={pattern.scale} of a pattern of attention is not above 0")
@@ -64,15 +64,15 @@ def geometry(pattern: Pattern) -> dict[str, Any]:
 
 
 def _signed(value: int) -> int:
-    """The low 32 bits as a signed number, so that every seed has one type in a kernel."""
+    """The low 32 bits as a signed integer, so that every seed has the same type in a kernel."""
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
-    """What `weights.weight_tile` reads: of tensors that a kind lacks, `q` stands in.
+    """The arguments of `weights.weight_tile`; `q` stands in for tensors that a kind lacks.
 
     Raises:
-        TypeError: the kind of weight has no kernel.
+        TypeError: no kernel supports this kind of weight.
     """
     weight, absent = edges.weight, edges.pattern.q
     source: Tensor | None = None

@@ -1,8 +1,8 @@
 """Attention output, log-sum-exp and edge mass in one sweep: METHOD §2.
 
-Flash attention with one more column: the source norms, summed under the attention weights.
-Operations: 2 (d_k + d_v) a pair. Bytes: q, k, v read and the output written once, but for what the
-cache does not hold of k and v.
+Flash attention with one more value column: the source norms.
+Operations: 2 (d_k + d_v) a pair. Bytes: q, k, v read once and the output written once, except that
+k and v are read again where the cache does not hold them.
 """
 
 import torch
@@ -50,7 +50,7 @@ def attention_stats_kernel(
         m_allowed = allowed_tile(o_t, o_s, length, p_segments, WINDOW, HAS_SEGMENTS)
         b_scores = tl.where(m_allowed, b_scores, float("-inf"))
         b_higher = tl.maximum(b_top, tl.max(b_scores, 1))
-        b_shift = tl.where(b_higher == float("-inf"), 0.0, b_higher)  # a row with no source so far
+        b_shift = tl.where(b_higher == float("-inf"), 0.0, b_higher)  # -inf: no source so far
         b_weight = tl.exp(b_scores - b_shift[:, None])
         b_fade = tl.exp(b_top - b_shift)
         b_v = load_rows(p_v, s_v_t, o_s, length, o_v, D_V)
@@ -70,7 +70,7 @@ def attention_stats_kernel(
         b_mass = b_mass * b_fade
         b_top = b_higher
     m_t = o_t < length
-    b_sum = tl.where(m_t, b_sum, 1.0)  # rows beyond the end have no source
+    b_sum = tl.where(m_t, b_sum, 1.0)  # rows beyond the end have no sources
     o_row = i_row * length + o_t
     tl.store(p_lse + o_row, b_top + tl.log(b_sum), mask=m_t)
     if HAS_SOURCE:
@@ -86,7 +86,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     width = v.shape[-1]
     output = torch.empty(batch, heads, length, width, dtype=torch.float32, device=v.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
-    # By head, summed afterwards in a fixed order: no atomics.
+    # Per head, then summed in a fixed order: no atomics.
     mass = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     shape = geometry(pattern)
     config = configs.launch("attention_stats", max(shape["BD"], tile_width(width)), values)

@@ -1,9 +1,9 @@
 """Pinned tile sizes, so that two runs of a kernel agree: configs/*.json.
 
-A file maps an op, the bits of the numbers it reads and the width of its head tiles to tile sizes,
-warps and pipeline stages. `default.json` has all entries; a file named after a compute capability
-("sm_90") has those that are better there, and the default serves the rest. benches/tune_gpu.py
-writes it; what "sm_90" has before that are larger tiles than older GPUs have registers for.
+A file maps an op, the bits of its input dtype and the width of its head tiles to tile sizes, warps
+and pipeline stages. `default.json` has all entries; a file named after a compute capability
+("sm_90") overrides some of them on such GPUs. benches/tune_gpu.py writes these files; untuned
+entries of "sm_90" are larger tiles than older GPUs have registers for.
 """
 
 import json
@@ -22,7 +22,7 @@ Table = dict[str, dict[str, dict[str, Config]]]  # op, bits, width
 
 
 class Place(NamedTuple):
-    """Of an entry in a table."""
+    """Key of an entry in a table."""
 
     op: str
     bits: str
@@ -30,14 +30,14 @@ class Place(NamedTuple):
 
 
 def read(path: Path) -> Table:
-    """What a file has, by itself."""
+    """The entries of one file, without the default's."""
     found: Table = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 @cache
 def _table(name: str) -> Table:
-    """The entries of a file over those of the default."""
+    """The entries of a file merged over those of the default."""
     table = read(FOLDER / f"{DEFAULT}.json")
     if name != DEFAULT:
         for op, of_op in read(FOLDER / f"{name}.json").items():
@@ -52,29 +52,29 @@ def available() -> list[str]:
 
 
 def capability(device: torch.device) -> str:
-    """What a file for a GPU is named after."""
+    """Compute capability of a GPU as file names have it, e.g. "sm_90"."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
-@cache  # asked for at every launch; neither a driver nor a folder is
+@cache  # called at every launch: must not query the driver or the file system
 def _tuned(device: torch.device) -> str:
     name = capability(device)
     return name if (FOLDER / f"{name}.json").is_file() else DEFAULT
 
 
 def table_for(device: torch.device) -> str:
-    """The table of a device's compute capability, or the default."""
+    """Name of the table of a device's compute capability, or of the default."""
     return _tuned(device) if device.type == "cuda" else DEFAULT
 
 
 def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
-    """The head widths that a table lists for an op and numbers of a size."""
+    """The head widths that a table lists for an op and the item size of a dtype, ascending."""
     return sorted(map(int, _table(table)[op].get(f"{8 * dtype.itemsize}-bit", ())))
 
 
 def place(op: str, width: int, tensor: Tensor) -> Place:
-    """Where the entry of a launch is: that of the next wider head listed. See `launch`."""
+    """Key of a launch's entry: the least listed width >= `width`, or the widest. See `launch`."""
     listed = widths(op, tensor.dtype, table_for(tensor.device))
     fitting = next((size for size in listed if size >= width), listed[-1])
     return Place(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
@@ -84,16 +84,16 @@ def launch(op: str, width: int, tensor: Tensor) -> Config:
     """Tile sizes, num_warps and num_stages of a launch.
 
     Args:
-        op: its name in the tables.
-        width: of its widest head tile.
-        tensor: of the dtype and on the device of the tiles.
+        op: name of the op in the tables.
+        width: width of its widest head tile.
+        tensor: any tensor with the dtype and device of the tiles.
     """
     found = place(op, width, tensor)
     return dict(_table(table_for(tensor.device))[found.op][found.bits][found.width])
 
 
 def places(table: str = DEFAULT) -> list[Place]:
-    """Where all entries of a table are."""
+    """Keys of all entries of a table."""
     return [
         Place(op, bits, width)
         for op, of_op in _table(table).items()

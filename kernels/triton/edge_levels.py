@@ -1,10 +1,10 @@
 """Level map and in-degrees of a block's attention edges: METHOD §4.
 
-A program has one tile of targets and sources and goes over the heads. It counts, for every edge and
-cut, the heads whose edge clears the cut, in fields of a few integers; what is not 0 there makes the
-level, and the sums over sources are the degrees. Those of all tiles of a target meet in integers,
-whose sums have no order. Under norms logarithms are compared (`weights`), and no exponential taken.
-More than GROUP cuts are gone through in groups, whose levels add up.
+A program owns one tile of targets and sources and loops over the heads. For every pair and cut it
+counts the heads whose edge clears the cut, in bit fields of a few integers: the number of non-zero
+fields is the level, and the sums over sources are the degrees. Degrees of different tiles are added
+by integer atomics, whose order does not matter. Under norms logarithms are compared (`weights`), so
+no exponential is needed. More than GROUP cuts are processed in groups, whose levels add up.
 
 Operations: 2 d_k a pair and head, and two a cut; bytes: q and k once a tile.
 """
@@ -21,9 +21,9 @@ from .arguments import edge_weight, geometry, queries_and_keys
 from .tiles import LOG2_E, allowed_tile, block_and_row, load_rows, log_scores, log_unit
 from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarithms, with_lse
 
-BITS = tl.constexpr(5)  # of a field: it counts heads
+BITS = tl.constexpr(5)  # of a field, which counts heads
 FIELDS = tl.constexpr(6)  # of an integer
-GROUP = 2 * FIELDS.value  # cuts that are counted together: more would leave no registers
+GROUP = 2 * FIELDS.value  # cuts counted together: more would run out of registers
 MOST_HEADS = tl.constexpr((1 << BITS.value) - 1)
 HALF = tl.constexpr(BITS.value * FIELDS.value // 2)  # bits from a field to its fellow
 LOW = tl.constexpr((1 << HALF.value) - 1)
@@ -34,38 +34,38 @@ ONES = tl.constexpr(sum(1 << BITS.value * field for field in range(FIELDS.value)
 
 @triton.constexpr_function
 def integers(cuts):
-    """How many hold the fields of so many cuts."""
+    """Number of integers that hold the fields of `cuts` cuts."""
     return -(-cuts // FIELDS.value)
 
 
 @triton.constexpr_function
 def integer_of(k):
-    """The one that holds the field of cut k."""
+    """Index of the integer that holds the field of cut k."""
     return k // FIELDS.value
 
 
 @triton.constexpr_function
 def cut_of(integer, field, fellow=False):
-    """Which cut has a field of an integer, or its fellow."""
+    """The cut that a field of an integer, or its fellow, belongs to."""
     return FIELDS.value * integer + field + (FIELDS.value // 2 if fellow else 0)
 
 
 @triton.constexpr_function
 def one_of(k):
-    """One head in that field."""
+    """A count of one head in the field of cut k."""
     return 1 << k % FIELDS.value * BITS.value
 
 
 @triton.jit
 def load_cut(p_cuts, k, i_b, batch, o_t, length):
-    # [BT]; beyond the end +inf, which no edge clears
+    # [BT]; +inf beyond the end, which no edge clears
     p_cuts += (k * batch + i_b) * length
     return tl.load(p_cuts + o_t, mask=o_t < length, other=float("inf"))
 
 
 @triton.jit
 def fields_used(b_field):
-    # int32: how many fields are not 0, from a bit of each that is set then
+    # int32: number of non-zero fields, through one bit per field that is set if it is non-zero
     b_used = (((b_field & (ONES * 15)) + ONES * 15) | b_field) >> 4 & ONES
     return b_used * ONES >> (BITS * (FIELDS - 1)) & MOST_HEADS
 
@@ -146,7 +146,7 @@ def edge_levels_kernel(
                 b_field = tl.where(m_allowed, b_fields[j], 0)
                 b_highest += fields_used(b_field)
                 for f in tl.static_range(FIELDS // 2):
-                    # A field's sum of 31 heads and hundreds of sources ends below its fellow.
+                    # Sums over 31 heads and hundreds of sources fit below the fellow field.
                     b_sums = tl.sum((b_field >> (BITS * f)) & FIRST, 1)
                     b_low, b_high = b_sums & LOW, b_sums >> HALF
                     add_degrees(p_degrees, b_low, cut_of(j, f), i_b, batch, o_t, length, CUTS)

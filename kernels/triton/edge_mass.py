@@ -1,6 +1,6 @@
 """Sum of the weights of all attention edges into each target.
 
-One sweep over the tiles of weights, a head a program; the heads are summed afterwards.
+One sweep over the tiles of weights, one head per program; heads are summed afterwards.
 """
 
 import torch
@@ -59,7 +59,7 @@ def edge_mass_kernel(
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
     pattern = with_lse(edges).pattern
-    # By head, summed afterwards in a fixed order: no atomics.
+    # Per head, then summed in a fixed order: no atomics.
     mass = torch.empty(batch, heads, length, dtype=torch.float32, device=pattern.device)
     shape, weight = geometry(pattern), edge_weight(edges)
     config = configs.launch("edge_mass", max(shape["BD"], weight["BSENT"]), pattern.q)

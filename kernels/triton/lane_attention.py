@@ -1,13 +1,13 @@
 """Attention output of the masked lanes: METHOD §5.
 
-A program serves LANES lanes of a block of targets of one head. They share a tile of clean scores
-and of what the edges' weights are compared by; a live lane adds its own scores, and every lane its
-product with the values. The mask is never written: it is the comparison with the lane's cut. Under
-norms live lanes need no clean weight, only its logarithm. Tiles of which all of the block's targets
-attend to all sources, most of them, are gone through without any other mask.
+A program serves LANES lanes of a block of targets of one head. The lanes share a tile of clean
+scores and of edge weights (or their logarithms); each live lane adds its own scores, and every lane
+its product with the values. The mask is never written: it is the comparison with the lane's cut.
+Under norms, live lanes need only the logarithm of the clean weight. Tiles in which every target
+attends to every source, which are most, need no other mask.
 
-Operations a pair: 2 d_k for the clean tile, and for each lane 2 d_v, live 2 d_k more. A tile that
-keeps nothing takes its product too: to ask would hold up the loads of those that follow.
+Operations a pair: 2 d_k for the clean tile, and per lane 2 d_v, plus 2 d_k if live. A tile that
+keeps nothing is multiplied too: a test for it would delay the loads of the following tiles.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarith
 
 @triton.constexpr_function
 def needs_alpha(KIND, LIVE):
-    """Whether the clean attention weights themselves are wanted, not their logarithms alone."""
+    """Whether the clean attention weights are needed, rather than their logarithms alone."""
     return not LIVE or KIND == "cosine"
 
 
@@ -55,7 +55,7 @@ def add_tile(
     HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
     LIVE: tl.constexpr, INVERT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    # The lanes' running maxima, sums and outputs, with a tile of sources added
+    # Update the lanes' running maxima, sums and outputs with a tile of sources
     unit = log_unit(scale, HAS_SOFTCAP)
     # [BT, BS]
     m_allowed = (o_s[None, :] >= 0) & (o_t[:, None] >= 0)
@@ -137,7 +137,7 @@ def lane_attention_kernel(
     # One entry a lane
     i_lane, b_bar, b_lane_q, b_top, b_sum, b_output = (), (), (), (), (), ()
     for i in tl.static_range(LANES):
-        i_k = tl.minimum(i_first + i, strata - 1)  # a lane too many repeats the last, unstored
+        i_k = tl.minimum(i_first + i, strata - 1)  # excess lanes repeat the last and store nothing
         i_n = i_k * batch + i_b
         i_lane += (i_n,)
         b_bar += (cut_rows(load_cut(p_cuts, i_k, i_b, batch, o_t, length), KIND) + b_head,)
@@ -186,7 +186,7 @@ def lane_attention_kernel(
                 b_fade = tl.exp2(b_top[i] - b_higher)
                 b_total = b_total * b_fade + tl.exp2(sink - b_higher)
                 b_result *= b_fade[:, None]
-            b_result /= tl.where(m_t, b_total, 1.0)[:, None]  # rows beyond the end have no source
+            b_result /= tl.where(m_t, b_total, 1.0)[:, None]  # rows beyond the end have no sources
         o_row = (i_lane[i] * length + o_t) * HEADS + i_h
         end_row = tl.where(i_first + i < strata, length, 0)
         m_output = (o_t < end_row)[:, None] & (o_v < D_V)[None, :]

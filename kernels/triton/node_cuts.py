@@ -1,17 +1,18 @@
-"""Cuts that depend on all in-edges of a node, by histograms and without a sort: METHOD §3.
+"""Cuts that depend on all in-edges of a node, by histograms instead of a sort: METHOD §3.
 
-The weights of a run of targets are written once to a scratch of bounded size, whatever their kind
-costs; those of a target lie together. A program then finds all K cuts of a target in three sweeps
-of its row: the heaviest and the lightest weight; a histogram between them, that all strata share;
-and the weights of the bins that strata end in, moved to the front. Those few alone are swept again,
-by further histograms, of a stratum each, down to one weight, and for the next lighter one.
+The weights of a run of targets are written once to a scratch of bounded size, one contiguous row
+per target, so that even costly kinds of weight are computed once. A program then finds all K cuts
+of a target in three sweeps of its row: the first finds the heaviest and the lightest weight; the
+second makes a histogram between them, shared by all strata; the third moves the weights of the bins
+in which strata end to the front. Only those few are swept again, by one histogram per stratum that
+narrows a bin down to a single weight, and once more for the next lighter weight.
 
-A weight is known by its depth: how many floats lie between it and the heaviest of its node. A bin
-holds a number of edges, or the sum of their weights in fixed point: integers, so that no order of
-addition changes a result.
+A weight's depth is the number of floats between it and the heaviest weight of its node. A bin holds
+a number of edges, or the sum of their weights in fixed point: integers, so that the order of
+additions does not change a result.
 
-Operations: 2 d_k a pair once, then some 60 a pair, and 25 K for each that is moved: about one in
-ten. Bytes: 4 a pair, once written and three times read; the histograms stay in the cache.
+Operations: 2 d_k a pair once, then about 60 a pair, and 25 K for each weight moved (about one in
+ten). Bytes: 4 a pair, written once and read three times; the histograms stay in the cache.
 """
 
 from collections.abc import Iterator
@@ -28,15 +29,15 @@ from .arguments import edge_weight, geometry, queries_and_keys
 from .tiles import allowed_tile, block_and_row, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
-SCRATCH_ELEMENTS = 1 << 25  # float32 weights held at once, 128 MiB; or those of one target
-HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs that run, 64 MiB
+SCRATCH_ELEMENTS = 1 << 25  # float32 weights held at once: 128 MiB, or one target's if more
+HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs of a launch: 64 MiB
 
-ROW_TILES = 1  # of a program's rows of weights: more where starting a program is what takes time
-MOST_ROWS = 4  # of a tile: several where nodes have few edges and there are few strata
+ROW_TILES = 1  # factor on a program's rows; tests raise it where launching programs is slow
+MOST_ROWS = 4  # of a tile: more than one where nodes have few edges and strata are few
 FEW_EDGES, FEW_STRATA = 512, 64
-ALIGNED = tl.constexpr(16)  # weights: where a row and its attention edges begin
+ALIGNED = tl.constexpr(16)  # rows and their attention edges begin at multiples of so many weights
 
-HALF_BITS = tl.constexpr(20)  # half of the heaviest weight's in fixed point: millions can be added
+HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: millions can be added
 
 
 # ---- the weights, written out ----------------------------------------------------------------
@@ -57,7 +58,7 @@ def weight_rows_kernel(
     i_t, i_row = block_and_row(end_target - first_target, BT)
     i_s = tl.program_id(1)
     if first_source + i_s * BS >= first_target + (i_t + 1) * BT:
-        return  # no target attends to any of these
+        return  # all of these sources come after the targets
     i_b, i_h = i_row // HEADS, i_row % HEADS
     o_t = first_target + i_t * BT + tl.arange(0, BT)
     o_s = first_source + i_s * BS + tl.arange(0, BS)
@@ -80,10 +81,10 @@ def weight_rows_kernel(
         seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
     )  # fmt: skip
     o_row = i_b * (end_target - first_target) + o_t - first_target
-    # Sources before heads, by tiles: what a target attends to lies at the front of its row.
+    # Tiles of sources outermost, then heads: the sources up to a target lie at the row's front.
     o_column = first_edge + (i_s * HEADS + i_h) * BS + tl.arange(0, BS)
     p_rows += o_row[:, None] * columns + o_column[None, :]
-    tl.store(p_rows, b_weight + 0.0, mask=(o_t < end_target)[:, None])  # -0 ties with 0
+    tl.store(p_rows, b_weight + 0.0, mask=(o_t < end_target)[:, None])  # + 0.0 turns -0 into 0
 
 
 # ---- the cuts of a row -----------------------------------------------------------------------
@@ -91,7 +92,7 @@ def weight_rows_kernel(
 
 @triton.jit
 def load_weights(p_row, o_e, b_end):
-    # [BR, BE]: weights, -inf beyond the end
+    # [BR, BE]; -inf beyond the end
     m_here = o_e[None, :] < b_end[:, None]
     return tl.load(p_row[:, None] + o_e[None, :], mask=m_here, other=float("-inf"))
 
@@ -103,7 +104,7 @@ def can_be_kept(b_weight, COUNTED: tl.constexpr):
 
 @triton.jit
 def keys_of(b_weight, COUNTED: tl.constexpr):
-    # uint32 of the order of the weights; where none below 0 can be kept, of the order of those
+    # uint32 ordered as the weights; if not COUNTED, as the weights from 0 on
     b_bits = b_weight.to(tl.int32, bitcast=True)
     if COUNTED:
         b_bits ^= ((b_bits >> 31) & 0x7FFFFFFF) ^ -0x80000000
@@ -112,7 +113,7 @@ def keys_of(b_weight, COUNTED: tl.constexpr):
 
 @triton.jit
 def weights_of(b_key, COUNTED: tl.constexpr):
-    # What `keys_of` came from
+    # Inverse of `keys_of`
     b_bits = b_key.to(tl.int32, bitcast=True)
     if COUNTED:
         b_bits ^= ((~b_bits >> 31) & 0x7FFFFFFF) ^ -0x80000000
@@ -121,7 +122,7 @@ def weights_of(b_key, COUNTED: tl.constexpr):
 
 @triton.jit
 def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
-    # int64 [BR, BE]: what an edge that can be kept adds to its bin, in fixed point; not nothing
+    # int64 [BR, BE], at least 1: what an edge that can be kept adds to its bin, in fixed point
     if COUNTED:
         return tl.full(b_weight.shape, 1, tl.int64)
     b_high = tl.maximum(b_weight, 0.0) * b_unit[:, None]
@@ -132,7 +133,7 @@ def shares_of(b_weight, b_unit, COUNTED: tl.constexpr):
 
 @triton.jit
 def shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED: tl.constexpr):
-    # [BR, BE]: whether the histogram that strata share holds an edge, and int32, in which bin
+    # [BR, BE]: whether the shared histogram holds an edge, and (int32) in which bin
     b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
     m_held = can_be_kept(b_weight, COUNTED) & (b_depth <= b_deepest[:, None])
     return m_held, (b_depth >> b_bits[:, None]).to(tl.int32)
@@ -143,18 +144,18 @@ def clear_bins(p_bins, bins, BE: tl.constexpr):
     for i_bin in range(0, bins, BE):
         o_bin = i_bin + tl.arange(0, BE)
         tl.store(p_bins + o_bin, tl.zeros([BE], tl.int64), mask=o_bin < bins)
-    tl.debug_barrier()  # of the program alone, as are its bins
+    tl.debug_barrier()  # of this program, which alone uses these bins
 
 
 @triton.jit
 def add_up_bins(p_bins, HISTOGRAMS: tl.constexpr, BINS: tl.constexpr, BB: tl.constexpr):
-    # Bins become sums of themselves and all before in their histogram; int64 [histograms], the last
+    # Replace bins by their running sums within a histogram; returns the totals, int64 [HISTOGRAMS]
     tl.debug_barrier()
     p_bins += (tl.arange(0, HISTOGRAMS) * BINS)[:, None]
     b_sum = tl.zeros([HISTOGRAMS], tl.int64)
     for i_bin in range(0, BINS, BB):
         p_here = p_bins + (i_bin + tl.arange(0, BB))[None, :]
-        b_bins = tl.load(p_here, cache_modifier=".cg")  # the additions went past the first cache
+        b_bins = tl.load(p_here, cache_modifier=".cg")  # atomics bypass the L1 cache
         tl.store(p_here, b_sum[:, None] + tl.cumsum(b_bins, 1))
         b_sum += tl.sum(b_bins, 1)
     tl.debug_barrier()
@@ -163,7 +164,7 @@ def add_up_bins(p_bins, HISTOGRAMS: tl.constexpr, BINS: tl.constexpr, BB: tl.con
 
 @triton.jit
 def first_bin(p_bins, o_sums, b_wanted, BITS: tl.constexpr):
-    # int32 [BR, BK]: the first bin that holds, with all before, what is wanted; else the last
+    # int32 [BR, BK]: the first bin whose running sum reaches b_wanted; else the last bin
     b_bin = tl.zeros(b_wanted.shape, tl.int32)
     for i_bit in tl.static_range(BITS):
         step = 1 << (BITS - 1 - i_bit)
@@ -174,7 +175,7 @@ def first_bin(p_bins, o_sums, b_wanted, BITS: tl.constexpr):
 
 @triton.jit
 def sums_around(p_bins, o_sums, b_bin):
-    # int64 [BR, BK]: held by all bins before, and with this one
+    # int64 [BR, BK]: running sums before a bin, and including it
     b_before = tl.load(p_bins + (o_sums + b_bin - 1), mask=b_bin > 0, other=0, cache_modifier=".cg")
     return b_before, tl.load(p_bins + (o_sums + b_bin), cache_modifier=".cg")
 
@@ -189,10 +190,10 @@ def row_cuts_kernel(
     BE: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
     HEADS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    BINS: tl.constexpr = 1 << BITS  # of a stratum
+    BINS: tl.constexpr = 1 << BITS  # per stratum
     o_k, o_e, o_m = tl.arange(0, BK), tl.arange(0, BE), tl.arange(0, BM)
     p_bins += tl.program_id(0).to(tl.int64) * (BK * BINS * BR)
-    # Histograms of all strata; one of as many bins that they share
+    # Offsets of the shared histogram of BK * BINS bins, and of one per stratum in the same memory
     o_shared = (tl.arange(0, BR) * (BK * BINS))[:, None]  # [BR, 1]
     o_own = o_shared + (o_k << BITS)[None, :]  # [BR, BK]
     b_shares = tl.load(p_wanted + o_k, mask=o_k < K, other=0.0)
@@ -204,7 +205,7 @@ def row_cuts_kernel(
     b_end = tl.multiple_of(tl.where(o_r < rows, b_end, 0), ALIGNED)
     end = tl.max(b_end, 0)
 
-    # The heaviest and the lightest that can be kept, and all together
+    # First sweep: the heaviest and the lightest weight that can be kept, and their sum or number
     b_top = tl.full([BR, BE], float("-inf"), tl.float32)
     b_low = tl.full([BR, BE], float("inf"), tl.float32)
     b_all = tl.zeros([BR, BE], tl.int32 if COUNTED else tl.float32)
@@ -218,7 +219,7 @@ def row_cuts_kernel(
     b_top, b_low, b_all = tl.max(b_top, 1), tl.min(b_low, 1), tl.sum(b_all, 1)
     b_heaviest = keys_of(b_top, COUNTED)
     b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
-    # The heaviest is 2^HALF_BITS before the point, or twice that, unless that is out of range.
+    # Fixed-point unit: the heaviest weight becomes 2^HALF_BITS to 2^(HALF_BITS + 1), if in range.
     b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
     b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
     b_unit = (b_unit << 23).to(tl.float32, bitcast=True)
@@ -228,16 +229,16 @@ def row_cuts_kernel(
     else:
         b_total = tl.load(p_total + o_node, mask=o_r < rows, other=0.0).to(tl.float64)
         b_wanted = tl.ceil(b_shares[None, :] * (b_total * b_unit * 2.0**HALF_BITS)[:, None])
-        # What is so light that all of it together is more than no stratum wants
+        # Edges below b_light get no bin: all of them together are less than any stratum drops.
         b_spare = b_all.to(tl.float64) * (1 - 2**-10) - tl.max(b_shares, 0) * b_total
         b_light = (b_spare / tl.maximum(b_end, 1)).to(tl.float32)
         b_deep = b_heaviest - keys_of(tl.minimum(b_light, b_top), COUNTED)
         b_deepest = tl.where(b_light > 0, tl.minimum(b_deep, b_deepest), b_deepest)
-    # As many bits of a depth as the shared histogram does not tell apart
+    # Number of low bits of a depth that the shared histogram does not resolve
     b_bits = (b_deepest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - LOG_K - BITS
     b_bits = tl.maximum(b_bits, 0).to(tl.uint32)
 
-    # The bins that strata end in
+    # Second sweep: the shared histogram, and the bins in which strata end
     clear_bins(p_bins, BK * BINS * BR, BE * BR)
     for i_e in range(0, end, BE):
         b_weight = load_weights(p_row, i_e + o_e, b_end)
@@ -250,11 +251,11 @@ def row_cuts_kernel(
     b_bin = first_bin(p_bins, o_shared, b_left, LOG_K + BITS)
     b_before, b_held = sums_around(p_bins, o_shared, b_bin)
     b_following = first_bin(p_bins, o_shared, b_held + 1, LOG_K + BITS)
-    b_more = b_held - b_left  # than is wanted
+    b_more = b_held - b_left  # excess over what is wanted
     b_left -= b_before
     b_prefix = b_bin.to(tl.uint32)
 
-    # What lies in these, and in those that follow, is moved to the front.
+    # Third sweep: move the weights of these bins, and of the following ones, to the front.
     tl.debug_barrier()
     b_mark = tl.full([BR, BK], -1, tl.int64)
     tl.store(p_bins + (o_shared + b_bin), b_mark, mask=(o_k < K)[None, :])
@@ -269,12 +270,12 @@ def row_cuts_kernel(
         p_bin = p_bins + (o_shared + o_bin)
         m_moved = tl.load(p_bin, mask=m_held, other=0, cache_modifier=".cg") < 0
         o_moved = b_moved[:, None] + tl.cumsum(m_moved.to(tl.int32), 1) - 1
-        tl.debug_barrier()  # all have read what is written over
+        tl.debug_barrier()  # all threads have read before any weight is overwritten
         tl.store(p_row[:, None] + o_moved, b_weight, mask=m_moved)
         b_moved += tl.sum(m_moved.to(tl.int32), 1)
     end = tl.max(b_moved, 0)
 
-    # A stratum's last weight, by histograms of its own
+    # Narrow down each stratum's last weight, by one histogram per stratum
     while tl.max(b_bits, 0) > 0:
         b_fewer = tl.where(b_bits > BITS, b_bits - BITS, 0).to(tl.uint32)
         b_told = b_bits - b_fewer
@@ -298,7 +299,7 @@ def row_cuts_kernel(
         b_prefix = (b_prefix << b_told[:, None]) + b_bin.to(tl.uint32)
         b_bits = b_fewer
 
-    # The next lighter weight, and the cut between
+    # Find the next lighter weight, and put the cut between the two
     tl.debug_barrier()
     b_last = weights_of(b_heaviest[:, None] - b_prefix, COUNTED)
     b_below = tl.full([BR, BM, BK], float("-inf"), tl.float32)
@@ -308,9 +309,9 @@ def row_cuts_kernel(
         b_below = tl.maximum(b_below, tl.where(m_below, b_weight, float("-inf")))
     b_next = tl.maximum(tl.max(b_below, 1), tl.max(b_lighter, 1)[:, None])
     if COUNTED:
-        b_next = tl.where(b_more > 0, b_last, b_next)  # ties with one left out
+        b_next = tl.where(b_more > 0, b_last, b_next)  # it ties with an edge left out
     b_cut = (b_last + b_next) / 2
-    b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # rounded up
+    b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # it rounded up
     b_cut = tl.where((b_next == float("-inf")) | (b_sum == 0), -1.0, b_cut)
     if not COUNTED:
         b_cut = tl.maximum(b_cut, 0.0)
@@ -322,10 +323,10 @@ def row_cuts_kernel(
 
 
 class RowWeights(NamedTuple):
-    """Weights of the in-edges of a run of targets, -inf where no edge is."""
+    """Weights of the in-edges of a run of targets, -inf where there is no edge."""
 
     targets: slice
-    weights: Tensor  # float32 [B, targets, columns], theirs to change
+    weights: Tensor  # float32 [B, targets, columns], may be overwritten
     first_edge: int  # column of the first attention edge: tiles of sources, each of all heads
     first_source: int = 0
     tile: int = 1  # sources
@@ -333,7 +334,7 @@ class RowWeights(NamedTuple):
 
 
 def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator[RowWeights]:
-    """Runs of targets, and their weights for a kernel that moves them."""
+    """Runs of targets with their weights, which the caller may overwrite."""
     count, batch, length = side.shape
     first_edge = triton.cdiv(count, ALIGNED.value) * ALIGNED.value
 
@@ -376,14 +377,14 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
 
 
 def uses_alpha_of(edges: AttentionEdges) -> bool:
-    """Whether the weights follow from attention weights, and so from their log-sum-exp."""
+    """Whether the weights depend on attention weights, and so on their log-sum-exp."""
     return edge_weight(edges)["KIND"] in ("norm", "cosine")
 
 
 def node_cuts(
     op: str, edges: AttentionEdges | None, side: Tensor, wanted: Tensor, total: Tensor | None
 ) -> Tensor:
-    """Cuts float32 [K, B, T] by shares of the total, or of the number of edges where it is None."""
+    """Cuts float32 [K, B, T] by `wanted` shares of the total; if None, of the number of edges."""
     _, batch, length = side.shape
     strata = len(wanted)
     cuts = torch.empty(strata, batch, length, dtype=torch.float32, device=side.device)
@@ -391,7 +392,7 @@ def node_cuts(
     config = configs.launch("row_cuts", width, cuts)
     counted = total is None
     wanted = wanted.double().contiguous()
-    total = side if total is None else total.float().contiguous()  # not read where edges count
+    total = side if total is None else total.float().contiguous()  # not read if `counted`
     for run in weight_rows(op, edges, side):
         _, targets, columns = run.weights.shape
         narrow = max(32, int(triton.next_power_of_2(columns)))

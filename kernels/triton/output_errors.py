@@ -1,20 +1,20 @@
 """Errors of the lanes' next-token distributions: METHOD §6.
 
-A few tokens at a time, with all their lanes, so that the logits that are held stay within
-`logit_bytes`: a product that writes them with a log-sum-exp a tile of the vocabulary, then one
-sweep over them for the sums. Held, a logit is written and read once or twice, some 12 bytes;
-computed a second time it costs 2 D operations, which on tensor cores takes longer from D of about
-1000 on (in float32, from 100 on). And all that follows sees the same bits.
+Tokens are processed a few at a time with all their lanes, so that the logits held stay within
+`logit_bytes`: one product writes them, with a log-sum-exp per tile of the vocabulary, and one sweep
+over them makes the sums. A stored logit costs about 12 bytes of traffic; computing it a second time
+costs 2 D operations, which takes longer on tensor cores from D of about 1000 on (in float32 from
+100 on). Storing also gives every later step the same bits.
 
 The shared nucleus needs no ranking of a lane's tokens: see `shared_nucleus`. Where the candidates
-do not decide it, tokens are ranked in full after all others are done: the host waits once to learn
-of how many, and their logits, computed anew, are the same to the bit.
+do not decide it, tokens are ranked in full after all others: the host waits once for their number,
+and their logits are recomputed, identical to the bit.
 
-Operations: 2 D a logit. Bytes: the unembedding once for all the logits that are held together, and
-those. Held at the peak: `logit_bytes` of them, beside the states of the tokens in hand; at the end
-RANKED_BYTES more.
-Sums: VECTOR running sums a program, over PART / VECTOR logits each, then a tree, then torch's over
-V / PART parts: all in an order that the size of the vocabulary fixes, and within some 30 roundings.
+Operations: 2 D a logit. Bytes: the unembedding once for all logits held together, and the logits.
+Peak memory: `logit_bytes` of logits and the states of the current tokens; at the end RANKED_BYTES
+more.
+Sums: VECTOR running sums per program, over PART / VECTOR logits each, then a tree, then torch's sum
+over V / PART parts. The vocabulary size fixes the order, and a sum takes some 30 roundings.
 """
 
 from typing import NamedTuple
@@ -30,18 +30,18 @@ from . import configs
 from .arguments import rows, tile_width
 from .tiles import load_rows, product, tanh
 
-LOGIT_BYTES = 1 << 30  # held at most: 2,000 rows of 130,000, so that few launches do much
-FEW_LOGIT_BYTES = (
-    1 << 28
-)  # whatever a pass holds besides: 500 rows, still no product bound by reads
-STATE_BYTES = 8  # in between, so many times the states: less than a plain forward's MLP would hold
-RANKED_BYTES = 1 << 28  # of tokens that are ranked in full at a time
-CANDIDATES = 64  # of the clean ranking; most lanes part from it within these
-PART = 8192  # logits that a program sums
-VECTOR = 1024  # of them at a time
-ALIGNED = 16  # logits that a row is padded to, so that it loads as vectors: every BV is a multiple
-RANKING_BYTES = 96  # a token, of all that ranking a row in full takes
-NOWHERE = tl.constexpr(-1e30)  # the padding's logit: of probability 0, but 0 times it is 0
+# Bounds of `logit_bytes`. The upper one is 2,000 rows of 130,000 logits: few, large launches. The
+# lower one is 500 rows, with which the product is not yet bound by reads.
+LOGIT_BYTES = 1 << 30
+FEW_LOGIT_BYTES = 1 << 28
+STATE_BYTES = 8  # logit bytes per byte of states: less than the MLP of a plain forward holds
+RANKED_BYTES = 1 << 28  # for tokens that are ranked in full at a time
+CANDIDATES = 64  # of the clean ranking; most lanes' rankings differ within these
+PART = 8192  # logits summed by a program
+VECTOR = 1024  # logits of a step of it
+ALIGNED = 16  # rows are padded to a multiple of this and load as vectors; it divides every BV
+RANKING_BYTES = 96  # per token of the vocabulary, to rank a row in full
+NOWHERE = tl.constexpr(-1e30)  # logit of padding: finite, with probability 0
 
 
 @triton.jit(do_not_specialize=["count", "tiles"])
@@ -51,7 +51,7 @@ def logits_kernel(
     D: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    # Neighbouring programs share a tile of the unembedding.
+    # Logits and their log-sum-exp per tile. Neighbouring programs share a tile of the unembedding.
     i_t, i_v = tl.program_id(0), tl.program_id(1)
     o_t, o_v = i_t * BT + tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     # [BT, BV]
@@ -80,7 +80,7 @@ def distances_kernel(
     p_logits, p_lse, p_least, p_tv, p_kl, p_entropy, p_outsider, p_token,
     s_logits, tokens, count, vocabulary, PART: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # Sums of a row (lane, token) over a part of the vocabulary, and its likeliest outsider there.
+    # Sums of a row (lane, token) over a part of the vocabulary, and its likeliest non-candidate.
     i_row, i_part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i_clean = i_row % tokens
     lse, clean_lse = tl.load(p_lse + i_row), tl.load(p_lse + i_clean)
@@ -101,7 +101,7 @@ def distances_kernel(
         b_tv += tl.abs(b_p - b_q)
         b_kl += b_p * (b_log_p - b_log_q)
         b_entropy -= b_q * b_log_q
-        # Only what is greater replaces: the first of equals stays.
+        # A strict comparison keeps the first of equal logits.
         m_better = (o_v < vocabulary) & (b_clean <= least) & (b_lane > b_best)
         b_best = tl.where(m_better, b_lane, b_best)
         b_token = tl.where(m_better, o_v, b_token)
@@ -115,24 +115,24 @@ def distances_kernel(
 
 
 class Logits(NamedTuple):
-    """Of all lanes of N tokens, the clean one first."""
+    """Logits of all lanes of N tokens, the clean one first."""
 
-    value: Tensor  # float32 [1 + K, N, V], rows apart by a multiple of ALIGNED
+    value: Tensor  # float32 [1 + K, N, V]; the row stride is a multiple of ALIGNED
     lse: Tensor  # float32 [1 + K, N]
 
 
 class Distances(NamedTuple):
-    """Of all lanes, the clean one first, from the clean one: each [1 + K, N]."""
+    """Distances of all lanes from the clean one, which comes first: each [1 + K, N]."""
 
     tv: Tensor
     kl: Tensor
     entropy: Tensor
-    outsider: Tensor  # the largest logit of the tokens that are no candidates; -inf without any
-    token: Tensor  # int32, the first token that has it
+    outsider: Tensor  # the largest logit of a non-candidate; -inf if there is none
+    token: Tensor  # int32, the first token with that logit
 
 
 def distances(logits: Logits, least: Tensor) -> Distances:
-    """Sums over the vocabulary; candidates are the tokens whose clean logit exceeds `least` [N]."""
+    """Sum over the vocabulary; candidates are tokens whose clean logit exceeds `least` [N]."""
     lanes, tokens, vocabulary = logits.value.shape
     parts, device = triton.cdiv(vocabulary, PART), least.device
     floats = [torch.empty(parts, lanes, tokens, device=device) for _ in range(4)]
@@ -148,7 +148,7 @@ def distances(logits: Logits, least: Tensor) -> Distances:
 
 
 def ranked(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Both [..., C] by descending logit; of equal ones the first token comes first."""
+    """Sort both [..., C] by descending logit; of equal logits the lower token id comes first."""
     token, place = token.sort(-1)
     logits, order = logits.gather(-1, place).sort(stable=True, dim=-1, descending=True)
     return logits, token.gather(-1, order)
@@ -158,8 +158,8 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
     """The largest mass, in percent, that the same leading tokens hold for both; 0 for none.
 
     Args:
-        log_p, log_q: [..., C] of tokens in the clean order.
-        agreeing: int [...], how many of them lead the lane's order too.
+        log_p, log_q: [..., C] log-probabilities of the same tokens, in the clean order.
+        agreeing: int [...], how many of these tokens come first in the lane's order too.
     """
     percent = on_device(NUCLEUS_PERCENT, torch.float64, log_p.device)
     wanted = (percent / 100).expand(*log_p.shape[:-1], -1).contiguous()
@@ -171,17 +171,17 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
 
 
 def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) -> Tensor:
-    """int64 [K, N]: how many of the first tokens of the clean ranking lead a lane's too.
+    """int64 [K, N]: how many first tokens of the clean ranking come first in a lane's too.
 
-    A lane's ranking starts with the candidates, as far as no outsider comes before them: it is
-    enough to place the likeliest.
+    It suffices to rank the candidates and the likeliest outsider of the lane.
 
     Args:
-        candidate: bool [N, C], a run of the first of each row.
+        candidate: bool [N, C], True for the first few tokens of each row.
         token: int64 [N, C], the clean ranking.
         lane: float32 [K, N, C], the lanes' logits of these tokens.
+        found: the lanes' likeliest outsiders.
     """
-    vocabulary = torch.iinfo(token.dtype).max  # no token: after all others
+    vocabulary = torch.iinfo(token.dtype).max  # stands for no token: sorted after all others
     tokens = token.masked_fill(~candidate, vocabulary).expand(lane.shape)
     logits = lane.masked_fill(~candidate, -torch.inf)
     _, order = ranked(
@@ -192,20 +192,21 @@ def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) 
 
 
 class Nucleus(NamedTuple):
-    """What is shared with the clean prediction: each [K, N]."""
+    """Agreement with the clean prediction: each [K, N]."""
 
     top1: Tensor  # float32, 1 where the likeliest token is the same
     percent: Tensor  # float32, the largest shared mass
-    undecided: Tensor  # bool, where these hang on tokens that are no candidates
+    undecided: Tensor  # bool, where these depend on tokens that are no candidates
 
 
 def shared_nucleus(logits: Logits, found: Distances, top: Tensor, least: Tensor) -> Nucleus:
-    """What the candidates say of the likeliest token and of the largest shared mass.
+    """Compare the likeliest token and the largest shared mass, as far as candidates decide them.
 
     Args:
+        found: the distances of the same logits.
         top: int64 [N, C], the likeliest tokens of the clean prediction.
-        least: float32 [N]; those whose clean logit exceeds it are candidates. Tokens that tie with
-            the last are not, so that none of them is left out of `top`.
+        least: float32 [N]; tokens whose clean logit exceeds it are candidates. It is the logit of
+            the last of `top`, whose ties may be missing there, so these are not candidates.
     """
     strata, vocabulary = len(found.tv) - 1, logits.value.shape[-1]
     clean, token = ranked(logits.value[0].gather(-1, top), top)
@@ -224,7 +225,7 @@ def shared_nucleus(logits: Logits, found: Distances, top: Tensor, least: Tensor)
 def full_rankings(logits: Logits) -> tuple[Tensor, Tensor]:
     """Whether the likeliest token is the same, and the largest shared mass: float32 [N] each.
 
-    Of one lane, whose rankings agree further than the candidates.
+    Ranks all tokens of the clean and of one other lane: for tokens that candidates do not decide.
     """
     clean, order = logits.value[0].sort(stable=True, dim=-1, descending=True)
     same = order == logits.value[1].sort(stable=True, dim=-1, descending=True).indices
@@ -235,7 +236,7 @@ def full_rankings(logits: Logits) -> tuple[Tensor, Tensor]:
 
 
 class Unembedding(NamedTuple):
-    """How final states become logits."""
+    """Everything that turns final states into logits."""
 
     table: Tensor  # [V, D]
     bias: Tensor | None  # [V]
@@ -244,18 +245,18 @@ class Unembedding(NamedTuple):
 
 
 def product_type(states: Tensor, head: Unembedding) -> torch.dtype:
-    """What states and unembedding are multiplied in."""
+    """The dtype in which states and unembedding are multiplied."""
     return torch.promote_types(states.dtype, head.table.dtype)
 
 
 def product_config(states: Tensor, head: Unembedding) -> configs.Config:
-    """Of the product of states [..., D] with the unembedding."""
+    """Tile sizes of the product of states [..., D] with the unembedding."""
     like = states.new_empty(0, dtype=product_type(states, head))
     return configs.launch("output_errors", tile_width(states.shape[-1]), like)
 
 
 def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
-    """Logits of states [1 + K, N, D], in the first rows of a float32 buffer."""
+    """Compute logits of states [1 + K, N, D] into the first rows of a float32 buffer."""
     lanes, tokens, hidden = states.shape
     vocabulary, count = len(head.table), lanes * tokens
     states = states.to(product_type(states, head))
@@ -286,15 +287,15 @@ def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
 
 
 def logit_bytes(states: int) -> int:
-    """How many bytes of logits may be held, by those of all states of the op.
+    """Bytes of logits that may be held, given the bytes of all states of the op.
 
-    So a pass holds no more here than in its blocks, however short it is.
+    Growing with the states, so that the op never dominates the peak memory of a short pass.
     """
     return min(LOGIT_BYTES, max(FEW_LOGIT_BYTES, STATE_BYTES * states))
 
 
 def rows_at_once(states: Tensor, padded: int, head: Unembedding) -> int:
-    """Rows of logits that are held together: whole tiles of the product, if one fits."""
+    """Rows of logits held together: a whole number of product tiles, if one fits."""
     lanes, tokens, hidden = states.shape
     rows = logit_bytes((1 + lanes) * tokens * hidden * states.itemsize) // (4 * padded)
     tile = product_config(states, head)["BT"]
@@ -344,7 +345,7 @@ def output_errors(
 
 
 def losses(logits: Logits, following: Tensor) -> Tensor:
-    """float32 [1 + K, N]: -log p of the tokens that follow; NaN where none does (id -1)."""
+    """float32 [1 + K, N]: -log p of the next tokens; NaN where there is none (id -1)."""
     token = following.clamp(min=0).expand(logits.lse.shape)[..., None]
     loss = logits.lse - logits.value.gather(-1, token).squeeze(-1)
     return loss.masked_fill(following < 0, torch.nan)

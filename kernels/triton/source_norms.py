@@ -1,16 +1,16 @@
-"""Norm of what each source token would send through each head: METHOD §2, 'Norms separate'.
+"""Norm of what each source token sends through each head: METHOD §2, 'Norms separate'.
 
-One kernel multiplies the values with the rows of a matrix of each head and reduces the product over
-these rows as it is produced; nothing of [T, H, D] is written.
+One kernel multiplies the values with the rows of each head's matrix and reduces the product over
+these rows as it is produced; no [T, H, D] tensor is written.
 
-- L1: the rows are W_O's. Operations: 2 d D a token and head. Bytes: v and W_O once, but for what
-  the cache does not hold of W_O (a block of tokens reads a head's anew).
-- L2: any rows with W_O's Gram matrix do, and d of them are enough: 2 d^2 a token and head.
+- L1: the rows of W_O. Operations: 2 d D a token and head. Bytes: v and W_O once, except that each
+  block of tokens reads a head's W_O again where the cache does not hold it.
+- L2: d rows with the Gram matrix of W_O suffice: 2 d^2 a token and head.
 
-Where values and matrix have one dtype of 16 bits, their product is exact but for float32 sums.
-Where values are bfloat16 and the matrix is float32 (a norm's gamma is folded in), it goes in two
-bfloat16 parts, at twice the operations: what they leave of an entry is at most 2^-17 of it. All
-others are multiplied in float32.
+If values and matrix have the same 16-bit dtype, products are exact and only float32 sums round. If
+values are bfloat16 and the matrix is float32 (a norm's gamma is folded in), the matrix is split
+into two bfloat16 parts, at twice the operations; they miss at most 2^-17 of an entry. All other
+dtypes are multiplied in float32.
 """
 
 import torch
@@ -57,7 +57,7 @@ def source_norms_kernel(
 
 
 def factors(values: torch.dtype, matrix: torch.dtype) -> str:
-    """How values and matrix are multiplied."""
+    """How values and matrix are multiplied: see the module's docstring."""
     if values == matrix:
         return "alike"
     return "split" if (values, matrix) == (torch.bfloat16, torch.float32) else "float32"
@@ -69,7 +69,7 @@ def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     values, matrix = rows(v), rows(w_o)
     norms = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     how = factors(v.dtype, w_o.dtype)
-    tiles = norms if how == "float32" else values  # what the products are of
+    tiles = norms if how == "float32" else values  # has the dtype of the tiles
     op = "source_norms_split" if how == "split" else "source_norms"
     config = configs.launch(op, tile_width(width), tiles)
     source_norms_kernel[(triton.cdiv(length, config["BS"]) * batch * heads,)](

@@ -1,11 +1,11 @@
-"""Tiles of attention: what the kernels that look at it share.
+"""Tiles of attention: code shared by the kernels.
 
 Names in kernels: `i_` program ids and loop counters, `o_` offsets, `p_` pointers, `s_` strides,
-`b_` tiles, `m_` masks; BT targets and BS sources of a tile, BD and BV head sizes rounded up to what
-a product takes. Everything is float32 once it has left the tensors of the model.
+`b_` tiles, `m_` masks; BT targets and BS sources of a tile, BD and BV head sizes rounded up to the
+width of a tile. Everything computed from the model's tensors is float32.
 
-Counters are not specialised on (`do_not_specialize`): a batch of one sequence or a block of sixteen
-rows is no other kernel.
+Kernels are not specialised on counters (`do_not_specialize`): a batch of one sequence or a block of
+sixteen rows does not compile another kernel.
 """
 
 import os
@@ -13,18 +13,18 @@ import os
 import triton
 import triton.language as tl
 
-# Triton's interpreter multiplies bfloat16 as if it were integers, and truncates where it should
-# round to it; in float32 products are exact.
+# Triton's interpreter multiplies the bits of bfloat16 as integers, and truncates where it should
+# round to bfloat16; products in float32 are exact.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-SCANNED = tl.constexpr(1024)  # segments that a program looks at together
+SCANNED = tl.constexpr(1024)  # segment ids that a program loads at a time
 
 
 @triton.jit
 def product(b_left, b_right):
-    # float32 [m, n], the left rounded to the right's dtype; "ieee": float32 inputs are multiplied
-    # as float32, not as tf32
+    # float32 [m, n]; the left factor is rounded to the right one's dtype, and float32 factors are
+    # multiplied as float32, not as tf32 ("ieee")
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
     else:
@@ -34,7 +34,7 @@ def product(b_left, b_right):
 
 @triton.jit
 def add_product(b_sum, b_left, b_right):
-    # As `product`, added to float32 [m, n] where that lies
+    # As `product`, accumulated into float32 [m, n]
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
     else:
@@ -55,7 +55,7 @@ def load_sources(
     p_rows, s_row, o_s, length, o_column, COLUMNS: tl.constexpr, BC: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    # [BS, BC]; of a whole tile all rows are there
+    # [BS, BC]; WHOLE: all rows are below `length`
     if not WHOLE:
         b_rows = load_rows(p_rows, s_row, o_s, length, o_column, COLUMNS)
     else:
@@ -69,7 +69,7 @@ def load_sources(
 
 @triton.jit
 def tanh(b_x):
-    # Through e^-2|x|, which never overflows; errs by some 1e-7, however small x is.
+    # Through e^-2|x|, which never overflows. The absolute error is about 1e-7, for small x too.
     b_e = tl.exp(-2.0 * tl.abs(b_x))
     b_size = (1.0 - b_e) / (1.0 + b_e)
     return tl.where(b_x < 0, -b_size, b_size)
@@ -86,7 +86,7 @@ def score_tile(b_q, b_k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 @triton.jit
 def log_scores(b_q, b_k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    # [BT, BS]: scores over `log_unit`
+    # [BT, BS]: scores divided by `log_unit`
     b_scores = product(b_q, tl.trans(b_k))
     if HAS_SOFTCAP:
         b_scores = softcap * tanh(b_scores * (scale / softcap))
@@ -95,13 +95,13 @@ def log_scores(b_q, b_k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 @triton.jit
 def log_unit(scale, HAS_SOFTCAP: tl.constexpr):
-    # What `log_scores` times this is to the base 2 the scores are to e: one factor for both
+    # Factor on `log_scores` for use with exp2: it holds both the scale and log2(e)
     return LOG2_E if HAS_SOFTCAP else scale * LOG2_E
 
 
 @triton.jit
 def allowed_tile(o_t, o_s, length, p_segments, WINDOW: tl.constexpr, HAS_SEGMENTS: tl.constexpr):
-    # [BT, BS]: which sources a target attends to; `p_segments` is the sequence's
+    # [BT, BS]: which sources a target attends to; `p_segments` points to the sequence's segments
     m_allowed = (o_s[None, :] <= o_t[:, None]) & (o_t < length)[:, None]
     if WINDOW > 0:
         m_allowed &= o_t[:, None] - o_s[None, :] < WINDOW
@@ -114,9 +114,9 @@ def allowed_tile(o_t, o_s, length, p_segments, WINDOW: tl.constexpr, HAS_SEGMENT
 
 @triton.jit
 def block_and_row(length, BT: tl.constexpr):
-    # Of a program's place on the grid's first axis, which alone has room for every head of every
-    # sequence: the block of tokens, the last ones first, and the row. The last targets attend to
-    # the most sources: were they to come last, a few programs would run on alone.
+    # Block of tokens and row (sequence and head) of a program, both on the grid's first axis: the
+    # others are too short for them. The last targets, which attend to the most sources, come first,
+    # so that no few long programs run at the end.
     blocks = tl.cdiv(length, BT)
     i_program = tl.program_id(0)
     return blocks - 1 - i_program % blocks, (i_program // blocks).to(tl.int64)
@@ -124,7 +124,7 @@ def block_and_row(length, BT: tl.constexpr):
 
 @triton.jit
 def first_source(i_t, BT: tl.constexpr, BS: tl.constexpr, WINDOW: tl.constexpr):
-    # Of the tiles that any target of block i_t attends to: a multiple of BS
+    # First source of the tiles that any target of block i_t attends to: a multiple of BS
     first = 0
     if WINDOW > 0:
         first = tl.maximum(i_t * BT - WINDOW + 1, 0) // BS * BS
@@ -136,7 +136,7 @@ def whole_sources(
     i_t, length, p_segments, BT: tl.constexpr, BS: tl.constexpr, WINDOW: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr,
 ):  # fmt: skip
-    # First and end of the tiles of which every target of block i_t attends to every source
+    # First source and end of the tiles in which every target of block i_t attends to every source
     end = i_t * BT // BS * BS
     first = 0
     if WINDOW > 0:

@@ -1,13 +1,13 @@
-"""Tiles of edge weights, METHOD §2: all kinds but the proximity, for the kernels that use cuts.
+"""Tiles of edge weights, METHOD §2, for the kernels that use cuts: all kinds except proximity.
 
 The kind is a compile-time string: "norm", "cosine", "random" or "given"; `arguments.edge_weight`
-gives everything else of it by the names used here. A weight is float32 and -inf where there is no
+makes the other arguments by the names used here. A weight is float32, and -inf where there is no
 edge, so that it clears no cut.
 
-Kernels that only compare weights with cuts compare `measure_tile` with `cut_rows` + `bar_rows`,
-all of them, so that what one counts the other keeps. Of norms these are logarithms to the base 2,
-log nu + score against log cut + lse - log target, which take no exponential. They say what weights
-say: +inf is cleared by nothing, 0 by what is not 0, and a cut below 0 by everything.
+Kernels that only compare weights with cuts all compare `measure_tile` with `cut_rows` + `bar_rows`,
+so that they keep the same edges. For norms these are logarithms to base 2, log nu + score against
+log cut + lse - log target, which need no exponential. The comparison keeps its meaning: nothing
+clears a cut of +inf, every weight above 0 clears a cut of 0, and everything clears one below 0.
 """
 
 from dataclasses import replace
@@ -20,12 +20,12 @@ from ..edges import AttentionEdges
 from .attention_stats import attention_stats
 from .tiles import LOG2_E, load_rows, product, score_tile
 
-# Logarithms of nothing: of a cut 0, below that of any weight; of a norm 0, below that.
+# Finite stand-ins for log 0: of a cut, below the logarithm of any weight; of a norm, below that.
 NO_CUT = tl.constexpr(-1e30)
 NO_NORM = tl.constexpr(-2e30)
 
 
-@triton.constexpr_function  # what a jitted function returns is no constant in every Triton
+@triton.constexpr_function  # not every Triton treats the result of a jitted function as a constant
 def uses_alpha(KIND):
     return KIND == "norm" or KIND == "cosine"
 
@@ -35,7 +35,7 @@ def alpha_tile(
     b_q, b_lse, m_allowed, p_k, s_k_t, o_s, o_d, length, scale, softcap,
     D_K: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    # [BT, BS]: attention weights, 0 where there is no edge; `p_k` is the head's
+    # [BT, BS]: attention weights, 0 where there is no edge; `p_k` points to the head's keys
     b_k = load_rows(p_k, s_k_t, o_s, length, o_d, D_K)
     b_scores = score_tile(b_q, b_k, scale, softcap, HAS_SOFTCAP)
     return tl.where(m_allowed, tl.exp(b_scores - b_lse[:, None]), 0.0)
@@ -43,7 +43,7 @@ def alpha_tile(
 
 @triton.jit
 def mix(b_value):
-    # hashing._mix: uint32 arithmetic wraps as its masks do
+    # As hashing._mix, whose masks uint32 arithmetic makes unnecessary
     b_value = (b_value ^ (b_value >> 16)) * 0x7FEB352D
     b_value = (b_value ^ (b_value >> 15)) * 0x846CA68B
     return b_value ^ (b_value >> 16)
@@ -56,7 +56,7 @@ def absorb(b_value, item):
 
 @triton.jit
 def random_tile(seed, stream, i_h, b_target, b_source):
-    # [BT, BS]: hashing.hash_uniform
+    # [BT, BS]: as hashing.hash_uniform
     b_value = absorb(absorb(tl.cast(seed, tl.uint32), stream), i_h + 1)
     b_value = absorb(absorb(b_value, b_target)[:, None], b_source[None, :])
     return (b_value >> 8).to(tl.float32) * 5.9604644775390625e-8  # 2^-24
@@ -105,14 +105,14 @@ def measure_tile(
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
     KIND: tl.constexpr, HAS_TARGET: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    # [BT, BS]; of norms it is a number where there is no edge too, and `p_source` is logarithms'
+    # [BT, BS]. For norms it is finite where there is no edge too, and `p_source` holds logarithms.
     if KIND == "norm":
         p_source += (i_b * HEADS + i_h) * length
         if WHOLE:
             b_source = tl.load(p_source + o_s)
         else:
             b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)
-        # Said, not left to the compiler, so that every kernel rounds alike
+        # An explicit fma, so that every kernel rounds alike
         b_measure = tl.fma(b_scores, tl.zeros_like(b_scores) + unit, b_source[None, :])
     else:
         b_measure = weight_tile(
@@ -125,16 +125,16 @@ def measure_tile(
 
 @triton.jit
 def log_or(b_number, b_nothing):
-    # To the base 2; of what is not above 0 the other
+    # log2(b_number) where it is above 0, else b_nothing
     m_some = b_number > 0
     return tl.where(m_some, tl.log2(tl.where(m_some, b_number, 1.0)), b_nothing)
 
 
 @triton.jit
 def cut_rows(b_cut, KIND: tl.constexpr):
-    # [BT]: the part of a bar that all heads share
+    # [BT]: the part of the bar that all heads share
     if KIND == "norm":
-        b_nothing = tl.where(b_cut < 0, float("-inf"), b_cut + NO_CUT)  # NaN stays
+        b_nothing = tl.where(b_cut < 0, float("-inf"), b_cut + NO_CUT)  # keeps NaN
         b_cut = log_or(b_cut, b_nothing)
     return b_cut
 
@@ -144,7 +144,7 @@ def bar_rows(
     p_lse, p_target, o_t, i_b, i_h, length, HEADS: tl.constexpr, KIND: tl.constexpr,
     HAS_TARGET: tl.constexpr,
 ):  # fmt: skip
-    # [BT]: a head's part; an edge's weight exceeds a cut iff its measure exceeds the parts' sum
+    # [BT]: the head's part; an edge clears a cut iff its measure exceeds the sum of both parts
     b_bar = tl.zeros_like(o_t).to(tl.float32)
     if KIND == "norm":
         m_t = o_t < length
@@ -157,14 +157,14 @@ def bar_rows(
 
 
 def with_logarithms(weight: dict[str, Any]) -> dict[str, Any]:
-    """What `measure_tile` reads, from what `weight_tile` reads (`arguments.edge_weight`)."""
+    """The arguments of `measure_tile`, from those of `weight_tile` (`arguments.edge_weight`)."""
     if weight["KIND"] != "norm":
         return weight
     return weight | {"p_source": weight["p_source"].log2().clamp(min=NO_NORM.value)}
 
 
 def with_lse(edges: AttentionEdges) -> AttentionEdges:
-    """The edges, with the log-sum-exp of their scores, which attention weights follow from."""
+    """The edges with `pattern.lse` set, computed if it is None."""
     pattern = edges.pattern
     if pattern.lse is not None:
         return edges
