@@ -1,7 +1,7 @@
-// densitrace._cpu: the C++ ops on NumPy arrays. Shapes are checked here, once; sources do the rest.
+// densitrace._cpu: the C++ ops on NumPy arrays. Only this file checks shapes.
 //
-// float32 arrays are passed as they are, bfloat16 ones as their 16 bits in a uint16 array. Queries,
-// keys and values may be strided, as long as their last dimension is contiguous.
+// bfloat16 arrays are passed as the uint16 of their bits. Queries, keys and values may be strided,
+// as long as their last dimension is contiguous.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -21,7 +21,7 @@ namespace {
 
 using Shape = std::vector<py::ssize_t>;
 
-// C-contiguous, and never converted: an argument of another type is a TypeError.
+// C-contiguous and never converted: another dtype or layout is a TypeError.
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 template <typename T>
@@ -75,10 +75,9 @@ Floats floats(const py::array& array, const char* name) {
   return found;
 }
 
-// ---- what the ops are told
-// ------------------------------------------------------------------------
+// ---- arguments ----------------------------------------------------------------------------------
 
-// A pattern, and the arrays that it points into.
+// A pattern, and references to the arrays that it points into.
 struct HeldPattern {
   Pattern plain;
   std::vector<py::object> held;
@@ -111,7 +110,7 @@ HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, st
   return found;
 }
 
-// Edges, and the arrays that they point into.
+// Edges, and references to the arrays that they point into.
 struct HeldEdges {
   Edges plain;
   std::vector<py::object> held;
@@ -201,7 +200,7 @@ HeldEdges given_edges(const HeldPattern& pattern, const Array<float>& weight) {
   return edges;
 }
 
-// [K, B, T], K at least 1.
+// K of cuts [K, B, T], at least 1.
 std::size_t strata_of(const py::array& cuts, const Shape& targets) {
   if (cuts.ndim() != 3 || cuts.shape(0) == 0)
     throw std::invalid_argument("cuts has the wrong shape; wanted [K, B, T] with K > 0");
@@ -209,8 +208,7 @@ std::size_t strata_of(const py::array& cuts, const Shape& targets) {
   return size(cuts.shape(0));
 }
 
-// ---- the ops
-// --------------------------------------------------------------------------------------
+// ---- ops ----------------------------------------------------------------------------------------
 
 void source_norms(const py::array& v, const Array<float>& w_o, int p, Array<float>& norms,
                   int threads, const std::string& isa) {
@@ -265,7 +263,7 @@ void edge_weights(const HeldEdges& edges, Array<float>& weights, int threads,
   chosen.edge_weights(edges.plain, to, threads);
 }
 
-// The in-edges of the nodes that get cuts, checked; `values` has one number a stratum.
+// The in-edges of the nodes that get cuts, checked; `values` [K].
 InEdges in_edges(const HeldEdges* edges, const Array<float>& side, const Array<double>& values,
                  const Array<float>& cuts) {
   check_dimensions(side, "side", 3);
@@ -375,7 +373,7 @@ void lane_attention(const HeldEdges& edges, const Array<float>& cuts, const py::
   chosen.lane_attention(edges.plain, plain, threads);
 }
 
-// An array that owns the memory of a buffer.
+// Moves a buffer's memory into an array.
 template <typename T>
 py::array_t<T> column(Buffer<T>& values, std::size_t count) {
   T* data = values.release();

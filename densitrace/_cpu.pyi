@@ -1,8 +1,7 @@
-"""The compiled module; its sources are in csrc/.
+"""The compiled ops for CPUs; sources in csrc/.
 
-Every op raises ValueError for a shape that does not fit or an instruction set that is not there,
-and TypeError for another dtype or layout: nothing is converted. Arrays of bfloat16 come as the
-uint16 of their bits.
+Every op raises ValueError for a wrong shape or an unavailable instruction set, and TypeError for a
+wrong dtype or layout: nothing is converted. bfloat16 arrays are passed as the uint16 of their bits.
 """
 
 import numpy as np
@@ -12,10 +11,10 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.float32] | NDArray[np.uint16]  # float32 or bfloat16, strided
 
 def instruction_sets() -> list[str]:
-    """Instruction sets that `isa` may name here, the fastest first."""
+    """The available values of `isa` besides "auto", the fastest first."""
 
 class Pattern:
-    """`densitrace.kernels.Pattern` for these ops; 0 stands for no window and no cap."""
+    """`densitrace.kernels.Pattern` for these ops; 0 means no window, or no cap."""
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class Edges:
 def source_norms(
     v: Rows, w_o: Floats, p: int, norms: Floats, threads: int, isa: str = "auto"
 ) -> None:
-    """Writes source norms into `norms` [B, H, T]."""
+    """Write source norms to `norms` [B, H, T]."""
 
 def attention_stats(
     pattern: Pattern,
@@ -60,13 +59,13 @@ def attention_stats(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes attention output [B, H, T, d_v], log-sum-exp [B, H, T] and edge mass [B, T]."""
+    """Write attention output [B, H, T, d_v], log-sum-exp [B, H, T] and edge mass [B, T]."""
 
 def edge_mass(edges: Edges, mass: Floats, threads: int, isa: str = "auto") -> None:
-    """Writes the sum of the weights into each target, [B, T]."""
+    """Write the sum of the weights into each target, [B, T]."""
 
 def edge_weights(edges: Edges, weights: Floats, threads: int, isa: str = "auto") -> None:
-    """Writes every weight, [B, H, T, T], NaN where there is no edge."""
+    """Write all weights [B, H, T, T], NaN where there is no edge."""
 
 def nucleus_cuts(
     edges: Edges | None,
@@ -77,7 +76,7 @@ def nucleus_cuts(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the cuts [K, B, T] that keep each mass."""
+    """Write the cuts [K, B, T] that keep each mass."""
 
 def fraction_cuts(
     edges: Edges | None,
@@ -87,7 +86,7 @@ def fraction_cuts(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the cuts [K, B, T] that keep each fraction."""
+    """Write the cuts [K, B, T] that keep each fraction."""
 
 def random_cuts(
     edges: Edges,
@@ -97,7 +96,7 @@ def random_cuts(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the cuts [K, B] above which as many random weights lie as `counts` [K, B] says."""
+    """Write the cuts [K, B] above which `counts` [K, B] random weights lie."""
 
 def edge_levels(
     edges: Edges,
@@ -107,10 +106,10 @@ def edge_levels(
     threads: int,
     isa: str = "auto",
 ) -> tuple[int, int]:
-    """Writes level map [B, T, T] and in-degrees [K, B, T].
+    """Write level map [B, T, T] and in-degrees [K, B, T].
 
     Returns:
-        Under proximity the number of edges, and of those whose sum was computed; else zeros.
+        Under proximity the number of edges, and of those that were summed exactly; else zeros.
     """
 
 def lane_attention(
@@ -123,7 +122,7 @@ def lane_attention(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the attention output of the masked lanes, [K, B, H, T, d_v].
+    """Write the attention output of the masked lanes, [K, B, H, T, d_v].
 
     The lanes' own queries, keys and values are [K * B, heads or groups, T, d].
     """
@@ -147,10 +146,11 @@ def collect_edges(
     ],
     int,
 ]:
-    """The kept edges of some rows: sequence, head, source, target, weight, stratum.
+    """The kept edges of consecutive rows of [B, H, T]; the first row that is not included.
 
-    The rows [B, H, T] are those from `row` on that keep no more than `most` edges, one at least;
-    the one after them comes last. The call for row 0 writes `counts` [B, H, T] for the others.
+    Rows are taken from `row` on while they keep at most `most` edges together, but at least one
+    row. Columns: sequence, head, source, target, weight, stratum. The call for row 0 writes
+    `counts` [B, H, T]; later calls read them.
     """
 
 def bottleneck(
@@ -160,7 +160,7 @@ def bottleneck(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`."""
+    """Write the (max, min) product of uint8 [B, T, T] arrays to `result`."""
 
 def trace_sizes(
     reach: NDArray[np.uint8],
@@ -169,7 +169,7 @@ def trace_sizes(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Writes the edges of every trace that enter one node layer, [K, B, T], into `result`."""
+    """Write the number of edges of every trace that enter one node layer, [K, B, T]."""
 
 def output_errors(
     logits: Floats,
@@ -183,8 +183,8 @@ def output_errors(
     threads: int,
     isa: str = "auto",
 ) -> None:
-    """Overwrites logits [1 + K, n, padded V] and writes the errors of these tokens.
+    """Write the errors of n tokens, overwriting their logits [1 + K, n, padded V].
 
     `errors` are tv, kl, top1, nucleus, loss, entropy [K, M], clean loss and entropy [M]; the n
-    tokens are those from `first` on.
+    tokens start at column `first`.
     """

@@ -1,16 +1,16 @@
-"""The compiled module for NVIDIA GPUs; its sources are in csrc/cuda.
+"""The compiled ops for NVIDIA GPUs; sources in csrc/cuda.
 
-Tensors come as the addresses of contiguous arrays in the memory of `device`, whose shapes and types
-`kernels/cuda.py` has checked; an op queues its kernels on a stream and waits for nothing.
-RuntimeError says what the CUDA runtime reports.
+Tensors are passed as addresses of contiguous arrays in the memory of `device`, whose shapes and
+dtypes `kernels/cuda.py` has checked. An op queues its kernels on a stream and does not wait. Errors
+of the CUDA runtime are raised as RuntimeError.
 """
 
-DEVICE: str  # the type of the devices whose memory the addresses are of
+DEVICE: str  # torch's type of the devices that these ops run on
 
 def bottleneck(
     reach: int, levels: int, result: int, batch: int, length: int, device: int, stream: int
 ) -> None:
-    """Writes the (max, min) product of uint8 [B, T, T] arrays into `result`."""
+    """Write the (max, min) product of uint8 [B, T, T] arrays to `result`."""
 
 def bottleneck_boolean(
     reach: int,
@@ -24,13 +24,13 @@ def bottleneck_boolean(
     device: int,
     stream: int,
 ) -> None:
-    """The same by a product of bits for each level up to the highest, `most`, uint8 [1].
+    """The same, by a product of bit matrices for each level up to the highest, `most` uint8 [1].
 
-    `planes` has room for those of `some` levels.
+    `planes` has room for `some` levels, of `plane_words` words each.
     """
 
 def plane_words(batch: int, length: int) -> int:
-    """Words, of 4 bytes, of the planes of one level."""
+    """Number of 4-byte words of the planes of one level."""
 
 def trace_sizes(
     reach: int,
@@ -42,10 +42,10 @@ def trace_sizes(
     device: int,
     stream: int,
 ) -> None:
-    """Writes the edges of every trace that enter one node layer, int64 [K, B, T]."""
+    """Write the number of edges of every trace that enter one node layer, int64 [K, B, T]."""
 
 class Pattern:
-    """`densitrace.kernels.Pattern` in float32; 0 stands for no segments, window or cap."""
+    """`densitrace.kernels.Pattern` for these ops; 0 means no segments, window or cap."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Pattern:
     ) -> None: ...
 
 class Weights:
-    """A `densitrace.kernels.EdgeWeight`, or scores; 0 stands for no `target`."""
+    """A `densitrace.kernels.EdgeWeight`, or attention scores; 0 means no `target`."""
 
     @staticmethod
     def scores() -> Weights: ...
@@ -76,7 +76,7 @@ class Weights:
     def given(weight: int) -> Weights: ...
 
 class Tile:
-    """Targets from `first` on of the heads from `head` on, of all sequences.
+    """Targets [first, first + rows) of heads [head, head + heads) of all sequences.
 
     Arrays of a tile are [B, heads, rows, first + rows].
     """
@@ -94,7 +94,7 @@ def weigh(
     device: int,
     stream: int,
 ) -> None:
-    """Writes the weights of a tile, or bounds on proximities and, into `share`, alpha / rho."""
+    """Write the weights of a tile; for proximity upper bounds, and alpha / rho to `share`."""
 
 def count_rows(
     weight: int,
@@ -105,7 +105,7 @@ def count_rows(
     device: int,
     stream: int,
 ) -> None:
-    """Writes how many edges of each row clear `floor` [B, T], int64 [B, H, T]; H is `heads`."""
+    """Write how many edges of each row clear `floor` [B, T], int64 [B, H, T]; H is `heads`."""
 
 def table_rows(
     weight: int,
@@ -118,9 +118,9 @@ def table_rows(
     device: int,
     stream: int,
 ) -> None:
-    """Writes the edges that clear the last of `cuts` [K, B, T] into a table, from `starts` on.
+    """Write the edges that clear the last of `cuts` [K, B, T] to the columns of a table.
 
-    Its columns are those of `densitrace.kernels.EdgeTable`.
+    `starts` [B, H, T] are the rows' offsets; columns are those of `densitrace.kernels.EdgeTable`.
     """
 
 def node_cuts(
@@ -136,10 +136,11 @@ def node_cuts(
     device: int,
     stream: int,
 ) -> None:
-    """Writes the cuts [K, B, T] of a tile's nodes; the tile has all heads, or none.
+    """Write the cuts [K, B, T] of a tile's nodes; the tile has all heads, or none.
 
-    They keep `wanted` shares, float64 [K], of a total [B, T], or of the number of edges where that
-    is 0: of the tile's weights, which are moved about, and of `side`, float32 [E, B, T].
+    They keep the shares `wanted`, float64 [K], of `total` [B, T], or if that is 0 of the number of
+    edges. A node's edges are its weights in the tile, which are overwritten, and its entries in
+    `side`, float32 [E, B, T].
     """
 
 def settle(
@@ -157,12 +158,12 @@ def settle(
     device: int,
     stream: int,
 ) -> None:
-    """Writes proximities in place of the bounds that leave a label under `cuts` in doubt.
+    """Replace bounds by exact proximities where the bound leaves the level under `cuts` in doubt.
 
-    With `strata` 0 there are no cuts and all weights are wanted. `ranked` is
+    With `strata` 0 there are no cuts and all weights become exact. `ranked` is
     `densitrace.kernels.ProximityWeight.ranked`; `sent` [heads of the tile, B, T, D] is W_O v and
     `most` [.., B, T] its largest magnitudes. `settled`, [B, H, T] with H `heads`, takes the rows'
-    sums (float32, 0 under cuts), their edges and how many of these were summed (int32).
+    sums (float32, 0 under cuts), numbers of edges and numbers of edges summed exactly (int32).
     """
 
 def label(
@@ -175,4 +176,4 @@ def label(
     device: int,
     stream: int,
 ) -> None:
-    """Raises `levels` [B, T, T] to those of some more heads, adds to `degrees` [K, B, T]."""
+    """Raise `levels` [B, T, T] to those of the tile's heads, and add to `degrees` [K, B, T]."""

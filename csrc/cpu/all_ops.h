@@ -1,10 +1,10 @@
-// Every op of one instruction set. No include guard: avx512.cpp, avx2.cpp and portable.cpp each
-// include this file, and with it the files of the ops, in a namespace and under instructions of
-// their own, with these constants:
+// All ops for one instruction set. No include guard: avx512.cpp, avx2.cpp and portable.cpp each
+// include this file, and through it the files of the ops, within their own namespace and target
+// instructions, after defining these constants:
 //
 //   kVectorBytes               bytes of a register
-//   kRows, kVectors            rows and registers side by side of a block of a product (product.h)
-//   kLevelRows, kLevelVectors  the same of a (max, min) product (bottleneck.h)
+//   kRows, kVectors            rows, and registers per row, of a block of a product (product.h)
+//   kLevelRows, kLevelVectors  the same for the (max, min) product (bottleneck.h)
 
 #include "simd.h"
 #include "product.h"

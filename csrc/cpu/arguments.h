@@ -1,5 +1,5 @@
-// What the ops are told, as plain structures: kernels/edges.py in C++. Names of dimensions are
-// those of kernels/__init__.py: B sequences, H heads, G groups, T tokens, K strata, D hidden.
+// Arguments of the ops as plain structures: kernels/edges.py in C++. Names of dimensions are those
+// of kernels/__init__.py: B sequences, H heads, G groups, T tokens, K strata, D hidden.
 #pragma once
 
 #include <array>
@@ -30,7 +30,7 @@ struct Pattern {
 
 enum class Importance { kNorm, kCosine, kProximity, kRandom, kGiven };
 
-// Which fields are read depends on `importance`; kernels/edges.py defines them.
+// `importance` decides which fields are read; kernels/edges.py defines them.
 struct EdgeWeight {
   Importance importance;
   const float* source = nullptr;     // norm, cosine: [B, H, T]
@@ -50,31 +50,31 @@ struct Edges {
   EdgeWeight weight;
 };
 
-// All in-edges of nodes: attention edges, where there are any, and side edges [E, B, T].
+// All in-edges of nodes: attention edges (null: none) and side edges [E, B, T].
 struct InEdges {
   const Edges* attention;
   const float* side;
   std::size_t sides, batch, length;
 };
 
-// How much of proximity was computed: see proximity.h.
+// How much of the proximity was computed exactly: see proximity.h.
 struct Work {
-  std::size_t edges = 0, summed = 0;  // edges seen, and those of which any term was summed
+  std::size_t edges = 0, summed = 0;  // edges seen, and those with any term summed
 };
 
-// What lane_attention runs over.
+// The lanes of lane_attention.
 struct Lanes {
   std::size_t count;
   const Pattern* pattern;  // their own queries and keys, [K * B, ...]; null: frozen
   Floats v;                // [K * B, G, T, d_v]
   std::size_t d_v;
   const float* cuts;                  // [K, B, T]
-  bool invert;                        // keep what does not clear the cut instead
+  bool invert;                        // keep the entries that do not clear the cut instead
   float* output;                      // [K, B, H, T, d_v]
   std::array<std::size_t, 4> stride;  // of its first four dimensions
 };
 
-// A table of edges, a column an array.
+// A table of edges: one array per column.
 struct EdgeRows {
   explicit EdgeRows(std::size_t rows)
       : count(rows),
@@ -101,7 +101,7 @@ struct Predictions {
   const std::int64_t* next;  // [n], -1 where no token follows
 };
 
-// [K, M] and [M], from column `first` on; `columns` is M.
+// Results [K, M] and [M], written from column `first` on; `columns` is M.
 struct Errors {
   float *tv, *kl, *top1, *nucleus, *loss, *entropy, *clean_loss, *clean_entropy;
   std::size_t columns, first;

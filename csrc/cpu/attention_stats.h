@@ -1,8 +1,8 @@
 // Attention output, log-sum-exp and edge mass in one sweep: METHOD, section 2.
 // No include guard: see all_ops.h.
 //
-// A task is a strip of targets. For each head: scores (2 d_k operations a pair), their softmax, the
-// output (2 d_v), and the source norms as one more column. Nothing of T x T is written.
+// A task is a strip of targets. For each head it computes scores (2 d_k operations a pair), their
+// softmax, the output (2 d_v), and the edge mass as one more column. No T x T array is written.
 
 static void attention_stats(const Pattern& pattern, const Floats& v, std::size_t d_v,
                             const float* source, float* output, float* lse, float* mass,

@@ -1,18 +1,18 @@
 // The (max, min) product over levels: METHOD, section 4.
 // No include guard: see all_ops.h.
 //
-// bottleneck: reach R = beta_t(j) [T, T], levels S [T, T], result max over j of min(R[t, j], S[j,
-// i]), all uint8 and lower triangular. T^3 / 6 pairs of a byte min and a byte max.
+// bottleneck: reach R = beta_t(j) [T, T], levels S [T, T]; the result is the max over j of
+// min(R[t, j], S[j, i]), all uint8 and lower triangular. T^3 / 6 pairs of a byte min and max.
 //
-// Idea. It is a matrix product in another algebra, so it is blocked like one. A task owns kBlock
-// outputs t and a strip of sources i. It walks over the nodes j, kNodes at a time: the strip's
-// levels of these nodes are copied into a dense tile (16 KiB at most, L1), in which entries above
-// the diagonal and beyond the row's end are 0, so that the inner loop knows neither. The inner loop
-// keeps a few outputs' strips in registers and spends one broadcast per output and node, one min
+// This is a matrix product in another algebra, so it is blocked like one. A task owns kBlock
+// outputs t and a strip of sources i, and loops over the nodes j, kNodes at a time: the strip's
+// levels of these nodes are copied into a dense tile (at most 16 KiB, in L1) that holds 0 above the
+// diagonal and beyond the row's end, so that the inner loop needs no bounds. The inner loop keeps
+// the strips of a few outputs in registers and costs one broadcast per output and node, and one min
 // and one max per register. Nodes that none of its outputs reaches are skipped.
 //
-// Bytes: the task reads 1 / kBlock of what it computes on, so the op is bound by arithmetic: at
-// 64 bytes an instruction, T = 2048 is 22 million min/max pairs for all strata and outputs.
+// The task reads 1 / kBlock of the bytes it computes on, so the op is bound by arithmetic: at
+// 64 bytes an instruction, T = 2048 takes 22 million min/max pairs for all strata and outputs.
 
 namespace max_min {
 
@@ -23,11 +23,11 @@ typedef std::uint8_t Bytes __attribute__((vector_size(kVectorBytes), may_alias))
 
 constexpr std::size_t kStrip = kVectorBytes * kLevelVectors;
 
-// GCC and Clang turn these into one instruction each, vpminub and vpmaxub on x86.
+// GCC and Clang compile each to one instruction: vpminub and vpmaxub on x86.
 INLINE Bytes smaller(Bytes a, Bytes b) { return a < b ? a : b; }
 INLINE Bytes larger(Bytes a, Bytes b) { return a > b ? a : b; }
 
-// Bit j is set where any of the kLevelRows outputs reaches node j at all. (Little-endian.)
+// Bit j is set if any of the kLevelRows outputs reaches node j. (Little-endian.)
 static inline std::uint64_t nodes_in_reach(const std::uint8_t* reach) {
   std::uint64_t nodes = 0;
   for (std::size_t first = 0; first < kNodes; first += 8) {
@@ -37,7 +37,7 @@ static inline std::uint64_t nodes_in_reach(const std::uint8_t* reach) {
       std::memcpy(&eight, reach + r * kNodes + first, sizeof eight);
       any |= eight;
     }
-    // The high bit of each byte that is not 0, gathered into 8 neighbouring bits.
+    // Set the high bit of each non-zero byte, then gather these into 8 neighbouring bits.
     const std::uint64_t low = 0x7f7f7f7f7f7f7f7fULL;
     const std::uint64_t flags = ((((any & low) + low) | any) & ~low) >> 7;
     nodes |= ((flags * 0x0102040810204080ULL) >> 56) << first;
@@ -67,7 +67,7 @@ INLINE void sweep_active(std::uint64_t nodes, const std::uint8_t* reach, const s
     for (std::size_t c = 0; c < kActive; ++c) stored[r * kLevelVectors + c] = kept[r][c];
 }
 
-// The rows of a block, kLevelRows at a time. `columns` of the strip may hold anything but 0.
+// The rows of a block, kLevelRows at a time. Only the first `columns` of the strip can be non-zero.
 static void sweep(std::size_t rows, std::size_t columns, const std::uint8_t* reach,
                   const std::uint8_t* levels, std::uint8_t* best) {
   for (std::size_t r = 0; r < rows; r += kLevelRows) {
@@ -98,13 +98,13 @@ struct alignas(64) Scratch {
   std::uint8_t best[kBlock * kStrip];
 };
 
-// Rows [first, first + rows) and columns [column, column + width) of a lower triangular matrix,
-// densely; 0 above the diagonal and outside the matrix.
+// Copies rows [first, first + rows) and columns [column, column + width) of a lower triangular
+// matrix into a dense tile, with 0 above the diagonal and outside the matrix.
 static void copy_tile(const std::uint8_t* matrix, std::size_t length, std::size_t first,
                       std::size_t rows, std::size_t column, std::size_t width, std::uint8_t* tile) {
   for (std::size_t r = 0; r < rows; ++r, tile += width) {
     const std::size_t row = first + r;
-    const std::size_t end = row < length ? row + 1 : 0;  // columns of this row that count
+    const std::size_t end = row < length ? row + 1 : 0;  // up to the diagonal
     const std::size_t filled = end > column ? std::min(width, end - column) : 0;
     if (filled != 0) std::memcpy(tile, matrix + row * length + column, filled);
     std::memset(tile + filled, 0, width - filled);
@@ -120,7 +120,7 @@ static void bottleneck_tile(const std::uint8_t* reach, const std::uint8_t* level
   Scratch scratch;
   std::memset(scratch.best, 0, kBlock * kStrip);
   for (std::size_t node = column; node < last; node += kNodes) {
-    // Outputs before this node don't reach it: begin at a multiple of every kLevelRows.
+    // Outputs before this node don't reach it. `skip` is a multiple of every kLevelRows.
     const std::size_t skip = node > first ? node - first : 0;
     const std::size_t columns = std::min(kStrip, node + kNodes - column);
     copy_tile(reach, length, first + skip, kBlock - skip, node, kNodes, scratch.reach);

@@ -1,4 +1,4 @@
-// Memory that vectors can be loaded from.
+// Aligned memory for vector loads.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace densitrace::cpu {
 
 constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
 
-// `count` values, unwritten, at the start of a cache line.
+// `count` uninitialised values, aligned to a cache line.
 template <typename T>
 class Buffer {
  public:
@@ -21,7 +21,7 @@ class Buffer {
   T* get() const { return data_.get(); }
   T& operator[](std::size_t i) const { return data_.get()[i]; }
 
-  // Hands the memory over: `free` gives it back.
+  // Passes ownership to the caller, who frees the memory with `free`.
   T* release() { return data_.release(); }
   static void free(void* data) { ::operator delete(data, std::align_val_t{kAlignment}); }
 

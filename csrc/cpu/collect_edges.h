@@ -1,10 +1,10 @@
 // The kept attention edges as tables. No include guard: see all_ops.h.
 //
-// Two sweeps: how many edges each row keeps, a row being a target of a head; then the edges of some
-// rows that follow one another, each row at its place.
+// Two sweeps: the first counts the kept edges of each row (a target of a head); the second writes
+// the edges of consecutive rows, each row at its offset.
 
 // Calls visit(row, strip, h, r, weight, lowest) for rows [first, last) of [B, H, T]: target r of a
-// strip under head h, its weights, and its last cut, up to which a weight may be any other one.
+// strip under head h, its weights, and its last cut. Weights up to that cut may be inexact.
 template <typename Visit>
 static void visit_rows(const EdgeStrips& weighed, const Pattern& pattern, const float* floor,
                        std::size_t first, std::size_t last, int threads, const Visit& visit) {
@@ -26,9 +26,9 @@ static void visit_rows(const EdgeStrips& weighed, const Pattern& pattern, const 
 }
 
 // The edges of some rows of [B, H, T] that clear the last of cuts [K, B, T], ordered by (sequence,
-// head, target, source), each with the first stratum that holds it. The rows are those from `row`
-// on that keep no more than `most`, one at least; `row` becomes the one after them. The call for
-// row 0 writes counts [B, H, T], which the calls for the others read.
+// head, target, source), each with the first stratum that keeps it. Takes rows from `row` on while
+// they keep at most `most` edges together, but at least one row, and advances `row` past them. The
+// call for row 0 writes counts [B, H, T]; later calls read them.
 static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t strata,
                               std::int64_t* counts, std::size_t most, std::size_t& row,
                               int threads) {
@@ -63,9 +63,9 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
     for (std::size_t column = 0; column < strip.width(); column += kWidth) {
       if (!any(load(weight + column) > lowest)) continue;
       for (std::size_t s = column; s < column + kWidth; ++s) {
-        // Not beyond its place, should weights be other ones than those that were counted.
+        // Never write past the row's end, even if weights have changed since they were counted.
         if (!(weight[s] > lowest) || at == end) continue;
-        std::size_t level = 0;  // cuts descend: the first to be cleared is the lowest
+        std::size_t level = 0;  // cuts descend, so the last is the first to be cleared
         while (level < strata && weight[s] > cut[(strata - 1 - level) * batch * length]) ++level;
         found.sequence[at] = static_cast<std::int32_t>(strip.sequence);
         found.head[at] = static_cast<std::int16_t>(h);

@@ -1,10 +1,10 @@
-// Which cuts the attention edges clear: METHOD, section 4. No include guard: see all_ops.h.
+// Level map and in-degrees of attention edges: METHOD, section 4. No include guard: see all_ops.h.
 //
-// A task is a strip of targets, all heads. The heaviest head's weight decides the level of a pair,
-// so the maximum over heads stays in the caches; in-degrees are one comparison an edge and cut.
+// A task is a strip of targets with all heads. The heaviest head decides the level of a pair, so a
+// running maximum over heads is kept in cache; in-degrees take one comparison an edge and cut.
 
-// levels uint8 [B, T, T], degrees int32 [K, B, T] from cuts [K, B, T]. Returns, for proximity, how
-// many edges there are and of how many the exact sum was computed.
+// levels uint8 [B, T, T], degrees int32 [K, B, T] from cuts [K, B, T]. Returns, for proximity, the
+// number of edges and how many of them were summed exactly.
 static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strata,
                         std::uint8_t* levels, std::int32_t* degrees, int threads) {
   constexpr std::size_t kGroup = 6;  // cuts whose counters stay in registers
@@ -39,7 +39,7 @@ static Work edge_levels(const Edges& edges, const float* cuts, std::size_t strat
           cut[k] = k < cuts_here ? scratch.cuts[(first + k) * kRows + r] : kInfinity;
         for (std::size_t column = 0; column < strip.width(); column += kWidth) {
           const Vector w = load(weight + column);
-          if (!any(w > cut[cuts_here - 1])) continue;  // cuts descend: it clears none of these
+          if (!any(w > cut[cuts_here - 1])) continue;  // cuts descend: none is cleared
           for (std::size_t k = 0; k < kGroup; ++k)
             counts[k] = w > cut[k] ? counts[k] + 1 : counts[k];
         }

@@ -1,6 +1,6 @@
 // Weights of attention edges, summed or written out. No include guard: see all_ops.h.
 
-// mass [B, T]: the sum of the weights into each target, those below 0 left out.
+// mass [B, T]: the sum of the positive weights into each target.
 static void edge_mass(const Edges& edges, float* mass, int threads) {
   const Pattern& pattern = edges.pattern;
   const EdgeStrips weighed(edges, threads);
@@ -21,7 +21,7 @@ static void edge_mass(const Edges& edges, float* mass, int threads) {
       });
 }
 
-// weights [B, H, T, T], NaN where there is no edge.
+// weights [B, H, T target, T source], NaN where there is no edge.
 static void edge_weights(const Edges& edges, float* weights, int threads) {
   const Pattern& pattern = edges.pattern;
   const std::size_t length = pattern.length;

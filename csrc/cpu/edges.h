@@ -1,6 +1,6 @@
 // The weights of attention edges, a strip at a time. No include guard: see all_ops.h.
 
-// What a thread needs to weigh strips.
+// Memory of a thread that computes the weights of strips.
 struct EdgeScratch {
   Buffer<float> q, alpha, weight, extra;
 };
@@ -29,12 +29,12 @@ class EdgeStrips {
             Buffer<float>(extra)};
   }
 
-  // Operations to weigh all edges of a head once, for `run`.
+  // Operations to compute all weights of a head once, for `run`.
   std::size_t operations() const {
     return geometry.operations() * (pattern_.d_k + 16 + (values_.get() ? weight_.d_v : 0));
   }
 
-  // scratch.alpha: the clean attention weights of a head.
+  // Writes the clean attention weights of a head to scratch.alpha.
   void attend(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
     scores_->scores(strip, strip.sequence, h, scratch.q.get(), scratch.alpha.get(),
                     geometry.stride());
@@ -43,8 +43,8 @@ class EdgeStrips {
                          scratch.alpha.get() + r * geometry.stride(), [](std::size_t, Vector&) {});
   }
 
-  // scratch.weight: -inf where there is no edge. Edges that weigh no more than `floor[r]` may get
-  // any weight up to it.
+  // Writes the weights of a head to scratch.weight, -inf where there is no edge. A weight up to
+  // `floor[r]` may be replaced by any other up to it.
   Work weigh(const Strip& strip, std::size_t h, EdgeScratch& scratch, const float* floor) const {
     if (weight_.importance == Importance::kNorm) {
       weigh_norm(strip, h, scratch);
@@ -80,7 +80,7 @@ class EdgeStrips {
            weight_.importance == Importance::kProximity;
   }
 
-  // Weighs the edges of every head into a strip in turn: use(head).
+  // Computes the weights of each head in turn, and calls use(head) after each.
   template <typename Use>
   Work weigh_heads(const Strip& strip, EdgeScratch& scratch, const float* floor,
                    const Use& use) const {
@@ -95,7 +95,7 @@ class EdgeStrips {
   }
 
   // Calls task(scratch, strip) for every strip of every sequence, the long ones first. `more`:
-  // operations for an edge of one head, besides weighing it.
+  // operations per edge of a head in addition to its weight.
   template <typename MakeScratch, typename Task>
   void for_strips(int threads, std::size_t more, const MakeScratch& make_scratch,
                   const Task& task) const {
@@ -116,7 +116,7 @@ class EdgeStrips {
   }
   std::size_t padded() const { return panels_of(pattern_.length) * kPanel; }
 
-  // Stores weigh(column) for every vector of a row, -inf where there is no edge.
+  // Stores weigh(column) for every vector of a row, and -inf where there is no edge.
   template <typename Weigh>
   INLINE void fill(const Strip& strip, const Row& row, float* to, const Weigh& weigh) {
     sweep(row, strip.width(), [&](std::size_t column, auto whole) {
@@ -126,7 +126,7 @@ class EdgeStrips {
     });
   }
 
-  // In one sweep over the scores: alpha itself is not kept.
+  // Turns scores into weights in one sweep, without storing alpha.
   void weigh_norm(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
     scores_->scores(strip, strip.sequence, h, scratch.q.get(), scratch.weight.get(),
                     geometry.stride());
@@ -143,7 +143,7 @@ class EdgeStrips {
     }
   }
 
-  // scratch.weight: <direction, v>.
+  // Writes <direction, v> to scratch.weight.
   void inner_products(const Strip& strip, std::size_t h, EdgeScratch& scratch) const {
     const std::size_t d_v = weight_.d_v, b = strip.sequence;
     const float* rows =
@@ -166,7 +166,7 @@ class EdgeStrips {
     });
   }
 
-  // kernels/hashing.py, a vector at a time.
+  // As kernels/hashing.py, a vector at a time.
   void random(const Strip& strip, const Row& row, std::size_t h, std::size_t r, float* to) const {
     const std::int32_t* positions = positions_.get() + strip.sequence * padded();
     Bits value = splat(weight_.seed);
@@ -193,7 +193,7 @@ class EdgeStrips {
     const std::size_t last = row.last;
     fill(strip, row, to, [&](std::size_t column) {
       if (column + kWidth <= last + 1) return load(from + column);
-      Vector part{};  // not beyond the end of the array
+      Vector part{};  // do not read past the end of the array
       if (column <= last) std::memcpy(&part, from + column, (last + 1 - column) * sizeof(float));
       return part;
     });

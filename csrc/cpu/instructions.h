@@ -1,6 +1,6 @@
-// Switches a region of source on to an instruction set. GCC or Clang; elsewhere only the portable
-// one is built. Standard headers have to be included before such a region: what they define must
-// not be compiled for a processor that may not be there.
+// Macros that compile a region of source for an instruction set. x86-64 with GCC or Clang;
+// elsewhere only the portable set is built. Include standard headers before such a region: their
+// inline functions, shared with other files, must not use instructions that the processor may lack.
 #pragma once
 
 #if defined(__x86_64__) && defined(__clang__)

@@ -1,15 +1,16 @@
 // Attention output of the masked lanes: METHOD, section 5. No include guard: see all_ops.h.
 //
-// A task is a strip of targets under one head. The clean weights of the strip are computed once and
-// serve every lane. Then, lane by lane:
+// A task is a strip of targets under one head. The clean weights of the strip are computed once for
+// all lanes. Then, lane by lane:
 //
-//   live: the lane's own scores and softmax; of its weights those are kept whose clean edge clears
-//   the lane's cut; their product with the lane's values. 2 (d_k + d_v) operations a pair.
+//   live: the lane's own scores and softmax; attention weights are zeroed unless their clean edge
+//   clears the lane's cut, and multiplied with the lane's values. 2 (d_k + d_v) operations a pair.
 //
-//   frozen: the clean weights, masked alike; their product with the lane's values. 2 d_v a pair.
+//   frozen: the clean attention weights, masked in the same way, times the lane's values. 2 d_v a
+//   pair.
 //
-// Panels of sources without any kept edge are skipped in the last product, and a strip without any
-// needs nothing at all. No mask is stored.
+// Panels of sources without a kept edge are skipped in the last product, and strips without one are
+// skipped altogether. No mask is stored.
 
 class LaneAttention {
  public:
@@ -99,7 +100,8 @@ class LaneAttention {
     }
   }
 
-  // scratch.weights, of kept edges; a row's output is to be multiplied by its share.
+  // Writes unnormalised attention weights of kept edges to scratch.weights. The caller multiplies a
+  // row's output by its share.
   void live_weights(const Strip& strip, std::size_t k, std::size_t h, const float* cuts,
                     Scratch& scratch, float* share) const {
     const std::size_t stride = edges_.geometry.stride();
@@ -118,7 +120,7 @@ class LaneAttention {
     mask(strip, cuts, scratch, scratch.edges.alpha.get());
   }
 
-  // scratch.weights = from where the edge is kept, else 0; in the kept panels.
+  // Sets scratch.weights to `from` where the edge is kept, else to 0, in the kept panels.
   void mask(const Strip& strip, const float* cuts, Scratch& scratch, const float* from) const {
     const std::size_t stride = edges_.geometry.stride();
     const float* weight = scratch.edges.weight.get();

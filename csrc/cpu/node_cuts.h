@@ -1,16 +1,16 @@
 // Cuts that depend on all in-edges of a node: METHOD, section 3. No include guard: see all_ops.h.
 //
 // Nothing is sorted in full. A histogram over the leading bits of the weights (sign, exponent,
-// three bits of mantissa) holds number and sum of every bin. Walking down it finds the bin of the
-// edge at which each stratum's cut lies; one more pass over the weights gathers these bins and the
-// next lighter ones, and only what it gathers is sorted.
+// three bits of mantissa) holds the number and the sum of every bin. Walking it from the heaviest
+// bin down finds the bin that holds each stratum's last edge; one more pass over the weights
+// gathers these bins and the next lighter ones, and only the gathered weights are sorted.
 
 class Node {
  public:
   std::vector<float> weights;  // of all in-edges, in any order
 
-  // The cuts under which the heaviest edges sum to each wanted mass; ties with the last are kept,
-  // edges of weight 0 left out.
+  // The cuts above which the heaviest edges sum to each wanted mass. Ties with the last one are
+  // kept, edges of weight 0 left out.
   void nucleus(const std::vector<double>& wanted, std::vector<float>& cuts) {
     count();
     places_.clear();
@@ -24,14 +24,14 @@ class Node {
       double running = places_[k].sum;
       std::size_t i = first;
       while (i < end && (running += std::max(0.0f, gathered_[i])) < wanted[k]) ++i;
-      i = std::min(i, end - 1);  // rounding: the sum of the bin is not that of its members in order
+      i = std::min(i, end - 1);  // the bin was summed in another order, so `running` can fall short
       const float last = gathered_[i];
       while (i < end && gathered_[i] == last) ++i;
       cuts.push_back(last > 0 ? std::max(0.0f, between(last, i)) : 0.0f);
     }
   }
 
-  // The cuts under which so many of the heaviest edges are kept; ties with the next are left out.
+  // The cuts that keep the given numbers of heaviest edges; ties with the next one are left out.
   void heaviest(const std::vector<std::size_t>& kept, std::vector<float>& cuts) {
     count();
     places_.clear();
@@ -53,11 +53,11 @@ class Node {
     std::size_t count = 0;
   };
   struct Place {
-    std::size_t bin = 0, count = 0;  // the bin; how many edges are heavier than it
-    double sum = 0;                  // and their sum
+    std::size_t bin = 0, count = 0;  // the bin; the number of edges in heavier bins
+    double sum = 0;                  // and the sum of their weights
   };
 
-  // Bins ascend with the weight: negative numbers have their bits turned round.
+  // Bins ascend with the weight: the bits of negative numbers are inverted.
   static std::size_t place(float weight) {
     std::uint32_t bits;
     std::memcpy(&bits, &weight, sizeof bits);
@@ -78,7 +78,7 @@ class Node {
     }
   }
 
-  // The heaviest bin for which found(place, bin), or the lightest there is.
+  // The heaviest bin for which found(place, bin) holds, or the lightest non-empty one.
   template <typename Found>
   Place descend(const Found& found) const {
     Place at;
@@ -89,7 +89,8 @@ class Node {
     return at;
   }
 
-  // gathered_: the members of the bins of all places and of the next lighter ones, descending.
+  // Fills gathered_ with the members of the bins of all places and of the next lighter bins, in
+  // descending order.
   void gather() {
     wanted_.assign(kBins, 0);
     for (const Place& at : places_) {
@@ -104,7 +105,7 @@ class Node {
     std::sort(gathered_.begin(), gathered_.end(), std::greater<float>());
   }
 
-  // Where the members of a bin are in gathered_.
+  // The range of a bin's members in gathered_.
   std::pair<std::size_t, std::size_t> members(std::size_t bin) const {
     const auto first = std::partition_point(gathered_.begin(), gathered_.end(),
                                             [&](float weight) { return place(weight) > bin; });
@@ -112,12 +113,12 @@ class Node {
     return {start, start + bins_[bin].count};
   }
 
-  // Half-way from `last` to the next lighter weight, gathered_[i]. Half-way, so that recomputing a
-  // weight in another order of summation can't move it across; -1 where nothing is lighter.
+  // The midpoint of `last` and the next lighter weight, gathered_[i], so that recomputing a weight
+  // in another order of summation can't move it across; -1 if there is no lighter weight.
   float between(float last, std::size_t i) const {
     if (i == gathered_.size()) return -1;
     const float next = gathered_[i], cut = (last + next) / 2;
-    return cut >= last && last > next ? next : cut;  // half-way can round up to `last`
+    return cut >= last && last > next ? next : cut;  // the midpoint can round up to `last`
   }
 
   std::vector<Bin> bins_;
@@ -127,7 +128,7 @@ class Node {
   std::size_t lowest_ = 0, highest_ = 0;
 };
 
-// cuts [K, B, T] from what find(node, b, t, found) finds of every node.
+// cuts [K, B, T]: find(node, b, t, found) writes the K cuts of a node to `found`.
 template <typename Find>
 static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& find) {
   struct Scratch {

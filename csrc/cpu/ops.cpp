@@ -1,4 +1,4 @@
-// Which instruction sets there are.
+// Choice of an instruction set at run time.
 #include "ops.h"
 
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// The ops as one instruction set has them; each is described in the file of its name.
+// The table of ops of an instruction set. Each op is described in the file of its name.
 #pragma once
 
 #include <string>
@@ -35,12 +35,12 @@ struct Ops {
                       std::size_t strata, std::size_t batch, std::size_t length, int threads);
 };
 
-// Instruction sets that this build and this processor have, the fastest first: of "avx512" (F, BW,
-// DQ and VL), "avx2" (with FMA) and "portable".
+// Instruction sets supported by this build and this processor, the fastest first: "avx512" (F, BW,
+// DQ and VL), "avx2" (with FMA), "portable".
 std::vector<std::string> instruction_sets();
 
-// The ops of the one of that name, or of the fastest for "auto".
-// Throws std::invalid_argument for an instruction set that is not there.
+// The ops of the instruction set of that name; "auto": of the fastest.
+// Throws std::invalid_argument if it is not available.
 const Ops& ops(const std::string& isa);
 
 }  // namespace densitrace::cpu

@@ -1,14 +1,14 @@
 // Errors of the lanes' next-token distributions: METHOD, section 6. No include guard: see
 // all_ops.h.
 //
-// A task is a token: its clean logits, then those of each lane, a row of the vocabulary at a time.
-// Three passes over a row: the logits and their maximum, the exponentials and their sum, the sums
-// that the errors are. The caller makes the logits, as one matrix product for all lanes of a few
+// A task is a token: its clean logits, then those of each lane, one row of the vocabulary at a
+// time. Three passes over a row: the logits and their maximum, the exponentials and their sum, the
+// sums of the errors. The caller computes the logits, as one matrix product for all lanes of a few
 // tokens.
 //
-// The shared nucleus needs no ranking of a lane's tokens. The clean ones are ranked once, the first
-// kCandidates of them unless more are asked for; a lane agrees with the first r of them if they
-// descend in its own logits too, and if no other token outranks the r-th.
+// The shared nucleus needs no ranking of a lane's tokens. The clean tokens are ranked once, the
+// first kCandidates of them unless more are needed; a lane agrees with the first r of them if they
+// descend in its own logits too and no other token outranks the r-th.
 
 constexpr float kPercents[] = {1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99};
 
@@ -24,8 +24,8 @@ class Distribution {
   float top() const { return top_; }
   std::size_t padded() const { return padded_; }
 
-  // Reads a row of logits and writes it: scaled, shifted, capped. Its padding gets logits so low
-  // that they are likely nowhere, but finite, so that 0 times them is 0.
+  // Scales, shifts and caps a row of logits in place. Padding gets a logit so low that its
+  // probability is 0, but finite, so that 0 times it is 0.
   void read(float* row) {
     logits_ = row;
     std::fill(row + all_.vocabulary, row + padded_, -1e30f);
@@ -58,7 +58,7 @@ class Distribution {
         [&](std::size_t v) { return load(p_.get() + v) * (load(logits_ + v) - lse_); }));
   }
 
-  // The sum of term(v) over all vectors v: in float32 for some thousand numbers, then in float64.
+  // The sum of term(v) over all vectors v: in float32 over kBlock numbers, then in float64.
   template <typename Term>
   double over_blocks(const Term& term) const {
     constexpr std::size_t kBlock = 4096;
@@ -99,7 +99,7 @@ class Distribution {
   float lse_ = 0, top_ = 0;
 };
 
-// The likeliest tokens of the clean distribution, in order, and how many hold each mass.
+// The likeliest tokens of the clean distribution in order, and how many of them hold each mass.
 class Ranking {
  public:
   explicit Ranking(std::size_t vocabulary) : rank_(vocabulary, kNowhere) {}
@@ -109,7 +109,7 @@ class Ranking {
     rank(std::min(kCandidates, rank_.size()));
   }
 
-  // Largest mass in percent whose tokens a lane ranks alike; 0 for none.
+  // Largest mass in percent whose tokens a lane ranks in the same order; 0 if there is none.
   float shared_nucleus(const Distribution& lane) {
     std::size_t agreeing = agreement(lane);
     if (agreeing == tokens_.size() && tokens_.size() < rank_.size() &&
@@ -118,7 +118,7 @@ class Ranking {
       agreeing = agreement(lane);
     }
     float shared = 0;
-    double running = 0, before = 0;  // the lane's mass of `taken` tokens, and of one less
+    double running = 0, before = 0;  // the lane's mass of `taken` tokens, and of one fewer
     std::size_t taken = 0;
     for (std::size_t i = 0; i < held_.size() && held_[i] <= agreeing; ++i) {
       const double wanted = static_cast<double>(kPercents[i]) / 100;
@@ -140,13 +140,13 @@ class Ranking {
     tokens_.clear();
     const float* logits = clean_->logits();
     const auto order = [&](std::uint32_t a, std::uint32_t b) { return clean_->outranks(a, b); };
-    const auto cut = [&] {  // to the likeliest `wanted`
+    const auto cut = [&] {  // keep the likeliest `wanted`
       if (tokens_.size() <= wanted) return;
       std::nth_element(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(wanted) - 1,
                        tokens_.end(), order);
       tokens_.resize(wanted);
     };
-    float least = -kInfinity;  // what a token has to exceed, since later ones lose a tie
+    float least = -kInfinity;  // later tokens must exceed it, since they lose ties
     for (std::size_t v = 0; v < rank_.size(); v += kWidth) {
       if (!any(load(logits + v) > least)) continue;
       for (std::size_t token = v; token < std::min(v + kWidth, rank_.size()); ++token)
@@ -169,7 +169,7 @@ class Ranking {
     }
   }
 
-  // How many of the ranked tokens come first, in the same order, for the lane.
+  // How many of the ranked tokens come first for the lane, in the same order.
   std::size_t agreement(const Distribution& lane) const {
     std::size_t agreeing = 1;
     while (agreeing < tokens_.size() && lane.outranks(tokens_[agreeing - 1], tokens_[agreeing]))
@@ -187,7 +187,7 @@ class Ranking {
   }
 
   std::vector<std::uint32_t> rank_;    // of each token; kNowhere beyond the candidates
-  std::vector<std::uint32_t> tokens_;  // descending
+  std::vector<std::uint32_t> tokens_;  // by descending probability
   std::vector<std::size_t> held_;      // for each percent, how many tokens hold it
   const Distribution* clean_ = nullptr;
 };

@@ -1,4 +1,4 @@
-// The ops on 16 bytes: what SSE2 and NEON have, and what a compiler can take apart elsewhere.
+// The ops on vectors of 16 bytes: native in SSE2 and NEON, split by the compiler elsewhere.
 #include "standard.h"
 
 namespace densitrace::cpu::portable {

@@ -1,11 +1,11 @@
 // Blocks of matrix products, in registers. No include guard: see all_ops.h.
 //
-// The right factor lies in panels of kPanel columns, so that a block reads it in one stream; the
-// left one is read a number at a time. Every entry is summed over `depth` in the same order
-// wherever its block lies: a score has the same bits in every op, and labels agree.
+// The right factor is packed in panels of kPanel columns, so that a block reads it sequentially;
+// the left one is read a number at a time. Every entry is summed over `depth` in the same order
+// whatever its block, so a score has the same bits in every op, and levels agree.
 
-// kRows x kPanel entries of a product. kRows * kVectors registers, kVectors for the right factor
-// and one for the left have to fit the register file: 32 under AVX-512, 16 otherwise.
+// kRows x kPanel entries of a product. Its kRows * kVectors registers, kVectors for the right
+// factor and one for the left must fit the register file: 32 under AVX-512, 16 otherwise.
 struct Block {
   Vector at[kRows][kVectors];
 };
@@ -47,7 +47,7 @@ static void multiply(const float* a, std::size_t a_stride, const float* panels, 
 
 constexpr std::size_t panels_of(std::size_t count) { return (count + kPanel - 1) / kPanel; }
 
-// Row (n, m, row) of an array, in float32.
+// Copies row (n, m, row) of an array as float32.
 INLINE void copy_row(const Floats& from, std::size_t n, std::size_t m, std::size_t row,
                      std::size_t count, float* to) {
   const std::size_t place = n * from.stride[0] + m * from.stride[1] + row * from.stride[2];
@@ -62,8 +62,8 @@ INLINE void copy_row(const Floats& from, std::size_t n, std::size_t m, std::size
   }
 }
 
-// [n, m, rows, depth] to panels of rows, [n, m, panels, depth, kPanel]: the right factor of a
-// product with its transpose. 0 beyond the rows.
+// Packs [n, m, rows, depth] into panels of rows, [n, m, panels, depth, kPanel]: the right factor of
+// a product with the transpose. 0 beyond the rows.
 static Buffer<float> pack_transposed(const Floats& from, std::size_t n, std::size_t m,
                                      std::size_t rows, std::size_t depth, int threads) {
   const std::size_t panels = panels_of(rows);
@@ -84,8 +84,8 @@ static Buffer<float> pack_transposed(const Floats& from, std::size_t n, std::siz
   return packed;
 }
 
-// [n, m, rows, columns] to panels of columns, [n, m, panels, padded rows, kPanel]: the right factor
-// of a product with it. Rows are padded to a multiple of kPanel; 0 beyond rows and columns.
+// Packs [n, m, rows, columns] into panels of columns, [n, m, panels, padded rows, kPanel]: the
+// right factor of a product. Rows are padded to a multiple of kPanel; 0 beyond rows and columns.
 static Buffer<float> pack(const Floats& from, std::size_t n, std::size_t m, std::size_t rows,
                           std::size_t columns, int threads) {
   const std::size_t panels = panels_of(columns), padded = panels_of(rows) * kPanel;
@@ -109,7 +109,7 @@ static Buffer<float> pack(const Floats& from, std::size_t n, std::size_t m, std:
   return packed;
 }
 
-// [rows, length] to rows padded to a multiple of kPanel, with 0.
+// Copies [rows, length] with rows padded to a multiple of kPanel by 0.
 template <typename T>
 static Buffer<T> pad(const T* from, std::size_t rows, std::size_t length) {
   const std::size_t padded = panels_of(length) * kPanel;

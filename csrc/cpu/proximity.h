@@ -4,10 +4,10 @@
 //
 //   proximity = a c - 2 sum over d of max(0, a sign(n_d) u_d - |n_d|),   c = <sign(n), u>.
 //
-// a c is a product of d_v numbers and a bound from above. The sum has terms only where |n_d| is
-// less than a |u_d|. With the dimensions of each target sorted by |n_d| it stops at the first that
-// exceeds a max |u|: for most edges, whose a is small, at once. So every weight that is asked for
-// is exact, for a few terms an edge, and an edge whose bound clears no cut has none.
+// a c is a product of d_v numbers and an upper bound. The sum has terms only where |n_d| is less
+// than a |u_d|. With the dimensions of each target sorted by |n_d|, it stops at the first that
+// exceeds a max |u|: for most edges, whose a is small, at once. So every weight that matters is
+// exact at a few terms an edge, and an edge whose bound clears no cut costs none.
 
 class Proximity {
  public:
@@ -29,8 +29,8 @@ class Proximity {
     return kRows * (weight_.hidden + panels_of(weight_.d_v) * kPanel);
   }
 
-  // weights [kRows, width]: from alpha; -inf where there is no edge. An edge that clears no cut
-  // above `floor[r]` may have its bound in place of its weight.
+  // Writes weights [kRows, width] from alpha; -inf where there is no edge. An edge whose bound does
+  // not exceed `floor[r]` gets that bound as its weight.
   Work weigh(const Strip& strip, const Geometry& geometry, std::size_t h, const float* alpha,
              std::size_t stride, const float* floor, float* scratch, float* weights) const {
     const std::size_t d_v = weight_.d_v, hidden = weight_.hidden, b = strip.sequence;
@@ -64,8 +64,8 @@ class Proximity {
     return weight_.node + (b * length_ + t) * weight_.hidden;
   }
 
-  // What every head sends from every source, U^T in panels of sources [B, H, panels, D, kPanel],
-  // and the largest |u_d| of each.
+  // Computes U^T, what each head sends from each source, in panels of sources
+  // [B, H, panels, D, kPanel], and the largest |u_d| of each source.
   void send(int threads) {
     const std::size_t d_v = weight_.d_v, hidden = weight_.hidden, panels = panels_of(length_);
     sent_ = Buffer<float>(batch_ * heads_ * panels * hidden * kPanel);
@@ -95,7 +95,7 @@ class Proximity {
         });
   }
 
-  // Dimensions of each target in ascending |n_d|.
+  // Sorts the dimensions of each target by ascending |n_d|.
   void sort(int threads) {
     const std::size_t hidden = weight_.hidden;
     order_ = Buffer<std::uint32_t>(batch_ * length_ * hidden);
@@ -112,7 +112,7 @@ class Proximity {
     });
   }
 
-  // `row` holds c and becomes the weights.
+  // Overwrites `row`, which holds c, with the weights.
   void weigh_row(const Strip& strip, const Row& sources, std::size_t h, std::size_t t,
                  const float* alpha, float floor, float* row, Work& work) const {
     const std::size_t hidden = weight_.hidden, b = strip.sequence, target = b * length_ + t;

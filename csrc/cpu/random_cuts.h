@@ -1,8 +1,8 @@
 // The cut of a random weight above which a given number of edges lie. No include guard: see
 // all_ops.h.
 //
-// Random weights have 24 bits. One sweep counts their upper halves; another, of the edges in the
-// bin that holds the wanted one, their lower halves.
+// Random weights have 24 bits. One sweep makes a histogram of their upper halves; another, of the
+// lower halves of edges in the bin that holds the wanted one.
 
 struct Histograms {
   static constexpr std::size_t kHalf = std::size_t{1} << 12;
@@ -13,7 +13,7 @@ struct Histograms {
       if (part[i] != 0) counts[row * kHalf + i] += part[i];
   }
 
-  // The bin that holds the wanted-th largest, and how many lie above that bin.
+  // The bin of the wanted-th largest value, and the number of values above that bin.
   std::pair<std::size_t, std::int64_t> descend(std::size_t row, std::int64_t wanted) const {
     std::int64_t above = 0;
     std::size_t bin = kHalf - 1;
@@ -25,10 +25,10 @@ struct Histograms {
     return {bin, above};
   }
 
-  std::vector<std::atomic<std::int64_t>> counts;  // sums of integers: no order of threads shows
+  std::vector<std::atomic<std::int64_t>> counts;  // integers: the order of threads is irrelevant
 };
 
-// cuts [K, B] from counts [K, B]; edges into targets that are not eligible [B, T] don't count.
+// cuts [K, B] from counts [K, B]; only edges into targets that are eligible [B, T] count.
 static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
                         const std::int64_t* counts, std::size_t strata, float* cuts, int threads) {
   const Pattern& pattern = edges.pattern;
@@ -87,7 +87,7 @@ static void random_cuts(const Edges& edges, const std::uint8_t* eligible,
       });
   for (std::size_t i = 0; i < strata * batch; ++i) {
     const std::size_t bits = prefix[i] << 12 | lower.descend(i, counts[i] - above[i]).first;
-    // The next smaller weight there is, so that the wanted-th largest is kept.
+    // One step of 2^-24 below the wanted-th largest weight, which is thus kept.
     cuts[i] = counts[i] > 0 ? (static_cast<float>(bits) - 1) * 0x1p-24f : kInfinity;
   }
 }

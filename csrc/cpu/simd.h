@@ -1,4 +1,4 @@
-// Vectors of the instruction set that is switched on. No include guard: see all_ops.h.
+// Vectors of the current instruction set. No include guard: see all_ops.h.
 
 constexpr std::size_t kWidth = kVectorBytes / sizeof(float);  // floats of a vector
 constexpr std::size_t kPanel = kVectors * kWidth;             // columns of a block of a product
@@ -48,7 +48,7 @@ INLINE bool any(M mask) {
   return found != 0;
 }
 
-// Halves are added to halves, so the order is fixed and the error grows with the logarithm.
+// A tree of halves: the order is fixed, and the error grows with the logarithm of the width.
 template <typename V>
 INLINE auto sum(V vector) {
   for (std::size_t half = kWidth / 2; half > 0; half /= 2)
@@ -84,7 +84,7 @@ INLINE Vector exponential(Vector x) {
   return vanishes ? Vector{} : scaled;
 }
 
-// Near 0 by its Taylor series, as 1 - e^-2x would cancel there: below 1/4 the next term is 1e-8 x.
+// Near 0 a Taylor series, since 1 - e^-2x would cancel there; below 1/4 its next term is 1e-8 x.
 INLINE Vector hyperbolic_tangent(Vector x) {
   const Vector size = absolute(x);
   const Vector square = x * x;

@@ -1,7 +1,7 @@
 // Source norms |W_O v|: METHOD, section 2. No include guard: see all_ops.h.
 //
-// L1: a product of the size of the output projection whose blocks are reduced over D while they are
-// in registers. L2: v^T G v with the d x d Gram matrices G = W_O^T W_O.
+// L1: a product of the size of the output projection, with blocks reduced over D in registers.
+// L2: v^T G v with the d x d Gram matrices G = W_O^T W_O.
 
 // G of every head, [H, d, d].
 static Buffer<float> gram_matrices(const float* w_o, std::size_t heads, std::size_t hidden,
@@ -36,7 +36,7 @@ static void source_norms(const Floats& v, std::size_t batch, std::size_t groups,
   const auto task = [&](Buffer<float>& values, std::size_t index) {
     const std::size_t b = index / strips, first = index % strips * kRows;
     const std::size_t count = std::min(kRows, length - first);
-    const std::size_t stride = std::max(padded, d_v);  // rows of values end in 0, for whole panels
+    const std::size_t stride = std::max(padded, d_v);  // rows are padded with 0 to whole panels
     for (std::size_t h = 0; h < heads; ++h) {
       const std::size_t group = h * groups / heads;
       if (h == 0 || group != (h - 1) * groups / heads) {

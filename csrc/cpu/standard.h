@@ -1,5 +1,5 @@
-// What the ops use of the standard library and of plain code. It is included before a region is
-// switched on to an instruction set, so that nothing shared is compiled for one (instructions.h).
+// Standard headers and shared code of the ops. Included before a region of an instruction set, so
+// that nothing shared is compiled for it (instructions.h).
 #pragma once
 
 #include <algorithm>

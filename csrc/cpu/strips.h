@@ -1,8 +1,8 @@
 // Attention a strip at a time. No include guard: see all_ops.h.
 //
-// A strip is kRows targets of one sequence with all sources that any of them attends to: its scores
-// for one head stay in the nearest caches, are never written to memory, and are recomputed by every
-// op that needs them. Sources go in panels of kPanel.
+// A strip is kRows targets of one sequence with all sources that any of them attends to. Its scores
+// for one head stay in the nearest caches; every op that needs them recomputes them. Sources are
+// grouped in panels of kPanel.
 
 struct Strip {
   std::size_t sequence, first, rows;  // targets [first, first + rows)
@@ -29,8 +29,8 @@ struct Row {
   }
 };
 
-// Calls body(column, whole) for every vector of a strip's row: `whole` is std::true_type where all
-// its columns are sources of the target; else body asks row.inside(column).
+// Calls body(column, whole) for every vector of a strip's row. `whole` is std::true_type if all its
+// columns are sources of the target; otherwise body must mask with row.inside(column).
 template <typename Body>
 INLINE void sweep(const Row& row, std::size_t width, const Body& body) {
   for (std::size_t column = 0; column < width; column += kWidth) {
@@ -89,8 +89,8 @@ class Geometry {
     return row;
   }
 
-  // Floats from one row of a strip's matrix to the next. An odd number of cache lines, so that a
-  // column of rows does not compete for one set of the cache.
+  // Row stride of a strip's matrix, in floats: an odd number of cache lines, so that the rows of a
+  // column fall into different sets of the cache.
   std::size_t stride() const {
     const std::size_t line = kAlignment / sizeof(float);
     return (round_up(panels_of(length_) * kPanel, line) / line | 1) * line;
@@ -105,19 +105,19 @@ class Geometry {
   std::size_t batch_, length_;
   Buffer<std::size_t> first_;  // [B, T] the first source
   Buffer<std::int32_t> segments_;
-  bool scattered_ = false;  // a segment comes back after another one
+  bool scattered_ = false;  // whether a segment resumes after another one
 };
 
 // Scores of queries against packed keys, and their softmax.
 class Scores {
  public:
-  // `sequences`: those of the pattern, or with lanes K times as many.
+  // `sequences`: B, or K * B for lanes.
   Scores(const Pattern& pattern, std::size_t sequences, int threads)
       : pattern_(pattern),
         keys_(pack_transposed(pattern.k, sequences, pattern.groups, pattern.length, pattern.d_k,
                               threads)) {}
 
-  // to [kRows, strip.width()]: scaled scores of queries of sequence n and head h.
+  // Writes to [kRows, strip.width()] the scaled scores of the queries of sequence n and head h.
   void scores(const Strip& strip, std::size_t n, std::size_t h, float* q, float* to,
               std::size_t stride) const {
     const std::size_t depth = pattern_.d_k;
@@ -135,10 +135,10 @@ class Scores {
   }
 
   struct Softmax {
-    float top, sum;  // of exp(score - top), the sink included
+    float top, sum;  // the maximum, and the sum of exp(score - top), both including the sink
   };
 
-  // A row of scores to exp(score - top), 0 where there is no edge.
+  // Turns a row of scores into exp(score - top), 0 where there is no edge.
   Softmax exponentiate(const Row& row, std::size_t h, std::size_t width, float* scores) const {
     Vector top = splat(-kInfinity);
     sweep(row, width, [&](std::size_t column, auto whole) {
@@ -162,8 +162,8 @@ class Scores {
     return result;
   }
 
-  // A row of scores to attention weights by their known log-sum-exp, and on to what
-  // finish(column, alpha) makes of them; `absent` where there is no edge.
+  // Turns a row of scores into attention weights by their known log-sum-exp, applies
+  // finish(column, alpha) in place, and sets `absent` where there is no edge.
   template <typename Finish>
   void normalise(const Row& row, float lse, std::size_t width, float absent, float* scores,
                  const Finish& finish) const {
@@ -186,7 +186,7 @@ class Scores {
   Buffer<float> keys_;
 };
 
-// Values in panels, and what a strip of attention weights makes of them.
+// Values packed in panels, and their product with a strip of attention weights.
 class Values {
  public:
   Values(const Floats& v, std::size_t sequences, std::size_t groups, std::size_t length,
@@ -198,9 +198,8 @@ class Values {
 
   std::size_t stride() const { return panels_of(width_) * kPanel; }
 
-  // to [kRows, stride()]: weights [kRows, strip.width()] times the values of sequence n and group
-  // g, over the strip's panels that `list` names. A panel whose weights are all 0 need not be
-  // there.
+  // Writes to [kRows, stride()] weights [kRows, strip.width()] times the values of sequence n and
+  // group g, over the panels of the strip in `list`, which may omit panels of zero weights.
   void apply(const Strip& strip, std::size_t n, std::size_t g, const float* weights,
              std::size_t weights_stride, const std::uint32_t* list, std::size_t count,
              float* to) const {

@@ -1,5 +1,5 @@
-// Work shared between threads. Tasks write disjoint parts of a result, so the result is the same
-// whatever the number of threads.
+// Parallel execution of tasks. Tasks write disjoint parts of a result, so the result does not
+// depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -14,16 +14,16 @@
 
 namespace densitrace::cpu {
 
-// Multiply-adds that pay for waking a thread.
+// Multiply-adds that are worth waking a thread for.
 constexpr std::size_t kWorthAThread = std::size_t{1} << 18;
 
-// Calls task(scratch, 0) .. task(scratch, tasks - 1) from at most `threads` threads, this one
-// included; each has a scratch of its own, from make_scratch(). `operations` is what all tasks do
-// together: little of it stays on one thread. Threads draw tasks from a counter, since they differ
+// Calls task(scratch, 0) .. task(scratch, tasks - 1) from at most `threads` threads, including this
+// one; each thread has its own scratch, from make_scratch(). `operations` is the total over all
+// tasks: a small total runs on one thread. Threads take tasks from a counter, because tasks differ
 // in length (the triangle of causal attention): put the long ones first.
 //
-// OpenMP where there is one: its threads are then those of torch's own operations, which would
-// otherwise spin beside ours for a while after each of them.
+// Uses OpenMP if available. Its threads are then those of torch's own operations, which would
+// otherwise compete with ours by spinning for a while after each operation.
 template <typename MakeScratch, typename Task>
 void run(std::size_t tasks, int threads, std::size_t operations, const MakeScratch& make_scratch,
          const Task& task) {
@@ -35,7 +35,7 @@ void run(std::size_t tasks, int threads, std::size_t operations, const MakeScrat
     try {
       auto scratch = make_scratch();
       for (std::size_t i = next++; i < tasks; i = next++) task(scratch, i);
-    } catch (...) {  // an exception must not leave a thread: out of memory
+    } catch (...) {  // e.g. out of memory; an exception must not leave a thread
       if (!failing.exchange(true)) failed = std::current_exception();
     }
   };

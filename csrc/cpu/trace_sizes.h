@@ -1,8 +1,8 @@
 // Trace sizes from bottlenecks and in-degrees: METHOD, section 4. No include guard: see all_ops.h.
 //
-// Two ways. Degrees of at most 1, those of every edge but attention's, are counted as bytes: a
-// vector of nodes at a time, one comparison with the level that a stratum needs. Others are added
-// as vectors over the strata, under a mask that the node's bottleneck selects.
+// Two methods. Degrees of at most 1, as all edges but attention have, are counted as bytes: a
+// vector of nodes at a time, with one comparison against the level that a stratum needs. Others are
+// added as vectors over the strata, under a mask that the node's bottleneck selects.
 
 namespace sizes {
 
@@ -51,7 +51,7 @@ static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
       const std::uint8_t* counted = kept.get() + (k * batch + b) * padded;
       std::int64_t total = 0;
       for (std::size_t first = 0; first <= t;) {
-        Bytes part{};  // a byte holds 255 of them
+        Bytes part{};  // a byte can count 255 nodes
         const std::size_t end = std::min(t + 1, first + 255 * kVectorBytes);
         for (; first < end; first += kVectorBytes) {
           const Bytes reached = (Bytes)(load_as<Bytes>(row.get() + first) >= needed);
@@ -65,8 +65,8 @@ static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
   for_outputs(batch, length, threads, strata * batch * length * length / 64, one_output);
 }
 
-// Any degrees. A node j of bottleneck r adds degrees[k, j] to the strata k >= strata - r. Strata go
-// kGroup at a time, in 32 bits for as long as these can't overflow.
+// Any degrees. A node j of bottleneck r adds degrees[k, j] to the strata k >= strata - r. Strata
+// are processed kGroup at a time, summed in 32 bits as long as these can't overflow.
 static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
                         std::int64_t* result, std::size_t strata, std::size_t batch,
                         std::size_t length, std::uint32_t most, int threads) {

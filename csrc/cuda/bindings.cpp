@@ -1,7 +1,8 @@
-// densitrace._cuda: the ops on a GPU. Tensors come as the integers of their addresses, checked by
-// kernels/cuda.py; nothing here knows torch, and importing it needs no driver.
+// densitrace._cuda: the ops on a GPU. Tensors are passed as integer addresses, which
+// kernels/cuda.py has checked. Nothing here depends on torch, and importing the module needs no
+// driver.
 //
-// With DENSITRACE_HOST the same sources, compiled for the host, run on addresses of main memory:
+// With DENSITRACE_HOST the same sources are compiled for the host and run on main memory:
 // densitrace._cuda_host, which the tests build.
 
 #include <pybind11/pybind11.h>

@@ -4,29 +4,31 @@
 // all uint8 [batch, length, length]; entries above the diagonal are not read. T^3 / 6 pairs of a
 // minimum and a maximum a sequence, T^2 bytes read twice and written once.
 //
-// Two ways, and which is faster on which GPU is to be measured:
+// Blocks of threads with the most nodes between outputs and sources come first, so that no long one
+// runs alone at the end. Blocks whose sources all come after their outputs are not launched; the
+// others write their zeros.
 //
-// Blocks with the longest way between outputs and sources come first, so that none is left over at
-// the end; those with sources after outputs are not there, and the others write their zeros.
+// There are two methods; which one is faster depends on the GPU and must be measured.
 //
 // Packed. A matrix product in another algebra, blocked like one: a block of threads owns 64 outputs
-// t and 64 sources i, walks over the nodes j between them 32 at a time, and each thread keeps 8 x 8
-// results in registers. Two levels share a register, as the last bits of two numbers in half
-// precision between 1 and 1.25: these compare as levels do, as whole numbers too. GPUs since sm_90
-// have a minimum of pairs of 16 bits and a maximum of three operands, so that two nodes cost two
-// minima and one maximum of pairs; older ones have minimum and maximum of pairs in half precision.
-// For 2 nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Levels
-// are read as words of four, a tile ahead, and a permutation of bytes makes a pair; byte by byte
-// where the diagonal or an edge runs through the tile, or rows begin anywhere.
+// t and 64 sources i and loops over the nodes j between them, 32 at a time; each thread keeps 8 x 8
+// results in registers. Two levels share a register, as the low bits of two half-precision numbers
+// between 1 and 1.25, which compare like the levels, also as integers. GPUs from sm_90 on have a
+// minimum of 16-bit pairs and a maximum of three operands, so that two nodes cost two minima and
+// one maximum of pairs; older GPUs use the minimum and maximum of half-precision pairs. For two
+// nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Levels are
+// read as words of four, one tile ahead, and a byte permutation makes pairs of them; they are read
+// byte by byte where the diagonal or the matrix's edge crosses the tile, or rows are not aligned to
+// words.
 //
 // Boolean. The result is the number of levels k >= 1 for which some j has reach >= k and levels >=
-// k: a product of matrices of bits for each k up to the highest, in which 256 nodes are one
-// operation of the tensor cores, a conjunction and a count of bits. First both maps are cut into
-// planes of bits, one a level, in which 32 nodes are a word and words of consecutive rows lie side
-// by side: T^2 / 4 bytes a level are written. Then a block of threads walks over the planes, and
-// over the nodes of each, 256 at a time, a step ahead: T^3 / 6 conjunctions of bits a level. How
-// many levels there are is known on the device alone. So planes are made for some levels at a time,
-// as many as the caller has memory for, and launches beyond the highest end at once.
+// k: for each k up to the highest a product of bit matrices, in which one operation of the tensor
+// cores, AND with popcount, covers 256 nodes. First both maps are split into bit planes, one per
+// level, in which a word holds 32 nodes and words of consecutive rows are adjacent: T^2 / 4 bytes a
+// level are written. Then a block of threads loops over the planes and the nodes of each, 256 at a
+// time, loading one step ahead: T^3 / 6 ANDs of bits a level. Only the device knows the number of
+// levels, so planes are made for a few levels at a time, as many as the caller has memory for, and
+// launches beyond the highest level return at once.
 
 #include "cells.h"
 #include "grid.h"
@@ -41,7 +43,7 @@ using Word = std::uint32_t;  // four levels, or 32 bits
 constexpr unsigned kSide = 64;   // outputs, and sources, of a block
 constexpr unsigned kNodes = 32;  // nodes of a tile
 
-constexpr Pair kNone = 0x3C003C00;  // two levels 0: 1.0 in half precision
+constexpr Pair kNone = 0x3C003C00;  // two levels 0, each 1.0 in half precision
 
 #ifdef __CUDACC__
 
@@ -73,23 +75,23 @@ inline Pair largest(Pair a, Pair b, Pair c) { return larger(a, larger(b, c)); }
 
 #endif
 
-// An entry of a lower triangular matrix, 0 above the diagonal and outside.
+// An entry of a lower triangular matrix; 0 above the diagonal and outside.
 DEVICE Byte entry(const Byte* matrix, unsigned length, unsigned row, unsigned column) {
   return row < length && column <= row ? matrix[std::uint64_t{row} * length + column] : Byte{0};
 }
 
-// Pairs of a side of the outputs with one of the sources, those with the longest way between them
-// first; sources come after no output, so that half of all pairs are left out.
+// The outputs and sources of a block, kSide of each. Those farthest apart come first; pairs whose
+// sources come after the outputs, half of all, are left out.
 struct Place {
   unsigned first, column;  // the first output, the first source
 
   DEVICE Place(unsigned block, unsigned length) {
-    unsigned pairs = 1;  // with as long a way as the block's
+    unsigned pairs = 1;  // number of pairs with the same distance
     for (; block >= pairs; ++pairs) block -= pairs;
     column = block * kSide;
     first = column + ((length + kSide - 1) / kSide - pairs) * kSide;
   }
-  // One past the nodes between them.
+  // One past the last node between them.
   DEVICE unsigned end(unsigned length) const {
     return first + kSide < length ? first + kSide : length;
   }
@@ -100,10 +102,10 @@ Blocks blocks_of(unsigned batch, unsigned length) {
   return {batch, sides * (sides + 1) / 2};
 }
 
-// A thread's share of the zeros above the diagonal: where outputs are the block's sources.
+// Writes a thread's share of the zeros above the diagonal: the block's mirror image.
 template <unsigned kThreads>
 DEVICE void clear_above(Byte* result, unsigned length, const Place& place, unsigned thread) {
-  if (place.first == place.column) return;  // the diagonal: its block writes all of it
+  if (place.first == place.column) return;  // blocks on the diagonal write their own zeros
   for (unsigned i = thread; i < kSide * kSide; i += kThreads) {
     const unsigned t = place.column + i / kSide, s = place.first + i % kSide;
     if (s < length) result[std::uint64_t{t} * length + s] = 0;
@@ -114,7 +116,7 @@ DEVICE void clear_above(Byte* result, unsigned length, const Place& place, unsig
 
 #ifdef __CUDACC__
 
-// Two of the bytes of a word as a pair; the other bytes of the pair are those of kNone.
+// Two bytes of a word as a pair, whose other bytes are those of kNone.
 DEVICE Pair pair_of(Word four, unsigned low, unsigned high) {
   return __byte_perm(four, kNone >> 24, 0x4040 | low | high << 8);
 }
@@ -133,11 +135,11 @@ inline Word bytes_of(Pair low, Pair high) {
 
 #endif
 
-// A tile of a matrix, of whose words, `across` a row, each thread takes some.
+// A tile of a matrix as words, `across` per row, which the threads divide among themselves.
 struct Operand {
   const Byte* matrix;
   unsigned length, row, column, across;
-  bool whole;  // below the diagonal and inside, and its words may be read as such
+  bool whole;  // all below the diagonal and inside, with words aligned
 
   DEVICE Word word(unsigned at) const {
     const std::uint64_t from = std::uint64_t{row + at / across} * length;
@@ -157,7 +159,7 @@ struct Packed {
   const Byte *reach, *levels;
   Byte* result;
   unsigned length;
-  bool words;  // rows begin at multiples of 4 bytes
+  bool words;  // whether rows are aligned to words
 
   static constexpr unsigned kEach = 8;    // outputs, and sources, of a thread
   static constexpr unsigned kAcross = 8;  // threads along the sources
@@ -216,11 +218,11 @@ struct Packed {
   }
 
  private:
-  // Where the quad of outputs 4 q .. 4 q + 3 lies in the row of node j: a warp stores 8 quads of
-  // nodes of 4 outputs at once, in 32 banks, and reads whole quads.
+  // Index of the quad of outputs 4 q .. 4 q + 3 in the row of node j. When a warp stores the levels
+  // of 4 outputs at 8 groups of 4 nodes, they fall into 32 different banks; reads are whole quads.
   static DEVICE unsigned swizzled(unsigned q, unsigned j) { return q ^ (j / 4); }
 
-  // best <- max(best, min(reach, levels) of node j, the same of node j + 1).
+  // best <- max(best, min(reach, levels) at node j, min(reach, levels) at node j + 1).
   DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned thread, Own& own) const {
     const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
     const Quad one = shared.levels[j][column], other = shared.levels[j + 1][column];
@@ -246,7 +248,7 @@ struct Packed {
     const bool below = node + kNodes <= length && place.column + kSide <= node + 1;
     return {levels + sequence, length, node, place.column, kSide / 4, words && below};
   }
-  // Which of an operand's words a thread takes: words of a row are next to one another.
+  // Index of the word of an operand that a thread takes in a turn; a row's words are adjacent.
   static DEVICE unsigned reach_word(unsigned thread, unsigned turn) {
     return thread + turn * kThreads;
   }
@@ -254,7 +256,7 @@ struct Packed {
     return (thread + turn / 2 * kThreads) * 2 + turn % 2;
   }
 
-  // A tile's words, on their way while the one before is worked on.
+  // Loads a tile's words into registers while the previous tile is computed on.
   DEVICE void fetch(const Operand& left, const Operand& right, unsigned thread, Own& own) const {
     if (left.whole)
 #pragma unroll
@@ -318,24 +320,24 @@ struct Packed {
 // ---- boolean -----------------------------------------------------------------------------------
 
 constexpr unsigned kBits = 32;                 // of a word
-constexpr unsigned kStepBits = 256;            // of a product of the tensor cores
-constexpr unsigned kStep = kStepBits / kBits;  // words of it
+constexpr unsigned kStepBits = 256;            // of an operation of the tensor cores
+constexpr unsigned kStep = kStepBits / kBits;  // words of a step
 constexpr unsigned kMostLevels = 255;
 
-// Where planes lie: [level, reach or levels, sequence, word, row]; a step's words and a side's rows
-// are all there, beyond the ends with zeros.
+// Layout of the planes: [level, reach or levels, sequence, word, row]. Words are padded to whole
+// steps and rows to whole sides, with zeros.
 struct Layout {
   unsigned batch, words, rows;
 
   DEVICE std::uint64_t map() const { return std::uint64_t{words} * rows; }
   DEVICE std::uint64_t level() const { return 2 * batch * map(); }
-  // Of a sequence's map at a level, which counts from 0.
+  // Offset of a sequence's map at a level, counted from 0.
   DEVICE std::uint64_t at(unsigned level_index, unsigned which, unsigned b) const {
     return level_index * level() + (std::uint64_t{which} * batch + b) * map();
   }
 };
 
-// Levels first + 1 .. first + count, or as far as there are.
+// Levels first + 1 .. first + count, as far as they exist.
 struct Range {
   const Byte* most;
   unsigned first, count;
@@ -347,14 +349,14 @@ struct Range {
   }
 };
 
-// A thread makes one word of all planes.
+// A thread makes one word of every plane.
 struct Planes {
   const Byte *reach, *levels;
   Word* planes;
   Layout layout;
   Range range;
   unsigned length;
-  bool words;  // rows of `reach` begin at multiples of 4 bytes
+  bool words;  // whether rows of `reach` are aligned to words
 
   static constexpr unsigned kThreads = kSide;
   static constexpr unsigned kResident = 8;
@@ -399,7 +401,7 @@ struct Planes {
   }
 };
 
-// Words of 64 rows, as a product of the tensor cores reads them: 4 words of 8 rows in 32 banks.
+// Words of 64 rows, padded so that the tensor cores' reads, 4 words of 8 rows, fall into 32 banks.
 struct Bits {
   Quad quads[kStep][(kSide + 8) / 4];
 
@@ -408,7 +410,8 @@ struct Bits {
 
 struct Counts : Cells<int> {
 #ifdef __CUDACC__
-  // += how many bits rows of the one, from `row` on, and of the other, from `column` on, share.
+  // Adds the numbers of bits that rows of `left` from `row` on share with rows of `right` from
+  // `column` on.
   DEVICE void multiply_add(const Bits& left, unsigned row, const Bits& right, unsigned column) {
     const unsigned eighth = threadIdx.x % kWarp / 4, word = threadIdx.x % 4;
     const Word a[4] = {left.at(word, row + eighth), left.at(word, row + eighth + 8),
@@ -483,7 +486,7 @@ struct Boolean {
           for (unsigned c = 0; c < kAcross; ++c)
             own.sum[r][c].multiply_add(shared.reach, row + r * Counts::kRows, shared.levels,
                                        column + c * Counts::kColumns);
-        if (next % steps != 0) return;  // the level goes on
+        if (next % steps != 0) return;  // more steps of this level follow
         for_cells([&](unsigned r, unsigned c, unsigned i) {
           own.count[r][c][i] += own.sum[r][c].held[i] > 0;
           own.sum[r][c].held[i] = 0;
@@ -502,7 +505,7 @@ struct Boolean {
   }
 
  private:
-  // A quad of a step's words of each map: 16 quads of rows a word.
+  // Loads a thread's quad of a step from each map: 16 quads of rows per word.
   DEVICE void fetch(unsigned level, unsigned step, unsigned b, const Place& place, unsigned thread,
                     Own& own) const {
     static_assert(kThreads == kStep * kSide / 4);
@@ -524,7 +527,7 @@ struct Boolean {
   }
 };
 
-// Whether words may be read from where rows of an array begin.
+// Whether all rows of an array are aligned to words.
 bool in_words(const void* array, unsigned length) {
   return (length | reinterpret_cast<std::uintptr_t>(array)) % 4 == 0;
 }

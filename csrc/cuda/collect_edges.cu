@@ -1,13 +1,14 @@
-// The edges of a tile of weights that clear a floor, counted and then written in order.
+// The edges of a tile of weights that clear a floor: counted, then written in order.
 //
-// A row is a target of a head: [B, heads of the tile, rows], its columns the sources up to it. Two
-// passes: how many edges each row keeps; then, from where the caller's running sum of these puts
-// the row, the edges themselves. Nothing depends on the order in which blocks run.
+// A row is a target of a head: [B, heads of the tile, rows]; its columns are the sources up to the
+// target. Two passes: the first counts the kept edges of each row; the caller's running sum of the
+// counts gives the row's offset in the table, where the second writes the edges. The result does
+// not depend on the order in which blocks run.
 //
-// A block of threads owns a row, and neighbours among them neighbouring columns. To write, it goes
-// over 4,096 columns at a time: which are kept is a bit each in shared memory; a word's bits are
-// counted, and a sum over the words before it, 16 of them and 16 at a time, gives each edge its
-// place. 4 bytes an edge are read twice, and kept ones once more from the caches; a kept edge
+// A block of threads owns a row; neighbouring threads read neighbouring columns. The second pass
+// covers 4,096 columns at a time: a bit per column in shared memory marks the kept ones; the bits
+// of each word are counted, and a prefix sum over words, in runs of 16, gives each edge its offset.
+// 4 bytes an edge are read twice, and those of kept edges once more from the caches; a kept edge
 // writes 19 bytes to the table: sequence, head, source, target, weight, stratum.
 
 #include <cmath>
@@ -22,8 +23,8 @@ constexpr unsigned kRowThreads = 128;
 // A block's row.
 struct Row {
   unsigned b, h, t, sources;
-  std::uint64_t index;  // [B, H, T]
-  std::uint64_t first;  // of its weights in the tile
+  std::uint64_t index;  // in [B, H, T]
+  std::uint64_t first;  // offset of its weights in the tile
 
   DEVICE Row(const Tile& tile, unsigned heads, unsigned x, unsigned slice)
       : b(slice / tile.heads),
@@ -71,24 +72,24 @@ struct WriteRows {
   unsigned strata;
   Tile tile;
   unsigned heads;
-  const std::int64_t* starts;  // [B, H, T], of each row in the order
+  const std::int64_t* starts;  // [B, H, T], offset of each row in the table
   Table table;
 
   static constexpr unsigned kThreads = kRowThreads;
   static constexpr unsigned kResident = 8;
   static constexpr unsigned kBits = 32;
-  static constexpr unsigned kColumns = kThreads * kBits;  // at a time: a word a thread
+  static constexpr unsigned kColumns = kThreads * kBits;  // at a time: one word per thread
   static constexpr unsigned kRun = 16;                    // words summed by one thread
   static constexpr unsigned kRuns = kThreads / kRun;
 
   struct Shared {
-    std::int32_t words[kThreads];   // a bit a column: its edge is kept
-    unsigned counts[kThreads];      // of bits
-    unsigned runs[kRuns];           // and of those of runs of words
-    unsigned before[kThreads + 1];  // kept edges in earlier words
+    std::int32_t words[kThreads];   // one bit per column: whether its edge is kept
+    unsigned counts[kThreads];      // bits set in each word
+    unsigned runs[kRuns];           // bits set in each run of words
+    unsigned before[kThreads + 1];  // bits set in earlier words
   };
   struct Own {
-    std::int64_t place;  // of the next edge that is kept
+    std::int64_t place;  // offset in the table of the next kept edge
   };
 
   template <typename Block>
@@ -140,7 +141,7 @@ struct WriteRows {
   }
 
   DEVICE void write(std::int64_t place, const Row& row, unsigned s, float value) const {
-    unsigned stratum = 0;  // the first whose cut it clears
+    unsigned stratum = 0;  // the first whose cut the weight clears
     for (unsigned k = 0; k < strata; ++k) stratum += value <= cut(row, k);
     table.sequence[place] = static_cast<std::int32_t>(row.b);
     table.head[place] = static_cast<std::int16_t>(row.h);

@@ -1,4 +1,4 @@
-// What the runtime reports.
+// Errors of the CUDA runtime.
 
 #include <stdexcept>
 #include <string>

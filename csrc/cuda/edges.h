@@ -1,8 +1,8 @@
-// What the ops on attention edges are told: kernels/edges.py for a GPU, and the part they work on.
-// Everything is contiguous, and float32 but for the factors of products with as many numbers as
-// pairs of tokens: these are bfloat16, in pieces laid out along their inner dimension d_k or d_v
-// where the model's are not, a multiple of 8 long, and begin at multiples of 16 bytes.
-// B sequences, H heads, G groups, T tokens, K strata.
+// Arguments of the ops on attention edges: kernels/edges.py for a GPU, and tiles of edges.
+// Everything is contiguous and float32, except the factors of T x T products (q, k, along, v):
+// these are bfloat16. If the model's are not, they are split into bfloat16 pieces, concatenated
+// along the inner dimension d_k or d_v, which is a multiple of 8; rows start at multiples of 16
+// bytes. B sequences, H heads, G groups, T tokens, K strata.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace densitrace::cuda {
 
 using BFloat = std::uint16_t;
 
-// Of all attention edges of a block of the model.
+// The attention pattern of a block of the model.
 struct Pattern {
   const BFloat *q, *k;           // [B, H, T, d_k], [B, G, T, d_k]
   const float* lse;              // [B, H, T]
@@ -23,7 +23,7 @@ struct Pattern {
 
 enum class Importance { kScores, kNorm, kProximity, kGiven };
 
-// Which fields are read depends on `importance`: see weigh.cu.
+// `importance` decides which fields are read: see weigh.cu.
 struct Weights {
   Importance importance;
   const float* source = nullptr;  // norm: [B, H, T]
@@ -34,7 +34,7 @@ struct Weights {
   const float* given = nullptr;  // given: [B, H, T, T]
 };
 
-// A table of edges, a column an array.
+// A table of edges: one array per column.
 struct Table {
   std::int32_t* sequence;
   std::int16_t* head;
@@ -43,22 +43,22 @@ struct Table {
   std::uint8_t* stratum;
 };
 
-// Targets [first, first + rows) of the heads [head, head + heads) of all sequences, and their
-// sources before first + rows: so much of the weights is held at once.
+// Targets [first, first + rows) of heads [head, head + heads) of all sequences, with sources before
+// first + rows: the part of the weights that is in memory at a time.
 struct Tile {
   unsigned batch, head, heads, first, rows, length;
 
   unsigned sources() const { return first + rows; }
 };
 
-// The entries of each node [B, T, D] in ascending magnitude, and which dimension each is.
+// The entries of each node [B, T, D] in ascending magnitude, and their dimensions.
 struct Ranked {
   const float* entry;
   const std::uint32_t* dimension;
 };
 
-// What settle says of a row [B, H, T]: its weights' sum, where there are no cuts; its edges, and
-// those of them whose weight was summed.
+// Results of settle per row [B, H, T]: the sum of its weights (0 under cuts); the number of its
+// edges, and of those whose excess was summed.
 struct Settled {
   float* sums;
   std::int32_t *edges, *summed;

@@ -1,22 +1,25 @@
-// How the kernels here are written: once, for a GPU by nvcc, and for the host by a plain C++
-// compiler, which is how they are tested where there is no GPU.
+// Kernels are written once and compiled both for a GPU by nvcc and for the host by a plain C++
+// compiler, so that they can be tested without a GPU.
 //
 // A kernel is a structure of its arguments, with
 //
-//   kThreads                                threads of a block
-//   kResident                               blocks that a multiprocessor has registers for
-//   struct Shared                           what the threads of a block share
-//   struct Own                              what a thread keeps from one part of the body to the
-//   next void operator()(Block& block) const     the body, a template over Block
-//   kLanes                                  threads of a group, where it has parts for groups
+// clang-format off
+//   kThreads                              threads of a block
+//   kResident                             blocks that a multiprocessor has registers for
+//   struct Shared                         shared memory of a block
+//   struct Own                            what a thread keeps from one part of the body to the next
+//   void operator()(Block& block) const   the body, a template over Block
+//   kLanes                                threads of a group, if it has parts for groups
+// clang-format on
 //
-// The body is made of parts: block.each(part) runs part(thread, own) for all threads of the block
-// and ends with a barrier. What stands between parts is the same for all threads of the block. So a
-// part may read what others wrote in the parts before it, never what they write in its own. What is
-// read between parts may not be written in the next one: a thread that is ahead would change it.
+// The body consists of parts: block.each(part) runs part(thread, own) for all threads of the block
+// and ends with a barrier. Code between parts must do the same in all threads. A part may read what
+// other threads wrote in earlier parts, but not what they write in the same part. Shared memory
+// that is read between parts must not be written in the next part, in which another thread may
+// already be.
 //
-// block.each_group(part) is the same for groups of kLanes threads, which walk through their part
-// together and may add up what each of them has: lanes.sum(term).
+// block.each_group(part) does the same for groups of kLanes threads, which run their part together
+// and may add up a number of each thread: lanes.sum(term).
 #pragma once
 
 #include <cstdint>
@@ -39,7 +42,7 @@ namespace densitrace::cuda {
 
 constexpr unsigned kWarp = 32;
 
-// Blocks of a launch, at most 2^31 - 1 of them; x runs fastest.
+// Blocks of a launch, at most 2^31 - 1; x varies fastest.
 struct Blocks {
   unsigned x, y = 1, z = 1;
 
@@ -48,16 +51,16 @@ struct Blocks {
 
 #ifdef __CUDACC__
 
-// The threads of a group, of which this is one.
+// The threads of a group, seen from one of them.
 template <unsigned kLanes>
 struct Lanes {
   static_assert(kLanes < kWarp && kWarp % kLanes == 0);
   unsigned lane;
 
-  // One of them, to write what all of them know.
+  // True in one thread of the group, which writes what all of them computed.
   DEVICE bool leads() const { return lane == 0; }
 
-  // The sum of term(lane) over them, always in the same order: a tree.
+  // The sum of term(lane) over the group, always in the same order: a tree.
   template <typename Term>
   DEVICE float sum(const Term& term) const {
     const unsigned those = ((1u << kLanes) - 1) << threadIdx.x % kWarp / kLanes * kLanes;
@@ -79,14 +82,14 @@ struct Block {
     __syncthreads();
   }
 
-  // part(warp, own): all threads of a warp together.
+  // Calls part(warp, own) in all threads of a warp together.
   template <typename Part>
   DEVICE void each_warp(const Part& part) {
     part(threadIdx.x / kWarp, own);
     __syncthreads();
   }
 
-  // part(group, lanes).
+  // Calls part(group, lanes).
   template <typename Part>
   DEVICE void each_group(const Part& part) {
     constexpr unsigned kLanes = Kernel::kLanes;
@@ -99,15 +102,15 @@ template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kResident)
     run(const Kernel kernel, const Blocks blocks) {
   __shared__ typename Kernel::Shared shared;
-  // In one dimension, as a device takes few blocks along the others.
+  // One dimension, since devices allow few blocks along the others.
   const unsigned rest = blockIdx.x / blocks.x;
   Block<Kernel> block{blockIdx.x % blocks.x, rest % blocks.y, rest / blocks.y, shared, {}};
   kernel(block);
 }
 
-void check(cudaError_t status);  // throws what went wrong
+void check(cudaError_t status);  // throws unless the status is success
 
-// Sets the device where it is not the current one already: setting it makes a context on it.
+// Sets the current device, unless it is current already: cudaSetDevice creates a context.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -133,31 +136,31 @@ void launch(Kernel kernel, Blocks blocks, Where where) {
   if (blocks.count() > 0x7FFFFFFF) check(cudaErrorInvalidConfiguration);
   const OnDevice on_device(where.device);
   void* arguments[] = {&kernel, &blocks};
-  // The status of this launch, and not what others left behind.
+  // The status of this launch: cudaGetLastError could return that of an earlier call.
   check(cudaLaunchKernel(run<Kernel>, dim3(static_cast<unsigned>(blocks.count())),
                          dim3(Kernel::kThreads), arguments, 0,
                          reinterpret_cast<cudaStream_t>(where.stream)));
 }
 
-// To an integer in shared memory; returns what it was. The order of the additions is not known.
+// Adds to an integer in shared memory, in any order; returns the previous value.
 DEVICE std::int32_t add(std::int32_t& to, std::int32_t value) { return atomicAdd(&to, value); }
 DEVICE std::uint32_t add(std::uint32_t& to, std::uint32_t value) { return atomicAdd(&to, value); }
 
-// Lowers an integer in shared memory to another.
+// Lowers an integer in shared memory to `value` if that is less.
 DEVICE void least(std::uint32_t& of, std::uint32_t value) { atomicMin(&of, value); }
 
-// e to a power of 0 or less: to 2^-22 of it and 2^-23.5 of the power.
+// e^power for power <= 0: relative error up to 2^-22 plus 2^-23.5 of the power.
 DEVICE float exponential(float power) { return __expf(power); }
 
-// How many bits of a word are set.
+// Number of bits set in a word.
 DEVICE unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__popc(word)); }
 
 #else
 
-// The order in which a part goes through the threads. A result that depends on it has a race.
+// Whether blocks and threads run in descending order. A result that depends on it has a race.
 inline bool backwards = false;
 
-// What a driver is told of a launch.
+// A launch as the CUDA driver's interface takes it.
 struct Launch {
   const char* kernel;     // the mangled name of its structure
   const char* arguments;  // the structure
@@ -166,7 +169,7 @@ struct Launch {
   unsigned threads;
 };
 
-// Runs launches in place of the threads here, where it is set.
+// If set, receives every launch instead of running it here.
 inline std::function<void(const Launch&)> elsewhere;
 
 template <unsigned kLanes>
@@ -226,7 +229,7 @@ void launch(const Kernel& kernel, Blocks blocks, Where) {
   const auto shared = std::make_unique<Shared>();
   const auto owns = std::make_unique<Own[]>(Kernel::kThreads);
   for (std::uint64_t i = 0; i < blocks.count(); ++i) {
-    // Garbage, as on a device: what nobody wrote is seen.
+    // Fill with garbage, as on a device, so that reads of unwritten memory show.
     std::memset(static_cast<void*>(shared.get()), 0xA5, sizeof(Shared));
     std::memset(static_cast<void*>(owns.get()), 0xA5, Kernel::kThreads * sizeof(Own));
     const std::uint64_t turn = backwards ? blocks.count() - 1 - i : i;
@@ -254,7 +257,7 @@ inline unsigned bits(std::uint32_t word) { return static_cast<unsigned>(__builti
 
 #endif
 
-// The bits of a float, and the other way round.
+// Conversions between a float and its bits.
 DEVICE std::uint32_t bits_of(float number) {
   std::uint32_t bits;
   std::memcpy(&bits, &number, sizeof bits);

@@ -1,25 +1,25 @@
 // Cuts that depend on all in-edges of a node: METHOD, section 3.
 //
-// cuts [K, B, T] for the nodes of a tile of weights, which has all heads: of each node's attention
-// edges, and of its side edges [E, B, T], the heaviest that together are a share of a total, or of
-// all edges in number. Nothing is sorted. Three sweeps over the weights of a node find
+// Computes cuts [K, B, T] for the nodes of a tile of weights with all heads: they keep the heaviest
+// of a node's attention edges and side edges [E, B, T] that together make up a share of a total, or
+// a share of the number of edges. Nothing is sorted. Three sweeps over the weights of a node
 //
-//   1. the heaviest and the lightest, and what all weigh together,
-//   2. a histogram between the two, in which each stratum finds the bin that it ends in,
-//   3. what lies in these bins, and in the next lighter ones: it moves to the front.
+//   1. find the heaviest and the lightest weight, and the sum of all,
+//   2. make a histogram between the two, in which each stratum finds the bin of its last edge,
+//   3. move the weights of these bins, and of the next lighter ones, to the front.
 //
-// Those few are swept again, by a histogram a stratum, until its last edge is known to the bit, and
-// once more for the next lighter one. The cut lies between.
+// Those few are swept again, with one histogram per stratum, until its last edge is known to the
+// bit, and once more to find the next lighter weight. The cut lies between the two.
 //
-// An edge is known by its depth: how many floats lie between it and the heaviest. A bin holds a
-// number of edges, or the sum of their weights in fixed point: integers, so that the order of the
-// additions, which is not known, changes nothing. In a nucleus what is so light that all of it
-// together is less than any stratum leaves out gets no bin.
+// An edge's depth is the number of floats between it and the heaviest. A bin holds a number of
+// edges, or the sum of their weights in fixed point: integers, so that the unknown order of the
+// additions changes nothing. In a nucleus, edges so light that all of them together are less than
+// any stratum leaves out get no bin.
 //
-// A block of threads owns a node, and has its histograms in shared memory. A warp takes 128 sources
-// of a head at a time, a thread every 32nd of them; what moves stays the thread's own, so that
-// nobody waits. Some 65 instructions a weight, 12 bytes of it read, and some 3,000 cycles a node,
-// however few its edges are, for bins and barriers.
+// A block of threads owns a node and keeps its histograms in shared memory. A warp takes 128
+// sources of a head at a time, a thread every 32nd of them. A thread moves weights only within its
+// own slots, so that no thread waits. About 65 instructions a weight, 12 bytes read, and about
+// 3,000 cycles a node for bins and barriers, however few its edges.
 
 #include <cmath>
 #include <cstring>
@@ -30,21 +30,21 @@
 namespace densitrace::cuda {
 namespace {
 
-constexpr unsigned kDigit = 4;   // bits: bins are added up by sixteens
+constexpr unsigned kDigit = 4;   // bits of a digit: bins are summed in groups of sixteen
 constexpr unsigned kDigits = 3;  // of a bin's number
 constexpr unsigned kRun = 1u << kDigit;
 constexpr unsigned kBins = 1u << kDigit * kDigits;
 constexpr unsigned kMostStrata = 255;
 constexpr unsigned kNone = ~0u;  // no depth
 
-// Bins of 64 bits, in halves, and the sums of 16 and of 256 of them.
+// Bins of 64 bits, in two halves, and the sums of 16 (`some`) and of 256 (`many`) of them.
 struct Histogram {
   alignas(16) std::uint32_t low[kBins], high[kBins];
   std::uint64_t some[kBins >> kDigit], many[kBins >> 2 * kDigit];
 
   struct Place {
     unsigned bin;
-    std::uint64_t before;  // what all bins before hold
+    std::uint64_t before;  // sum of all bins before it
   };
 
   DEVICE void add(unsigned bin, std::uint64_t share) {
@@ -58,7 +58,7 @@ struct Histogram {
     return std::uint64_t{high[bin]} << 32 | low[bin];
   }
 
-  // Neighbouring threads begin at different quads, which lie in all banks.
+  // Neighbouring threads start at different quads, so that their reads cover all banks.
   DEVICE std::uint64_t sum_of_bins(unsigned run) const {
     std::uint64_t sum = 0;
     std::uint32_t upper = 0;
@@ -88,8 +88,8 @@ struct Histogram {
     return sum;
   }
 
-  // The first bin that holds, with all before it, what is wanted; else the last. Of a histogram of
-  // 16^digits bins, from `first` on.
+  // The first bin whose running sum reaches `wanted`, else the last, in the histogram of 16^digits
+  // bins that starts at bin `first`.
   DEVICE Place find(unsigned first, unsigned digits, std::uint64_t wanted) const {
     Place place{first, 0};
     while (digits-- > 0) {
@@ -110,18 +110,18 @@ struct Histogram {
   }
 };
 
-// A node's attention edges in the tile: `count` sources of each head.
+// A node's attention edges in the tile: `count` sources per head.
 struct Row {
   float* weights;
   std::uint64_t stride;  // from one head to the next
   unsigned heads, count;
 };
 
-// The weights of a row that are a thread's: one after the other.
+// Iterates over a thread's weights of a row, a stretch of sources at a time.
 template <unsigned kThreads>
 class Walk {
  public:
-  static constexpr unsigned kTurns = 4;  // of a stretch of sources
+  static constexpr unsigned kTurns = 4;  // weights of a thread in a stretch
 
   DEVICE Walk(const Row& row, unsigned thread)
       : row_(row), span_((row.count + kStretch - 1) / kStretch * kStretch) {
@@ -135,7 +135,7 @@ class Walk {
   DEVICE float& weight(unsigned turn) const {
     return row_.weights[head_ * row_.stride + at_ + turn * kWarp];
   }
-  // To the next stretch of the thread's warp.
+  // Advances to the next stretch of the thread's warp.
   DEVICE void go_on() {
     constexpr unsigned kAll = kThreads / kWarp * kStretch;
     head_ += kAll / span_;
@@ -151,7 +151,7 @@ class Walk {
   unsigned span_, head_, at_;
 };
 
-// A place of a walk, for one weight.
+// Iterates over the same weights one at a time.
 template <typename Walk>
 class Slot {
  public:
@@ -165,7 +165,7 @@ class Slot {
   }
 
  private:
-  // Past stretches that have none for the thread.
+  // Advances past stretches without a weight of the thread.
   DEVICE void skip() {
     while (!walk_.ends() && !walk_.has(0)) walk_.go_on();
   }
@@ -173,11 +173,11 @@ class Slot {
   unsigned turn_ = 0;
 };
 
-// What is known of a node's edges together.
+// Range and sum of the edges that can be kept.
 template <typename Sum>
 struct Extent {
-  unsigned heaviest, lightest;  // keys of those that can be kept; lightest: one less
-  Sum sum;                      // of their weights, or their number
+  unsigned heaviest, lightest;  // keys; `lightest` is one less than the key
+  Sum sum;                      // of the weights, or the number of edges
 
   DEVICE void take(const Extent& other) {
     heaviest = heaviest < other.heaviest ? other.heaviest : heaviest;
@@ -186,8 +186,8 @@ struct Extent {
   }
 };
 
-// What is listed of a bin: one more than the first of the strata that end in it, and than the first
-// of those that go on to it; 0 where there is none.
+// Heads of a bin's linked lists of strata: 1 + the first stratum that ends in the bin, and 1 + the
+// first whose next lighter weight is in it; 0 for an empty list.
 struct alignas(2) Lists {
   std::uint8_t ending, going_on;
 
@@ -198,11 +198,11 @@ struct alignas(2) Lists {
   }
 };
 
-// Of a node's edges.
+// How depths of a node's edges map to bins.
 struct Depths {
   unsigned top;    // the key of depth 0
-  unsigned last;   // that has a bin
-  unsigned shift;  // bits of a depth below its bin's
+  unsigned last;   // the last depth that has a bin
+  unsigned shift;  // low bits of a depth that its bin does not resolve
 };
 
 struct Largest {
@@ -213,12 +213,12 @@ struct Largest {
 
 template <bool kCounted>
 struct NodeCuts {
-  float* weight;  // of the tile; what has moved lies where other weights were
+  float* weight;  // of the tile; moved weights overwrite others
   Tile tile;
   unsigned window;
   const float* side;     // [E, B, T]
   const double* wanted;  // [K], shares
-  const float* total;    // [B, T], not read where edges count
+  const float* total;    // [B, T], not read if kCounted
   float* cuts;           // [K, B, T]
   unsigned sides, strata;
 
@@ -231,19 +231,20 @@ struct NodeCuts {
     union {
       Extent<Sum> extents[kThreads];
       Histogram bins;
-      Largest lighter_ones[kThreads];  // that have no bin
+      Largest lighter_ones[kThreads];  // weights without a bin
     };
-    alignas(16) Lists lists[kBins];  // of the histogram that strata share
-    // Of each stratum: what it wants of the bin it ends in; that bin, as the bits that are known of
-    // its last edge's depth; the depth of the next edge, or the bin it goes on to; whether the bin
-    // holds more than is wanted; what follows on its lists.
+    alignas(16) Lists lists[kBins];  // of the histogram shared by all strata
+    // Per stratum: `left`, what is still wanted within its last bin; `known`, the leading bits of
+    // the depth of its last edge, at first that bin; `next`, the bin of the next lighter weight,
+    // later its depth; `more`, whether the bin holds more than is wanted; `following`, the links of
+    // its lists.
     std::uint64_t left[kMostStrata];
     std::uint32_t known[kMostStrata], next[kMostStrata];
     bool more[kMostStrata];
     Lists following[kMostStrata];
     Sum all;
     Depths depths;
-    float lighter;  // the heaviest of those that have no bin
+    float lighter;  // the heaviest weight without a bin
   };
   struct Own {
     unsigned moved;
@@ -255,7 +256,7 @@ struct NodeCuts {
 
   template <typename Block>
   DEVICE void operator()(Block& block) const {
-    const unsigned t = tile.first + tile.rows - 1 - block.x;  // the long ones come first
+    const unsigned t = tile.first + tile.rows - 1 - block.x;  // long rows come first
     const Node node{std::uint64_t{block.y} * tile.length + t, row_of(block.y, t)};
     measure(block, node);
     const Depths depths = block.shared.depths;
@@ -285,7 +286,7 @@ struct NodeCuts {
     });
   }
 
-  // Which bin each stratum ends in, and goes on to.
+  // Finds the bin of each stratum's last edge and the bin of the next lighter weight.
   template <typename Block>
   DEVICE void find_bins(Block& block, const Node& node, const Depths& depths) const {
     Shared& shared = block.shared;
@@ -314,7 +315,7 @@ struct NodeCuts {
     });
   }
 
-  // What is on a list moves to the front; the histogram is not read any more.
+  // Moves the weights of listed bins to the front; the histogram is not needed any more.
   template <typename Block>
   DEVICE void move(Block& block, const Node& node, const Depths& depths) const {
     Shared& shared = block.shared;
@@ -341,7 +342,7 @@ struct NodeCuts {
     });
   }
 
-  // visit(depth) of what a thread has moved, and of its side edges that have a bin.
+  // Calls visit(depth) for the weights a thread has moved, and for its side edges that have a bin.
   template <typename Visit>
   DEVICE void each_moved(const Node& node, const Depths& depths, unsigned thread, unsigned moved,
                          const Visit& visit) const {
@@ -353,12 +354,12 @@ struct NodeCuts {
     });
   }
 
-  // All bits of the depth of each stratum's last edge.
+  // Finds all bits of the depth of each stratum's last edge.
   template <typename Block>
   DEVICE void find_edges(Block& block, const Node& node, const Depths& depths) const {
     Shared& shared = block.shared;
     const unsigned each = (strata == 1 ? 3 : strata <= 16 ? 2 : 1) * kDigit;  // of a bin's number
-    for (unsigned bits = depths.shift; bits > 0;) {                           // not known yet
+    for (unsigned bits = depths.shift; bits > 0;) {                           // still unknown
       const unsigned told = bits < each ? bits : each, rest = bits - told;
       block.each([&](unsigned thread, Own&) {
         clear(shared.bins.low, thread);
@@ -400,7 +401,7 @@ struct NodeCuts {
       const float last = weight_of(depths.top - shared.known[k]);
       float next =
           shared.next[k] == kNone ? shared.lighter : weight_of(depths.top - shared.next[k]);
-      if (kCounted && shared.more[k]) next = last;  // ties with one left out
+      if (kCounted && shared.more[k]) next = last;  // `last` ties with an edge left out
       const bool none_left = next == -INFINITY || shared.all == 0;
       const float cut = none_left ? -1.0f : between(last, next);
       cuts[k * std::uint64_t{tile.batch} * tile.length + node.index] =
@@ -416,7 +417,7 @@ struct NodeCuts {
             tile.heads, t + 1 - first};
   }
 
-  // visit(weight), of a thread's edges; -inf where there is none.
+  // Calls visit(weight) for a thread's edges; the weight is -inf where there is no edge.
   template <typename Visit>
   DEVICE void each_edge(const Node& node, unsigned thread, const Visit& visit) const {
     each_attention_edge(node, thread, visit);
@@ -451,7 +452,7 @@ struct NodeCuts {
     });
   }
 
-  // The first of the items takes all others.
+  // Reduces the items of all threads into the first one.
   template <typename Block, typename Item>
   DEVICE static void fold(Block& block, Item (&items)[kThreads]) {
     block.each([&](unsigned thread, Own&) {
@@ -475,7 +476,7 @@ struct NodeCuts {
     });
   }
 
-  // Which bin a stratum ends in; what the histogram holds up to there.
+  // Finds the bin of a stratum's last edge; returns the running sum including that bin.
   DEVICE static std::uint64_t end_in(Shared& shared, unsigned k, unsigned first, unsigned digits) {
     const auto [bin, before] = shared.bins.find(first, digits, shared.left[k]);
     const std::uint64_t reached = before + shared.bins.held(first + bin);
@@ -485,7 +486,7 @@ struct NodeCuts {
     return reached;
   }
 
-  // Puts a stratum on a list of the bin it has among those of all strata.
+  // Puts stratum k on a list of its bin, bins[k]; other strata of the same bin are linked to it.
   DEVICE void enlist(Shared& shared, unsigned k, const std::uint32_t* bins,
                      std::uint8_t Lists::* list) const {
     unsigned other = 0;
@@ -502,8 +503,8 @@ struct NodeCuts {
       *reinterpret_cast<Quad*>(items + i) = {{0, 0, 0, 0}};
   }
 
-  // Keys are ordered as the weights are, and 0 where none is that can be kept.
-  static constexpr std::uint32_t kSign = 0x80000000, kLowest = 0x007FFFFF;  // the lowest: of -inf
+  // Keys are ordered as the weights; 0 for an edge that cannot be kept.
+  static constexpr std::uint32_t kSign = 0x80000000, kLowest = 0x007FFFFF;  // kLowest: of -inf
   DEVICE static unsigned key_of(float w) {
     const std::uint32_t bits = bits_of(w), turned = bits >> 31 != 0 ? ~bits : bits | kSign;
     if (kCounted) return turned - kLowest;
@@ -517,7 +518,7 @@ struct NodeCuts {
 
   DEVICE static Sum term(unsigned key) { return kCounted ? key != 0 : weight_of(key); }
 
-  // What an edge adds to its bin; the heaviest 2^40 or more, and none nothing.
+  // What an edge adds to its bin: at least 2^40 for the heaviest, at least 1 for any.
   DEVICE static std::uint64_t share_of(unsigned key, unsigned heaviest) {
     if (kCounted) return 1;
     const unsigned digits = key - ((exponent(key) - 1) << 23);  // below 2^24
@@ -528,7 +529,7 @@ struct NodeCuts {
   static constexpr unsigned kPoint = 17;
   DEVICE static unsigned exponent(unsigned key) { return key >> 23 < 1 ? 1 : key >> 23; }
 
-  // A share of the total in the units of `share_of`, at least one.
+  // A share of the total in the units of `share_of`, at least 1.
   DEVICE std::uint64_t units(double share, const Node& node, Sum all, unsigned top) const {
     double found = share * all - 1e-9;
     if (!kCounted) {
@@ -540,14 +541,14 @@ struct NodeCuts {
   static constexpr std::uint64_t kMost = 9'000'000'000'000'000'000;
 
   DEVICE Depths depths_of(const Extent<Sum>& extent, const Node& node) const {
-    Depths depths{1, 0, 0};  // nothing that can be kept has a depth of 0
+    Depths depths{1, 0, 0};  // if no edge can be kept, none gets a bin
     if (extent.heaviest == 0) return depths;
     depths.top = extent.heaviest;
     unsigned lightest = extent.lightest + 1;
     if (!kCounted) {
-      double most = 0;  // that a stratum wants
+      double most = 0;  // the largest share of a stratum
       for (unsigned k = 0; k < strata; ++k) most = wanted[k] < most ? most : wanted[k];
-      // Rounding of the sum is less than what is taken off.
+      // The factor covers the rounding of the sum.
       const double spare = extent.sum * (1 - 0x1p-10) - most * total[node.index];
       const unsigned edges = node.row.heads * node.row.count + sides;
       const unsigned light = key_of(static_cast<float>(spare / edges));
@@ -558,10 +559,10 @@ struct NodeCuts {
     return depths;
   }
 
-  // Half-way, so that recomputing a weight in another order of summation can't move it across.
+  // The midpoint, so that recomputing a weight in another order of summation can't move it across.
   DEVICE static float between(float last, float next) {
     const float cut = (last + next) / 2;
-    return cut >= last && last > next ? next : cut;  // half-way can round up to `last`
+    return cut >= last && last > next ? next : cut;  // the midpoint can round up to `last`
   }
 };
 

@@ -1,5 +1,5 @@
-// The ops on a GPU: pointers are to device memory, arrays contiguous, row-major. A call queues its
-// kernels on a stream and waits for nothing.
+// The ops on a GPU. Pointers refer to device memory; arrays are contiguous and row-major. A call
+// queues its kernels on a stream and does not wait.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace densitrace::cuda {
 
-// Where a call runs: a device's index and a cudaStream_t as an integer.
+// Where a call runs: the index of a device, and a cudaStream_t as an integer.
 struct Where {
   int device;
   std::uintptr_t stream;
@@ -17,8 +17,8 @@ struct Where {
 // bottleneck.cu
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where);
-// In some levels at a time, planes of `some` of them being held: plane_words numbers a level.
-// `most` is the highest level [1].
+// `planes` has room for `some` levels at a time, of plane_words words each. `most` [1] is the
+// highest level.
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
                         const std::uint8_t* most, std::uint32_t* planes, unsigned some,
                         std::uint8_t* result, unsigned batch, unsigned length, Where where);
@@ -38,8 +38,8 @@ void count_rows(const float* weight, const float* floor, const Tile& tile, unsig
 void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
                 unsigned heads, const std::int64_t* starts, const Table& table, Where where);
 
-// node_cuts.cu: of a tile with all heads, or with none, whose weights it moves about; shares
-// `wanted` [K] of a total [B, T], or of the number of edges where it is null
+// node_cuts.cu: the tile has all heads, or none; its weights are overwritten. `wanted` [K] are
+// shares of `total` [B, T], or of the number of edges if that is null
 void node_cuts(float* weight, const Tile& tile, unsigned window, const float* side, unsigned sides,
                const double* wanted, unsigned strata, const float* total, float* cuts, Where where);
 

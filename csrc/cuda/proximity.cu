@@ -5,31 +5,31 @@
 //   proximity = max(0, a c - 2 excess),   c = <sign(n), u>, n = 0 counting as positive,
 //   excess    = sum over d of max(0, a sign(n_d) u_d - |n_d|).
 //
-// weigh.cu writes the bounds max(0, a c) and the a of a tile. An entry adds to the excess only
-// where |n_d| is below far = a max |u|, so the entries of a target are wanted in ascending |n_d|:
-// those below far are the first j, and
+// weigh.cu writes the upper bounds max(0, a c) and the a of a tile. An entry adds to the excess
+// only if |n_d| is below far = a max |u|, so the entries of a target are sorted by |n_d|: those
+// below far are the first j, and
 //
 //   0 <= excess <= j (far - |n_d| of the first).
 //
-// Settle puts the weight in the bound's place wherever the label is in doubt: where the bound
-// clears a cut that the bound from below, a c - 2 j (far - ..), does not. Elsewhere the bound
-// stays, whose label is the weight's. (2.002 stands for 2 there: the rounding of an excess of j
-// terms, j / 8 + 3 additions of 6e-8 each, is below a thousandth for any hidden size to 100,000.
-// Rounding is monotone, so all else is certain as it stands.) Without cuts the weights themselves
-// are wanted: every positive bound that may exceed its weight is in doubt, and rows are summed up.
+// Settle replaces a bound by the weight wherever the level is in doubt: if the upper bound clears a
+// cut that the lower bound, a c - 2 j (far - ..), does not. Elsewhere the bound stays, since it has
+// the level of the weight. (The code has 2.002 instead of 2: the rounding error of an excess of j
+// terms, j / 8 + 3 additions of 6e-8 each, is below a thousandth for any hidden size up to 100,000.
+// Rounding is monotone, so nothing else needs a margin.) Without cuts the weights themselves are
+// needed: every positive bound that may exceed its weight is in doubt, and rows are summed.
 //
-// A block of threads owns a row: a target of a head. It goes over the sources 1,024 at a time,
-// lists those in doubt in shared memory, in any order, and then 8 lanes serve an edge, 16 edges at
-// once. Each edge's sum is its own and its order fixed, so the order of the list changes nothing.
+// A block of threads owns a row: a target of a head. It covers 1,024 sources at a time, lists those
+// in doubt in shared memory, in any order, and then sums 16 edges at once with 8 lanes each. The
+// sum of an edge has a fixed order, so the order of the list changes nothing.
 //
-// Reads of an edge: 4 bytes of the bound, and where it clears a cut 8 for a and max |u|, and some
-// 2 log2 j sizes. Of each of the j terms: 8 bytes of n, which a row's edges share in the first
-// cache, and 4 of u at a place of its own, a sector of 32 bytes from the second cache: its
-// bandwidth is the limit, before 5 operations a term.
+// Reads per edge: 4 bytes of the bound; if it clears a cut, 8 for a and max |u| and about 2 log2 j
+// sizes. Per term: 8 bytes of n, which the edges of a row share in the L1 cache, and 4 bytes of u
+// at an address of its own, a sector of 32 bytes from the L2 cache, whose bandwidth is the limit
+// rather than the 5 operations a term.
 //
-// Label then owns a target, for all heads of the tile: the level of each source, raised where one
-// of these heads' is higher than those before, and how many edges clear each cut; 4 bytes an edge,
-// and 2 a pair of target and source.
+// In Label a block owns a target, for all heads of the tile: it raises the level of each source to
+// the highest of these heads, and counts the edges that clear each cut; 4 bytes an edge, and 2 a
+// pair of target and source.
 
 #include <cmath>
 
@@ -39,9 +39,9 @@ namespace densitrace::cuda {
 namespace {
 
 constexpr unsigned kRowThreads = 128;
-constexpr unsigned kMostLevels = 256;  // 0 among them
+constexpr unsigned kMostLevels = 256;  // including 0
 
-// Cuts of a target in shared memory.
+// The cuts of a target in shared memory.
 struct Cuts {
   float cut[kMostLevels];  // [strata], descending
 
@@ -49,7 +49,7 @@ struct Cuts {
                    unsigned thread) {
     for (unsigned k = thread; k < strata; k += kRowThreads) cut[k] = cuts[k * stride + target];
   }
-  // How many a weight clears: they descend, so the last is the first to be cleared.
+  // Number of cuts that a weight clears; they descend, so the last is the first to be cleared.
   DEVICE unsigned level(float weight, unsigned strata) const {
     unsigned level = 0;
     while (level < strata && weight > cut[strata - 1 - level]) ++level;
@@ -57,15 +57,15 @@ struct Cuts {
   }
 };
 
-DEVICE float clamped(float weight) { return weight < 0 ? 0.0f : weight; }  // NaN stays NaN
+DEVICE float clamped(float weight) { return weight < 0 ? 0.0f : weight; }  // keeps NaN
 
 struct Settle {
   Ranked ranked;
   const float *sent, *most;   // u and max |u|: [heads of the tile, B, T, D], [.., B, T]
-  const float *share, *cuts;  // a: as the tile; cuts [K, B, T]
-  float* weight;              // in: the bounds
+  const float *share, *cuts;  // a, shaped as the tile; cuts [K, B, T]
+  float* weight;              // as input: the bounds
   Tile tile;
-  unsigned heads, hidden, strata;  // strata 0: weights are wanted
+  unsigned heads, hidden, strata;  // strata 0: all weights are needed
   Settled settled;
 
   static constexpr unsigned kThreads = kRowThreads;
@@ -77,7 +77,7 @@ struct Settle {
     Cuts cuts;
     std::int32_t listed, summed, edges;
     unsigned source[kSources];  // of the listed edges
-    unsigned terms[kSources];   // and their j
+    unsigned terms[kSources];   // their j
     float sums[kThreads];
   };
   struct Own {
@@ -88,7 +88,7 @@ struct Settle {
   template <typename Block>
   DEVICE void operator()(Block& block) const {
     const unsigned b = block.y / tile.heads, h = block.y % tile.heads;
-    const unsigned row = tile.rows - 1 - block.x, t = tile.first + row;  // the long ones come first
+    const unsigned row = tile.rows - 1 - block.x, t = tile.first + row;  // long rows come first
     const std::uint64_t target = std::uint64_t{b} * tile.length + t;
     const std::uint64_t first =
         (std::uint64_t{block.y} * tile.rows + row) * (tile.first + tile.rows);
@@ -159,8 +159,8 @@ struct Settle {
   }
 
  private:
-  // Terms of the excess of an edge whose label is in doubt, else 0. `at`: in the tile; `sender`:
-  // its source.
+  // Number of terms of the excess if the edge's level is in doubt, else 0. `at`: offset in the
+  // tile; `sender`: offset of its source.
   DEVICE unsigned in_doubt(const Cuts& found, float bound, std::uint64_t at, std::uint64_t sender,
                            const float* entries) const {
     const unsigned level = strata == 0 ? bound > 0 : found.level(bound, strata);
@@ -173,7 +173,7 @@ struct Settle {
     return lowest > found.cut[strata - level] ? 0 : terms;
   }
 
-  // A lane's terms, some at a time so that their reads overlap.
+  // Sums a lane's terms, kAhead at a time so that their reads overlap.
   DEVICE float excess_of(unsigned lane, unsigned terms, float a, const float* u,
                          const float* entries, const std::uint32_t* dimensions) const {
     constexpr unsigned kAhead = 4;
@@ -193,8 +193,8 @@ struct Settle {
     return sum;
   }
 
-  // How many sizes are below `far`, which the first is. Most often few: so the search goes up in
-  // doubling steps before it halves the last.
+  // Number of sizes below `far`; the first one is. It is usually small, so the search doubles its
+  // step first and then bisects the last one.
   DEVICE unsigned below(float far, const float* entries) const {
     unsigned high = 1;
     while (high < hidden && fabsf(entries[high]) < far) high *= 2;
@@ -215,8 +215,8 @@ struct Label {
   const float *weight, *cuts;  // cuts [K, B, T]
   Tile tile;
   unsigned strata;
-  std::uint8_t* levels;   // [B, T, T], of the heads so far
-  std::int32_t* degrees;  // [K, B, T], of the heads so far
+  std::uint8_t* levels;   // [B, T, T], over the heads so far
+  std::int32_t* degrees;  // [K, B, T], over the heads so far
 
   static constexpr unsigned kThreads = kRowThreads;
   static constexpr unsigned kResident = 16;

@@ -3,11 +3,10 @@
 // result[k, b, t] = sum over j <= t of degrees[k, b, j] where reach[b, t, j] >= strata - k; reach
 // uint8 [batch, length, length], degrees int32 and result int64 [strata, batch, length].
 //
-// A block owns 8 outputs and 4 strata: K T^2 / 2 comparisons with additions. A byte of `reach` that
-// is loaded serves 4 strata, and a degree 8 outputs: T^2 / 2 bytes are read K / 4 times, from the
-// second time on out of the caches, and degrees T / 8 times. A thread adds up nodes 128 apart, then
-// 32 of a block's threads at a time have their sums added. Sums are whole numbers of 64 bits, so no
-// order of them matters.
+// A block owns 8 outputs and 4 strata: K T^2 / 2 comparisons and additions. A loaded byte of
+// `reach` serves 4 strata, and a degree 8 outputs: T^2 / 2 bytes are read K / 4 times, after the
+// first time from the caches, and degrees T / 8 times. A thread sums nodes 128 apart, then the sums
+// of 32 threads at a time are added. Sums are 64-bit integers, so their order does not matter.
 
 #include "grid.h"
 
@@ -25,7 +24,7 @@ struct TraceSizes {
   static constexpr unsigned kOutputs = 8;
   static constexpr unsigned kStrata = 4;
   static constexpr unsigned kSums = kOutputs * kStrata;
-  static constexpr unsigned kParts = kThreads / kSums;  // threads that add up the same sum
+  static constexpr unsigned kParts = kThreads / kSums;  // threads that share a sum
 
   struct Shared {
     std::int64_t sums[kSums][kThreads + 1];  // padded: threads read down a column
@@ -37,7 +36,7 @@ struct TraceSizes {
   DEVICE void operator()(Block& block) const {
     const unsigned b = block.y, first_stratum = block.z * kStrata;
     const unsigned blocks = (length + kOutputs - 1) / kOutputs;
-    const unsigned first = (blocks - 1 - block.x) * kOutputs;  // the long ones come first
+    const unsigned first = (blocks - 1 - block.x) * kOutputs;  // long rows come first
     Shared& shared = block.shared;
     block.each([&](unsigned thread, Own&) {
       std::int64_t sums[kOutputs][kStrata] = {};
@@ -54,7 +53,7 @@ struct TraceSizes {
           const bool within = t < end && j <= t;
           level[i] = within ? reach[(std::uint64_t{b} * length + t) * length + j] : 0;
         }
-        // A level 0 clears nothing: thresholds are 1 and more, or the stratum has no degrees.
+        // Level 0 reaches no stratum: thresholds are at least 1, or the degree is 0.
 #pragma unroll
         for (unsigned i = 0; i < kOutputs; ++i)
 #pragma unroll

@@ -1,18 +1,18 @@
 // The unnormalised weights of attention edges: METHOD, section 2.
 //
-// weight [B, heads of the tile, rows, sources], float32, -inf where there is no edge; what lies
-// more than a block above the diagonal is not written. From alpha = exp(score - lse), with scores
-// <q, k> scaled and capped:
+// weight [B, heads of the tile, rows, sources], float32, -inf where there is no edge; blocks that
+// lie wholly above the diagonal are not written. With alpha = exp(score - lse), and scores <q, k>
+// scaled and capped:
 //
 //   scores     the score itself
 //   norm       alpha source[h, s] target[t]
-//   proximity  max(0, a c), an upper bound, with a = alpha target[t], kept in `share` [as weight],
-//              and c = <W_O^T sign(n_t), v_s> = <along[h, t], v[g, s]>; a NaN stays one
-//   given      what is written in an array [B, H, T, T]
+//   proximity  max(0, a c), an upper bound; a = alpha target[t] is written to `share` [as weight],
+//              and c = <W_O^T sign(n_t), v_s> = <along[h, t], v[g, s]>; NaN stays NaN
+//   given      the entry of an array [B, H, T, T]
 //
-// A block of threads owns 64 targets and 64 sources of a head, each of its warps 32 of either, and
-// multiplies on the matrix units, 32 dimensions at a time through shared memory, the next ones read
-// ahead: 2 d operations an edge, product and pair of pieces; 4 (8) bytes an edge are written.
+// A block of threads owns 64 targets and 64 sources of a head, each of its warps 32 of either. It
+// multiplies on the matrix units, 32 dimensions at a time through shared memory, with the next ones
+// loaded ahead: 2 d operations per edge, product and pair of pieces; 4 (8) bytes an edge written.
 
 #include <cmath>
 
@@ -27,15 +27,15 @@ constexpr unsigned kQuads = 4;   // of a row in shared memory
 constexpr unsigned kInQuad = 8;  // dimensions
 constexpr unsigned kDepth = kQuads * kInQuad;
 
-// Some dimensions of 64 rows. Neighbouring threads read two rows, which lie in all 32 banks.
+// kDepth dimensions of 64 rows. Eight neighbouring threads read two rows, which cover all 32 banks.
 struct Strip {
   Quad rows[kSide][kQuads];
 };
 
 struct Sums : Cells<float> {
 #ifdef __CUDACC__
-  // += rows of the one, from `row` on, times those of the other, from `column` on. A thread has a
-  // quad of each of its rows: which dimensions a product takes together matters to no sum.
+  // Adds products of rows of `left` from `row` on with rows of `right` from `column` on. A thread
+  // holds one quad of each of its rows: the sum does not depend on which dimensions an mma pairs.
   DEVICE void multiply_add(const Strip& left, unsigned row, const Strip& right, unsigned column) {
     const unsigned eighth = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
     const Quad upper = left.rows[row + eighth][quad], lower = left.rows[row + eighth + 8][quad];
@@ -68,8 +68,8 @@ struct Weigh {
   Tile tile;
   float *weight, *share;
 
-  static constexpr bool kShared = kImportance == Importance::kProximity;  // shares are wanted
-  // Whether attention weights are.
+  static constexpr bool kShared = kImportance == Importance::kProximity;  // `share` is written
+  // Whether attention weights are needed.
   static constexpr bool kAlpha =
       kImportance == Importance::kNorm || kImportance == Importance::kProximity;
   static constexpr unsigned kThreads = 2 * kSide;  // warps own 32 targets and 32 sources
@@ -79,9 +79,9 @@ struct Weigh {
 
   struct Shared {
     Strip left, right;
-    std::int32_t parted;  // some of the tokens are of another segment
+    std::int32_t parted;  // not 0 if some tokens belong to another segment
   };
-  // A thread's quads of 64 rows, of some dimensions and then of the next.
+  // A thread's quads of 64 rows, for the next dimensions to be multiplied.
   struct Strips {
     const BFloat* from[kTurns];  // null for a row beyond the end
     Quad quads[kTurns];
@@ -95,7 +95,7 @@ struct Weigh {
   DEVICE void operator()(Block& block) const {
     const unsigned sources = tile.first + tile.rows, columns = (sources + kSide - 1) / kSide;
     const unsigned t = tile.first + block.x / columns * kSide, s = block.x % columns * kSide;
-    if (s > t + kSide - 1) return;  // above the diagonal, all of it
+    if (s > t + kSide - 1) return;  // wholly above the diagonal
     const unsigned b = block.y / tile.heads, h = tile.head + block.y % tile.heads;
     const unsigned g = h * pattern.groups / pattern.heads, length = tile.length;
     const std::uint64_t row = (std::uint64_t{b} * pattern.heads + h) * length + t;
@@ -115,7 +115,7 @@ struct Weigh {
                weights.d_v);
     block.each_warp([&](unsigned warp, Own& own) {
       const unsigned down = t + warp / 2 * 32, across = s + warp % 2 * 32;
-      // All that these rows and columns meet in are edges.
+      // Whether all pairs of the block's targets and sources are edges.
       const bool whole = s + kSide <= t + 1 && t + kSide <= sources && block.shared.parted == 0 &&
                          (pattern.window == 0 || t + kSide - s <= pattern.window);
       if (whole)
@@ -134,7 +134,7 @@ struct Weigh {
     });
   }
 
-  // own.*into <- left [rows, depth] times right [columns, depth], transposed.
+  // own.*into <- left [rows, depth] times right [columns, depth] transposed.
   template <typename Block>
   DEVICE void multiply(Block& block, Sums (Own::*into)[kDown][kAcross], const BFloat* left,
                        const BFloat* right, unsigned rows, unsigned columns, unsigned depth) const {
@@ -182,7 +182,7 @@ struct Weigh {
     }
     fetch(strips, 0, first < depth);
   }
-  // The quads from dimension d on, 0 beyond either end.
+  // Loads the quads from dimension d on; 0 beyond the last row or dimension.
   DEVICE void fetch(Strips& strips, unsigned d, bool inside) const {
 #pragma unroll
     for (unsigned turn = 0; turn < kTurns; ++turn)
@@ -191,10 +191,11 @@ struct Weigh {
                                : Quad{{0, 0, 0, 0}};
   }
 
-  // What the edges into a target of a head share.
+  // Data that all edges into a target of a head share.
   struct Target {
     unsigned t;
-    std::uint64_t to, head;  // its row of the tile; the head's first row
+    std::uint64_t to,
+        head;  // offsets: of its row in the tile; of the head's first row in [B, H, T]
     float lse = 0, scale = 1;
     const std::int32_t* segments = nullptr;  // of its sequence
     std::int32_t segment = 0;
@@ -223,7 +224,7 @@ struct Weigh {
     float one, other;
   };
 
-  // A warp's weights, from a target and a source on.
+  // Writes a warp's weights, from target `down` and source `across` on.
   template <bool kWhole>
   DEVICE void write(Own& own, unsigned slice, unsigned b, unsigned h, unsigned down,
                     unsigned across) const {
@@ -250,7 +251,7 @@ struct Weigh {
       }
   }
 
-  // Of sources from s on, as many as there are, into a row of the tile; two at once where both are.
+  // Writes neighbouring weights from source s on into a row of the tile, two at once if possible.
   template <bool kWhole>
   DEVICE void write(const Weighed (&found)[Sums::kHeldOfRow], std::uint64_t row, unsigned s) const {
     const unsigned sources = tile.first + tile.rows;
@@ -259,7 +260,7 @@ struct Weigh {
     for (unsigned i = 0; i < Sums::kHeldOfRow; ++i) {
       const std::uint64_t to = row + s + i;
       if (twos) {
-        if (i % 2 != 0) continue;  // it went with the one before
+        if (i % 2 != 0) continue;  // written with the one before
         const Weighed &one = found[i], &other = found[i + 1];
         *reinterpret_cast<Two*>(weight + to) = {one.weight, other.weight};
         if (kShared) *reinterpret_cast<Two*>(share + to) = {one.share, other.share};
