@@ -1,10 +1,8 @@
 """Random numbers that depend on coordinates alone, whatever the batch or tiling."""
 
-from typing import TypeVar
-
 from torch import Tensor
 
-Number = TypeVar("Number", int, Tensor)
+Number = int | Tensor
 
 
 def _mix(value: Number) -> Number:
@@ -13,6 +11,11 @@ def _mix(value: Number) -> Number:
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & mask
     value = ((value ^ (value >> 15)) * 0x846CA68B) & mask
     return value ^ (value >> 16)
+
+
+def _absorb(value: Number, item: Number) -> Number:
+    """Mix one more integer into a hash; a tensor if either is one."""
+    return _mix((value ^ item) + 0x9E3779B9 & 0xFFFFFFFF)
 
 
 def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
@@ -28,9 +31,8 @@ def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
         torch.Size([2, 3])
     """
     # Seed and stream stay Python integers until they meet a tensor: no copy to the device.
-    start = _mix((seed & 0xFFFFFFFF ^ stream) + 0x9E3779B9 & 0xFFFFFFFF)
-    first, *others = coordinates
-    value = _mix((first.long() ^ start) + 0x9E3779B9 & 0xFFFFFFFF)
-    for item in others:
-        value = _mix((value ^ item.long()) + 0x9E3779B9 & 0xFFFFFFFF)
+    value = _absorb(seed & 0xFFFFFFFF, stream)
+    for coordinate in coordinates:
+        value = _absorb(value, coordinate.long())
+    assert isinstance(value, Tensor)
     return (value >> 8).float() * 2.0**-24
