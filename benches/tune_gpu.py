@@ -121,20 +121,19 @@ class Pins:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Kernels ask here while the context is open."""
-        pinned = configs.launch
+        pinned = configs.entry
 
-        def launch(op: str, width: int, tensor: Tensor) -> Config:
-            place = configs.place(op, width, tensor)
+        def entry(place: Place, table: str) -> Config:
             self.asked.add(place)
             if place not in self.found:
-                self.found[place] = pinned(op, width, tensor)
+                self.found[place] = pinned(place, table)
             return dict(self.found[place])
 
-        configs.launch = launch
+        configs.entry = entry
         try:
             yield
         finally:
-            configs.launch = pinned
+            configs.entry = pinned
 
     def places_of(self, run: Run) -> set[Place]:
         """The entries that a run looks up."""

@@ -104,31 +104,19 @@ def triton_on_machine(
         table: of pinned configurations.
         counted: to add what they are given to do to.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.jit import JITFunction
-    from triton_compiler import OPTIONS, source
+    from triton_device import Launched, device  # here: Triton is not needed for CUDA's
 
     from densitrace.kernels.triton import configs
 
-    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        options = {name: arguments[name] for name in OPTIONS if name in arguments}
-        target = GPUTarget("cuda", capability, 32)
-        known = source(self, arguments)
-        built = triton.compile(known, target=target, options=options)
-        (entry,) = entries(built.asm["ptx"]).values()
-        values = [arguments[name] for name, kind in known.signature.items() if kind != "constexpr"]
-        sizes = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
+    def run(launched: Launched) -> None:
+        kernel, values = launched.kernel, launched.arguments()
+        (entry,) = entries(kernel.asm["ptx"]).values()
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        threads, shared = 32 * built.metadata.num_warps, built.metadata.shared
-        what = Launch(entry, sizes, threads, _packed(entry, values), shared)
+        threads, shared = 32 * kernel.metadata.num_warps, kernel.metadata.shared
+        what = Launch(entry, launched.grid, threads, _packed(entry, values), shared)
         launch(what, map(_storage, tensors), _counts(counted, entry.name))
 
-    with (
-        mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(configs, "table_for", return_value=table),
-    ):
+    with device(capability, run), mock.patch.object(configs, "table_for", return_value=table):
         yield
 
 

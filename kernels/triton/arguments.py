@@ -102,7 +102,7 @@ def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
         "p_positions": absent if positions is None else positions.to(torch.int32).contiguous(),
         "p_given": floats(given),
         "seed": _signed(seed),
-        "stream": _signed(stream),
+        "salt": _signed(stream),  # `stream` is a word of Triton's own at a launch
         "D_SENT": sent.shape[-1],
         "BSENT": tile_width(sent.shape[-1]),
         "KIND": kind,

@@ -17,6 +17,9 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "configs"
 DEFAULT = "default"
 
+# Products and sums fuse whatever Triton's default is, which 3.10 changes: two runs agree.
+FUSED = {"enable_fp_fusion": True}
+
 Config = dict[str, int]  # argument to value
 Table = dict[str, dict[str, dict[str, Config]]]  # op, bits, width
 
@@ -80,16 +83,20 @@ def place(op: str, width: int, tensor: Tensor) -> Place:
     return Place(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
 
 
+def entry(place: Place, table: str) -> Config:
+    """Tile sizes, num_warps and num_stages that a table has at a place."""
+    return dict(_table(table)[place.op][place.bits][place.width])
+
+
 def launch(op: str, width: int, tensor: Tensor) -> Config:
-    """Tile sizes, num_warps and num_stages of a launch.
+    """Tile sizes and compiler options of a launch.
 
     Args:
         op: name of the op in the tables.
         width: width of its widest head tile.
         tensor: any tensor with the dtype and device of the tiles.
     """
-    found = place(op, width, tensor)
-    return dict(_table(table_for(tensor.device))[found.op][found.bits][found.width])
+    return entry(place(op, width, tensor), table_for(tensor.device)) | FUSED
 
 
 def places(table: str = DEFAULT) -> list[Place]:

@@ -78,12 +78,12 @@ def add_degrees(p_degrees, b_degree, k: tl.constexpr, i_b, batch, o_t, length, C
         tl.atomic_add(p_degrees + o_t, b_degree, mask=m_degree, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["batch", "seed", "stream"])
+@triton.jit(do_not_specialize=["batch", "seed", "salt"])
 def edge_levels_kernel(
     p_q, p_k, p_lse, p_cuts, p_levels, p_degrees, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
-    scale, softcap, length, batch, seed, stream,
+    scale, softcap, length, batch, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, CUTS: tl.constexpr, ADDED: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr,
@@ -129,7 +129,7 @@ def edge_levels_kernel(
                 b_measure = measure_tile(
                     b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
                     p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-                    seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, False,
+                    seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, False,
                 )  # fmt: skip
                 b_head = bar_rows(p_lse, p_target, o_t, i_b, i_h, length, HEADS, KIND, HAS_TARGET)
                 b_counted = ()

@@ -15,12 +15,12 @@ from .tiles import allowed_tile, block_and_row, first_source, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 
-@triton.jit(do_not_specialize=["seed", "stream"])
+@triton.jit(do_not_specialize=["seed", "salt"])
 def edge_mass_kernel(
     p_q, p_k, p_lse, p_mass, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
-    scale, softcap, length, seed, stream,
+    scale, softcap, length, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
     WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -50,7 +50,7 @@ def edge_mass_kernel(
         b_weight = weight_tile(
             b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
             p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-            seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
+            seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
         )  # fmt: skip
         b_mass += tl.sum(tl.maximum(b_weight, 0.0), 1)
     tl.store(p_mass + i_row * length + o_t, b_mass, mask=m_t)

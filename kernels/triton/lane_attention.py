@@ -48,7 +48,7 @@ def add_tile(
     i_b, i_h, i_g, p_k, p_lane_k, p_v, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_k_t, s_v_n, s_v_m, s_v_t, s_lane_k_n, s_lane_k_m, s_lane_k_t, s_sent_n, s_sent_m, s_sent_t,
-    scale, softcap, length, seed, stream,
+    scale, softcap, length, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, D_V: tl.constexpr,
     BD: tl.constexpr, BV: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
     LANES: tl.constexpr, WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -73,7 +73,7 @@ def add_tile(
     b_measure = measure_tile(
         b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
         p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-        seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, WHOLE,
+        seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, WHOLE,
     )  # fmt: skip
     b_tops, b_sums, b_outputs = (), (), ()
     for i in tl.static_range(LANES):
@@ -105,14 +105,14 @@ def add_tile(
     return b_tops, b_sums, b_outputs
 
 
-@triton.jit(do_not_specialize=["batch", "strata", "seed", "stream"])
+@triton.jit(do_not_specialize=["batch", "strata", "seed", "salt"])
 def lane_attention_kernel(
     p_q, p_k, p_lse, p_lane_q, p_lane_k, p_v, p_cuts, p_output, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_v_n, s_v_m, s_v_t,
     s_lane_q_n, s_lane_q_m, s_lane_q_t, s_lane_k_n, s_lane_k_m, s_lane_k_t,
     s_sent_n, s_sent_m, s_sent_t,
-    scale, softcap, length, batch, strata, seed, stream,
+    scale, softcap, length, batch, strata, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, D_V: tl.constexpr,
     BD: tl.constexpr, BV: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, LANES: tl.constexpr,
@@ -160,7 +160,7 @@ def lane_attention_kernel(
                 o_t, i_s + tl.arange(0, BS), o_d, o_v, i_b, i_h, i_g,
                 p_k, p_lane_k, p_v, p_segments, p_source, p_target, p_sent, p_positions, p_given,
                 s_k_t, s_v_n, s_v_m, s_v_t, s_lane_k_n, s_lane_k_m, s_lane_k_t,
-                s_sent_n, s_sent_m, s_sent_t, scale, softcap, length, seed, stream,
+                s_sent_n, s_sent_m, s_sent_t, scale, softcap, length, seed, salt,
                 HEADS, GROUPS, D_K, D_V, BD, BV, D_SENT, BSENT, LANES, WINDOW, HAS_SOFTCAP,
                 HAS_SEGMENTS, HAS_TARGET, KIND, LIVE, INVERT, True,
             )  # fmt: skip
@@ -172,7 +172,7 @@ def lane_attention_kernel(
             o_t, i_s + tl.arange(0, BS), o_d, o_v, i_b, i_h, i_g,
             p_k, p_lane_k, p_v, p_segments, p_source, p_target, p_sent, p_positions, p_given,
             s_k_t, s_v_n, s_v_m, s_v_t, s_lane_k_n, s_lane_k_m, s_lane_k_t,
-            s_sent_n, s_sent_m, s_sent_t, scale, softcap, length, seed, stream,
+            s_sent_n, s_sent_m, s_sent_t, scale, softcap, length, seed, salt,
             HEADS, GROUPS, D_K, D_V, BD, BV, D_SENT, BSENT, LANES, WINDOW, HAS_SOFTCAP,
             HAS_SEGMENTS, HAS_TARGET, KIND, LIVE, INVERT, False,
         )  # fmt: skip

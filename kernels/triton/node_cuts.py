@@ -43,12 +43,12 @@ HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: mil
 # ---- the weights, written out ----------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_source"])
+@triton.jit(do_not_specialize=["seed", "salt", "first_target", "end_target", "first_source"])
 def weight_rows_kernel(
     p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
-    scale, softcap, length, seed, stream,
+    scale, softcap, length, seed, salt,
     first_target, end_target, first_source, columns, first_edge,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
@@ -78,7 +78,7 @@ def weight_rows_kernel(
     b_weight = weight_tile(
         b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
         p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-        seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
+        seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
     )  # fmt: skip
     o_row = i_b * (end_target - first_target) + o_t - first_target
     # Tiles of sources outermost, then heads: the sources up to a target lie at the row's front.

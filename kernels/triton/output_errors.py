@@ -140,6 +140,7 @@ def distances(logits: Logits, least: Tensor) -> Distances:
     distances_kernel[(lanes * tokens, parts)](
         logits.value, logits.lse, least, *floats, token, logits.value.stride(1), tokens,
         lanes * tokens, vocabulary, PART=PART, VECTOR=VECTOR, num_warps=4, num_stages=1,
+        **configs.FUSED,
     )  # fmt: skip
     tv, kl, entropy, outsider = floats
     best = outsider.amax(0)

@@ -55,9 +55,9 @@ def absorb(b_value, item):
 
 
 @triton.jit
-def random_tile(seed, stream, i_h, b_target, b_source):
+def random_tile(seed, salt, i_h, b_target, b_source):
     # [BT, BS]: as hashing.hash_uniform
-    b_value = absorb(absorb(tl.cast(seed, tl.uint32), stream), i_h + 1)
+    b_value = absorb(absorb(tl.cast(seed, tl.uint32), salt), i_h + 1)
     b_value = absorb(absorb(b_value, b_target)[:, None], b_source[None, :])
     return (b_value >> 8).to(tl.float32) * 5.9604644775390625e-8  # 2^-24
 
@@ -65,7 +65,7 @@ def random_tile(seed, stream, i_h, b_target, b_source):
 @triton.jit
 def weight_tile(
     b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
-    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, stream,
+    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
     KIND: tl.constexpr, HAS_TARGET: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +91,7 @@ def weight_tile(
     elif KIND == "random":
         b_target = tl.load(p_positions + i_b * length + o_t, mask=m_t, other=0)
         b_source = tl.load(p_positions + i_b * length + o_s, mask=m_s, other=0)
-        b_weight = random_tile(seed, stream, i_h, b_target, b_source)
+        b_weight = random_tile(seed, salt, i_h, b_target, b_source)
     else:
         tl.static_assert(KIND == "given")
         b_weight = load_rows(p_given + i_row * length * length, length, o_t, length, o_s, length)
@@ -101,7 +101,7 @@ def weight_tile(
 @triton.jit
 def measure_tile(
     b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
-    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, stream,
+    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
     KIND: tl.constexpr, HAS_TARGET: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +118,7 @@ def measure_tile(
         b_measure = weight_tile(
             b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
             p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-            seed, stream, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
+            seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
         )  # fmt: skip
     return b_measure
 

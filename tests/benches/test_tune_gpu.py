@@ -37,6 +37,13 @@ def away(config: Config) -> float:
     return stages + sum(max(x, 1 / x) - 1 for name, x in steps.items() if name != "num_stages")
 
 
+def pinned(width: int, tensor: torch.Tensor) -> Config:
+    """A launch's configuration, as the table has it."""
+    launched = configs.launch(PLACE.op, width, tensor)
+    assert launched.pop("enable_fp_fusion") is True
+    return launched
+
+
 @dataclass
 class Device:
     """A clock that launches move on, and what becomes of a configuration."""
@@ -61,7 +68,7 @@ class Device:
     def op(self) -> torch.Tensor:
         """Looks its entry up and launches, as the host code of an op does."""
         result = torch.arange(1.0, 1001.0)
-        config = configs.launch(PLACE.op, 40, result)
+        config = pinned(40, result)
         JITFunction(kernel)[(1,)](**config)
         return -result if self.wrong(config) else result
 
@@ -92,9 +99,9 @@ def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(JITFunction, "run", lambda self, grid, warmup, **c: device.launch(c))
     path = configs.FOLDER / "sm_90.json"
     said: list[str] = []
-    before = configs.launch
+    before = configs.entry
     tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, said.append)
-    assert configs.launch is before
+    assert configs.entry is before
     assert not list(configs.FOLDER.glob("*.new"))
     if not path.exists():
         return None
@@ -168,7 +175,7 @@ def test_a_lost_device_ends_the_climb(tune: ModuleType, monkeypatch: pytest.Monk
 
     with pytest.raises(torch.AcceleratorError):
         tuned(tune, Device(fails=lost), monkeypatch)
-    assert configs.launch(*PLACE[:1], 40, torch.zeros(1)) == START
+    assert pinned(40, torch.zeros(1)) == START
     assert not (configs.FOLDER / "sm_90.json").exists()
 
 
@@ -190,9 +197,9 @@ def test_a_table_of_a_device_lies_over_the_default(
     tune.write(configs.FOLDER / "sm_90.json", PLACE, OPTIMUM)
     assert configs.available() == ["default", "sm_90"]
     monkeypatch.setattr(configs, "table_for", lambda device: "sm_90")
-    found = [configs.launch(PLACE.op, width, torch.zeros(1)) for width in (33, 65)]
+    found = [pinned(width, torch.zeros(1)) for width in (33, 65)]
     assert found == [OPTIMUM, START]
-    assert configs.launch(PLACE.op, 64, torch.zeros(1).half()) == START
+    assert pinned(64, torch.zeros(1).half()) == START
     assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
 
 
