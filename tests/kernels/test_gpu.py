@@ -4,7 +4,9 @@ Inputs are drawn, and results checked, on the CPU; what runs in between runs on 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -229,10 +231,10 @@ def check_collect_edges(problem: Problem) -> None:
 
 
 def check_proximity(problem: Problem) -> None:
-    """Levels and mass under proximity as on the CPU, where loops in float64 check them."""
+    """Levels and mass under proximity as in plain torch, which loops in float64 check."""
     weight = kernels.ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
     edges = problem.edges(weight)
-    dense = kernels.edge_weights(edges, backend="cpu").nan_to_num(0)
+    dense = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
     close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
     # Half-way between the heaviest edges of a target, so that rounding decides nothing.
     ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
@@ -382,6 +384,18 @@ def test_every_output(family: str, attention: str) -> None:
             np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
 
 
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """A synchronisation of the host with the device is an error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_block_makes_the_host_wait(
@@ -393,23 +407,16 @@ def test_no_block_makes_the_host_wait(
     run_block, blocks = LaneLoop._run_block, []
 
     def watched(*arguments: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waits():
             states = run_block(*arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         blocks.append(states)
         return states
 
     monkeypatch.setattr(LaneLoop, "_run_block", watched)
     traced(tracer_on(family), family, **options)
     assert len(blocks) == tracer_on(family).n_layers
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with pytest.raises(RuntimeError, match="synchroniz"):
-            blocks[0].sum().item()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waits(), pytest.raises(RuntimeError, match="synchroniz"):
+        blocks[0].sum().item()
 
 
 def test_two_runs_agree() -> None:
