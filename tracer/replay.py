@@ -10,9 +10,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..kernels import constants
 
 Tensors = Mapping[str, Tensor]
 Pass = Callable[[Tensors], dict[str, Tensor]]
@@ -51,6 +54,14 @@ def captured(run: Run, device: torch.device) -> Run:
     return replay
 
 
+class Graph(NamedTuple):
+    """A captured pass, and the tensors whose addresses it holds."""
+
+    inputs: Tensors
+    replay: Run
+    constants: list[Tensor]
+
+
 @dataclass
 class Replays:
     """The graphs of the shapes that were last seen.
@@ -63,7 +74,7 @@ class Replays:
     capture: Capture = captured
     _seen: set[Hashable] = field(default_factory=set)
     _refused: set[Hashable] = field(default_factory=set)
-    _graphs: "OrderedDict[Hashable, tuple[Tensors, Run]]" = field(default_factory=OrderedDict)
+    _graphs: "OrderedDict[Hashable, Graph]" = field(default_factory=OrderedDict)
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
         """What `run` gives of the inputs.
@@ -84,15 +95,17 @@ class Replays:
                 self._refused.add(key)
                 return run(inputs)
         self._graphs.move_to_end(key)
-        held, replay = self._graphs[key]
-        for name, tensor in held.items():
+        graph = self._graphs[key]
+        for name, tensor in graph.inputs.items():
             tensor.copy_(inputs[name])
         # Copied: the next replay writes to the same tensors while these may still be leaving.
-        return {name: tensor.clone() for name, tensor in replay().items()}
+        return {name: tensor.clone() for name, tensor in graph.replay().items()}
 
     def _capture(self, key: Hashable, run: Pass, inputs: Tensors) -> None:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         held = {name: tensor.clone() for name, tensor in inputs.items()}
         (device,) = {tensor.device for tensor in held.values()}
-        self._graphs[key] = held, self.capture(lambda: run(held), device)
+        with constants.used() as used:
+            replay = self.capture(lambda: run(held), device)
+        self._graphs[key] = Graph(held, replay, used)

@@ -197,7 +197,8 @@ class Tracing:
             outcome = one_pass(inputs)
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
-            outcome = self.replays((shapes, self.settings, rule), one_pass, inputs)
+            extents = tuple((part.rows.start, part.rows.stop, part.columns) for part in parts)
+            outcome = self.replays((shapes, extents, self.settings, rule), one_pass, inputs)
         runs = [int(scored[part.rows].sum()) for part in parts]
         found = self._measure(outcome, inputs["following"], runs)
         if self.packed:

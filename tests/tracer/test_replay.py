@@ -1,5 +1,7 @@
 """Passes replayed as CUDA graphs, with a graph that runs on a CPU in place of CUDA's."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
@@ -12,6 +14,7 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from densitrace import InputError, Threshold, Trace, Tracer
+from densitrace.kernels.constants import on_device
 from densitrace.tracer import replay
 from densitrace.tracer.models.decoder import Block
 from densitrace.tracer.replay import Replays, captured
@@ -106,6 +109,44 @@ def test_replayed_traces_are_the_traces(
         np.testing.assert_array_equal(ours.full_edge_count, expected.full_edge_count)
         for name, values in expected.errors.items():
             np.testing.assert_array_equal(ours.errors[name], values, err_msg=name)
+
+
+def test_rows_cut_elsewhere_are_another_pass(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of a batch end at the lengths of their rows, whatever the shape of the batch."""
+    tracer = Tracer(tiny_model("llama"))
+    long, short = [5, 9, 33, 2, 60, 17, 8], [7, 7, 1, 30, 3]
+    batches = [([long, short], [-1, -1])] * 2 + [([short, long], [-1, -1])]
+
+    def traced() -> list[Trace]:
+        return list(chain(*tracer.trace_batches(batches, RULE, Settings(), tokens_at_once=7)))
+
+    plain = traced()
+    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    for ours, expected in zip(traced(), plain, strict=True):
+        np.testing.assert_array_equal(ours.edge_count, expected.edge_count)
+        np.testing.assert_array_equal(ours.errors["tv"], expected.errors["tv"])
+    assert graphs.captured == 1
+
+
+def test_a_graph_keeps_the_constants_that_it_reads(graphs: Graphs) -> None:
+    """A rule's cuts, say, which the cache forgets after many other rules."""
+    values = (0.25, 0.125)
+
+    def scaled(inputs: Any) -> Outputs:
+        cuts = on_device(values, torch.float32, inputs["x"].device)
+        read.append(weakref.ref(cuts))
+        return {"y": cuts * inputs["x"]}
+
+    read: list[weakref.ref[Tensor]] = []
+    replays = Replays(graphs)
+    for _ in range(2):
+        replays("key", scaled, {"x": torch.ones(2)})
+    for number in range(100):
+        on_device((float(number),), torch.float32, torch.device("cpu"))
+    gc.collect()
+    assert read[1]() is not None
 
 
 def test_passes_that_draw_at_random_run_as_they_are(
