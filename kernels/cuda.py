@@ -25,7 +25,6 @@ WEIGHTS = {  # for other kinds `dispatch` picks another backend
     "nucleus_cuts": (NormWeight, GivenWeight, ProximityWeight),
 }
 
-METHOD = "packed"  # of the (max, min) product, "packed" or "boolean": csrc/cuda/bottleneck.cu
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
@@ -60,7 +59,8 @@ def _floats(tensor: Tensor) -> Tensor:
 # ---- bottlenecks -------------------------------------------------------------------------------
 
 
-def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
+def bottleneck(reach: Tensor, levels: Tensor, method: str = "packed") -> Tensor:
+    """By `method` "packed" or "boolean", which csrc/cuda/bottleneck.cu describes."""
     batch, length, _ = reach.shape
     result = torch.empty_like(reach, memory_format=torch.contiguous_format)
     if not result.numel():
@@ -72,7 +72,7 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
         _address("levels", levels, torch.uint8, *shape, on=device),
     )
     into = (result.data_ptr(), batch, length, *_where(device))
-    match method or METHOD:
+    match method:
         case "packed":
             _cuda.bottleneck(*maps, *into)
         case "boolean":
@@ -258,15 +258,11 @@ def _along(node: Tensor, w_o: Tensor) -> Tensor:
     heads, hidden, width = w_o.shape
     signs = torch.where(node < 0, -1.0, 1.0).add_(node - node)  # node - node: 0, or NaN
     every = w_o.transpose(0, 1).reshape(hidden, heads * width)
-    along = _product(signs.bfloat16().flatten(0, 1), every)
+    along = product(signs.bfloat16().flatten(0, 1), every)
     return along.view(*node.shape[:2], heads, width).transpose(1, 2)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    return _product(left, right)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
     """float32 [..., n, m] from [..., n, d] and [..., d, m], as precise as float32.
 
     One bfloat16 product on the matrix units (cuBLAS), independent of torch's TF32 settings.
@@ -510,7 +506,7 @@ class _Proximity:
         groups, heads = self.weight.v.shape[1], self.shape[1]
         values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
         w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
-        return _product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
+        return product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
 
     def _settle(
         self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
