@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..edges import AttentionEdges
+from ..edges import AttentionEdges, CosineWeight, NormWeight
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
 from .tiles import allowed_tile, block_and_row, load_rows
@@ -45,15 +45,15 @@ HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: mil
 
 @triton.jit(do_not_specialize=["seed", "stream", "first_target", "end_target", "first_source"])
 def weight_rows_kernel(
-    p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
+    p_q, p_k, p_lse, p_rows, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
     scale, softcap, length, seed, stream,
     first_target, end_target, first_source, columns, first_edge,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     i_t, i_row = block_and_row(end_target - first_target, BT)
     i_s = tl.program_id(1)
@@ -347,7 +347,8 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
     if edges is None:
         yield RowWeights(slice(0, length), rows(0, length, first_edge), first_edge)
         return
-    edges = with_lse(edges) if uses_alpha_of(edges) else edges
+    if isinstance(edges.weight, NormWeight | CosineWeight):
+        edges = with_lse(edges)
     pattern = edges.pattern
     heads = pattern.shape[1]
     shape, weight = geometry(pattern), edge_weight(edges)
@@ -374,11 +375,6 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
             **config,
         )
         yield RowWeights(slice(start, end), scratch, first_edge, first, config["BS"], heads)
-
-
-def uses_alpha_of(edges: AttentionEdges) -> bool:
-    """Whether the weights depend on attention weights, and so on their log-sum-exp."""
-    return edge_weight(edges)["KIND"] in ("norm", "cosine")
 
 
 def node_cuts(
