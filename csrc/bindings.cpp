@@ -32,10 +32,10 @@ Shape shape_of(const py::array& array) {
 }
 
 std::string text(const Shape& shape) {
-  std::string found = "[";
+  std::string result = "[";
   for (std::size_t i = 0; i < shape.size(); ++i)
-    found += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return found + "]";
+    result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return result + "]";
 }
 
 void check_shape(const py::array& array, const char* name, const Shape& wanted) {
@@ -66,13 +66,13 @@ Floats floats(const py::array& array, const char* name) {
   check_dimensions(array, name, 4);
   if (array.shape(3) > 1 && array.strides(3) != array.itemsize())
     throw py::type_error(std::string(name) + " has a last dimension that is not contiguous");
-  Floats found{array.data(), bfloat16, {}};
+  Floats view{array.data(), bfloat16, {}};
   for (py::ssize_t i = 0; i < 3; ++i) {
     if (array.strides(i) < 0 || array.strides(i) % array.itemsize() != 0)
       throw py::type_error(std::string(name) + " has a negative or odd stride");
-    found.stride[size(i)] = size(array.strides(i) / array.itemsize());
+    view.stride[size(i)] = size(array.strides(i) / array.itemsize());
   }
-  return found;
+  return view;
 }
 
 // ---- arguments ----------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ struct HeldPattern {
 HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, std::size_t window,
                          float softcap, const Maybe<float>& sinks,
                          const Maybe<std::int32_t>& segments, const Maybe<float>& lse) {
-  HeldPattern found{{}, {q, k}};
-  Pattern& plain = found.plain;
+  HeldPattern result{{}, {q, k}};
+  Pattern& plain = result.plain;
   plain.q = floats(q, "q");
   plain.k = floats(k, "k");
   check_shape(k, "k", {q.shape(0), k.shape(1), q.shape(2), q.shape(3)});
@@ -106,8 +106,8 @@ HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, st
   plain.segments = data(segments, "segments", {q.shape(0), q.shape(2)});
   plain.lse = data(lse, "lse", {q.shape(0), q.shape(1), q.shape(2)});
   for (const py::object& array : {py::cast(sinks), py::cast(segments), py::cast(lse)})
-    found.held.push_back(array);
-  return found;
+    result.held.push_back(array);
+  return result;
 }
 
 // Edges, and references to the arrays that they point into.
@@ -121,15 +121,15 @@ HeldEdges hold(const HeldPattern& pattern, Importance importance) {
   const Pattern& plain = pattern.plain;
   const auto batch = static_cast<py::ssize_t>(plain.batch);
   const auto length = static_cast<py::ssize_t>(plain.length);
-  HeldEdges found{{plain, {}},
-                  pattern.held,
-                  {batch, static_cast<py::ssize_t>(plain.heads), length},
-                  {batch, length}};
-  found.plain.weight.importance = importance;
+  HeldEdges result{{plain, {}},
+                   pattern.held,
+                   {batch, static_cast<py::ssize_t>(plain.heads), length},
+                   {batch, length}};
+  result.plain.weight.importance = importance;
   const bool needs_lse = importance != Importance::kRandom && importance != Importance::kGiven;
   if (needs_lse && plain.lse == nullptr)
     throw std::invalid_argument("lse is missing: this importance needs attention weights");
-  return found;
+  return result;
 }
 
 void hold_values(HeldEdges& edges, const py::array& v, py::ssize_t d_v) {
@@ -381,7 +381,7 @@ py::array_t<T> column(Buffer<T>& values, std::size_t count) {
 }
 
 std::pair<py::tuple, std::size_t> collect_edges(const HeldEdges& edges, const Array<float>& cuts,
-                                                Array<std::int64_t>& counts, std::size_t most,
+                                                Array<std::int64_t>& counts, std::size_t limit,
                                                 std::size_t row, int threads,
                                                 const std::string& isa) {
   const Ops& chosen = ops(isa);
@@ -392,7 +392,7 @@ std::pair<py::tuple, std::size_t> collect_edges(const HeldEdges& edges, const Ar
   EdgeRows rows(0);
   {
     py::gil_scoped_release unlocked;
-    rows = chosen.collect_edges(edges.plain, from, strata, counted, most, row, threads);
+    rows = chosen.collect_edges(edges.plain, from, strata, counted, limit, row, threads);
   }
   return {py::make_tuple(column(rows.sequence, rows.count), column(rows.head, rows.count),
                          column(rows.source, rows.count), column(rows.target, rows.count),
@@ -463,9 +463,9 @@ void output_errors(Array<float>& logits, const Maybe<float>& bias, float scale, 
       throw std::invalid_argument("next_ids has an id beyond the vocabulary");
   float* to[8];
   for (std::size_t i = 0; i < 8; ++i) to[i] = errors[i].mutable_data();
-  const Errors found{to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7], size(tokens), first};
+  const Errors results{to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7], size(tokens), first};
   py::gil_scoped_release unlocked;
-  chosen.output_errors(all, found, threads);
+  chosen.output_errors(all, results, threads);
 }
 
 }  // namespace
@@ -514,7 +514,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("lanes"), py::arg("invert"), exact("output"), py::arg("threads"), isa,
              "Writes the attention output of the masked lanes.");
   module.def("collect_edges", &collect_edges, py::arg("edges"), exact("cuts"), exact("counts"),
-             py::arg("most"), py::arg("row"), py::arg("threads"), isa,
+             py::arg("limit"), py::arg("row"), py::arg("threads"), isa,
              "The kept edges of some rows, as columns, and the row after them.");
   module.def("bottleneck", &bottleneck, exact("reach"), exact("levels"), exact("result"),
              py::arg("threads"), isa, "Writes the (max, min) product into `result`.");

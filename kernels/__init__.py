@@ -224,9 +224,9 @@ def random_cuts(
 
 
 def _check_strata(by_stratum: Sized) -> None:
-    strata, most = len(by_stratum), torch.iinfo(torch.uint8).max
-    if strata > most:
-        raise ValueError(f"{strata} strata, where levels of eight bits tell {most} apart")
+    strata, limit = len(by_stratum), torch.iinfo(torch.uint8).max
+    if strata > limit:
+        raise ValueError(f"{strata} strata, where levels of eight bits tell {limit} apart")
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:

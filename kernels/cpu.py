@@ -215,10 +215,10 @@ def lane_attention(
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
-    held, floats = _edges(edges), _floats(cuts)
+    arguments, floats = _edges(edges), _floats(cuts)
     counts, row = np.empty(edges.pattern.shape, dtype=np.int64), 0
     while row < counts.size:
-        columns, row = _cpu.collect_edges(held, floats, counts, TABLE_EDGES, row, *_how())
+        columns, row = _cpu.collect_edges(arguments, floats, counts, TABLE_EDGES, row, *_how())
         if len(columns[0]):
             yield EdgeTable(*map(torch.from_numpy, columns))
         del columns  # free this table before the next one is made
@@ -265,8 +265,8 @@ def output_errors(
     block = max(1, rows // (1 + strata))
     buffer = torch.empty((1 + strata) * min(block, tokens), padded)
     for first in range(0, tokens, block):
-        few = slice(first, min(tokens, first + block))
-        states = torch.cat([hidden[None, few], lanes[:, few]]).float().flatten(0, 1)
+        chunk = slice(first, min(tokens, first + block))
+        states = torch.cat([hidden[None, chunk], lanes[:, chunk]]).float().flatten(0, 1)
         logits = buffer[: len(states)]
         torch.mm(states, table, out=logits[:, :vocabulary])
         _cpu.output_errors(
@@ -274,7 +274,7 @@ def output_errors(
             _maybe(bias),
             scale,
             softcap or 0.0,
-            next_ids[few].contiguous().numpy(),
+            next_ids[chunk].contiguous().numpy(),
             vocabulary,
             arrays,
             first,

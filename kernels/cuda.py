@@ -77,11 +77,11 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "packed") -> Tensor:
             _cuda.bottleneck(*maps, *into)
         case "boolean":
             # The highest level stays on the device: the host does not wait for it.
-            most = levels.amax()
+            highest = levels.amax()
             words = _cuda.plane_words(batch, length)
-            some = max(1, min(255, PLANE_WORDS // words))
-            planes = torch.empty(some * words, dtype=torch.int32, device=device)
-            _cuda.bottleneck_boolean(*maps, most.data_ptr(), planes.data_ptr(), some, *into)
+            capacity = max(1, min(255, PLANE_WORDS // words))
+            planes = torch.empty(capacity * words, dtype=torch.int32, device=device)
+            _cuda.bottleneck_boolean(*maps, highest.data_ptr(), planes.data_ptr(), capacity, *into)
         case other:
             raise ValueError(f"method={other!r} is neither packed nor boolean")
     return result
@@ -123,7 +123,7 @@ class _Tile:
         return self.batch, self.heads, self.rows.stop - self.rows.start, self.rows.stop
 
     @property
-    def place(self) -> tuple[int, ...]:
+    def key(self) -> tuple[int, ...]:
         """Key of the tile within its edges."""
         return self.head, self.heads, self.rows.start, self.rows.stop
 
@@ -148,7 +148,7 @@ class _Weighing:
         self.batch, self.heads, self.length = pattern.shape
         self.groups, self.device = pattern.k.shape[1], pattern.device
         self.where = _where(self.device)
-        self.held: list[Tensor] = []
+        self.tensors: list[Tensor] = []
         # `_logsumexp` weighs by scores, which need no lse; everything later reads this one.
         self.lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
         self.pattern = self._pattern(replace(pattern, lse=self.lse))
@@ -171,8 +171,8 @@ class _Weighing:
         plain = self._pattern(replace(pattern, lse=lse))
         for tile in _tiles(self.batch, 0, self.heads, self.length):
             scores = self._weigh(plain, _cuda.Weights.scores(), tile, None)
-            place = torch.arange(tile.rows.stop, device=self.device)
-            beyond = place > place[tile.rows, None]  # above the diagonal: may be unwritten
+            source = torch.arange(tile.rows.stop, device=self.device)
+            beyond = source > source[tile.rows, None]  # above the diagonal: may be unwritten
             lse[:, :, tile.rows] = scores.masked_fill_(beyond, -torch.inf).logsumexp(-1)
         if pattern.sinks is not None:
             lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
@@ -182,8 +182,8 @@ class _Weighing:
         """Address of a float32 copy that lives as long as this object; 0 for None."""
         if tensor is None:
             return 0
-        self.held.append(_floats(tensor))
-        return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
+        self.tensors.append(_floats(tensor))
+        return _address(name, self.tensors[-1], torch.float32, *shape, on=self.device)
 
     def factors(self, left: Tensor, right: Tensor) -> tuple[int, int, int]:
         """Addresses of [B, H, T, d] and [B, G, T, d] as bfloat16 for weigh.cu, and their new d.
@@ -203,17 +203,17 @@ class _Weighing:
         if tensor.shape[-1] < depth:
             tensor = pad(tensor, (0, depth - tensor.shape[-1]))
         tensor = tensor.contiguous()
-        self.held.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
+        self.tensors.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
         shape = (self.batch, heads, self.length, depth)
-        return _address("a factor", self.held[-1], torch.bfloat16, *shape, on=self.device)
+        return _address("a factor", self.tensors[-1], torch.bfloat16, *shape, on=self.device)
 
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
         q, k, depth = self.factors(pattern.q, pattern.k)
         segments = 0
         if pattern.segments is not None:
-            self.held.append(pattern.segments.to(torch.int32).contiguous())
+            self.tensors.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
-            segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
+            segments = _address("segments", self.tensors[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
             q,
             k,
@@ -324,7 +324,7 @@ def _node_cuts(
     side, wanted = _floats(side), wanted.double().contiguous()
     total = None if total is None else _floats(total)
     window = 0 if edges is None else edges.pattern.window or 0
-    told = (
+    arguments = (
         _address("side", side, torch.float32, sides, batch, length, on=device),
         sides,
         _address("shares", wanted, torch.float64, len(wanted), on=device),
@@ -335,10 +335,10 @@ def _node_cuts(
     )
     if edges is None:
         alone = _Tile(batch, 0, 0, slice(0, length), length)
-        _cuda.node_cuts(0, alone.plain, window, *told)
+        _cuda.node_cuts(0, alone.plain, window, *arguments)
         return cuts
     for tile, weight in _whole_nodes(edges):
-        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *told)
+        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *arguments)
     return cuts
 
 
@@ -437,8 +437,8 @@ class _Proximity:
         self.shape, self.device = edges.pattern.shape, edges.pattern.device
         self.cuts = 0
         if cuts is not None:
-            self.held, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
-            self.cuts = _address("cuts", self.held, torch.float32, *shape, on=self.device)
+            self.cut_values, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
+            self.cuts = _address("cuts", self.cut_values, torch.float32, *shape, on=self.device)
         # Per row: the sum of its weights (without cuts only); its number of edges, and how many of
         # them were summed entry by entry.
         self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
@@ -461,22 +461,22 @@ class _Proximity:
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
         together = max(1, TILE_ELEMENTS // widest)
         for head in range(0, heads, together):
-            some = range(head, min(heads, head + together))
+            chunk = range(head, min(heads, head + together))
             sent: Tensor | None = None
-            alone = None if rows is None else _Tile(batch, head, len(some), rows, length)
-            for tile in _tiles(batch, head, len(some), length) if alone is None else [alone]:
+            alone = None if rows is None else _Tile(batch, head, len(chunk), rows, length)
+            for tile in _tiles(batch, head, len(chunk), length) if alone is None else [alone]:
                 weight = None
                 if self.strata:  # edge_levels is the last op to need them: it frees each tile
-                    weight = self.whole.settled.pop(tile.place, None)
+                    weight = self.whole.settled.pop(tile.key, None)
                 elif alone is not None:
-                    weight = self.whole.settled.get(tile.place)
+                    weight = self.whole.settled.get(tile.key)
                 if weight is None:
                     if sent is None:
-                        sent = self._sent(some)
-                        most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
+                        sent = self._sent(chunk)
+                        largest = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
                     share = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
                     weight = self.weighing.weigh(tile, share)
-                    self._settle(tile, weight, share, sent, most)
+                    self._settle(tile, weight, share, sent, largest)
                 yield tile, weight
 
     def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
@@ -498,18 +498,18 @@ class _Proximity:
         settled["counts"] = self.counts
         for tile, weight in self.tiles():
             if weight.numel() <= room:
-                settled[tile.place] = weight
+                settled[tile.key] = weight
                 room -= weight.numel()
 
-    def _sent(self, some: range) -> Tensor:
+    def _sent(self, heads: range) -> Tensor:
         """float32 [heads, B, T, D]: W_O v, what each source sends through these heads."""
-        groups, heads = self.weight.v.shape[1], self.shape[1]
-        values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
-        w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
+        groups, of_model = self.weight.v.shape[1], self.shape[1]
+        values = torch.stack([self.weight.v[:, head * groups // of_model] for head in heads])
+        w_o = self.weight.w_o[heads.start : heads.stop].transpose(1, 2)
         return product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
 
     def _settle(
-        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
+        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, largest: Tensor
     ) -> None:
         """Replace bounds in `weight` by exact weights where a level needs them, in place."""
         batch, heads, length = self.shape
@@ -522,7 +522,7 @@ class _Proximity:
                 _address("node", dimension, torch.int32, batch, length, hidden, on=device),
             ),
             _address("w_o", sent, torch.float32, *shape, hidden, on=device),
-            most.data_ptr(),
+            largest.data_ptr(),
             share.data_ptr(),
             self.cuts,
             self.strata,

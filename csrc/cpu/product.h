@@ -50,12 +50,12 @@ constexpr std::size_t panels_of(std::size_t count) { return (count + kPanel - 1)
 // Copies row (n, m, row) of an array as float32.
 INLINE void copy_row(const Floats& from, std::size_t n, std::size_t m, std::size_t row,
                      std::size_t count, float* to) {
-  const std::size_t place = n * from.stride[0] + m * from.stride[1] + row * from.stride[2];
+  const std::size_t offset = n * from.stride[0] + m * from.stride[1] + row * from.stride[2];
   if (!from.bfloat16) {
-    std::memcpy(to, static_cast<const float*>(from.data) + place, count * sizeof(float));
+    std::memcpy(to, static_cast<const float*>(from.data) + offset, count * sizeof(float));
     return;
   }
-  const std::uint16_t* half = static_cast<const std::uint16_t*>(from.data) + place;
+  const std::uint16_t* half = static_cast<const std::uint16_t*>(from.data) + offset;
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t bits = std::uint32_t{half[i]} << 16;
     std::memcpy(to + i, &bits, sizeof bits);

@@ -42,12 +42,12 @@ void bind_bottleneck(Address reach, Address levels, Address result, unsigned bat
              at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
-void bind_bottleneck_boolean(Address reach, Address levels, Address most, Address planes,
-                             unsigned some, Address result, unsigned batch, unsigned length,
+void bind_bottleneck_boolean(Address reach, Address levels, Address highest, Address planes,
+                             unsigned capacity, Address result, unsigned batch, unsigned length,
                              int device, Address stream) {
-  if (some == 0) throw std::invalid_argument("planes of no level");
+  if (capacity == 0) throw std::invalid_argument("planes of no level");
   bottleneck_boolean(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
-                     at<const std::uint8_t>(most), at<std::uint32_t>(planes), some,
+                     at<const std::uint8_t>(highest), at<std::uint32_t>(planes), capacity,
                      at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
@@ -129,13 +129,13 @@ void bind_node_cuts(Address weight, const Tile& tile, unsigned window, Address s
 }
 
 // `ranked`: entry, dimension; `settled`: sums, edges, summed.
-void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address most, Address share,
+void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address largest, Address share,
                  Address cuts, unsigned strata, Address weight, const Tile& tile, unsigned heads,
                  unsigned hidden, const std::array<Address, 3>& settled, int device,
                  Address stream) {
   check_strata(strata);
   settle({at<const float>(ranked[0]), at<const std::uint32_t>(ranked[1])}, at<const float>(sent),
-         at<const float>(most), at<const float>(share), at<const float>(cuts), strata,
+         at<const float>(largest), at<const float>(share), at<const float>(cuts), strata,
          at<float>(weight), tile, heads, hidden,
          {at<float>(settled[0]), at<std::int32_t>(settled[1]), at<std::int32_t>(settled[2])},
          {device, stream});
@@ -180,9 +180,9 @@ PYBIND11_MODULE(MODULE, module) {
              py::arg("batch"), py::arg("length"), device, stream,
              "Writes the (max, min) product into `result`.");
   module.def("bottleneck_boolean", &bind_bottleneck_boolean, py::arg("reach"), py::arg("levels"),
-             py::arg("most"), py::arg("planes"), py::arg("some"), py::arg("result"),
+             py::arg("highest"), py::arg("planes"), py::arg("capacity"), py::arg("result"),
              py::arg("batch"), py::arg("length"), device, stream,
-             "The same by a product of bits for each level up to `most`.");
+             "The same by a product of bits for each level up to `highest`.");
   module.def("plane_words", &plane_words, py::arg("batch"), py::arg("length"),
              "Words of the planes of one level.");
   module.def("trace_sizes", &bind_trace_sizes, py::arg("reach"), py::arg("degrees"),
@@ -217,7 +217,7 @@ PYBIND11_MODULE(MODULE, module) {
              py::arg("sides"), py::arg("wanted"), py::arg("strata"), py::arg("total"),
              py::arg("cuts"), device, stream,
              "Writes the cuts of a tile's nodes by shares of a total, or of a number of edges.");
-  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("most"),
+  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("largest"),
              py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile, heads,
              py::arg("hidden"), py::arg("settled"), device, stream,
              "Writes proximities in place of the bounds that leave a label in doubt.");

@@ -389,7 +389,7 @@ def test_factors_begin_where_quads_are_read() -> None:
     moved = AttentionEdges(
         replace(edges.pattern, q=shifted[0]), replace(edges.weight, v=shifted[1])
     )
-    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).held)
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).tensors)
     assert torch.equal(ops.edge_mass(moved), ops.edge_mass(edges))
     fewer = replace(moved, weight=replace(edges.weight, v=problem.v[:, :1]))
     with pytest.raises(ValueError, match=r"a factor has shape \[2, 1, 13, 24\]; wanted \[2, 2, 1"):
