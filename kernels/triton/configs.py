@@ -31,8 +31,8 @@ class Place(NamedTuple):
 
 def read(path: Path) -> Table:
     """The entries of one file, without the default's."""
-    found: Table = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    table: Table = json.loads(path.read_text(encoding="utf-8"))
+    return table
 
 
 @cache
@@ -88,8 +88,8 @@ def launch(op: str, width: int, tensor: Tensor) -> Config:
         width: width of its widest head tile.
         tensor: any tensor with the dtype and device of the tiles.
     """
-    found = place(op, width, tensor)
-    return dict(_table(table_for(tensor.device))[found.op][found.bits][found.width])
+    key = place(op, width, tensor)
+    return dict(_table(table_for(tensor.device))[key.op][key.bits][key.width])
 
 
 def places(table: str = DEFAULT) -> list[Place]:
