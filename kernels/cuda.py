@@ -28,7 +28,7 @@ WEIGHTS = {  # for other kinds `dispatch` picks another backend
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
-SETTLED_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
+SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
 
 def _where(device: torch.device) -> tuple[int, int]:
@@ -442,7 +442,7 @@ class _Proximity:
         # Per row: the sum of its weights (without cuts only); its number of edges, and how many of
         # them were summed entry by entry.
         self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
-        counts = edges.settled.pop("counts", None) if self.strata else None
+        counts = edges.scratch.pop("counts", None) if self.strata else None
         if counts is None:
             counts = torch.empty(2, *self.shape, dtype=torch.int32, device=self.device)
         self.edges, self.summed = self.counts = counts
@@ -467,9 +467,9 @@ class _Proximity:
             for tile in _tiles(batch, head, len(chunk), length) if alone is None else [alone]:
                 weight = None
                 if self.strata:  # edge_levels is the last op to need them: it frees each tile
-                    weight = self.whole.settled.pop(tile.key, None)
+                    weight = self.whole.scratch.pop(tile.key, None)
                 elif alone is not None:
-                    weight = self.whole.settled.get(tile.key)
+                    weight = self.whole.scratch.get(tile.key)
                 if weight is None:
                     if sent is None:
                         sent = self._sent(chunk)
@@ -484,21 +484,21 @@ class _Proximity:
         batch, heads, length = self.shape
         for tile in _tiles(batch, 0, heads, length):
             weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
-            for part, settled in self.tiles(tile.rows):
-                weight[:, part.head : part.head + part.heads] = settled
+            for part, weight_of_part in self.tiles(tile.rows):
+                weight[:, part.head : part.head + part.heads] = weight_of_part
             yield tile, weight
 
     def leave(self) -> None:
-        """Compute all weights; keep as many tiles as SETTLED_ELEMENTS allows for `edge_levels`.
+        """Compute all weights; keep as many tiles as SCRATCH_ELEMENTS allows for `edge_levels`.
 
         Exact weights give the same levels there as bounds would.
         """
-        settled, room = self.whole.settled, SETTLED_ELEMENTS
-        settled.clear()
-        settled["counts"] = self.counts
+        scratch, room = self.whole.scratch, SCRATCH_ELEMENTS
+        scratch.clear()
+        scratch["counts"] = self.counts
         for tile, weight in self.tiles():
             if weight.numel() <= room:
-                settled[tile.key] = weight
+                scratch[tile.key] = weight
                 room -= weight.numel()
 
     def _sent(self, heads: range) -> Tensor:

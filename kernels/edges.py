@@ -107,7 +107,7 @@ class AttentionEdges:
     weight: EdgeWeight
 
     @cached_property
-    def settled(self) -> dict[Hashable, Tensor]:
+    def scratch(self) -> dict[Hashable, Tensor]:
         """Results that one op keeps for a later one on the same edges, which removes them.
 
         The op that writes weights here must bound their number: in full they are B x H x T x T.

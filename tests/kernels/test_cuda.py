@@ -456,18 +456,18 @@ def test_levels_take_what_the_mass_has_settled(
 ) -> None:
     """Labels are to the bit the same, each tile is taken once, and so is the share summed."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(ops, "SETTLED_ELEMENTS", room)
+    monkeypatch.setattr(ops, "SCRATCH_ELEMENTS", room)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
     cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * reference.edge_mass(edges)
     alone = ops.edge_levels(edges, cuts)
     ops.edge_mass(edges)
-    assert sum(map(Tensor.numel, edges.settled.values())) <= room + 2 * 2 * 4 * 40
+    assert sum(map(Tensor.numel, edges.scratch.values())) <= room + 2 * 2 * 4 * 40
     with monkeypatch.context() as patch:
         if room == 1 << 27:
             patch.setattr(ops, "_Weighing", None)
         found = ops.edge_levels(edges, cuts)
-    assert edges.settled == {}
+    assert edges.scratch == {}
     assert_levels(found, alone)
     assert float(alone.evaluated) <= float(found.evaluated) < 1
     again = ops.edge_levels(edges, cuts)
@@ -475,7 +475,7 @@ def test_levels_take_what_the_mass_has_settled(
     assert again.evaluated == alone.evaluated
     # Edges along another pattern are others.
     ops.edge_mass(edges)
-    assert replace(edges, pattern=edges.pattern).settled == {}
+    assert replace(edges, pattern=edges.pattern).scratch == {}
 
 
 @pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
@@ -519,7 +519,7 @@ def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
         cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
         found = ops.edge_levels(edges, cuts)
-    assert edges.settled == {}
+    assert edges.scratch == {}
     assert_levels(found, reference.edge_levels(edges, cuts))
 
 
@@ -684,7 +684,7 @@ def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.Mon
 
     def noted(proximity: Any) -> None:
         leave(proximity)
-        taken.append(proximity.whole.settled)
+        taken.append(proximity.whole.scratch)
 
     monkeypatch.setattr(ops._Proximity, "leave", noted)
     np.testing.assert_array_equal(sizes(), expected)
