@@ -84,8 +84,8 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
     match weight:
         case NormWeight(source, target):
             return _cpu.Edges.norm(pattern, _floats(source), _maybe(target))
-        case CosineWeight(target, source, v):
-            return _cpu.Edges.cosine(pattern, _floats(target), _floats(source), _rows(v))
+        case CosineWeight(direction, source, v):
+            return _cpu.Edges.cosine(pattern, _floats(direction), _floats(source), _rows(v))
         case ProximityWeight(node, v, w_o, target):
             return _cpu.Edges.proximity(
                 pattern, _floats(node), _rows(v), _floats(w_o), _maybe(target)

@@ -52,9 +52,12 @@ class NormWeight:
 
 @dataclass(frozen=True)
 class CosineWeight:
-    """(1 + cos(e, n)) / 2 with cos = <target[h, t], v[s]> * source[h, s]; 0.5 for a zero vector."""
+    """(1 + cos(e, n)) / 2: METHOD §2; 0.5 for a zero vector.
 
-    target: Tensor  # float32 [B, H, T, d_v] W_O^T n_t / |n_t|
+    The cosine is <direction[h, t], v[s]> * source[h, s].
+    """
+
+    direction: Tensor  # float32 [B, H, T, d_v] W_O^T n_t / |n_t|
     source: Tensor  # float32 [B, H, T] 1 / |W_O v_s|, 0 where that is 0
     v: Tensor  # [B, G, T, d_v]
 

@@ -139,8 +139,8 @@ def _finite_weight_tile(
 def _cosine_tile(weight: CosineWeight, pattern: Pattern, rows: slice, alpha: Tensor) -> Tensor:
     batch = len(pattern.q)
     groups = weight.v.shape[1]
-    target = weight.target[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
-    inner = (target @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
+    direction = weight.direction[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
+    inner = (direction @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
     cosine = (inner * weight.source[:, :, None, : rows.stop]).clamp(-1, 1)
     return torch.where(alpha > 0, (1 + cosine) / 2, 0.5)
 

@@ -90,8 +90,8 @@ def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
     match weight:
         case NormWeight(source, target):
             kind = "norm"
-        case CosineWeight(target, source, v):
-            kind, sent = "cosine", rows(v)
+        case CosineWeight(direction, source, v):
+            kind, target, sent = "cosine", direction, rows(v)
         case RandomWeight(seed, stream, positions):
             kind = "random"
         case GivenWeight(given):
