@@ -521,7 +521,7 @@ class _Proximity:
                 _address("node", entry, torch.float32, batch, length, hidden, on=device),
                 _address("node", dimension, torch.int32, batch, length, hidden, on=device),
             ),
-            _address("w_o", sent, torch.float32, *shape, hidden, on=device),
+            _address("sent", sent, torch.float32, *shape, hidden, on=device),
             largest.data_ptr(),
             share.data_ptr(),
             self.cuts,
