@@ -265,7 +265,7 @@ def random_cuts(
 def _check_strata(by_stratum: Sized) -> None:
     strata, limit = len(by_stratum), torch.iinfo(torch.uint8).max
     if strata > limit:
-        raise ValueError(f"{strata} strata, where levels of eight bits tell {limit} apart")
+        raise ValueError(f"{strata} strata, but eight-bit levels hold at most {limit}")
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
