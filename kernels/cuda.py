@@ -31,7 +31,7 @@ TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if 
 SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
 
-def _where(device: torch.device) -> tuple[int, int]:
+def _device_and_stream(device: torch.device) -> tuple[int, int]:
     """A device's index and the address of torch's current stream, for the compiled module."""
     if device.type != _cuda.DEVICE:
         raise ValueError(f"tensors are on {device}; backend='cuda' wants them on a GPU")
@@ -71,7 +71,7 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "packed") -> Tensor:
         _address("reach", reach, torch.uint8, *shape, on=device),
         _address("levels", levels, torch.uint8, *shape, on=device),
     )
-    into = (result.data_ptr(), batch, length, *_where(device))
+    into = (result.data_ptr(), batch, length, *_device_and_stream(device))
     match method:
         case "packed":
             _cuda.bottleneck(*maps, *into)
@@ -99,7 +99,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
         strata,
         batch,
         length,
-        *_where(device),
+        *_device_and_stream(device),
     )
     return result
 
@@ -147,7 +147,7 @@ class _Weighing:
         pattern = edges.pattern
         self.batch, self.heads, self.length = pattern.shape
         self.groups, self.device = pattern.k.shape[1], pattern.device
-        self.where = _where(self.device)
+        self.where = _device_and_stream(self.device)
         self.tensors: list[Tensor] = []
         # `_logsumexp` weighs by scores, which need no lse; everything later reads this one.
         self.lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
@@ -191,7 +191,7 @@ class _Weighing:
         The kernel reads 16 bytes at a time, so rows are padded with zeros to a multiple of 8 and
         start at multiples of 16 bytes.
         """
-        left, right = _laid_out(left, right, -1)
+        left, right = _split_factors(left, right, -1)
         depth = left.shape[-1] + -left.shape[-1] % 8
         return (
             self._factor(left, self.heads, depth),
@@ -267,14 +267,14 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
     One bfloat16 product on the matrix units (cuBLAS), independent of torch's TF32 settings.
     """
-    left, right = _laid_out(left, right, -2)
+    left, right = _split_factors(left, right, -2)
     multiply = torch.mm if left.dim() == 2 else torch.bmm
     if left.is_cpu:  # out_dtype exists on GPUs only
         return multiply(left.float(), right.float())
     return multiply(left, right, out_dtype=torch.float32)
 
 
-def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+def _split_factors(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     """Two factors as bfloat16, whose product with float32 sums is as precise as float32.
 
     Each factor is split into bfloat16 pieces whose products are exact. The pieces are concatenated
@@ -319,7 +319,7 @@ def _node_cuts(
 ) -> Tensor:
     """Cuts by `wanted` shares of the total; if that is None, of the number of edges."""
     sides, batch, length = side.shape
-    device, where = side.device, _where(side.device)
+    device, where = side.device, _device_and_stream(side.device)
     cuts = torch.empty(len(wanted), batch, length, dtype=torch.float32, device=device)
     side, wanted = _floats(side), wanted.double().contiguous()
     total = None if total is None else _floats(total)
@@ -548,7 +548,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
             tile.plain,
             levels.data_ptr(),
             degrees.data_ptr(),
-            *_where(cuts.device),
+            *_device_and_stream(cuts.device),
         )
     return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
 

@@ -604,7 +604,7 @@ def test_public_product_is_the_precise_one(
 def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
     """No copy of W_O in 16 bits is made."""
     left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
-    for laid_out, factor in zip(ops._laid_out(left, right, -2), (left, right), strict=True):
+    for laid_out, factor in zip(ops._split_factors(left, right, -2), (left, right), strict=True):
         assert laid_out.data_ptr() == factor.data_ptr()
 
 
