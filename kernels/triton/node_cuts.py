@@ -35,7 +35,7 @@ HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs of a launch: 64 MiB
 ROW_TILES = 1  # factor on a program's rows; tests raise it where launching programs is slow
 MOST_ROWS = 4  # of a tile: more than one where nodes have few edges and strata are few
 FEW_EDGES, FEW_STRATA = 512, 64
-ALIGNED = tl.constexpr(16)  # rows and their attention edges begin at multiples of so many weights
+ALIGNED = tl.constexpr(16)  # weights: rows and their attention edges begin at multiples of this
 
 HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: millions can be added
 
@@ -181,14 +181,13 @@ def sums_around(p_bins, o_sums, b_bin):
 
 
 @triton.jit
-def extent(p_row, o_e, b_end, end, BR: tl.constexpr, COUNTED: tl.constexpr):
+def extent(p_row, b_end, end, BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.constexpr):
     # [BR]: the heaviest and the lightest weight that can be kept, and their sum (COUNTED: number)
-    BE: tl.constexpr = o_e.shape[0]
     b_top = tl.full([BR, BE], float("-inf"), tl.float32)
     b_low = tl.full([BR, BE], float("inf"), tl.float32)
     b_all = tl.zeros([BR, BE], tl.int32 if COUNTED else tl.float32)
     for i_e in range(0, end, BE):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
         m_some = can_be_kept(b_weight, COUNTED)
         b_top = tl.maximum(b_top, b_weight)
         b_low = tl.minimum(b_low, tl.where(m_some, b_weight, float("inf")))
@@ -198,7 +197,7 @@ def extent(p_row, o_e, b_end, end, BR: tl.constexpr, COUNTED: tl.constexpr):
 
 @triton.jit
 def fixed_point_unit(b_top):
-    # [BR]: the heaviest weight times it is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is in range
+    # [BR]: times this, the heaviest weight is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is in range
     b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
     b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
     return (b_unit << 23).to(tl.float32, bitcast=True)
@@ -213,12 +212,12 @@ def bits_below(b_deepest, LOG_BINS: tl.constexpr):
 
 @triton.jit
 def add_to_shared_bins(
-    p_row, p_bins, o_shared, o_e, b_end, end, b_heaviest, b_deepest, b_bits, b_unit,
-    COUNTED: tl.constexpr,
+    p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, b_unit,
+    BE: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    # The histogram of a row that all strata share
-    for i_e in range(0, end, o_e.shape[0]):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
+    # Add the edges of a row to the histogram that all strata share
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
         m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
         p_bin = p_bins + (o_shared + o_bin)
         tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_held, "relaxed")
@@ -226,16 +225,15 @@ def add_to_shared_bins(
 
 @triton.jit
 def move_to_front(
-    p_row, p_bins, o_shared, o_e, b_end, end, b_heaviest, b_deepest, b_bits,
-    BR: tl.constexpr, COUNTED: tl.constexpr,
+    p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits,
+    BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     # Move the weights whose bins are marked with -1 to the front of their row. [BR]: their number,
     # and the heaviest weight without a bin
-    BE: tl.constexpr = o_e.shape[0]
     b_moved = tl.zeros([BR], tl.int32)
     b_lighter = tl.full([BR, BE], float("-inf"), tl.float32)
     for i_e in range(0, end, BE):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
         m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
         b_lighter = tl.maximum(b_lighter, tl.where(m_held, float("-inf"), b_weight))
         p_bin = p_bins + (o_shared + o_bin)
@@ -249,29 +247,32 @@ def move_to_front(
 
 @triton.jit
 def add_to_own_bins(
-    p_row, p_bins, o_own, o_m, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
-    COUNTED: tl.constexpr,
+    p_row, p_bins, o_own, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
+    BM: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    # The histograms of each stratum, of depths whose bits from b_bits on are its prefix, by the
-    # bits from b_fewer on
-    for i_m in range(0, end, o_m.shape[0]):
-        b_weight = load_weights(p_row, i_m + o_m, b_moved)
+    # Add the edges whose depth starts with a stratum's prefix to its histogram, by the next bits:
+    # b_bits low bits of a depth are not known yet, of which this step leaves b_fewer
+    for i_m in range(0, end, BM):
+        o_m = i_m + tl.arange(0, BM)
+        b_weight = load_weights(p_row, o_m, b_moved)
         b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
         b_share = shares_of(b_weight, b_unit, COUNTED)[:, :, None]
         # [BR, BM, BK]
         m_here = (b_depth >> b_bits[:, None])[:, :, None] == b_prefix[:, None, :]
-        m_here &= ((i_m + o_m)[None, :] < b_moved[:, None])[:, :, None]
+        m_here &= (o_m[None, :] < b_moved[:, None])[:, :, None]
         o_bin = (b_depth >> b_fewer[:, None]) & ((1 << (b_bits - b_fewer)) - 1)[:, None]
         p_each = p_bins + (o_own[:, None, :] + o_bin.to(tl.int32)[:, :, None])
         tl.atomic_add(p_each, tl.broadcast_to(b_share, m_here.shape), m_here, "relaxed")
 
 
 @triton.jit
-def heaviest_below(p_row, o_m, b_moved, end, b_last):
+def heaviest_below(
+    p_row, b_moved, end, b_last, BR: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+):
     # [BR, BK]: the heaviest moved weight that is lighter than b_last
-    b_below = tl.full([b_last.shape[0], o_m.shape[0], b_last.shape[1]], float("-inf"), tl.float32)
-    for i_m in range(0, end, o_m.shape[0]):
-        b_weight = load_weights(p_row, i_m + o_m, b_moved)[:, :, None]
+    b_below = tl.full([BR, BM, BK], float("-inf"), tl.float32)
+    for i_m in range(0, end, BM):
+        b_weight = load_weights(p_row, i_m + tl.arange(0, BM), b_moved)[:, :, None]
         m_below = b_weight < b_last[:, None, :]
         b_below = tl.maximum(b_below, tl.where(m_below, b_weight, float("-inf")))
     return tl.max(b_below, 1)
@@ -299,7 +300,7 @@ def row_cuts_kernel(
     HEADS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     BINS: tl.constexpr = 1 << BITS  # per stratum
-    o_k, o_e, o_m = tl.arange(0, BK), tl.arange(0, BE), tl.arange(0, BM)
+    o_k = tl.arange(0, BK)
     p_bins += tl.program_id(0).to(tl.int64) * (BK * BINS * BR)
     # Offsets of the shared histogram of BK * BINS bins, and of one per stratum in the same memory
     o_shared = (tl.arange(0, BR) * (BK * BINS))[:, None]  # [BR, 1]
@@ -314,7 +315,7 @@ def row_cuts_kernel(
     end = tl.max(b_end, 0)
 
     # First sweep: the range of weights
-    b_top, b_low, b_all = extent(p_row, o_e, b_end, end, BR, COUNTED)  # [BR]
+    b_top, b_low, b_all = extent(p_row, b_end, end, BR, BE, COUNTED)  # [BR]
     b_heaviest = keys_of(b_top, COUNTED)
     b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
     b_unit = fixed_point_unit(b_top)
@@ -334,7 +335,7 @@ def row_cuts_kernel(
     # Second sweep: the shared histogram, and the bins in which strata end
     clear_bins(p_bins, BK * BINS * BR, BE * BR)
     add_to_shared_bins(
-        p_row, p_bins, o_shared, o_e, b_end, end, b_heaviest, b_deepest, b_bits, b_unit, COUNTED
+        p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, b_unit, BE, COUNTED
     )
     b_sum = add_up_bins(p_bins, BR, BK * BINS, BK * BB)[:, None]
     b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
@@ -353,7 +354,7 @@ def row_cuts_kernel(
     tl.store(p_bins + (o_shared + b_following), b_mark, mask=(o_k < K)[None, :])
     tl.debug_barrier()
     b_moved, b_lighter = move_to_front(
-        p_row, p_bins, o_shared, o_e, b_end, end, b_heaviest, b_deepest, b_bits, BR, COUNTED
+        p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, BR, BE, COUNTED
     )
     end = tl.max(b_moved, 0)
 
@@ -363,8 +364,8 @@ def row_cuts_kernel(
         tl.debug_barrier()
         clear_bins(p_bins, BK * BINS * BR, BE * BR)
         add_to_own_bins(
-            p_row, p_bins, o_own, o_m, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
-            COUNTED,
+            p_row, p_bins, o_own, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
+            BM, COUNTED,
         )  # fmt: skip
         add_up_bins(p_bins, BR * BK, BINS, BB)
         b_bin = first_bin(p_bins, o_own, b_left, BITS)
@@ -377,7 +378,8 @@ def row_cuts_kernel(
     # Find the next lighter weight, and put the cut between the two
     tl.debug_barrier()
     b_last = weights_of(b_heaviest[:, None] - b_prefix, COUNTED)
-    b_next = tl.maximum(heaviest_below(p_row, o_m, b_moved, end, b_last), b_lighter[:, None])
+    b_next = heaviest_below(p_row, b_moved, end, b_last, BR, BM, BK)
+    b_next = tl.maximum(b_next, b_lighter[:, None])
     if COUNTED:
         b_next = tl.where(b_more > 0, b_last, b_next)  # it ties with an edge left out
     b_cut = cut_between(b_last, b_next, b_sum == 0, COUNTED)
