@@ -2,7 +2,7 @@
 //
 // The right factor is packed in panels of kPanel columns, so that a block reads it sequentially;
 // the left one is read a number at a time. Every entry is summed over `depth` in the same order
-// whatever its block, so a score has the same bits in every op, and levels agree.
+// in any block, so a score has the same bits in every op, and levels agree.
 
 // kRows x kPanel entries of a product. Its kRows * kVectors registers, kVectors for the right
 // factor and one for the left must fit the register file: 32 under AVX-512, 16 otherwise.
