@@ -10,7 +10,7 @@ runs. CUDA graphs come last, as a capture that fails may spoil what follows.
 
 import gc
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -99,11 +99,12 @@ def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None
 
     def by(way: str, passes: Run) -> Run:
         def timed() -> object:
-            before, module.METHOD = module.METHOD, way
+            original = module.bottleneck
+            module.bottleneck = partial(original, method=way)
             try:
                 return passes()
             finally:
-                module.METHOD = before
+                module.bottleneck = original
 
         return timed
 

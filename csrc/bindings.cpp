@@ -32,10 +32,10 @@ Shape shape_of(const py::array& array) {
 }
 
 std::string text(const Shape& shape) {
-  std::string found = "[";
+  std::string result = "[";
   for (std::size_t i = 0; i < shape.size(); ++i)
-    found += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return found + "]";
+    result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return result + "]";
 }
 
 void check_shape(const py::array& array, const char* name, const Shape& wanted) {
@@ -66,13 +66,13 @@ Floats floats(const py::array& array, const char* name) {
   check_dimensions(array, name, 4);
   if (array.shape(3) > 1 && array.strides(3) != array.itemsize())
     throw py::type_error(std::string(name) + " has a last dimension that is not contiguous");
-  Floats found{array.data(), bfloat16, {}};
+  Floats view{array.data(), bfloat16, {}};
   for (py::ssize_t i = 0; i < 3; ++i) {
     if (array.strides(i) < 0 || array.strides(i) % array.itemsize() != 0)
       throw py::type_error(std::string(name) + " has a negative or odd stride");
-    found.stride[size(i)] = size(array.strides(i) / array.itemsize());
+    view.stride[size(i)] = size(array.strides(i) / array.itemsize());
   }
-  return found;
+  return view;
 }
 
 // ---- arguments ----------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ struct HeldPattern {
 HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, std::size_t window,
                          float softcap, const Maybe<float>& sinks,
                          const Maybe<std::int32_t>& segments, const Maybe<float>& lse) {
-  HeldPattern found{{}, {q, k}};
-  Pattern& plain = found.plain;
+  HeldPattern result{{}, {q, k}};
+  Pattern& plain = result.plain;
   plain.q = floats(q, "q");
   plain.k = floats(k, "k");
   check_shape(k, "k", {q.shape(0), k.shape(1), q.shape(2), q.shape(3)});
@@ -98,7 +98,7 @@ HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, st
   plain.d_k = size(q.shape(3));
   if (plain.groups == 0 || plain.heads % plain.groups != 0)
     throw std::invalid_argument("q has " + std::to_string(plain.heads) +
-                                " heads, no multiple of k's " + std::to_string(plain.groups));
+                                " heads, not a multiple of k's " + std::to_string(plain.groups));
   plain.scale = scale;
   plain.window = window;
   plain.softcap = softcap;
@@ -106,8 +106,8 @@ HeldPattern make_pattern(const py::array& q, const py::array& k, float scale, st
   plain.segments = data(segments, "segments", {q.shape(0), q.shape(2)});
   plain.lse = data(lse, "lse", {q.shape(0), q.shape(1), q.shape(2)});
   for (const py::object& array : {py::cast(sinks), py::cast(segments), py::cast(lse)})
-    found.held.push_back(array);
-  return found;
+    result.held.push_back(array);
+  return result;
 }
 
 // Edges, and references to the arrays that they point into.
@@ -121,15 +121,15 @@ HeldEdges hold(const HeldPattern& pattern, Importance importance) {
   const Pattern& plain = pattern.plain;
   const auto batch = static_cast<py::ssize_t>(plain.batch);
   const auto length = static_cast<py::ssize_t>(plain.length);
-  HeldEdges found{{plain, {}},
-                  pattern.held,
-                  {batch, static_cast<py::ssize_t>(plain.heads), length},
-                  {batch, length}};
-  found.plain.weight.importance = importance;
+  HeldEdges result{{plain, {}},
+                   pattern.held,
+                   {batch, static_cast<py::ssize_t>(plain.heads), length},
+                   {batch, length}};
+  result.plain.weight.importance = importance;
   const bool needs_lse = importance != Importance::kRandom && importance != Importance::kGiven;
   if (needs_lse && plain.lse == nullptr)
     throw std::invalid_argument("lse is missing: this importance needs attention weights");
-  return found;
+  return result;
 }
 
 void hold_values(HeldEdges& edges, const py::array& v, py::ssize_t d_v) {
@@ -217,7 +217,7 @@ void source_norms(const py::array& v, const Array<float>& w_o, int p, Array<floa
   check_shape(w_o, "w_o", {w_o.shape(0), w_o.ndim() == 3 ? w_o.shape(1) : 0, v.shape(3)});
   check_shape(norms, "norms", {v.shape(0), w_o.shape(0), v.shape(2)});
   if (v.shape(1) == 0 || w_o.shape(0) % v.shape(1) != 0)
-    throw std::invalid_argument("w_o has a number of heads that is no multiple of v's");
+    throw std::invalid_argument("w_o has a number of heads that is not a multiple of v's");
   const float* projection = w_o.data();
   float* to = norms.mutable_data();
   const Shape shape = shape_of(v);
@@ -307,7 +307,7 @@ void random_cuts(const HeldEdges& edges, const Array<std::uint8_t>& eligible,
                  const std::string& isa) {
   const Ops& chosen = ops(isa);
   if (edges.plain.weight.importance != Importance::kRandom)
-    throw std::invalid_argument("edges has another weight than a random one");
+    throw std::invalid_argument("edges has to have a random weight");
   check_shape(eligible, "eligible", edges.targets);
   check_dimensions(counts, "counts", 2);
   check_shape(counts, "counts", {counts.shape(0), edges.targets[0]});
@@ -381,7 +381,7 @@ py::array_t<T> column(Buffer<T>& values, std::size_t count) {
 }
 
 std::pair<py::tuple, std::size_t> collect_edges(const HeldEdges& edges, const Array<float>& cuts,
-                                                Array<std::int64_t>& counts, std::size_t most,
+                                                Array<std::int64_t>& counts, std::size_t limit,
                                                 std::size_t row, int threads,
                                                 const std::string& isa) {
   const Ops& chosen = ops(isa);
@@ -392,7 +392,7 @@ std::pair<py::tuple, std::size_t> collect_edges(const HeldEdges& edges, const Ar
   EdgeRows rows(0);
   {
     py::gil_scoped_release unlocked;
-    rows = chosen.collect_edges(edges.plain, from, strata, counted, most, row, threads);
+    rows = chosen.collect_edges(edges.plain, from, strata, counted, limit, row, threads);
   }
   return {py::make_tuple(column(rows.sequence, rows.count), column(rows.head, rows.count),
                          column(rows.source, rows.count), column(rows.target, rows.count),
@@ -463,9 +463,9 @@ void output_errors(Array<float>& logits, const Maybe<float>& bias, float scale, 
       throw std::invalid_argument("next_ids has an id beyond the vocabulary");
   float* to[8];
   for (std::size_t i = 0; i < 8; ++i) to[i] = errors[i].mutable_data();
-  const Errors found{to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7], size(tokens), first};
+  const Errors results{to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7], size(tokens), first};
   py::gil_scoped_release unlocked;
-  chosen.output_errors(all, found, threads);
+  chosen.output_errors(all, results, threads);
 }
 
 }  // namespace
@@ -475,7 +475,7 @@ PYBIND11_MODULE(_cpu, module) {
   const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
   module.doc() = "The ops of densitrace in C++; see densitrace.kernels for their contracts.";
   module.def("instruction_sets", &instruction_sets,
-             "Instruction sets that `isa` may name here, the fastest first.");
+             "The available values of `isa` besides \"auto\", the fastest first.");
 
   py::class_<HeldPattern>(module, "Pattern", "densitrace.kernels.Pattern for these ops.")
       .def(py::init(&make_pattern), exact("q"), exact("k"), py::arg("scale"), py::arg("window"),
@@ -491,38 +491,38 @@ PYBIND11_MODULE(_cpu, module) {
       .def_static("given", &given_edges, py::arg("pattern"), exact("weight"));
 
   module.def("source_norms", &source_norms, exact("v"), exact("w_o"), py::arg("p"), exact("norms"),
-             py::arg("threads"), isa, "Writes source norms into `norms`.");
+             py::arg("threads"), isa, "Write source norms to `norms`.");
   module.def("attention_stats", &attention_stats, py::arg("pattern"), exact("v"), exact("source"),
              exact("output"), exact("lse"), exact("mass"), py::arg("threads"), isa,
-             "Writes attention output, log-sum-exp and edge mass.");
+             "Write attention output, log-sum-exp and edge mass.");
   module.def("edge_mass", &edge_mass, py::arg("edges"), exact("mass"), py::arg("threads"), isa,
-             "Writes the sum of the weights into each target.");
+             "Write the sum of the weights into each target.");
   module.def("edge_weights", &edge_weights, py::arg("edges"), exact("weights"), py::arg("threads"),
-             isa, "Writes every weight, NaN where there is no edge.");
+             isa, "Write all weights, NaN where there is no edge.");
   module.def("nucleus_cuts", &nucleus_cuts, py::arg("edges"), exact("side"), exact("masses"),
              exact("total"), exact("cuts"), py::arg("threads"), isa,
-             "Writes the cuts that keep each mass.");
+             "Write the cuts that keep each mass.");
   module.def("fraction_cuts", &fraction_cuts, py::arg("edges"), exact("side"), exact("fractions"),
-             exact("cuts"), py::arg("threads"), isa, "Writes the cuts that keep each fraction.");
+             exact("cuts"), py::arg("threads"), isa, "Write the cuts that keep each fraction.");
   module.def("random_cuts", &random_cuts, py::arg("edges"), exact("eligible"), exact("counts"),
              exact("cuts"), py::arg("threads"), isa,
-             "Writes the cuts above which as many edges lie as are counted.");
+             "Write the cuts above which `counts` edges lie.");
   module.def("edge_levels", &edge_levels, py::arg("edges"), exact("cuts"), exact("levels"),
              exact("degrees"), py::arg("threads"), isa,
-             "Writes level map and in-degrees; gives the edges seen and those summed exactly.");
+             "Write level map and in-degrees; returns the edges seen and those summed exactly.");
   module.def("lane_attention", &lane_attention, py::arg("edges"), exact("cuts"), exact("v"),
              py::arg("lanes"), py::arg("invert"), exact("output"), py::arg("threads"), isa,
-             "Writes the attention output of the masked lanes.");
+             "Write the attention output of the masked lanes.");
   module.def("collect_edges", &collect_edges, py::arg("edges"), exact("cuts"), exact("counts"),
-             py::arg("most"), py::arg("row"), py::arg("threads"), isa,
-             "The kept edges of some rows, as columns, and the row after them.");
+             py::arg("limit"), py::arg("row"), py::arg("threads"), isa,
+             "The kept edges of consecutive rows, as columns, and the first row after them.");
   module.def("bottleneck", &bottleneck, exact("reach"), exact("levels"), exact("result"),
-             py::arg("threads"), isa, "Writes the (max, min) product into `result`.");
+             py::arg("threads"), isa, "Write the (max, min) product to `result`.");
   module.def("trace_sizes", &trace_sizes, exact("reach"), exact("degrees"), exact("result"),
              py::arg("threads"), isa,
-             "Writes the edges of every trace that enter one node layer into `result`.");
+             "Write the number of edges of every trace that enter one node layer to `result`.");
   module.def("output_errors", &output_errors, exact("logits"), exact("bias"), py::arg("scale"),
              py::arg("softcap"), exact("next_ids"), py::arg("vocabulary"), py::arg("errors"),
              py::arg("first"), py::arg("threads"), isa,
-             "Overwrites logits [1 + K, n, V] and writes the errors of these tokens.");
+             "Write the errors of n tokens, overwriting their logits [1 + K, n, V].");
 }

@@ -131,7 +131,7 @@ def collect_edges(
     edges: Edges,
     cuts: Floats,
     counts: NDArray[np.int64],
-    most: int,
+    limit: int,
     row: int,
     threads: int,
     isa: str = "auto",
@@ -148,7 +148,7 @@ def collect_edges(
 ]:
     """The kept edges of consecutive rows of [B, H, T]; the first row that is not included.
 
-    Rows are taken from `row` on while they keep at most `most` edges together, but at least one
+    Rows are taken from `row` on while they keep at most `limit` edges together, but at least one
     row. Columns: sequence, head, source, target, weight, stratum. The call for row 0 writes
     `counts` [B, H, T]; later calls read them.
     """

@@ -15,18 +15,18 @@ def bottleneck(
 def bottleneck_boolean(
     reach: int,
     levels: int,
-    most: int,
+    highest: int,
     planes: int,
-    some: int,
+    capacity: int,
     result: int,
     batch: int,
     length: int,
     device: int,
     stream: int,
 ) -> None:
-    """The same, by a product of bit matrices for each level up to the highest, `most` uint8 [1].
+    """The same, by a product of bit matrices for each level up to `highest`, uint8 [1].
 
-    `planes` has room for `some` levels, of `plane_words` words each.
+    `planes` has room for `capacity` levels, of `plane_words` words each.
     """
 
 def plane_words(batch: int, length: int) -> int:
@@ -146,7 +146,7 @@ def node_cuts(
 def settle(
     ranked: tuple[int, int],
     sent: int,
-    most: int,
+    largest: int,
     share: int,
     cuts: int,
     strata: int,
@@ -162,7 +162,7 @@ def settle(
 
     With `strata` 0 there are no cuts and all weights become exact. `ranked` is
     `densitrace.kernels.ProximityWeight.ranked`; `sent` [heads of the tile, B, T, D] is W_O v and
-    `most` [.., B, T] its largest magnitudes. `settled`, [B, H, T] with H `heads`, takes the rows'
+    `largest` [.., B, T] its largest magnitudes. `settled`, [B, H, T] with H `heads`, takes rows'
     sums (float32, 0 under cuts), numbers of edges and numbers of edges summed exactly (int32).
     """
 

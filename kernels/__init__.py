@@ -67,7 +67,7 @@ __all__ = [
 
 
 def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Tensor:
-    """Norm of what each source token would send through each head: nu of METHOD §2.
+    """Norm of what each source token sends through each head: nu of METHOD §2.
 
     Args:
         v: [B, G, T, d_v] values.
@@ -77,6 +77,10 @@ def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Te
 
     Returns:
         float32 [B, H, T]: norm_p(w_o[h] v[g(h), s]).
+
+    Raises:
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: shapes do not fit.
 
     Example:
         >>> source_norms(torch.ones(1, 1, 2, 3), torch.ones(4, 5, 3), p=1)[0, 0]
@@ -113,12 +117,47 @@ def attention_stats(
 
 
 def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
-    """Sum of the weights of all attention edges into each target: float32 [B, T]."""
+    """Sum of the weights of all attention edges into each target, negative weights left out.
+
+    Args:
+        edges: attention edges of one block, B sequences of T tokens.
+
+    Returns:
+        float32 [B, T].
+
+    Raises:
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 4)
+        >>> edges = AttentionEdges(Pattern(token, token, 0.5), GivenWeight(torch.ones(1, 1, 2, 2)))
+        >>> edge_mass(edges)
+        tensor([[1., 2.]])
+    """
     return dispatch.pick(reference.edge_mass, edges.pattern.device, backend, edges)(edges)
 
 
 def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
-    """All unnormalised weights, float32 [B, H, T target, T source], NaN where no edge: small T."""
+    """All unnormalised weights of attention edges, written out: for small T.
+
+    Args:
+        edges: attention edges of one block, B sequences of T tokens in H heads.
+
+    Returns:
+        float32 [B, H, T target, T source]; NaN where there is no edge.
+
+    Raises:
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 4)
+        >>> edges = AttentionEdges(Pattern(token, token, 0.5), GivenWeight(torch.ones(1, 1, 2, 2)))
+        >>> edge_weights(edges)[0, 0]
+        tensor([[1., nan],
+                [1., 1.]])
+    """
     return dispatch.pick(reference.edge_weights, edges.pattern.device, backend, edges)(edges)
 
 
@@ -224,23 +263,33 @@ def random_cuts(
 
 
 def _check_strata(by_stratum: Sized) -> None:
-    strata, most = len(by_stratum), torch.iinfo(torch.uint8).max
-    if strata > most:
-        raise ValueError(f"{strata} strata, where levels of eight bits tell {most} apart")
+    strata, limit = len(by_stratum), torch.iinfo(torch.uint8).max
+    if strata > limit:
+        raise ValueError(f"{strata} strata, but eight-bit levels hold at most {limit}")
 
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
-    """Level map S and in-degrees of a block's attention edges: METHOD §4.
+    """Level map S and in-degrees of the attention edges of a block: METHOD §4.
 
     Args:
-        edges: of one block.
+        edges: attention edges of one block, B sequences of T tokens.
         cuts: float32 [K, B, T], K <= 255.
 
     Returns:
         EdgeLevels: levels uint8 [B, T, T] (0 above the diagonal), degrees int32 [K, B, T].
 
     Raises:
-        ValueError: more strata than levels of eight bits tell apart.
+        BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
+        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+
+    Example:
+        >>> token = torch.zeros(1, 1, 2, 4)
+        >>> edges = AttentionEdges(Pattern(token, token, 0.5), GivenWeight(torch.ones(1, 1, 2, 2)))
+        >>> result = edge_levels(edges, torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]))
+        >>> result.levels[0], result.degrees[:, 0]
+        (tensor([[1, 0],
+                [1, 1]], dtype=torch.uint8), tensor([[0, 0],
+                [1, 2]], dtype=torch.int32))
     """
     _check_strata(cuts)
     return dispatch.pick(reference.edge_levels, cuts.device, backend, edges)(edges, cuts)
@@ -333,12 +382,22 @@ def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tenso
 
     Returns:
         uint8 [B, T, T]: the largest min(reach[t, j], levels[j, i]) over i <= j <= t.
+
+    Raises:
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: shapes do not fit.
+
+    Example:
+        >>> reach = torch.tensor([[[2, 0], [1, 2]]], dtype=torch.uint8)
+        >>> levels = torch.tensor([[[2, 0], [2, 1]]], dtype=torch.uint8)
+        >>> bottleneck(reach, levels).tolist()
+        [[[2, 0], [2, 1]]]
     """
     return dispatch.pick(reference.bottleneck, reach.device, backend)(reach, levels)
 
 
 def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Tensor:
-    """Edges of every trace that enter one node layer: METHOD §4.
+    """Number of edges of every trace that enter one node layer: METHOD §4.
 
     Args:
         reach: uint8 [B, T, T], beta of output t and node j.
@@ -348,7 +407,14 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
         int64 [K, B, T]: sum over j of degrees[k, j] where reach[t, j] >= K - k.
 
     Raises:
-        ValueError: more strata than levels of eight bits tell apart.
+        BackendError: `backend` is not built or lacks the op.
+        ValueError: more than 255 strata, or shapes do not fit.
+
+    Example:
+        >>> reach = torch.tensor([[[2, 0], [1, 2]]], dtype=torch.uint8)
+        >>> degrees = torch.tensor([[[1, 1]], [[3, 3]]], dtype=torch.int32)
+        >>> trace_sizes(reach, degrees).tolist()
+        [[[1, 1]], [[3, 6]]]
     """
     _check_strata(degrees)
     return dispatch.pick(reference.trace_sizes, reach.device, backend)(reach, degrees)

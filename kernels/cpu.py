@@ -30,7 +30,7 @@ TABLE_EDGES = 1 << 21  # of a table: 38 MiB, enough for an ordinary block
 ISA = "auto"  # the instruction set; tests run all of them
 
 
-def _how() -> tuple[int, str]:
+def _options() -> tuple[int, str]:
     """The last arguments of every call: number of threads, instruction set."""
     return torch.get_num_threads(), ISA
 
@@ -56,7 +56,7 @@ def _floats(tensor: Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _maybe(tensor: Tensor | None) -> NDArray[np.float32] | None:
+def _optional(tensor: Tensor | None) -> NDArray[np.float32] | None:
     return None if tensor is None else _floats(tensor)
 
 
@@ -73,9 +73,9 @@ def _pattern(pattern: Pattern) -> _cpu.Pattern:
         pattern.scale,
         pattern.window or 0,
         pattern.softcap or 0.0,
-        _maybe(pattern.sinks),
+        _optional(pattern.sinks),
         None if segments is None else _integers(segments),
-        _maybe(pattern.lse),
+        _optional(pattern.lse),
     )
 
 
@@ -83,12 +83,12 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
     pattern, weight = _pattern(edges.pattern), edges.weight
     match weight:
         case NormWeight(source, target):
-            return _cpu.Edges.norm(pattern, _floats(source), _maybe(target))
-        case CosineWeight(target, source, v):
-            return _cpu.Edges.cosine(pattern, _floats(target), _floats(source), _rows(v))
+            return _cpu.Edges.norm(pattern, _floats(source), _optional(target))
+        case CosineWeight(direction, source, v):
+            return _cpu.Edges.cosine(pattern, _floats(direction), _floats(source), _rows(v))
         case ProximityWeight(node, v, w_o, target):
             return _cpu.Edges.proximity(
-                pattern, _floats(node), _rows(v), _floats(w_o), _maybe(target)
+                pattern, _floats(node), _rows(v), _floats(w_o), _optional(target)
             )
         case RandomWeight(seed, stream, positions):
             return _cpu.Edges.random(pattern, seed & 0xFFFFFFFF, stream, _integers(positions))
@@ -102,7 +102,7 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     batch, _, length, _ = v.shape
     norms = torch.empty(batch, len(w_o), length)
-    _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), *_how())
+    _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), *_options())
     return norms
 
 
@@ -114,11 +114,11 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     _cpu.attention_stats(
         _pattern(pattern),
         _rows(v),
-        _maybe(source),
+        _optional(source),
         output.numpy(),
         lse.numpy(),
         mass.numpy(),
-        *_how(),
+        *_options(),
     )
     return AttentionStats(output, lse, mass)
 
@@ -126,14 +126,14 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, _, length = edges.pattern.shape
     mass = torch.empty(batch, length)
-    _cpu.edge_mass(_edges(edges), mass.numpy(), *_how())
+    _cpu.edge_mass(_edges(edges), mass.numpy(), *_options())
     return mass
 
 
 def edge_weights(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
     weights = torch.empty(batch, heads, length, length)
-    _cpu.edge_weights(_edges(edges), weights.numpy(), *_how())
+    _cpu.edge_weights(_edges(edges), weights.numpy(), *_options())
     return weights
 
 
@@ -147,7 +147,7 @@ def nucleus_cuts(
         masses.double().numpy(),
         _floats(total),
         cuts.numpy(),
-        *_how(),
+        *_options(),
     )
     return cuts
 
@@ -159,7 +159,7 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
         _floats(side),
         fractions.double().numpy(),
         cuts.numpy(),
-        *_how(),
+        *_options(),
     )
     return cuts
 
@@ -171,7 +171,7 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
         eligible.to(torch.uint8).contiguous().numpy(),
         counts.long().contiguous().numpy(),
         cuts.numpy(),
-        *_how(),
+        *_options(),
     )
     return cuts
 
@@ -181,7 +181,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     levels = torch.empty(batch, length, length, dtype=torch.uint8)
     degrees = torch.empty(cuts.shape, dtype=torch.int32)
     seen, summed = _cpu.edge_levels(
-        _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), *_how()
+        _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), *_options()
     )
     return EdgeLevels(levels, degrees, summed / seen if seen else None)
 
@@ -209,16 +209,16 @@ def lane_attention(
         own,
         invert,
         output.numpy(),
-        *_how(),
+        *_options(),
     )
     return output.to(dtype)
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
-    held, floats = _edges(edges), _floats(cuts)
+    arguments, floats = _edges(edges), _floats(cuts)
     counts, row = np.empty(edges.pattern.shape, dtype=np.int64), 0
     while row < counts.size:
-        columns, row = _cpu.collect_edges(held, floats, counts, TABLE_EDGES, row, *_how())
+        columns, row = _cpu.collect_edges(arguments, floats, counts, TABLE_EDGES, row, *_options())
         if len(columns[0]):
             yield EdgeTable(*map(torch.from_numpy, columns))
         del columns  # free this table before the next one is made
@@ -230,7 +230,7 @@ def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
         reach.contiguous().numpy(),
         levels.contiguous().numpy(),
         result.numpy(),
-        *_how(),
+        *_options(),
     )
     return result
 
@@ -241,7 +241,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
         reach.contiguous().numpy(),
         degrees.contiguous().numpy(),
         result.numpy(),
-        *_how(),
+        *_options(),
     )
     return result
 
@@ -265,19 +265,19 @@ def output_errors(
     block = max(1, rows // (1 + strata))
     buffer = torch.empty((1 + strata) * min(block, tokens), padded)
     for first in range(0, tokens, block):
-        few = slice(first, min(tokens, first + block))
-        states = torch.cat([hidden[None, few], lanes[:, few]]).float().flatten(0, 1)
+        chunk = slice(first, min(tokens, first + block))
+        states = torch.cat([hidden[None, chunk], lanes[:, chunk]]).float().flatten(0, 1)
         logits = buffer[: len(states)]
         torch.mm(states, table, out=logits[:, :vocabulary])
         _cpu.output_errors(
             logits.numpy().reshape(1 + strata, -1, padded),
-            _maybe(bias),
+            _optional(bias),
             scale,
             softcap or 0.0,
-            next_ids[few].contiguous().numpy(),
+            next_ids[chunk].contiguous().numpy(),
             vocabulary,
             arrays,
             first,
-            *_how(),
+            *_options(),
         )
     return errors

@@ -25,14 +25,13 @@ WEIGHTS = {  # for other kinds `dispatch` picks another backend
     "nucleus_cuts": (NormWeight, GivenWeight, ProximityWeight),
 }
 
-METHOD = "packed"  # of the (max, min) product, "packed" or "boolean": csrc/cuda/bottleneck.cu
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
 TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
-SETTLED_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
+SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
 
-def _where(device: torch.device) -> tuple[int, int]:
+def _device_and_stream(device: torch.device) -> tuple[int, int]:
     """A device's index and the address of torch's current stream, for the compiled module."""
     if device.type != _cuda.DEVICE:
         raise ValueError(f"tensors are on {device}; backend='cuda' wants them on a GPU")
@@ -60,7 +59,8 @@ def _floats(tensor: Tensor) -> Tensor:
 # ---- bottlenecks -------------------------------------------------------------------------------
 
 
-def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
+def bottleneck(reach: Tensor, levels: Tensor, method: str = "packed") -> Tensor:
+    """By `method` "packed" or "boolean", which csrc/cuda/bottleneck.cu describes."""
     batch, length, _ = reach.shape
     result = torch.empty_like(reach, memory_format=torch.contiguous_format)
     if not result.numel():
@@ -71,17 +71,17 @@ def bottleneck(reach: Tensor, levels: Tensor, method: str = "") -> Tensor:
         _address("reach", reach, torch.uint8, *shape, on=device),
         _address("levels", levels, torch.uint8, *shape, on=device),
     )
-    into = (result.data_ptr(), batch, length, *_where(device))
-    match method or METHOD:
+    into = (result.data_ptr(), batch, length, *_device_and_stream(device))
+    match method:
         case "packed":
             _cuda.bottleneck(*maps, *into)
         case "boolean":
             # The highest level stays on the device: the host does not wait for it.
-            most = levels.amax()
+            highest = levels.amax()
             words = _cuda.plane_words(batch, length)
-            some = max(1, min(255, PLANE_WORDS // words))
-            planes = torch.empty(some * words, dtype=torch.int32, device=device)
-            _cuda.bottleneck_boolean(*maps, most.data_ptr(), planes.data_ptr(), some, *into)
+            capacity = max(1, min(255, PLANE_WORDS // words))
+            planes = torch.empty(capacity * words, dtype=torch.int32, device=device)
+            _cuda.bottleneck_boolean(*maps, highest.data_ptr(), planes.data_ptr(), capacity, *into)
         case other:
             raise ValueError(f"method={other!r} is neither packed nor boolean")
     return result
@@ -99,7 +99,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
         strata,
         batch,
         length,
-        *_where(device),
+        *_device_and_stream(device),
     )
     return result
 
@@ -123,7 +123,7 @@ class _Tile:
         return self.batch, self.heads, self.rows.stop - self.rows.start, self.rows.stop
 
     @property
-    def place(self) -> tuple[int, ...]:
+    def key(self) -> tuple[int, ...]:
         """Key of the tile within its edges."""
         return self.head, self.heads, self.rows.start, self.rows.stop
 
@@ -147,8 +147,8 @@ class _Weighing:
         pattern = edges.pattern
         self.batch, self.heads, self.length = pattern.shape
         self.groups, self.device = pattern.k.shape[1], pattern.device
-        self.where = _where(self.device)
-        self.held: list[Tensor] = []
+        self.where = _device_and_stream(self.device)
+        self.tensors: list[Tensor] = []
         # `_logsumexp` weighs by scores, which need no lse; everything later reads this one.
         self.lse = pattern.lse if pattern.lse is not None else self._logsumexp(pattern)
         self.pattern = self._pattern(replace(pattern, lse=self.lse))
@@ -171,8 +171,8 @@ class _Weighing:
         plain = self._pattern(replace(pattern, lse=lse))
         for tile in _tiles(self.batch, 0, self.heads, self.length):
             scores = self._weigh(plain, _cuda.Weights.scores(), tile, None)
-            place = torch.arange(tile.rows.stop, device=self.device)
-            beyond = place > place[tile.rows, None]  # above the diagonal: may be unwritten
+            source = torch.arange(tile.rows.stop, device=self.device)
+            beyond = source > source[tile.rows, None]  # above the diagonal: may be unwritten
             lse[:, :, tile.rows] = scores.masked_fill_(beyond, -torch.inf).logsumexp(-1)
         if pattern.sinks is not None:
             lse = torch.logaddexp(lse, pattern.sinks.float()[None, :, None])
@@ -182,8 +182,8 @@ class _Weighing:
         """Address of a float32 copy that lives as long as this object; 0 for None."""
         if tensor is None:
             return 0
-        self.held.append(_floats(tensor))
-        return _address(name, self.held[-1], torch.float32, *shape, on=self.device)
+        self.tensors.append(_floats(tensor))
+        return _address(name, self.tensors[-1], torch.float32, *shape, on=self.device)
 
     def factors(self, left: Tensor, right: Tensor) -> tuple[int, int, int]:
         """Addresses of [B, H, T, d] and [B, G, T, d] as bfloat16 for weigh.cu, and their new d.
@@ -191,7 +191,7 @@ class _Weighing:
         The kernel reads 16 bytes at a time, so rows are padded with zeros to a multiple of 8 and
         start at multiples of 16 bytes.
         """
-        left, right = _laid_out(left, right, -1)
+        left, right = _split_factors(left, right, -1)
         depth = left.shape[-1] + -left.shape[-1] % 8
         return (
             self._factor(left, self.heads, depth),
@@ -203,17 +203,17 @@ class _Weighing:
         if tensor.shape[-1] < depth:
             tensor = pad(tensor, (0, depth - tensor.shape[-1]))
         tensor = tensor.contiguous()
-        self.held.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
+        self.tensors.append(tensor if tensor.data_ptr() % 16 == 0 else tensor.clone())
         shape = (self.batch, heads, self.length, depth)
-        return _address("a factor", self.held[-1], torch.bfloat16, *shape, on=self.device)
+        return _address("a factor", self.tensors[-1], torch.bfloat16, *shape, on=self.device)
 
     def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
         q, k, depth = self.factors(pattern.q, pattern.k)
         segments = 0
         if pattern.segments is not None:
-            self.held.append(pattern.segments.to(torch.int32).contiguous())
+            self.tensors.append(pattern.segments.to(torch.int32).contiguous())
             shape = (self.batch, self.length)
-            segments = _address("segments", self.held[-1], torch.int32, *shape, on=self.device)
+            segments = _address("segments", self.tensors[-1], torch.int32, *shape, on=self.device)
         return _cuda.Pattern(
             q,
             k,
@@ -258,27 +258,23 @@ def _along(node: Tensor, w_o: Tensor) -> Tensor:
     heads, hidden, width = w_o.shape
     signs = torch.where(node < 0, -1.0, 1.0).add_(node - node)  # node - node: 0, or NaN
     every = w_o.transpose(0, 1).reshape(hidden, heads * width)
-    along = _product(signs.bfloat16().flatten(0, 1), every)
+    along = product(signs.bfloat16().flatten(0, 1), every)
     return along.view(*node.shape[:2], heads, width).transpose(1, 2)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    return _product(left, right)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
     """float32 [..., n, m] from [..., n, d] and [..., d, m], as precise as float32.
 
     One bfloat16 product on the matrix units (cuBLAS), independent of torch's TF32 settings.
     """
-    left, right = _laid_out(left, right, -2)
+    left, right = _split_factors(left, right, -2)
     multiply = torch.mm if left.dim() == 2 else torch.bmm
     if left.is_cpu:  # out_dtype exists on GPUs only
         return multiply(left.float(), right.float())
     return multiply(left, right, out_dtype=torch.float32)
 
 
-def _laid_out(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+def _split_factors(left: Tensor, right: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     """Two factors as bfloat16, whose product with float32 sums is as precise as float32.
 
     Each factor is split into bfloat16 pieces whose products are exact. The pieces are concatenated
@@ -323,12 +319,12 @@ def _node_cuts(
 ) -> Tensor:
     """Cuts by `wanted` shares of the total; if that is None, of the number of edges."""
     sides, batch, length = side.shape
-    device, where = side.device, _where(side.device)
+    device, where = side.device, _device_and_stream(side.device)
     cuts = torch.empty(len(wanted), batch, length, dtype=torch.float32, device=device)
     side, wanted = _floats(side), wanted.double().contiguous()
     total = None if total is None else _floats(total)
     window = 0 if edges is None else edges.pattern.window or 0
-    told = (
+    arguments = (
         _address("side", side, torch.float32, sides, batch, length, on=device),
         sides,
         _address("shares", wanted, torch.float64, len(wanted), on=device),
@@ -339,10 +335,10 @@ def _node_cuts(
     )
     if edges is None:
         alone = _Tile(batch, 0, 0, slice(0, length), length)
-        _cuda.node_cuts(0, alone.plain, window, *told)
+        _cuda.node_cuts(0, alone.plain, window, *arguments)
         return cuts
     for tile, weight in _whole_nodes(edges):
-        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *told)
+        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *arguments)
     return cuts
 
 
@@ -441,12 +437,12 @@ class _Proximity:
         self.shape, self.device = edges.pattern.shape, edges.pattern.device
         self.cuts = 0
         if cuts is not None:
-            self.held, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
-            self.cuts = _address("cuts", self.held, torch.float32, *shape, on=self.device)
+            self.cut_values, shape = _floats(cuts), (self.strata, self.shape[0], self.shape[2])
+            self.cuts = _address("cuts", self.cut_values, torch.float32, *shape, on=self.device)
         # Per row: the sum of its weights (without cuts only); its number of edges, and how many of
         # them were summed entry by entry.
         self.sums = torch.empty(self.shape, dtype=torch.float32, device=self.device)
-        counts = edges.settled.pop("counts", None) if self.strata else None
+        counts = edges.scratch.pop("counts", None) if self.strata else None
         if counts is None:
             counts = torch.empty(2, *self.shape, dtype=torch.int32, device=self.device)
         self.edges, self.summed = self.counts = counts
@@ -465,22 +461,22 @@ class _Proximity:
         widest = max(1, batch * length * max(length, self.weight.node.shape[-1]))
         together = max(1, TILE_ELEMENTS // widest)
         for head in range(0, heads, together):
-            some = range(head, min(heads, head + together))
+            chunk = range(head, min(heads, head + together))
             sent: Tensor | None = None
-            alone = None if rows is None else _Tile(batch, head, len(some), rows, length)
-            for tile in _tiles(batch, head, len(some), length) if alone is None else [alone]:
+            alone = None if rows is None else _Tile(batch, head, len(chunk), rows, length)
+            for tile in _tiles(batch, head, len(chunk), length) if alone is None else [alone]:
                 weight = None
                 if self.strata:  # edge_levels is the last op to need them: it frees each tile
-                    weight = self.whole.settled.pop(tile.place, None)
+                    weight = self.whole.scratch.pop(tile.key, None)
                 elif alone is not None:
-                    weight = self.whole.settled.get(tile.place)
+                    weight = self.whole.scratch.get(tile.key)
                 if weight is None:
                     if sent is None:
-                        sent = self._sent(some)
-                        most = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
+                        sent = self._sent(chunk)
+                        largest = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
                     share = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
                     weight = self.weighing.weigh(tile, share)
-                    self._settle(tile, weight, share, sent, most)
+                    self._settle(tile, weight, share, sent, largest)
                 yield tile, weight
 
     def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
@@ -488,32 +484,32 @@ class _Proximity:
         batch, heads, length = self.shape
         for tile in _tiles(batch, 0, heads, length):
             weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
-            for part, settled in self.tiles(tile.rows):
-                weight[:, part.head : part.head + part.heads] = settled
+            for part, weight_of_part in self.tiles(tile.rows):
+                weight[:, part.head : part.head + part.heads] = weight_of_part
             yield tile, weight
 
     def leave(self) -> None:
-        """Compute all weights; keep as many tiles as SETTLED_ELEMENTS allows for `edge_levels`.
+        """Compute all weights; keep as many tiles as SCRATCH_ELEMENTS allows for `edge_levels`.
 
         Exact weights give the same levels there as bounds would.
         """
-        settled, room = self.whole.settled, SETTLED_ELEMENTS
-        settled.clear()
-        settled["counts"] = self.counts
+        scratch, room = self.whole.scratch, SCRATCH_ELEMENTS
+        scratch.clear()
+        scratch["counts"] = self.counts
         for tile, weight in self.tiles():
             if weight.numel() <= room:
-                settled[tile.place] = weight
+                scratch[tile.key] = weight
                 room -= weight.numel()
 
-    def _sent(self, some: range) -> Tensor:
+    def _sent(self, heads: range) -> Tensor:
         """float32 [heads, B, T, D]: W_O v, what each source sends through these heads."""
-        groups, heads = self.weight.v.shape[1], self.shape[1]
-        values = torch.stack([self.weight.v[:, head * groups // heads] for head in some])
-        w_o = self.weight.w_o[some.start : some.stop].transpose(1, 2)
-        return _product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
+        groups, of_model = self.weight.v.shape[1], self.shape[1]
+        values = torch.stack([self.weight.v[:, head * groups // of_model] for head in heads])
+        w_o = self.weight.w_o[heads.start : heads.stop].transpose(1, 2)
+        return product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
 
     def _settle(
-        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, most: Tensor
+        self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, largest: Tensor
     ) -> None:
         """Replace bounds in `weight` by exact weights where a level needs them, in place."""
         batch, heads, length = self.shape
@@ -525,8 +521,8 @@ class _Proximity:
                 _address("node", entry, torch.float32, batch, length, hidden, on=device),
                 _address("node", dimension, torch.int32, batch, length, hidden, on=device),
             ),
-            _address("w_o", sent, torch.float32, *shape, hidden, on=device),
-            most.data_ptr(),
+            _address("sent", sent, torch.float32, *shape, hidden, on=device),
+            largest.data_ptr(),
             share.data_ptr(),
             self.cuts,
             self.strata,
@@ -552,7 +548,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
             tile.plain,
             levels.data_ptr(),
             degrees.data_ptr(),
-            *_where(cuts.device),
+            *_device_and_stream(cuts.device),
         )
     return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
 

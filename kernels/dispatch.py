@@ -112,8 +112,8 @@ def serving(
             edge weight.
     """
     if backend == "auto":
-        here = {name: _module(name) for name in _order(device) if not missing(name)}
-        return next(name for name, module in here.items() if has(module, op, edges))
+        built = {name: _module(name) for name in _order(device) if not missing(name)}
+        return next(name for name, module in built.items() if has(module, op, edges))
     module = _module(backend)
     if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
@@ -128,29 +128,29 @@ def _warn_of(reason: str) -> None:
     log.warning("Plain torch serves the compiled ops, slower: %s", reason)
 
 
-def _on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
+def _run_on(device: torch.device, function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a function to run with `device` as the current GPU; one without an index already is."""
     if device.type != "cuda" or device.index is None:
         return function
 
     @wraps(function)
-    def there(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.cuda.device(device):
             result = function(*args, **kwargs)
-        return cast(R, _each_on(device, result)) if isinstance(result, Iterator) else result
+        return cast(R, _iterate_on(device, result)) if isinstance(result, Iterator) else result
 
-    return there
+    return wrapped
 
 
-def _each_on(device: torch.device, results: Iterator[T]) -> Iterator[T]:
+def _iterate_on(device: torch.device, results: Iterator[T]) -> Iterator[T]:
     """Advance an iterator with `device` as the current GPU, holding no result in between."""
-    nothing = object()
+    end = object()
 
-    def following() -> T | object:
+    def advance() -> T | object:
         with torch.cuda.device(device):
-            return next(results, nothing)
+            return next(results, end)
 
-    return cast(Iterator[T], iter(following, nothing))
+    return cast(Iterator[T], iter(advance, end))
 
 
 def pick(
@@ -165,4 +165,4 @@ def pick(
             _warn_of(reason)
     name = op.__name__
     function: Callable[P, R] = getattr(_module(serving(name, device, backend, edges)), name)
-    return _on(torch.device(device), function)
+    return _run_on(torch.device(device), function)

@@ -52,9 +52,12 @@ class NormWeight:
 
 @dataclass(frozen=True)
 class CosineWeight:
-    """(1 + cos(e, n)) / 2 with cos = <target[h, t], v[s]> * source[h, s]; 0.5 for a zero vector."""
+    """(1 + cos(e, n)) / 2: METHOD §2; 0.5 for a zero vector.
 
-    target: Tensor  # float32 [B, H, T, d_v] W_O^T n_t / |n_t|
+    The cosine is <direction[h, t], v[s]> * source[h, s].
+    """
+
+    direction: Tensor  # float32 [B, H, T, d_v] W_O^T n_t / |n_t|
     source: Tensor  # float32 [B, H, T] 1 / |W_O v_s|, 0 where that is 0
     v: Tensor  # [B, G, T, d_v]
 
@@ -107,7 +110,7 @@ class AttentionEdges:
     weight: EdgeWeight
 
     @cached_property
-    def settled(self) -> dict[Hashable, Tensor]:
+    def scratch(self) -> dict[Hashable, Tensor]:
         """Results that one op keeps for a later one on the same edges, which removes them.
 
         The op that writes weights here must bound their number: in full they are B x H x T x T.

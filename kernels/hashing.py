@@ -1,4 +1,4 @@
-"""Random numbers that depend on coordinates alone, whatever the batch or tiling."""
+"""Random numbers that depend on coordinates alone, not on the batch or the tiling."""
 
 from torch import Tensor
 

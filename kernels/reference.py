@@ -33,16 +33,16 @@ TILE_TARGETS = 32  # small, so that a tile wastes little above the diagonal
 # ---- tiles -----------------------------------------------------------------------------------
 
 
-def blocks(length: int, elements_each: int, most: int | None = None) -> Iterator[slice]:
-    """Slices of at most `most` rows, with at most TILE_ELEMENTS at `elements_each` per row."""
-    block = max(1, min(most or length, TILE_ELEMENTS // max(1, elements_each)))
+def blocks(length: int, elements_per_row: int, most_rows: int | None = None) -> Iterator[slice]:
+    """Slices of at most `most_rows` rows, and of TILE_ELEMENTS entries unless one row has more."""
+    block = max(1, min(most_rows or length, TILE_ELEMENTS // max(1, elements_per_row)))
     for start in range(0, length, block):
         yield slice(start, min(length, start + block))
 
 
-def target_blocks(length: int, elements_each: int) -> Iterator[slice]:
+def target_blocks(length: int, elements_per_row: int) -> Iterator[slice]:
     """Slices of targets for tiles of attention."""
-    return blocks(length, elements_each, TILE_TARGETS)
+    return blocks(length, elements_per_row, TILE_TARGETS)
 
 
 def allowed_tile(pattern: Pattern, rows: slice) -> Tensor:
@@ -139,8 +139,8 @@ def _finite_weight_tile(
 def _cosine_tile(weight: CosineWeight, pattern: Pattern, rows: slice, alpha: Tensor) -> Tensor:
     batch = len(pattern.q)
     groups = weight.v.shape[1]
-    target = weight.target[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
-    inner = (target @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
+    direction = weight.direction[:, :, rows].reshape(batch, groups, -1, weight.v.shape[-1])
+    inner = (direction @ weight.v[:, :, : rows.stop].float().transpose(-1, -2)).reshape(alpha.shape)
     cosine = (inner * weight.source[:, :, None, : rows.stop]).clamp(-1, 1)
     return torch.where(alpha > 0, (1 + cosine) / 2, 0.5)
 
@@ -307,9 +307,9 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
     def descend(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The bin of the wanted-th largest value, and the number of values above that bin."""
         above = histogram.flip(-1).cumsum(-1)  # counts from the top
-        place = torch.searchsorted(above, wanted[..., None]).squeeze(-1).clamp(max=half - 1)
-        before = above.gather(-1, (place - 1).clamp(min=0)[..., None]).squeeze(-1)
-        return half - 1 - place, torch.where(place > 0, before, 0)
+        index = torch.searchsorted(above, wanted[..., None]).squeeze(-1).clamp(max=half - 1)
+        before = above.gather(-1, (index - 1).clamp(min=0)[..., None]).squeeze(-1)
+        return half - 1 - index, torch.where(index > 0, before, 0)
 
     wanted = counts.long()
     upper, above = descend(sweep(None).expand(len(counts), -1, -1).contiguous(), wanted)

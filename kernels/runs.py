@@ -25,8 +25,8 @@ class Run(NamedTuple):
     rows: slice
 
 
-def runs(shape: tuple[int, int, int], groups: int, most: int) -> Iterator[Run]:
-    """Split all edges into runs of at most `most` pairs, in the order of the table.
+def runs(shape: tuple[int, int, int], groups: int, limit: int) -> Iterator[Run]:
+    """Split all edges into runs of at most `limit` pairs, in the order of the table.
 
     A run holds whole sequences, or whole heads of one sequence, or one or more targets of one head.
     Its heads make up whole groups, or belong to a single one.
@@ -34,26 +34,26 @@ def runs(shape: tuple[int, int, int], groups: int, most: int) -> Iterator[Run]:
     Args:
         shape: (B, H, T).
         groups: G.
-        most: pairs of target and source in a run, counting pairs without an edge.
+        limit: pairs of target and source in a run, counting pairs without an edge.
 
     Example:
-        >>> [run.rows for run in runs((1, 1, 4), groups=1, most=8)]
+        >>> [run.rows for run in runs((1, 1, 4), groups=1, limit=8)]
         [slice(0, 2, None), slice(2, 4, None)]
     """
     batch, heads, length = shape
     row = max(1, length)
-    together = max(1, min(heads, most // row**2))
+    together = max(1, min(heads, limit // row**2))
     shared = heads // groups
     while together % shared and shared % together:
         together -= 1
-    for sequences in _slices(batch, most // (heads * row**2)):
-        for some in _slices(heads, together):
-            for rows in _slices(length, most // row):
-                yield Run(sequences, some, rows)
+    for sequences in _slices(batch, limit // (heads * row**2)):
+        for chunk in _slices(heads, together):
+            for rows in _slices(length, limit // row):
+                yield Run(sequences, chunk, rows)
 
 
-def _slices(count: int, each: int) -> Iterator[slice]:
-    step = max(1, each)
+def _slices(count: int, size: int) -> Iterator[slice]:
+    step = max(1, size)
     for start in range(0, count, step):
         yield slice(start, min(count, start + step))
 
@@ -63,7 +63,7 @@ def edges_in(edges: AttentionEdges, run: Run) -> AttentionEdges:
 
     A `RandomWeight` does not record which heads these are: see `first_head` in `reference`.
     """
-    pattern, both = edges.pattern, (run.sequences, run.heads)
+    pattern, of_heads = edges.pattern, (run.sequences, run.heads)
     _, heads, _ = pattern.shape
     groups = pattern.k.shape[1]
     last = (run.heads.stop - 1) * groups // heads
@@ -75,9 +75,9 @@ def edges_in(edges: AttentionEdges, run: Run) -> AttentionEdges:
     weight: EdgeWeight
     match edges.weight:
         case NormWeight(source, target):
-            weight = NormWeight(source[both], of_sequences(target))
+            weight = NormWeight(source[of_heads], of_sequences(target))
         case CosineWeight(direction, source, v):
-            weight = CosineWeight(direction[both], source[both], v[of_groups])
+            weight = CosineWeight(direction[of_heads], source[of_heads], v[of_groups])
         case ProximityWeight(node, v, w_o, target):
             weight = ProximityWeight(
                 node[run.sequences], v[of_groups], w_o[run.heads], of_sequences(target)
@@ -85,13 +85,13 @@ def edges_in(edges: AttentionEdges, run: Run) -> AttentionEdges:
         case RandomWeight():
             weight = replace(edges.weight, positions=edges.weight.positions[run.sequences])
         case GivenWeight(given):
-            weight = GivenWeight(given[both])
-    some = replace(
+            weight = GivenWeight(given[of_heads])
+    part = replace(
         pattern,
-        q=pattern.q[both],
+        q=pattern.q[of_heads],
         k=pattern.k[of_groups],
         sinks=None if pattern.sinks is None else pattern.sinks[run.heads],
         segments=of_sequences(pattern.segments),
-        lse=None if pattern.lse is None else pattern.lse[both],
+        lse=None if pattern.lse is None else pattern.lse[of_heads],
     )
-    return AttentionEdges(some, weight)
+    return AttentionEdges(part, weight)

@@ -30,14 +30,14 @@ static void attention_stats(const Pattern& pattern, const Floats& v, std::size_t
     float* into = mass + b * length + strip.first;
     std::fill_n(into, strip.rows, 0.0f);
     for (std::size_t h = 0; h < heads; ++h) {
-      const std::size_t place = (b * heads + h) * length + strip.first;
+      const std::size_t first_row = (b * heads + h) * length + strip.first;
       scores.scores(strip, b, h, scratch.q.get(), scratch.weights.get(), stride);
       float share[kRows];
       for (std::size_t r = 0; r < strip.rows; ++r) {
         float* row = scratch.weights.get() + r * stride;
         const Scores::Softmax softmax =
             scores.exponentiate(geometry.row(strip, r), h, strip.width(), row);
-        lse[place + r] = softmax.top + std::log(softmax.sum);
+        lse[first_row + r] = softmax.top + std::log(softmax.sum);
         share[r] = 1.0f / softmax.sum;
         if (source == nullptr) continue;
         const float* norm = norms.get() + (b * heads + h) * padded + strip.column();
@@ -50,7 +50,7 @@ static void attention_stats(const Pattern& pattern, const Floats& v, std::size_t
                    every.data(), strip.panels, scratch.output.get());
       for (std::size_t r = 0; r < strip.rows; ++r)
         for (std::size_t i = 0; i < d_v; ++i)
-          output[(place + r) * d_v + i] = scratch.output[r * values.stride() + i] * share[r];
+          output[(first_row + r) * d_v + i] = scratch.output[r * values.stride() + i] * share[r];
     }
   };
   run(geometry.strips() * pattern.batch, threads,

@@ -27,10 +27,10 @@ static void visit_rows(const EdgeStrips& weighed, const Pattern& pattern, const 
 
 // The edges of some rows of [B, H, T] that clear the last of cuts [K, B, T], ordered by (sequence,
 // head, target, source), each with the first stratum that keeps it. Takes rows from `row` on while
-// they keep at most `most` edges together, but at least one row, and advances `row` past them. The
+// they keep at most `limit` edges together, but at least one row, and advances `row` past them. The
 // call for row 0 writes counts [B, H, T]; later calls read them.
 static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t strata,
-                              std::int64_t* counts, std::size_t most, std::size_t& row,
+                              std::int64_t* counts, std::size_t limit, std::size_t& row,
                               int threads) {
   const Pattern& pattern = edges.pattern;
   const std::size_t batch = pattern.batch, length = pattern.length;
@@ -51,10 +51,10 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
   std::vector<std::size_t> places{0};
   for (; row < rows; ++row) {
     const std::size_t end = places.back() + static_cast<std::size_t>(counts[row]);
-    if (row > first && end > most) break;
+    if (row > first && end > limit) break;
     places.push_back(end);
   }
-  EdgeRows found(places.back());
+  EdgeRows table(places.back());
   const auto write = [&](std::size_t i, const Strip& strip, std::size_t h, std::size_t r,
                          const float* weight, float lowest) {
     const float* cut = cuts + strip.sequence * length + strip.first + r;
@@ -67,15 +67,15 @@ static EdgeRows collect_edges(const Edges& edges, const float* cuts, std::size_t
         if (!(weight[s] > lowest) || at == end) continue;
         std::size_t level = 0;  // cuts descend, so the last is the first to be cleared
         while (level < strata && weight[s] > cut[(strata - 1 - level) * batch * length]) ++level;
-        found.sequence[at] = static_cast<std::int32_t>(strip.sequence);
-        found.head[at] = static_cast<std::int16_t>(h);
-        found.source[at] = static_cast<std::int32_t>(strip.column() + s);
-        found.target[at] = static_cast<std::int32_t>(strip.first + r);
-        found.stratum[at] = static_cast<std::uint8_t>(strata - level);
-        found.weight[at++] = weight[s];
+        table.sequence[at] = static_cast<std::int32_t>(strip.sequence);
+        table.head[at] = static_cast<std::int16_t>(h);
+        table.source[at] = static_cast<std::int32_t>(strip.column() + s);
+        table.target[at] = static_cast<std::int32_t>(strip.first + r);
+        table.stratum[at] = static_cast<std::uint8_t>(strata - level);
+        table.weight[at++] = weight[s];
       }
     }
   };
-  if (found.count != 0) visit_rows(weighed, pattern, floor, first, row, threads, write);
-  return found;
+  if (table.count != 0) visit_rows(weighed, pattern, floor, first, row, threads, write);
+  return table;
 }

@@ -86,9 +86,9 @@ class EdgeStrips {
                    const Use& use) const {
     Work work;
     for (std::size_t h = 0; h < pattern_.heads; ++h) {
-      const Work found = weigh(strip, h, scratch, floor);
-      work.edges += found.edges;
-      work.summed += found.summed;
+      const Work part = weigh(strip, h, scratch, floor);
+      work.edges += part.edges;
+      work.summed += part.summed;
       use(h);
     }
     return work;

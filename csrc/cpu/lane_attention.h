@@ -92,11 +92,11 @@ class LaneAttention {
     const float* weight = scratch.edges.weight.get();
     scratch.kept.clear();
     for (std::size_t p = 0; p < strip.panels; ++p) {
-      Mask found{};
+      Mask any_kept{};
       for (std::size_t r = 0; r < strip.rows; ++r)
         for (std::size_t v = 0; v < kVectors; ++v)
-          found |= clears(weight + r * stride + p * kPanel + v * kWidth, cuts[r], lanes_.invert);
-      if (any(found)) scratch.kept.push_back(static_cast<std::uint32_t>(p));
+          any_kept |= clears(weight + r * stride + p * kPanel + v * kWidth, cuts[r], lanes_.invert);
+      if (any(any_kept)) scratch.kept.push_back(static_cast<std::uint32_t>(p));
     }
   }
 
@@ -127,11 +127,11 @@ class LaneAttention {
     for (const std::uint32_t panel : scratch.kept)
       for (std::size_t r = 0; r < kRows; ++r)
         for (std::size_t v = 0; v < kVectors; ++v) {
-          const std::size_t place = r * stride + panel * kPanel + v * kWidth;
+          const std::size_t offset = r * stride + panel * kPanel + v * kWidth;
           Vector value{};
           if (r < strip.rows)
-            value = clears(weight + place, cuts[r], lanes_.invert) ? load(from + place) : value;
-          store(scratch.weights.get() + place, value);
+            value = clears(weight + offset, cuts[r], lanes_.invert) ? load(from + offset) : value;
+          store(scratch.weights.get() + offset, value);
         }
   }
 

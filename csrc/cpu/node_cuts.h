@@ -58,7 +58,7 @@ class Node {
   };
 
   // Bins ascend with the weight: the bits of negative numbers are inverted.
-  static std::size_t place(float weight) {
+  static std::size_t bin_of(float weight) {
     std::uint32_t bits;
     std::memcpy(&bits, &weight, sizeof bits);
     bits = (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
@@ -70,7 +70,7 @@ class Node {
     lowest_ = kBins - 1;
     highest_ = 0;
     for (const float weight : weights) {
-      const std::size_t at = place(weight);
+      const std::size_t at = bin_of(weight);
       bins_[at].sum += std::max(0.0f, weight);
       ++bins_[at].count;
       lowest_ = std::min(lowest_, at);
@@ -79,10 +79,10 @@ class Node {
   }
 
   // The heaviest bin for which found(place, bin) holds, or the lightest non-empty one.
-  template <typename Found>
-  Place descend(const Found& found) const {
+  template <typename Holds>
+  Place descend(const Holds& holds) const {
     Place at;
-    for (at.bin = highest_; at.bin > lowest_ && !found(at, bins_[at.bin]); --at.bin) {
+    for (at.bin = highest_; at.bin > lowest_ && !holds(at, bins_[at.bin]); --at.bin) {
       at.sum += bins_[at.bin].sum;
       at.count += bins_[at.bin].count;
     }
@@ -101,14 +101,14 @@ class Node {
     }
     gathered_.clear();
     for (const float weight : weights)
-      if (wanted_[place(weight)] != 0) gathered_.push_back(weight);
+      if (wanted_[bin_of(weight)] != 0) gathered_.push_back(weight);
     std::sort(gathered_.begin(), gathered_.end(), std::greater<float>());
   }
 
   // The range of a bin's members in gathered_.
   std::pair<std::size_t, std::size_t> members(std::size_t bin) const {
     const auto first = std::partition_point(gathered_.begin(), gathered_.end(),
-                                            [&](float weight) { return place(weight) > bin; });
+                                            [&](float weight) { return bin_of(weight) > bin; });
     const auto start = static_cast<std::size_t>(first - gathered_.begin());
     return {start, start + bins_[bin].count};
   }
@@ -134,14 +134,14 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
   struct Scratch {
     std::optional<EdgeScratch> edges;
     std::vector<Node> nodes;
-    std::vector<float> found;
+    std::vector<float> result;
   };
   const auto cut = [&](Scratch& scratch, Node& node, std::size_t b, std::size_t t) {
     for (std::size_t e = 0; e < in.sides; ++e)
       node.weights.push_back(in.side[(e * in.batch + b) * in.length + t]);
-    find(node, b, t, scratch.found);
-    for (std::size_t k = 0; k < scratch.found.size(); ++k)
-      cuts[(k * in.batch + b) * in.length + t] = scratch.found[k];
+    find(node, b, t, scratch.result);
+    for (std::size_t k = 0; k < scratch.result.size(); ++k)
+      cuts[(k * in.batch + b) * in.length + t] = scratch.result[k];
   };
   if (in.attention == nullptr) {
     run(
@@ -180,10 +180,10 @@ static void cut_nodes(const InEdges& in, float* cuts, int threads, const Find& f
 static void nucleus_cuts(const InEdges& in, const double* masses, std::size_t strata,
                          const float* total, float* cuts, int threads) {
   cut_nodes(in, cuts, threads,
-            [&](Node& node, std::size_t b, std::size_t t, std::vector<float>& found) {
+            [&](Node& node, std::size_t b, std::size_t t, std::vector<float>& result) {
               std::vector<double> wanted(masses, masses + strata);
               for (double& mass : wanted) mass *= static_cast<double>(total[b * in.length + t]);
-              node.nucleus(wanted, found);
+              node.nucleus(wanted, result);
             });
 }
 
@@ -191,13 +191,13 @@ static void nucleus_cuts(const InEdges& in, const double* masses, std::size_t st
 static void fraction_cuts(const InEdges& in, const double* fractions, std::size_t strata,
                           float* cuts, int threads) {
   cut_nodes(in, cuts, threads,
-            [&](Node& node, std::size_t, std::size_t, std::vector<float>& found) {
+            [&](Node& node, std::size_t, std::size_t, std::vector<float>& result) {
               const double degree = static_cast<double>(node.weights.size());
               std::vector<std::size_t> kept;
               for (std::size_t k = 0; k < strata; ++k) {
                 const double wanted = std::ceil(fractions[k] * degree - 1e-9);
                 kept.push_back(static_cast<std::size_t>(std::min(std::max(wanted, 1.0), degree)));
               }
-              node.heaviest(kept, found);
+              node.heaviest(kept, result);
             });
 }

@@ -15,7 +15,7 @@ struct Ops {
   void (*bottleneck)(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                      std::size_t batch, std::size_t length, int threads);
   EdgeRows (*collect_edges)(const Edges&, const float* cuts, std::size_t strata,
-                            std::int64_t* counts, std::size_t most, std::size_t& row, int threads);
+                            std::int64_t* counts, std::size_t limit, std::size_t& row, int threads);
   Work (*edge_levels)(const Edges&, const float* cuts, std::size_t strata, std::uint8_t* levels,
                       std::int32_t* degrees, int threads);
   void (*edge_mass)(const Edges&, float* mass, int threads);

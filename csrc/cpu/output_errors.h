@@ -29,7 +29,7 @@ class Distribution {
   void read(float* row) {
     logits_ = row;
     std::fill(row + all_.vocabulary, row + padded_, -1e30f);
-    Vector most = splat(-kInfinity);
+    Vector top = splat(-kInfinity);
     for (std::size_t v = 0; v < padded_; v += kWidth) {
       Vector z = load(row + v);
       if (v + kWidth <= all_.vocabulary) {
@@ -39,9 +39,9 @@ class Distribution {
         for (std::size_t i = v; i < all_.vocabulary; ++i) row[i] = prepared(row[i], i);
         z = load(row + v);
       }
-      most = larger(most, z);
+      top = larger(top, z);
     }
-    top_ = largest(most);
+    top_ = largest(top);
     const double total = over_blocks([&](std::size_t v) {
       const Vector e = exponential(load(row + v) - top_);
       store(p_.get() + v, e);
@@ -197,9 +197,9 @@ static void output_errors(const Predictions& all, const Errors& errors, int thre
     Distribution clean, lane;
     Ranking ranking;
   };
-  const auto loss = [&](const Distribution& found, std::size_t i) {
+  const auto loss = [&](const Distribution& distribution, std::size_t i) {
     return all.next[i] < 0 ? std::numeric_limits<float>::quiet_NaN()
-                           : -found.log_p(static_cast<std::size_t>(all.next[i]));
+                           : -distribution.log_p(static_cast<std::size_t>(all.next[i]));
   };
   run(
       all.tokens, threads, all.tokens * (1 + all.lanes) * all.vocabulary * 32,
@@ -213,20 +213,20 @@ static void output_errors(const Predictions& all, const Errors& errors, int thre
         errors.clean_entropy[errors.first + i] = clean.entropy();
         for (std::size_t k = 0; k < all.lanes; ++k) {
           lane.read(all.logits + ((k + 1) * all.tokens + i) * all.stride);
-          const std::size_t place = k * errors.columns + errors.first + i;
+          const std::size_t at = k * errors.columns + errors.first + i;
           const float *p = clean.p(), *q = lane.p(), *x = clean.logits(), *y = lane.logits();
           const float shift = clean.lse() - lane.lse();
-          errors.tv[place] = static_cast<float>(lane.over_blocks([&](std::size_t v) {
+          errors.tv[at] = static_cast<float>(lane.over_blocks([&](std::size_t v) {
             return absolute(load(p + v) - load(q + v));
           }) / 2);
-          errors.kl[place] = static_cast<float>(std::max(0.0, lane.over_blocks([&](std::size_t v) {
+          errors.kl[at] = static_cast<float>(std::max(0.0, lane.over_blocks([&](std::size_t v) {
             return load(p + v) * (load(x + v) - load(y + v) - shift);
           })));
-          errors.entropy[place] = lane.entropy();
-          errors.loss[place] = loss(lane, i);
+          errors.entropy[at] = lane.entropy();
+          errors.loss[at] = loss(lane, i);
           const bool same = lane.first_top() == top;
-          errors.top1[place] = same ? 1.0f : 0.0f;
-          errors.nucleus[place] = same ? scratch.ranking.shared_nucleus(lane) : 0.0f;
+          errors.top1[at] = same ? 1.0f : 0.0f;
+          errors.nucleus[at] = same ? scratch.ranking.shared_nucleus(lane) : 0.0f;
         }
       });
 }

@@ -2,7 +2,7 @@
 //
 // The right factor is packed in panels of kPanel columns, so that a block reads it sequentially;
 // the left one is read a number at a time. Every entry is summed over `depth` in the same order
-// whatever its block, so a score has the same bits in every op, and levels agree.
+// in any block, so a score has the same bits in every op, and levels agree.
 
 // kRows x kPanel entries of a product. Its kRows * kVectors registers, kVectors for the right
 // factor and one for the left must fit the register file: 32 under AVX-512, 16 otherwise.
@@ -50,12 +50,12 @@ constexpr std::size_t panels_of(std::size_t count) { return (count + kPanel - 1)
 // Copies row (n, m, row) of an array as float32.
 INLINE void copy_row(const Floats& from, std::size_t n, std::size_t m, std::size_t row,
                      std::size_t count, float* to) {
-  const std::size_t place = n * from.stride[0] + m * from.stride[1] + row * from.stride[2];
+  const std::size_t offset = n * from.stride[0] + m * from.stride[1] + row * from.stride[2];
   if (!from.bfloat16) {
-    std::memcpy(to, static_cast<const float*>(from.data) + place, count * sizeof(float));
+    std::memcpy(to, static_cast<const float*>(from.data) + offset, count * sizeof(float));
     return;
   }
-  const std::uint16_t* half = static_cast<const std::uint16_t*>(from.data) + place;
+  const std::uint16_t* half = static_cast<const std::uint16_t*>(from.data) + offset;
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t bits = std::uint32_t{half[i]} << 16;
     std::memcpy(to + i, &bits, sizeof bits);

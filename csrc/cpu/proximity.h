@@ -77,7 +77,7 @@ class Proximity {
           const std::size_t group = b * groups_ + h * groups_ / heads_;
           const float* values = values_.get() + (group * panels + task % panels) * d_v * kPanel;
           float* sent = sent_.get() + task * hidden * kPanel;
-          Vector most[kVectors] = {};
+          Vector reach[kVectors] = {};
           for (std::size_t first = 0; first < hidden; first += kRows) {
             const std::size_t rows = std::min(kRows, hidden - first);
             std::memset(scratch.get(), 0, kRows * d_v * sizeof(float));
@@ -88,10 +88,10 @@ class Proximity {
             std::memcpy(sent + first * kPanel, product, rows * kPanel * sizeof(float));
             for (std::size_t r = 0; r < rows; ++r)
               for (std::size_t v = 0; v < kVectors; ++v)
-                most[v] = larger(most[v], absolute(load(product + r * kPanel + v * kWidth)));
+                reach[v] = larger(reach[v], absolute(load(product + r * kPanel + v * kWidth)));
           }
           for (std::size_t v = 0; v < kVectors; ++v)
-            store(reach_.get() + task * kPanel + v * kWidth, most[v]);
+            store(reach_.get() + task * kPanel + v * kWidth, reach[v]);
         });
   }
 

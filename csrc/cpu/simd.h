@@ -42,10 +42,10 @@ INLINE bool any(M mask) {
   if constexpr (sizeof mask == 64) return _mm512_movepi32_mask((__m512i)mask) != 0;
   if constexpr (sizeof mask == 32) return _mm256_movemask_ps((__m256)mask) != 0;
 #endif
-  std::uint64_t words[sizeof mask / 8], found = 0;
+  std::uint64_t words[sizeof mask / 8], bits = 0;
   std::memcpy(words, &mask, sizeof mask);
-  for (const std::uint64_t word : words) found |= word;
-  return found != 0;
+  for (const std::uint64_t word : words) bits |= word;
+  return bits != 0;
 }
 
 // A tree of halves: the order is fixed, and the error grows with the logarithm of the width.
@@ -57,9 +57,9 @@ INLINE auto sum(V vector) {
 }
 
 INLINE float largest(Vector vector) {
-  float found = vector[0];
-  for (std::size_t i = 1; i < kWidth; ++i) found = std::max(found, static_cast<float>(vector[i]));
-  return found;
+  float result = vector[0];
+  for (std::size_t i = 1; i < kWidth; ++i) result = std::max(result, static_cast<float>(vector[i]));
+  return result;
 }
 
 // e^x for x <= 88; 0 below -87, where float32 ends. x = n ln 2 + r with |r| <= ln(2) / 2; the

@@ -22,10 +22,10 @@ struct Row {
   }
   Mask inside(std::size_t column) const {
     const Mask index = iota() + static_cast<std::int32_t>(column);
-    Mask found =
+    Mask mask =
         (index >= static_cast<std::int32_t>(first)) & (index <= static_cast<std::int32_t>(last));
-    if (segments != nullptr) found &= load(segments + column) == segment;
-    return found;
+    if (segments != nullptr) mask &= load(segments + column) == segment;
+    return mask;
   }
 };
 

@@ -69,9 +69,9 @@ static void count_nodes(const std::uint8_t* reach, const std::int32_t* degrees,
 // are processed kGroup at a time, summed in 32 bits as long as these can't overflow.
 static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
                         std::int64_t* result, std::size_t strata, std::size_t batch,
-                        std::size_t length, std::uint32_t most, int threads) {
+                        std::size_t length, std::uint32_t highest, int threads) {
   constexpr std::size_t kGroup = 16;
-  const std::size_t groups = (strata + kGroup - 1) / kGroup, run_length = UINT32_MAX / most;
+  const std::size_t groups = (strata + kGroup - 1) / kGroup, run_length = UINT32_MAX / highest;
   std::vector<std::uint32_t> by_node(groups * batch * length * kGroup, 0);  // [group, b, j, k]
   for (std::size_t k = 0; k < strata; ++k)
     for (std::size_t j = 0; j < batch * length; ++j)
@@ -110,11 +110,11 @@ static void add_degrees(const std::uint8_t* reach, const std::int32_t* degrees,
 static void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees,
                         std::int64_t* result, std::size_t strata, std::size_t batch,
                         std::size_t length, int threads) {
-  std::uint32_t most = 1;
+  std::uint32_t highest = 1;
   for (std::size_t i = 0; i < strata * batch * length; ++i)
-    most = std::max(most, static_cast<std::uint32_t>(degrees[i]));
-  if (most == 1)
+    highest = std::max(highest, static_cast<std::uint32_t>(degrees[i]));
+  if (highest == 1)
     sizes::count_nodes(reach, degrees, result, strata, batch, length, threads);
   else
-    sizes::add_degrees(reach, degrees, result, strata, batch, length, most, threads);
+    sizes::add_degrees(reach, degrees, result, strata, batch, length, highest, threads);
 }

@@ -42,12 +42,13 @@ void bind_bottleneck(Address reach, Address levels, Address result, unsigned bat
              at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
-void bind_bottleneck_boolean(Address reach, Address levels, Address most, Address planes,
-                             unsigned some, Address result, unsigned batch, unsigned length,
+void bind_bottleneck_boolean(Address reach, Address levels, Address highest, Address planes,
+                             unsigned capacity, Address result, unsigned batch, unsigned length,
                              int device, Address stream) {
-  if (some == 0) throw std::invalid_argument("planes of no level");
+  if (capacity == 0)
+    throw std::invalid_argument("capacity is 0: planes of at least one level are needed");
   bottleneck_boolean(at<const std::uint8_t>(reach), at<const std::uint8_t>(levels),
-                     at<const std::uint8_t>(most), at<std::uint32_t>(planes), some,
+                     at<const std::uint8_t>(highest), at<std::uint32_t>(planes), capacity,
                      at<std::uint8_t>(result), batch, length, {device, stream});
 }
 
@@ -129,13 +130,13 @@ void bind_node_cuts(Address weight, const Tile& tile, unsigned window, Address s
 }
 
 // `ranked`: entry, dimension; `settled`: sums, edges, summed.
-void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address most, Address share,
+void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address largest, Address share,
                  Address cuts, unsigned strata, Address weight, const Tile& tile, unsigned heads,
                  unsigned hidden, const std::array<Address, 3>& settled, int device,
                  Address stream) {
   check_strata(strata);
   settle({at<const float>(ranked[0]), at<const std::uint32_t>(ranked[1])}, at<const float>(sent),
-         at<const float>(most), at<const float>(share), at<const float>(cuts), strata,
+         at<const float>(largest), at<const float>(share), at<const float>(cuts), strata,
          at<float>(weight), tile, heads, hidden,
          {at<float>(settled[0]), at<std::int32_t>(settled[1]), at<std::int32_t>(settled[2])},
          {device, stream});
@@ -170,24 +171,24 @@ PYBIND11_MODULE(MODULE, module) {
   module.attr("DEVICE") = "cpu";
   module.def(
       "go_backwards", [](bool backwards) { densitrace::cuda::backwards = backwards; },
-      py::arg("backwards"), "Whether threads and blocks take their turns backwards.");
+      py::arg("backwards"), "Run threads and blocks in descending order, or not.");
   module.def("launch_with", &launch_with, py::arg("run"),
-             "Have run(kernel, arguments, (x, y, z), threads) do launches; None: do them here.");
+             "Pass launches to run(kernel, arguments, (x, y, z), threads); None: run them here.");
 #else
   module.attr("DEVICE") = "cuda";
 #endif
   module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("result"),
              py::arg("batch"), py::arg("length"), device, stream,
-             "Writes the (max, min) product into `result`.");
+             "Write the (max, min) product to `result`.");
   module.def("bottleneck_boolean", &bind_bottleneck_boolean, py::arg("reach"), py::arg("levels"),
-             py::arg("most"), py::arg("planes"), py::arg("some"), py::arg("result"),
+             py::arg("highest"), py::arg("planes"), py::arg("capacity"), py::arg("result"),
              py::arg("batch"), py::arg("length"), device, stream,
-             "The same by a product of bits for each level up to `most`.");
+             "The same, by a product of bit matrices for each level up to `highest`.");
   module.def("plane_words", &plane_words, py::arg("batch"), py::arg("length"),
-             "Words of the planes of one level.");
+             "Number of words of the planes of one level.");
   module.def("trace_sizes", &bind_trace_sizes, py::arg("reach"), py::arg("degrees"),
              py::arg("result"), py::arg("strata"), py::arg("batch"), py::arg("length"), device,
-             stream, "Writes the edges of every trace that enter one node layer into `result`.");
+             stream, "Write the number of edges of every trace that enter one node layer.");
 
   py::class_<Pattern>(module, "Pattern", "densitrace.kernels.Pattern for these ops.")
       .def(py::init(&make_pattern), py::arg("q"), py::arg("k"), py::arg("lse"), py::arg("segments"),
@@ -199,7 +200,8 @@ PYBIND11_MODULE(MODULE, module) {
       .def_static("proximity", &proximity, py::arg("along"), py::arg("v"), py::arg("target"),
                   py::arg("d_v"))
       .def_static("given", &given, py::arg("weight"));
-  py::class_<Tile>(module, "Tile", "Some heads' targets, whose weights are held at once.")
+  py::class_<Tile>(module, "Tile",
+                   "A range of targets and heads, whose weights are in memory at a time.")
       .def(py::init([](unsigned batch, unsigned head, unsigned heads, unsigned first, unsigned rows,
                        unsigned length) { return Tile{batch, head, heads, first, rows, length}; }),
            py::arg("batch"), py::arg("head"), py::arg("heads"), py::arg("first"), py::arg("rows"),
@@ -207,21 +209,21 @@ PYBIND11_MODULE(MODULE, module) {
 
   const auto tile = py::arg("tile"), heads = py::arg("heads"), weight = py::arg("weight");
   module.def("weigh", &bind_weigh, py::arg("pattern"), py::arg("weights"), tile, weight,
-             py::arg("share"), device, stream, "Writes the weights of a tile.");
+             py::arg("share"), device, stream, "Write the weights of a tile.");
   module.def("count_rows", &bind_count_rows, weight, py::arg("floor"), tile, heads, py::arg("kept"),
-             device, stream, "Writes how many edges of each row clear a floor.");
+             device, stream, "Write how many edges of each row clear a floor.");
   module.def("table_rows", &bind_table_rows, weight, py::arg("cuts"), py::arg("strata"), tile,
              heads, py::arg("starts"), py::arg("columns"), device, stream,
-             "Writes the edges that clear the last cut into the columns of a table.");
+             "Write the edges that clear the last cut to the columns of a table.");
   module.def("node_cuts", &bind_node_cuts, weight, tile, py::arg("window"), py::arg("side"),
              py::arg("sides"), py::arg("wanted"), py::arg("strata"), py::arg("total"),
              py::arg("cuts"), device, stream,
-             "Writes the cuts of a tile's nodes by shares of a total, or of a number of edges.");
-  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("most"),
+             "Write the cuts of a tile's nodes by shares of a total, or of the number of edges.");
+  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("largest"),
              py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile, heads,
              py::arg("hidden"), py::arg("settled"), device, stream,
-             "Writes proximities in place of the bounds that leave a label in doubt.");
+             "Replace bounds by exact proximities where they leave a level in doubt.");
   module.def("label", &bind_label, weight, py::arg("cuts"), py::arg("strata"), tile,
              py::arg("levels"), py::arg("degrees"), device, stream,
-             "Raises levels to those of some more heads, and adds their in-degrees.");
+             "Raise levels to those of the tile's heads, and add their in-degrees.");
 }

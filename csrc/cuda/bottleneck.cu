@@ -52,14 +52,14 @@ DEVICE Pair smaller(Pair a, Pair b) { return __vminu2(a, b); }
 DEVICE Pair largest(Pair a, Pair b, Pair c) { return __vimax3_u16x2(a, b, c); }
 #else
 DEVICE Pair smaller(Pair a, Pair b) {
-  Pair found;
-  asm("min.f16x2 %0, %1, %2;" : "=r"(found) : "r"(a), "r"(b));
-  return found;
+  Pair result;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
 }
 DEVICE Pair larger(Pair a, Pair b) {
-  Pair found;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(found) : "r"(a), "r"(b));
-  return found;
+  Pair result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
 }
 DEVICE Pair largest(Pair a, Pair b, Pair c) { return larger(a, larger(b, c)); }
 #endif
@@ -146,12 +146,11 @@ struct Operand {
     return *reinterpret_cast<const Word*>(matrix + from + column + at % across * 4);
   }
   DEVICE Word gathered(unsigned at) const {
-    Word found = 0;
+    Word word = 0;
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i)
-      found |= Word{entry(matrix, length, row + at / across, column + at % across * 4 + i)}
-               << 8 * i;
-    return found;
+      word |= Word{entry(matrix, length, row + at / across, column + at % across * 4 + i)} << 8 * i;
+    return word;
   }
 };
 
@@ -306,14 +305,14 @@ struct Packed {
     quad.x[at % 2 * 2 + 1] = pair_of(four, 2, 3);
   }
 
-  DEVICE void write(Byte* row, unsigned i, Word found) const {
+  DEVICE void write(Byte* row, unsigned i, Word word) const {
     if (words) {
-      *reinterpret_cast<Word*>(row + i) = found;
+      *reinterpret_cast<Word*>(row + i) = word;
       return;
     }
 #pragma unroll
     for (unsigned c = 0; c < 4; ++c)
-      if (i + c < length) row[i + c] = static_cast<Byte>(found >> 8 * c);
+      if (i + c < length) row[i + c] = static_cast<Byte>(word >> 8 * c);
   }
 };
 
@@ -339,13 +338,13 @@ struct Layout {
 
 // Levels first + 1 .. first + count, as far as they exist.
 struct Range {
-  const Byte* most;
+  const Byte* highest;
   unsigned first, count;
 
   DEVICE unsigned here() const {
-    const unsigned highest = *most;
-    if (highest <= first) return 0;
-    return highest - first < count ? highest - first : count;
+    const unsigned last = *highest;
+    if (last <= first) return 0;
+    return last - first < count ? last - first : count;
   }
 };
 
@@ -373,15 +372,15 @@ struct Planes {
       Byte level[kBits];
 #pragma unroll
       for (unsigned i = 0; i < kBits; i += 4) {
-        Word found = 0;
+        Word word = 0;
         if (which == 0)
-          found = four(reach + sequence, row, node + i);
+          word = four(reach + sequence, row, node + i);
         else
 #pragma unroll
           for (unsigned j = 0; j < 4; ++j)
-            found |= Word{entry(levels + sequence, length, node + i + j, row)} << 8 * j;
+            word |= Word{entry(levels + sequence, length, node + i + j, row)} << 8 * j;
 #pragma unroll
-        for (unsigned j = 0; j < 4; ++j) level[i + j] = static_cast<Byte>(found >> 8 * j);
+        for (unsigned j = 0; j < 4; ++j) level[i + j] = static_cast<Byte>(word >> 8 * j);
       }
       const std::uint64_t to = std::uint64_t{block.y} * layout.rows + row;
       for (unsigned k = 0; k < here; ++k) {
@@ -552,11 +551,11 @@ std::uint64_t plane_words(unsigned batch, unsigned length) {
 }
 
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
-                        const std::uint8_t* most, std::uint32_t* planes, unsigned some,
+                        const std::uint8_t* highest, std::uint32_t* planes, unsigned capacity,
                         std::uint8_t* result, unsigned batch, unsigned length, Where where) {
   const Layout layout = layout_of(batch, length);
-  for (unsigned first = 0; first < kMostLevels; first += some) {
-    const Range range{most, first, some};
+  for (unsigned first = 0; first < kMostLevels; first += capacity) {
+    const Range range{highest, first, capacity};
     launch(Planes{reach, levels, planes, layout, range, length, in_words(reach, length)},
            {layout.rows / kSide, layout.words, 2 * batch}, where);
     launch(Boolean{planes, result, layout, range, length}, blocks_of(batch, length), where);

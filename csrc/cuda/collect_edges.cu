@@ -56,10 +56,10 @@ struct CountRows {
       if (thread == 0) block.shared.kept = 0;
     });
     block.each([&](unsigned thread, Own&) {
-      std::int32_t found = 0;
+      std::int32_t count = 0;
       for (unsigned s = thread; s < row.sources; s += kThreads)
-        found += weight[row.first + s] > lowest;
-      if (found != 0) add(block.shared.kept, found);
+        count += weight[row.first + s] > lowest;
+      if (count != 0) add(block.shared.kept, count);
     });
     block.each([&](unsigned thread, Own&) {
       if (thread == 0) kept[row.index] = block.shared.kept;
@@ -89,7 +89,7 @@ struct WriteRows {
     unsigned before[kThreads + 1];  // bits set in earlier words
   };
   struct Own {
-    std::int64_t place;  // offset in the table of the next kept edge
+    std::int64_t offset;  // offset in the table of the next kept edge
   };
 
   template <typename Block>
@@ -97,7 +97,7 @@ struct WriteRows {
     const Row row(tile, heads, block.x, block.y);
     const float lowest = cut(row, strata - 1);
     Shared& shared = block.shared;
-    block.each([&](unsigned, Own& own) { own.place = starts[row.index]; });
+    block.each([&](unsigned, Own& own) { own.offset = starts[row.index]; });
     for (unsigned start = 0; start < row.sources; start += kColumns) {
       const unsigned end = row.sources - start < kColumns ? row.sources : start + kColumns;
       block.each([&](unsigned thread, Own&) { shared.words[thread] = 0; });
@@ -128,9 +128,9 @@ struct WriteRows {
           const unsigned word = static_cast<unsigned>(shared.words[at]);
           if ((word & bit) == 0) continue;
           const unsigned earlier = shared.before[at] + bits(word & (bit - 1));
-          write(own.place + earlier, row, s, weight[row.first + s]);
+          write(own.offset + earlier, row, s, weight[row.first + s]);
         }
-        own.place += shared.before[kThreads];
+        own.offset += shared.before[kThreads];
       });
     }
   }
@@ -140,15 +140,15 @@ struct WriteRows {
     return cuts[(std::uint64_t{k} * tile.batch + row.b) * tile.length + row.t];
   }
 
-  DEVICE void write(std::int64_t place, const Row& row, unsigned s, float value) const {
+  DEVICE void write(std::int64_t offset, const Row& row, unsigned s, float value) const {
     unsigned stratum = 0;  // the first whose cut the weight clears
     for (unsigned k = 0; k < strata; ++k) stratum += value <= cut(row, k);
-    table.sequence[place] = static_cast<std::int32_t>(row.b);
-    table.head[place] = static_cast<std::int16_t>(row.h);
-    table.source[place] = static_cast<std::int32_t>(s);
-    table.target[place] = static_cast<std::int32_t>(row.t);
-    table.weight[place] = value;
-    table.stratum[place] = static_cast<std::uint8_t>(stratum);
+    table.sequence[offset] = static_cast<std::int32_t>(row.b);
+    table.head[offset] = static_cast<std::int16_t>(row.h);
+    table.source[offset] = static_cast<std::int32_t>(s);
+    table.target[offset] = static_cast<std::int32_t>(row.t);
+    table.weight[offset] = value;
+    table.stratum[offset] = static_cast<std::uint8_t>(stratum);
   }
 };
 

@@ -37,10 +37,10 @@ constexpr unsigned kBins = 1u << kDigit * kDigits;
 constexpr unsigned kMostStrata = 255;
 constexpr unsigned kNone = ~0u;  // no depth
 
-// Bins of 64 bits, in two halves, and the sums of 16 (`some`) and of 256 (`many`) of them.
+// Bins of 64 bits, in two halves, and the sums of 16 (`sixteens`) and of 256 (`many`) of them.
 struct Histogram {
   alignas(16) std::uint32_t low[kBins], high[kBins];
-  std::uint64_t some[kBins >> kDigit], many[kBins >> 2 * kDigit];
+  std::uint64_t sixteens[kBins >> kDigit], many[kBins >> 2 * kDigit];
 
   struct Place {
     unsigned bin;
@@ -75,10 +75,10 @@ struct Histogram {
     }
     return (std::uint64_t{upper} << 32) + sum;
   }
-  DEVICE std::uint64_t sum_of_some(unsigned run) const {
+  DEVICE std::uint64_t sum_of_sixteens(unsigned run) const {
     std::uint64_t sum = 0;
 #pragma unroll
-    for (unsigned i = 0; i < kRun; ++i) sum += some[run * kRun + i];
+    for (unsigned i = 0; i < kRun; ++i) sum += sixteens[run * kRun + i];
     return sum;
   }
   DEVICE std::uint64_t sum() const {
@@ -98,7 +98,7 @@ struct Histogram {
 #pragma unroll
       for (unsigned i = 0; i + 1 < kRun; ++i) {
         const unsigned at = (place.bin >> kDigit * digits) + i;
-        sum += digits == 2 ? many[at] : digits == 1 ? some[at] : held(at);
+        sum += digits == 2 ? many[at] : digits == 1 ? sixteens[at] : held(at);
         if (sum >= wanted) continue;
         place.before = sum;
         passed = i + 1;
@@ -358,27 +358,27 @@ struct NodeCuts {
   template <typename Block>
   DEVICE void find_edges(Block& block, const Node& node, const Depths& depths) const {
     Shared& shared = block.shared;
-    const unsigned each = (strata == 1 ? 3 : strata <= 16 ? 2 : 1) * kDigit;  // of a bin's number
+    const unsigned step = (strata == 1 ? 3 : strata <= 16 ? 2 : 1) * kDigit;  // of a bin's number
     for (unsigned bits = depths.shift; bits > 0;) {                           // still unknown
-      const unsigned told = bits < each ? bits : each, rest = bits - told;
+      const unsigned resolved = bits < step ? bits : step, rest = bits - resolved;
       block.each([&](unsigned thread, Own&) {
         clear(shared.bins.low, thread);
         clear(shared.bins.high, thread);
       });
       block.each([&](unsigned thread, Own& own) {
         each_moved(node, depths, thread, own.moved, [&](unsigned depth) {
-          const unsigned part = depth >> rest & ((1u << told) - 1);
+          const unsigned part = depth >> rest & ((1u << resolved) - 1);
           for (unsigned k = shared.lists[depth >> depths.shift].ending; k != 0;
                k = shared.following[k - 1].ending)
             if (depth >> bits == shared.known[k - 1])
-              shared.bins.add(((k - 1) << each) + part, share_of(depths.top - depth, depths.top));
+              shared.bins.add(((k - 1) << step) + part, share_of(depths.top - depth, depths.top));
         });
       });
       add_up(block);
       each_stratum(block, [&](unsigned k) {
         const unsigned known = shared.known[k];
-        end_in(shared, k, k << each, each / kDigit);
-        shared.known[k] |= known << told;
+        end_in(shared, k, k << step, step / kDigit);
+        shared.known[k] |= known << resolved;
       });
       bits = rest;
     }
@@ -469,10 +469,10 @@ struct NodeCuts {
   DEVICE static void add_up(Block& block) {
     Histogram& bins = block.shared.bins;
     block.each([&](unsigned thread, Own&) {
-      if (thread < kBins >> kDigit) bins.some[thread] = bins.sum_of_bins(thread);
+      if (thread < kBins >> kDigit) bins.sixteens[thread] = bins.sum_of_bins(thread);
     });
     block.each([&](unsigned thread, Own&) {
-      if (thread < kBins >> 2 * kDigit) bins.many[thread] = bins.sum_of_some(thread);
+      if (thread < kBins >> 2 * kDigit) bins.many[thread] = bins.sum_of_sixteens(thread);
     });
   }
 
@@ -531,12 +531,12 @@ struct NodeCuts {
 
   // A share of the total in the units of `share_of`, at least 1.
   DEVICE std::uint64_t units(double share, const Node& node, Sum all, unsigned top) const {
-    double found = share * all - 1e-9;
+    double value = share * all - 1e-9;
     if (!kCounted) {
       const int shift = 150 + static_cast<int>(kPoint) - static_cast<int>(exponent(top));
-      found = share * ldexp(static_cast<double>(total[node.index]), shift);
+      value = share * ldexp(static_cast<double>(total[node.index]), shift);
     }
-    return found > 1 ? found < 9e18 ? static_cast<std::uint64_t>(ceil(found)) : kMost : 1;
+    return value > 1 ? value < 9e18 ? static_cast<std::uint64_t>(ceil(value)) : kMost : 1;
   }
   static constexpr std::uint64_t kMost = 9'000'000'000'000'000'000;
 
@@ -546,10 +546,10 @@ struct NodeCuts {
     depths.top = extent.heaviest;
     unsigned lightest = extent.lightest + 1;
     if (!kCounted) {
-      double most = 0;  // the largest share of a stratum
-      for (unsigned k = 0; k < strata; ++k) most = wanted[k] < most ? most : wanted[k];
+      double largest = 0;
+      for (unsigned k = 0; k < strata; ++k) largest = wanted[k] < largest ? largest : wanted[k];
       // The factor covers the rounding of the sum.
-      const double spare = extent.sum * (1 - 0x1p-10) - most * total[node.index];
+      const double spare = extent.sum * (1 - 0x1p-10) - largest * total[node.index];
       const unsigned edges = node.row.heads * node.row.count + sides;
       const unsigned light = key_of(static_cast<float>(spare / edges));
       lightest = lightest < light ? light : lightest;

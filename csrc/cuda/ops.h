@@ -17,10 +17,10 @@ struct Where {
 // bottleneck.cu
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,
                 unsigned batch, unsigned length, Where where);
-// `planes` has room for `some` levels at a time, of plane_words words each. `most` [1] is the
-// highest level.
+// `planes` has room for `capacity` levels at a time, of plane_words words each. `highest` [1] is
+// the highest level.
 void bottleneck_boolean(const std::uint8_t* reach, const std::uint8_t* levels,
-                        const std::uint8_t* most, std::uint32_t* planes, unsigned some,
+                        const std::uint8_t* highest, std::uint32_t* planes, unsigned capacity,
                         std::uint8_t* result, unsigned batch, unsigned length, Where where);
 std::uint64_t plane_words(unsigned batch, unsigned length);
 
@@ -44,7 +44,7 @@ void node_cuts(float* weight, const Tile& tile, unsigned window, const float* si
                const double* wanted, unsigned strata, const float* total, float* cuts, Where where);
 
 // proximity.cu: `heads` is H
-void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
+void settle(const Ranked& ranked, const float* sent, const float* largest, const float* share,
             const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
             unsigned hidden, const Settled& settled, Where where);
 void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,

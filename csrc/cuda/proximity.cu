@@ -61,9 +61,9 @@ DEVICE float clamped(float weight) { return weight < 0 ? 0.0f : weight; }  // ke
 
 struct Settle {
   Ranked ranked;
-  const float *sent, *most;   // u and max |u|: [heads of the tile, B, T, D], [.., B, T]
-  const float *share, *cuts;  // a, shaped as the tile; cuts [K, B, T]
-  float* weight;              // as input: the bounds
+  const float *sent, *largest;  // u and max |u|: [heads of the tile, B, T, D], [.., B, T]
+  const float *share, *cuts;    // a, shaped as the tile; cuts [K, B, T]
+  float* weight;                // as input: the bounds
   Tile tile;
   unsigned heads, hidden, strata;  // strata 0: all weights are needed
   Settled settled;
@@ -109,9 +109,9 @@ struct Settle {
           own.edges += bound != -INFINITY;
           const unsigned terms = in_doubt(shared.cuts, bound, first + s, sender + s, entries);
           if (terms == 0) continue;
-          const std::int32_t place = add(shared.listed, 1);
-          shared.source[place] = s;
-          shared.terms[place] = terms;
+          const std::int32_t slot = add(shared.listed, 1);
+          shared.source[slot] = s;
+          shared.terms[slot] = terms;
         }
       });
       block.each_group([&](unsigned group, const auto& lanes) {
@@ -133,8 +133,8 @@ struct Settle {
         }
         if (strata != 0) return;
         for (unsigned s = start + thread; s < end; s += kThreads) {
-          const float found = weight[first + s];
-          own.sum += found == -INFINITY ? 0.0f : found;
+          const float value = weight[first + s];
+          own.sum += value == -INFINITY ? 0.0f : value;
         }
       });
     }
@@ -161,16 +161,16 @@ struct Settle {
  private:
   // Number of terms of the excess if the edge's level is in doubt, else 0. `at`: offset in the
   // tile; `sender`: offset of its source.
-  DEVICE unsigned in_doubt(const Cuts& found, float bound, std::uint64_t at, std::uint64_t sender,
-                           const float* entries) const {
-    const unsigned level = strata == 0 ? bound > 0 : found.level(bound, strata);
+  DEVICE unsigned in_doubt(const Cuts& cuts_of_target, float bound, std::uint64_t at,
+                           std::uint64_t sender, const float* entries) const {
+    const unsigned level = strata == 0 ? bound > 0 : cuts_of_target.level(bound, strata);
     if (level == 0) return 0;
-    const float far = share[at] * most[sender], near = fabsf(entries[0]);
+    const float far = share[at] * largest[sender], near = fabsf(entries[0]);
     if (!(far > near)) return 0;
     const unsigned terms = below(far, entries);
     if (strata == 0) return terms;
     const float lowest = clamped(bound - 2.002f * static_cast<float>(terms) * (far - near));
-    return lowest > found.cut[strata - level] ? 0 : terms;
+    return lowest > cuts_of_target.cut[strata - level] ? 0 : terms;
   }
 
   // Sums a lane's terms, kAhead at a time so that their reads overlap.
@@ -263,10 +263,10 @@ struct Label {
 
 }  // namespace
 
-void settle(const Ranked& ranked, const float* sent, const float* most, const float* share,
+void settle(const Ranked& ranked, const float* sent, const float* largest, const float* share,
             const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
             unsigned hidden, const Settled& settled, Where where) {
-  launch(Settle{ranked, sent, most, share, cuts, weight, tile, heads, hidden, strata, settled},
+  launch(Settle{ranked, sent, largest, share, cuts, weight, tile, heads, hidden, strata, settled},
          {tile.rows, tile.batch * tile.heads}, where);
 }
 

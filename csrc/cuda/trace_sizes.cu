@@ -92,8 +92,8 @@ void trace_sizes(const std::uint8_t* reach, const std::int32_t* degrees, std::in
                  unsigned strata, unsigned batch, unsigned length, Where where) {
   using Kernel = TraceSizes;
   const unsigned outputs = (length + Kernel::kOutputs - 1) / Kernel::kOutputs;
-  const unsigned some = (strata + Kernel::kStrata - 1) / Kernel::kStrata;
-  launch(Kernel{reach, degrees, result, strata, batch, length}, {outputs, batch, some}, where);
+  const unsigned groups = (strata + Kernel::kStrata - 1) / Kernel::kStrata;
+  launch(Kernel{reach, degrees, result, strata, batch, length}, {outputs, batch, groups}, where);
 }
 
 }  // namespace densitrace::cuda

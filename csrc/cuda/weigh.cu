@@ -239,21 +239,22 @@ struct Weigh {
 #pragma unroll
         for (unsigned c = 0; c < kAcross; ++c) {
           const unsigned s = across + c * Sums::kColumns + Sums::column(first);
-          Weighed found[Sums::kHeldOfRow];
+          Weighed weighed[Sums::kHeldOfRow];
 #pragma unroll
           for (unsigned i = 0; i < Sums::kHeldOfRow; ++i)
-            found[i] = kWhole || is_edge(target, s + i)
-                           ? weigh_edge(target, s + i, own.score[r][c].held[first + i],
-                                        own.along[r][c].held[first + i])
-                           : Weighed{-INFINITY, 0};
-          write<kWhole>(found, target.to, s);
+            weighed[i] = kWhole || is_edge(target, s + i)
+                             ? weigh_edge(target, s + i, own.score[r][c].held[first + i],
+                                          own.along[r][c].held[first + i])
+                             : Weighed{-INFINITY, 0};
+          write<kWhole>(weighed, target.to, s);
         }
       }
   }
 
   // Writes neighbouring weights from source s on into a row of the tile, two at once if possible.
   template <bool kWhole>
-  DEVICE void write(const Weighed (&found)[Sums::kHeldOfRow], std::uint64_t row, unsigned s) const {
+  DEVICE void write(const Weighed (&weighed)[Sums::kHeldOfRow], std::uint64_t row,
+                    unsigned s) const {
     const unsigned sources = tile.first + tile.rows;
     const bool twos = kWhole && sources % 2 == 0;
 #pragma unroll
@@ -261,12 +262,12 @@ struct Weigh {
       const std::uint64_t to = row + s + i;
       if (twos) {
         if (i % 2 != 0) continue;  // written with the one before
-        const Weighed &one = found[i], &other = found[i + 1];
+        const Weighed &one = weighed[i], &other = weighed[i + 1];
         *reinterpret_cast<Two*>(weight + to) = {one.weight, other.weight};
         if (kShared) *reinterpret_cast<Two*>(share + to) = {one.share, other.share};
       } else if (kWhole || s + i < sources) {
-        weight[to] = found[i].weight;
-        if (kShared) share[to] = found[i].share;
+        weight[to] = weighed[i].weight;
+        if (kShared) share[to] = weighed[i].share;
       }
     }
   }

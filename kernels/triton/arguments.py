@@ -34,9 +34,9 @@ def queries_and_keys(pattern: Pattern, prefix: str = "") -> dict[str, Any]:
 
 
 def geometry(pattern: Pattern) -> dict[str, Any]:
-    """The other arguments of a pattern: scalars, optional tensors, compile-time variants.
+    """The other arguments of a pattern, except sinks: scalars, segments, compile-time variants.
 
-    `q` stands in for an absent tensor, which that variant never reads.
+    `q` stands in for absent segments, which that variant never reads.
 
     Raises:
         ValueError: the scale is not above 0. Kernels take the largest score before they scale.
@@ -47,7 +47,6 @@ def geometry(pattern: Pattern) -> dict[str, Any]:
     absent = pattern.q
     segments = pattern.segments
     return {
-        "p_sinks": absent if pattern.sinks is None else pattern.sinks.float().contiguous(),
         "p_segments": absent if segments is None else segments.to(torch.int32).contiguous(),
         "scale": float(pattern.scale),
         "softcap": float(pattern.softcap or 1.0),
@@ -58,8 +57,16 @@ def geometry(pattern: Pattern) -> dict[str, Any]:
         "BD": tile_width(pattern.q.shape[-1]),
         "WINDOW": pattern.window or 0,
         "HAS_SOFTCAP": pattern.softcap is not None,
-        "HAS_SINKS": pattern.sinks is not None,
         "HAS_SEGMENTS": segments is not None,
+    }
+
+
+def sinks(pattern: Pattern) -> dict[str, Any]:
+    """The sinks' logits, for the kernels that make a softmax; `q` stands in if there are none."""
+    logits = pattern.sinks
+    return {
+        "p_sinks": pattern.q if logits is None else logits.float().contiguous(),
+        "HAS_SINKS": logits is not None,
     }
 
 
@@ -83,8 +90,8 @@ def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
     match weight:
         case NormWeight(source, target):
             kind = "norm"
-        case CosineWeight(target, source, v):
-            kind, sent = "cosine", rows(v)
+        case CosineWeight(direction, source, v):
+            kind, target, sent = "cosine", direction, rows(v)
         case RandomWeight(seed, stream, positions):
             kind = "random"
         case GivenWeight(given):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..edges import Pattern
 from ..results import AttentionStats
 from . import configs
-from .arguments import geometry, queries_and_keys, rows, strides, tile_width
+from .arguments import geometry, queries_and_keys, rows, sinks, strides, tile_width
 from .tiles import allowed_tile, block_and_row, first_source, load_rows, product, score_tile
 
 
@@ -86,8 +86,8 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     width = v.shape[-1]
     output = torch.empty(batch, heads, length, width, dtype=torch.float32, device=v.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
-    # Per head, then summed in a fixed order: no atomics.
-    mass = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
+    # Per head, then summed in a fixed order: no atomics. Not written without `source`.
+    mass = lse if source is None else torch.empty_like(lse)
     shape = geometry(pattern)
     config = configs.launch("attention_stats", max(shape["BD"], tile_width(width)), values)
     attention_stats_kernel[(triton.cdiv(length, config["BT"]) * batch * heads,)](
@@ -100,6 +100,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
         BV=tile_width(width),
         HAS_SOURCE=source is not None,
         **queries_and_keys(pattern),
+        **sinks(pattern),
         **strides("v", values),
         **shape,
         **config,

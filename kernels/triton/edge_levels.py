@@ -18,7 +18,7 @@ from ..edges import AttentionEdges
 from ..results import EdgeLevels
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
-from .tiles import LOG2_E, allowed_tile, block_and_row, load_rows, log_scores, log_unit
+from .tiles import LOG2_E, allowed_tile, block_and_row, load_cut, load_rows, log_scores, log_unit
 from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarithms, with_lse
 
 BITS = tl.constexpr(5)  # of a field, which counts heads
@@ -57,13 +57,6 @@ def one_of(k):
 
 
 @triton.jit
-def load_cut(p_cuts, k, i_b, batch, o_t, length):
-    # [BT]; +inf beyond the end, which no edge clears
-    p_cuts += (k * batch + i_b) * length
-    return tl.load(p_cuts + o_t, mask=o_t < length, other=float("inf"))
-
-
-@triton.jit
 def fields_used(b_field):
     # int32: number of non-zero fields, through one bit per field that is set if it is non-zero
     b_used = (((b_field & (ONES * 15)) + ONES * 15) | b_field) >> 4 & ONES
@@ -80,15 +73,15 @@ def add_degrees(p_degrees, b_degree, k: tl.constexpr, i_b, batch, o_t, length, C
 
 @triton.jit(do_not_specialize=["batch", "seed", "salt"])
 def edge_levels_kernel(
-    p_q, p_k, p_lse, p_cuts, p_levels, p_degrees, p_sinks, p_segments,
+    p_q, p_k, p_lse, p_cuts, p_levels, p_degrees, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
     scale, softcap, length, batch, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, CUTS: tl.constexpr, ADDED: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     i_t, i_b = block_and_row(length, BT)
     i_s = tl.program_id(1)

@@ -17,14 +17,14 @@ from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
 @triton.jit(do_not_specialize=["seed", "salt"])
 def edge_mass_kernel(
-    p_q, p_k, p_lse, p_mass, p_sinks, p_segments,
+    p_q, p_k, p_lse, p_mass, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
     scale, softcap, length, seed, salt,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     i_t, i_row = block_and_row(length, BT)
     i_b, i_h = i_row // HEADS, i_row % HEADS

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ..edges import AttentionEdges, Pattern
 from . import configs
-from .arguments import edge_weight, geometry, queries_and_keys, rows, strides, tile_width
-from .edge_levels import load_cut
+from .arguments import edge_weight, geometry, queries_and_keys, rows, sinks, strides, tile_width
 from .tiles import (
     LOG2_E,
     add_product,
     allowed_tile,
     block_and_row,
     first_source,
+    load_cut,
     load_rows,
     load_sources,
     log_scores,
@@ -236,6 +236,7 @@ def lane_attention(
         LIVE=lanes is not None,
         INVERT=invert,
         **queries_and_keys(pattern),
+        **sinks(pattern),
         **queries_and_keys(own, "lane_"),
         **strides("v", values),
         **shape,

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..edges import AttentionEdges
+from ..edges import AttentionEdges, CosineWeight, NormWeight
 from . import configs
 from .arguments import edge_weight, geometry, queries_and_keys
 from .tiles import allowed_tile, block_and_row, load_rows
@@ -35,7 +35,7 @@ HISTOGRAM_ELEMENTS = 1 << 23  # int64 bins of all programs of a launch: 64 MiB
 ROW_TILES = 1  # factor on a program's rows; tests raise it where launching programs is slow
 MOST_ROWS = 4  # of a tile: more than one where nodes have few edges and strata are few
 FEW_EDGES, FEW_STRATA = 512, 64
-ALIGNED = tl.constexpr(16)  # rows and their attention edges begin at multiples of so many weights
+ALIGNED = tl.constexpr(16)  # weights: rows and their attention edges begin at multiples of this
 
 HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: millions can be added
 
@@ -45,15 +45,15 @@ HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: mil
 
 @triton.jit(do_not_specialize=["seed", "salt", "first_target", "end_target", "first_source"])
 def weight_rows_kernel(
-    p_q, p_k, p_lse, p_rows, p_sinks, p_segments,
+    p_q, p_k, p_lse, p_rows, p_segments,
     p_source, p_target, p_sent, p_positions, p_given,
     s_q_n, s_q_m, s_q_t, s_k_n, s_k_m, s_k_t, s_sent_n, s_sent_m, s_sent_t,
     scale, softcap, length, seed, salt,
     first_target, end_target, first_source, columns, first_edge,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D_K: tl.constexpr, BD: tl.constexpr,
     D_SENT: tl.constexpr, BSENT: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    HAS_TARGET: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     i_t, i_row = block_and_row(end_target - first_target, BT)
     i_s = tl.program_id(1)
@@ -180,6 +180,115 @@ def sums_around(p_bins, o_sums, b_bin):
     return b_before, tl.load(p_bins + (o_sums + b_bin), cache_modifier=".cg")
 
 
+@triton.jit
+def extent(p_row, b_end, end, BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.constexpr):
+    # [BR]: the heaviest and the lightest weight that can be kept, and their sum (COUNTED: number)
+    b_top = tl.full([BR, BE], float("-inf"), tl.float32)
+    b_low = tl.full([BR, BE], float("inf"), tl.float32)
+    b_all = tl.zeros([BR, BE], tl.int32 if COUNTED else tl.float32)
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
+        m_some = can_be_kept(b_weight, COUNTED)
+        b_top = tl.maximum(b_top, b_weight)
+        b_low = tl.minimum(b_low, tl.where(m_some, b_weight, float("inf")))
+        b_all += m_some.to(tl.int32) if COUNTED else tl.where(m_some, b_weight, 0.0)
+    return tl.max(b_top, 1), tl.min(b_low, 1), tl.sum(b_all, 1)
+
+
+@triton.jit
+def fixed_point_unit(b_top):
+    # [BR]: times this, the heaviest weight is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is in range
+    b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
+    b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
+    return (b_unit << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def bits_below(b_deepest, LOG_BINS: tl.constexpr):
+    # uint32 [BR]: low bits of a depth that a histogram of 2^LOG_BINS bins does not resolve
+    b_bits = (b_deepest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - LOG_BINS
+    return tl.maximum(b_bits, 0).to(tl.uint32)
+
+
+@triton.jit
+def add_to_shared_bins(
+    p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, b_unit,
+    BE: tl.constexpr, COUNTED: tl.constexpr,
+):  # fmt: skip
+    # Add the edges of a row to the histogram that all strata share
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
+        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
+        p_bin = p_bins + (o_shared + o_bin)
+        tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_held, "relaxed")
+
+
+@triton.jit
+def move_to_front(
+    p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits,
+    BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.constexpr,
+):  # fmt: skip
+    # Move the weights whose bins are marked with -1 to the front of their row. [BR]: their number,
+    # and the heaviest weight without a bin
+    b_moved = tl.zeros([BR], tl.int32)
+    b_lighter = tl.full([BR, BE], float("-inf"), tl.float32)
+    for i_e in range(0, end, BE):
+        b_weight = load_weights(p_row, i_e + tl.arange(0, BE), b_end)
+        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
+        b_lighter = tl.maximum(b_lighter, tl.where(m_held, float("-inf"), b_weight))
+        p_bin = p_bins + (o_shared + o_bin)
+        m_moved = tl.load(p_bin, mask=m_held, other=0, cache_modifier=".cg") < 0
+        o_moved = b_moved[:, None] + tl.cumsum(m_moved.to(tl.int32), 1) - 1
+        tl.debug_barrier()  # all threads have read before any weight is overwritten
+        tl.store(p_row[:, None] + o_moved, b_weight, mask=m_moved)
+        b_moved += tl.sum(m_moved.to(tl.int32), 1)
+    return b_moved, tl.max(b_lighter, 1)
+
+
+@triton.jit
+def add_to_own_bins(
+    p_row, p_bins, o_own, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
+    BM: tl.constexpr, COUNTED: tl.constexpr,
+):  # fmt: skip
+    # Add the edges whose depth starts with a stratum's prefix to its histogram, by the next bits:
+    # b_bits low bits of a depth are not known yet, of which this step leaves b_fewer
+    for i_m in range(0, end, BM):
+        o_m = i_m + tl.arange(0, BM)
+        b_weight = load_weights(p_row, o_m, b_moved)
+        b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
+        b_share = shares_of(b_weight, b_unit, COUNTED)[:, :, None]
+        # [BR, BM, BK]
+        m_here = (b_depth >> b_bits[:, None])[:, :, None] == b_prefix[:, None, :]
+        m_here &= (o_m[None, :] < b_moved[:, None])[:, :, None]
+        o_bin = (b_depth >> b_fewer[:, None]) & ((1 << (b_bits - b_fewer)) - 1)[:, None]
+        p_each = p_bins + (o_own[:, None, :] + o_bin.to(tl.int32)[:, :, None])
+        tl.atomic_add(p_each, tl.broadcast_to(b_share, m_here.shape), m_here, "relaxed")
+
+
+@triton.jit
+def heaviest_below(
+    p_row, b_moved, end, b_last, BR: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+):
+    # [BR, BK]: the heaviest moved weight that is lighter than b_last
+    b_below = tl.full([BR, BM, BK], float("-inf"), tl.float32)
+    for i_m in range(0, end, BM):
+        b_weight = load_weights(p_row, i_m + tl.arange(0, BM), b_moved)[:, :, None]
+        m_below = b_weight < b_last[:, None, :]
+        b_below = tl.maximum(b_below, tl.where(m_below, b_weight, float("-inf")))
+    return tl.max(b_below, 1)
+
+
+@triton.jit
+def cut_between(b_last, b_next, m_nothing, COUNTED: tl.constexpr):
+    # [BR, BK]: the midpoint of the last weight kept and the next one; below all weights without one
+    b_cut = (b_last + b_next) / 2
+    b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # it rounded up
+    b_cut = tl.where((b_next == float("-inf")) | m_nothing, -1.0, b_cut)
+    if not COUNTED:
+        b_cut = tl.maximum(b_cut, 0.0)
+    return b_cut
+
+
 @triton.jit(
     do_not_specialize=["rows", "first_row", "first_target", "first_source", "targets", "nodes"]
 )
@@ -191,7 +300,7 @@ def row_cuts_kernel(
     HEADS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     BINS: tl.constexpr = 1 << BITS  # per stratum
-    o_k, o_e, o_m = tl.arange(0, BK), tl.arange(0, BE), tl.arange(0, BM)
+    o_k = tl.arange(0, BK)
     p_bins += tl.program_id(0).to(tl.int64) * (BK * BINS * BR)
     # Offsets of the shared histogram of BK * BINS bins, and of one per stratum in the same memory
     o_shared = (tl.arange(0, BR) * (BK * BINS))[:, None]  # [BR, 1]
@@ -205,24 +314,11 @@ def row_cuts_kernel(
     b_end = tl.multiple_of(tl.where(o_r < rows, b_end, 0), ALIGNED)
     end = tl.max(b_end, 0)
 
-    # First sweep: the heaviest and the lightest weight that can be kept, and their sum or number
-    b_top = tl.full([BR, BE], float("-inf"), tl.float32)
-    b_low = tl.full([BR, BE], float("inf"), tl.float32)
-    b_all = tl.zeros([BR, BE], tl.int32 if COUNTED else tl.float32)
-    for i_e in range(0, end, BE):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
-        m_some = can_be_kept(b_weight, COUNTED)
-        b_top = tl.maximum(b_top, b_weight)
-        b_low = tl.minimum(b_low, tl.where(m_some, b_weight, float("inf")))
-        b_all += m_some.to(tl.int32) if COUNTED else tl.where(m_some, b_weight, 0.0)
-    # [BR]
-    b_top, b_low, b_all = tl.max(b_top, 1), tl.min(b_low, 1), tl.sum(b_all, 1)
+    # First sweep: the range of weights
+    b_top, b_low, b_all = extent(p_row, b_end, end, BR, BE, COUNTED)  # [BR]
     b_heaviest = keys_of(b_top, COUNTED)
     b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
-    # Fixed-point unit: the heaviest weight becomes 2^HALF_BITS to 2^(HALF_BITS + 1), if in range.
-    b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
-    b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
-    b_unit = (b_unit << 23).to(tl.float32, bitcast=True)
+    b_unit = fixed_point_unit(b_top)
     # [BR, BK]
     if COUNTED:
         b_wanted = tl.ceil(b_shares[None, :] * b_all.to(tl.float64)[:, None] - 1e-9)
@@ -234,17 +330,13 @@ def row_cuts_kernel(
         b_light = (b_spare / tl.maximum(b_end, 1)).to(tl.float32)
         b_deep = b_heaviest - keys_of(tl.minimum(b_light, b_top), COUNTED)
         b_deepest = tl.where(b_light > 0, tl.minimum(b_deep, b_deepest), b_deepest)
-    # Number of low bits of a depth that the shared histogram does not resolve
-    b_bits = (b_deepest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - LOG_K - BITS
-    b_bits = tl.maximum(b_bits, 0).to(tl.uint32)
+    b_bits = bits_below(b_deepest, LOG_K + BITS)
 
     # Second sweep: the shared histogram, and the bins in which strata end
     clear_bins(p_bins, BK * BINS * BR, BE * BR)
-    for i_e in range(0, end, BE):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
-        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
-        p_bin = p_bins + (o_shared + o_bin)
-        tl.atomic_add(p_bin, shares_of(b_weight, b_unit, COUNTED), m_held, "relaxed")
+    add_to_shared_bins(
+        p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, b_unit, BE, COUNTED
+    )
     b_sum = add_up_bins(p_bins, BR, BK * BINS, BK * BB)[:, None]
     b_left = tl.minimum(tl.maximum(b_wanted, 1.0), 9e18).to(tl.int64)
     b_left = tl.minimum(b_left, b_sum)
@@ -261,60 +353,36 @@ def row_cuts_kernel(
     tl.store(p_bins + (o_shared + b_bin), b_mark, mask=(o_k < K)[None, :])
     tl.store(p_bins + (o_shared + b_following), b_mark, mask=(o_k < K)[None, :])
     tl.debug_barrier()
-    b_moved = tl.zeros([BR], tl.int32)
-    b_lighter = tl.full([BR, BE], float("-inf"), tl.float32)
-    for i_e in range(0, end, BE):
-        b_weight = load_weights(p_row, i_e + o_e, b_end)
-        m_held, o_bin = shared_bins(b_weight, b_heaviest, b_deepest, b_bits, COUNTED)
-        b_lighter = tl.maximum(b_lighter, tl.where(m_held, float("-inf"), b_weight))
-        p_bin = p_bins + (o_shared + o_bin)
-        m_moved = tl.load(p_bin, mask=m_held, other=0, cache_modifier=".cg") < 0
-        o_moved = b_moved[:, None] + tl.cumsum(m_moved.to(tl.int32), 1) - 1
-        tl.debug_barrier()  # all threads have read before any weight is overwritten
-        tl.store(p_row[:, None] + o_moved, b_weight, mask=m_moved)
-        b_moved += tl.sum(m_moved.to(tl.int32), 1)
+    b_moved, b_lighter = move_to_front(
+        p_row, p_bins, o_shared, b_end, end, b_heaviest, b_deepest, b_bits, BR, BE, COUNTED
+    )
     end = tl.max(b_moved, 0)
 
     # Narrow down each stratum's last weight, by one histogram per stratum
     while tl.max(b_bits, 0) > 0:
         b_fewer = tl.where(b_bits > BITS, b_bits - BITS, 0).to(tl.uint32)
-        b_told = b_bits - b_fewer
         tl.debug_barrier()
         clear_bins(p_bins, BK * BINS * BR, BE * BR)
-        for i_m in range(0, end, BM):
-            b_weight = load_weights(p_row, i_m + o_m, b_moved)
-            b_depth = b_heaviest[:, None] - keys_of(b_weight, COUNTED)
-            b_share = shares_of(b_weight, b_unit, COUNTED)[:, :, None]
-            # [BR, BM, BK]
-            m_here = (b_depth >> b_bits[:, None])[:, :, None] == b_prefix[:, None, :]
-            m_here &= ((i_m + o_m)[None, :] < b_moved[:, None])[:, :, None]
-            o_bin = (b_depth >> b_fewer[:, None]) & ((1 << b_told) - 1)[:, None]
-            p_each = p_bins + (o_own[:, None, :] + o_bin.to(tl.int32)[:, :, None])
-            tl.atomic_add(p_each, tl.broadcast_to(b_share, m_here.shape), m_here, "relaxed")
+        add_to_own_bins(
+            p_row, p_bins, o_own, b_moved, end, b_heaviest, b_prefix, b_bits, b_fewer, b_unit,
+            BM, COUNTED,
+        )  # fmt: skip
         add_up_bins(p_bins, BR * BK, BINS, BB)
         b_bin = first_bin(p_bins, o_own, b_left, BITS)
         b_before, b_held = sums_around(p_bins, o_own, b_bin)
         b_more = b_held - b_left
         b_left -= b_before
-        b_prefix = (b_prefix << b_told[:, None]) + b_bin.to(tl.uint32)
+        b_prefix = (b_prefix << (b_bits - b_fewer)[:, None]) + b_bin.to(tl.uint32)
         b_bits = b_fewer
 
     # Find the next lighter weight, and put the cut between the two
     tl.debug_barrier()
     b_last = weights_of(b_heaviest[:, None] - b_prefix, COUNTED)
-    b_below = tl.full([BR, BM, BK], float("-inf"), tl.float32)
-    for i_m in range(0, end, BM):
-        b_weight = load_weights(p_row, i_m + o_m, b_moved)[:, :, None]
-        m_below = b_weight < b_last[:, None, :]
-        b_below = tl.maximum(b_below, tl.where(m_below, b_weight, float("-inf")))
-    b_next = tl.maximum(tl.max(b_below, 1), tl.max(b_lighter, 1)[:, None])
+    b_next = heaviest_below(p_row, b_moved, end, b_last, BR, BM, BK)
+    b_next = tl.maximum(b_next, b_lighter[:, None])
     if COUNTED:
         b_next = tl.where(b_more > 0, b_last, b_next)  # it ties with an edge left out
-    b_cut = (b_last + b_next) / 2
-    b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # it rounded up
-    b_cut = tl.where((b_next == float("-inf")) | (b_sum == 0), -1.0, b_cut)
-    if not COUNTED:
-        b_cut = tl.maximum(b_cut, 0.0)
+    b_cut = cut_between(b_last, b_next, b_sum == 0, COUNTED)
     p_out = p_cuts + o_k.to(tl.int64)[None, :] * nodes + o_node[:, None]
     tl.store(p_out, b_cut, mask=(o_r < rows)[:, None] & (o_k < K)[None, :])
 
@@ -347,7 +415,8 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
     if edges is None:
         yield RowWeights(slice(0, length), rows(0, length, first_edge), first_edge)
         return
-    edges = with_lse(edges) if uses_alpha_of(edges) else edges
+    if isinstance(edges.weight, NormWeight | CosineWeight):
+        edges = with_lse(edges)
     pattern = edges.pattern
     heads = pattern.shape[1]
     shape, weight = geometry(pattern), edge_weight(edges)
@@ -374,11 +443,6 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
             **config,
         )
         yield RowWeights(slice(start, end), scratch, first_edge, first, config["BS"], heads)
-
-
-def uses_alpha_of(edges: AttentionEdges) -> bool:
-    """Whether the weights depend on attention weights, and so on their log-sum-exp."""
-    return edge_weight(edges)["KIND"] in ("norm", "cosine")
 
 
 def node_cuts(

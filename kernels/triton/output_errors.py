@@ -150,8 +150,8 @@ def distances(logits: Logits, least: Tensor) -> Distances:
 
 def ranked(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """Sort both [..., C] by descending logit; of equal logits the lower token id comes first."""
-    token, place = token.sort(-1)
-    logits, order = logits.gather(-1, place).sort(stable=True, dim=-1, descending=True)
+    token, index = token.sort(-1)
+    logits, order = logits.gather(-1, index).sort(stable=True, dim=-1, descending=True)
     return logits, token.gather(-1, order)
 
 
@@ -171,7 +171,7 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
     return (same * percent).amax(-1).float()
 
 
-def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) -> Tensor:
+def agreement(candidate: Tensor, token: Tensor, lane: Tensor, distance: Distances) -> Tensor:
     """int64 [K, N]: how many first tokens of the clean ranking come first in a lane's too.
 
     It suffices to rank the candidates and the likeliest outsider of the lane.
@@ -180,14 +180,14 @@ def agreement(candidate: Tensor, token: Tensor, lane: Tensor, found: Distances) 
         candidate: bool [N, C], True for the first few tokens of each row.
         token: int64 [N, C], the clean ranking.
         lane: float32 [K, N, C], the lanes' logits of these tokens.
-        found: the lanes' likeliest outsiders.
+        distance: the lanes' likeliest outsiders.
     """
-    vocabulary = torch.iinfo(token.dtype).max  # stands for no token: sorted after all others
-    tokens = token.masked_fill(~candidate, vocabulary).expand(lane.shape)
+    no_token = torch.iinfo(token.dtype).max  # sorted after all others
+    tokens = token.masked_fill(~candidate, no_token).expand(lane.shape)
     logits = lane.masked_fill(~candidate, -torch.inf)
     _, order = ranked(
-        torch.cat([logits, found.outsider[1:, :, None]], -1),
-        torch.cat([tokens, found.token[1:, :, None]], -1),
+        torch.cat([logits, distance.outsider[1:, :, None]], -1),
+        torch.cat([tokens, distance.token[1:, :, None]], -1),
     )
     return ((order[..., :-1] == tokens) & candidate).cumprod(-1).sum(-1)
 
@@ -200,23 +200,23 @@ class Nucleus(NamedTuple):
     undecided: Tensor  # bool, where these depend on tokens that are no candidates
 
 
-def shared_nucleus(logits: Logits, found: Distances, top: Tensor, least: Tensor) -> Nucleus:
+def shared_nucleus(logits: Logits, distance: Distances, top: Tensor, least: Tensor) -> Nucleus:
     """Compare the likeliest token and the largest shared mass, as far as candidates decide them.
 
     Args:
-        found: the distances of the same logits.
+        distance: the distances of the same logits.
         top: int64 [N, C], the likeliest tokens of the clean prediction.
         least: float32 [N]; tokens whose clean logit exceeds it are candidates. It is the logit of
             the last of `top`, whose ties may be missing there, so these are not candidates.
     """
-    strata, vocabulary = len(found.tv) - 1, logits.value.shape[-1]
+    strata, vocabulary = len(distance.tv) - 1, logits.value.shape[-1]
     clean, token = ranked(logits.value[0].gather(-1, top), top)
     lane = logits.value[1:].gather(-1, token.expand(strata, -1, -1))
     candidate = clean > least[:, None]
-    agreeing = agreement(candidate, token, lane, found)
+    agreeing = agreement(candidate, token, lane, distance)
     log_p = (clean - logits.lse[0, :, None]).expand(lane.shape)
     percent = shared_mass(log_p, lane - logits.lse[1:, :, None], agreeing)
-    same = found.tv[1:] == 0
+    same = distance.tv[1:] == 0
     percent.masked_fill_(same, NUCLEUS_PERCENT[-1])
     known = candidate.sum(-1)
     undecided = (agreeing == known) & (percent < NUCLEUS_PERCENT[-1]) & (known < vocabulary)
@@ -321,25 +321,26 @@ def output_errors(
     block = max(1, min(tokens, rows_at_once(lanes, padded, head) // (1 + strata)))
     buffer = torch.empty((1 + strata) * block, padded, device=hidden.device)
     for first in range(0, tokens, block):
-        few = slice(first, min(tokens, first + block))
-        logits = logits_of(torch.cat([hidden[None, few], lanes[:, few]]), head, buffer)
+        chunk = slice(first, min(tokens, first + block))
+        logits = logits_of(torch.cat([hidden[None, chunk], lanes[:, chunk]]), head, buffer)
         top = logits.value[0].topk(min(CANDIDATES, vocabulary))
         least = top.values[:, -1]
         if vocabulary <= CANDIDATES:
             least = torch.full_like(least, -torch.inf)
-        found = distances(logits, least.contiguous())
-        errors.tv[:, few] = found.tv[1:]
-        errors.kl[:, few] = found.kl[1:]
-        errors.entropy[:, few], errors.clean_entropy[few] = found.entropy[1:], found.entropy[0]
-        nucleus = shared_nucleus(logits, found, top.indices, least)
-        errors.top1[:, few], errors.nucleus[:, few] = nucleus.top1, nucleus.percent
+        distance = distances(logits, least.contiguous())
+        errors.tv[:, chunk] = distance.tv[1:]
+        errors.kl[:, chunk] = distance.kl[1:]
+        errors.entropy[:, chunk] = distance.entropy[1:]
+        errors.clean_entropy[chunk] = distance.entropy[0]
+        nucleus = shared_nucleus(logits, distance, top.indices, least)
+        errors.top1[:, chunk], errors.nucleus[:, chunk] = nucleus.top1, nucleus.percent
         undecided.append(nucleus.undecided)
-        loss = losses(logits, next_ids[few])
-        errors.loss[:, few], errors.clean_loss[few] = loss[1:], loss[0]
+        loss = losses(logits, next_ids[chunk])
+        errors.loss[:, chunk], errors.clean_loss[chunk] = loss[1:], loss[0]
     pairs = min(len(buffer) // 2, max(1, RANKED_BYTES // (RANKING_BYTES * vocabulary)))
     left = torch.cat(undecided, 1).nonzero()
-    for some in left.split(pairs) if len(left) else ():
-        k, n = some.T
+    for batch in left.split(pairs) if len(left) else ():
+        k, n = batch.T
         logits = logits_of(torch.stack([hidden[n], lanes[k, n]]), head, buffer)
         errors.top1[k, n], errors.nucleus[k, n] = full_rankings(logits)
     return errors

@@ -68,6 +68,13 @@ def load_sources(
 
 
 @triton.jit
+def load_cut(p_cuts, k, i_b, batch, o_t, length):
+    # [BT]; +inf beyond the end, which no edge clears
+    p_cuts += (k * batch + i_b) * length
+    return tl.load(p_cuts + o_t, mask=o_t < length, other=float("inf"))
+
+
+@triton.jit
 def tanh(b_x):
     # Through e^-2|x|, which never overflows. The absolute error is about 1e-7, for small x too.
     b_e = tl.exp(-2.0 * tl.abs(b_x))

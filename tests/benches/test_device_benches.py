@@ -1,10 +1,12 @@
 """The benches for a GPU, on a tiny model on the CPU; how long anything takes is no claim here."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cuda_host
 import pytest
 import torch
 from bench_files import bench
@@ -96,11 +98,16 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
 
 def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, record = bench("test_engine_gpu"), DeviceRecord()
-    module, seen = SimpleNamespace(METHOD="packed"), []
-    monkeypatch.setattr(work, "scan", lambda: seen.append(module.METHOD))
+    bottleneck, seen = cuda_host.ops.bottleneck, []
+    module = SimpleNamespace(bottleneck=bottleneck)
+
+    def scan() -> None:
+        seen.append(signature(module.bottleneck).parameters["method"].default)
+
+    monkeypatch.setattr(work, "scan", scan)
     engine.note_ways(record, "ways", work, module)
     assert seen[:2] == ["packed", "boolean"]
-    assert module.METHOD == "packed"
+    assert module.bottleneck is bottleneck
     rows = [name for name, _ in record.sections["ways"]]
     passes = ("sizes", "scan with sizes")
     assert rows == [f"{name}, bottleneck {way}" for name in passes for way in ("packed", "boolean")]

@@ -389,7 +389,7 @@ def test_factors_begin_where_quads_are_read() -> None:
     moved = AttentionEdges(
         replace(edges.pattern, q=shifted[0]), replace(edges.weight, v=shifted[1])
     )
-    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).held)
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).tensors)
     assert torch.equal(ops.edge_mass(moved), ops.edge_mass(edges))
     fewer = replace(moved, weight=replace(edges.weight, v=problem.v[:, :1]))
     with pytest.raises(ValueError, match=r"a factor has shape \[2, 1, 13, 24\]; wanted \[2, 2, 1"):
@@ -456,18 +456,18 @@ def test_levels_take_what_the_mass_has_settled(
 ) -> None:
     """Labels are to the bit the same, each tile is taken once, and so is the share summed."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(ops, "SETTLED_ELEMENTS", room)
+    monkeypatch.setattr(ops, "SCRATCH_ELEMENTS", room)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
     cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * reference.edge_mass(edges)
     alone = ops.edge_levels(edges, cuts)
     ops.edge_mass(edges)
-    assert sum(map(Tensor.numel, edges.settled.values())) <= room + 2 * 2 * 4 * 40
+    assert sum(map(Tensor.numel, edges.scratch.values())) <= room + 2 * 2 * 4 * 40
     with monkeypatch.context() as patch:
         if room == 1 << 27:
             patch.setattr(ops, "_Weighing", None)
         found = ops.edge_levels(edges, cuts)
-    assert edges.settled == {}
+    assert edges.scratch == {}
     assert_levels(found, alone)
     assert float(alone.evaluated) <= float(found.evaluated) < 1
     again = ops.edge_levels(edges, cuts)
@@ -475,7 +475,7 @@ def test_levels_take_what_the_mass_has_settled(
     assert again.evaluated == alone.evaluated
     # Edges along another pattern are others.
     ops.edge_mass(edges)
-    assert replace(edges, pattern=edges.pattern).settled == {}
+    assert replace(edges, pattern=edges.pattern).scratch == {}
 
 
 @pytest.mark.parametrize("length", [1024, 1030])  # sources are listed 1,024 at a time
@@ -519,7 +519,7 @@ def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
         cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
         found = ops.edge_levels(edges, cuts)
-    assert edges.settled == {}
+    assert edges.scratch == {}
     assert_levels(found, reference.edge_levels(edges, cuts))
 
 
@@ -577,7 +577,7 @@ def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> 
     drawn = torch.randn(2, 12, 300, generator=torch.Generator().manual_seed(0))
     many = drawn[:, :5].to(dtype), drawn[:, 5:].transpose(1, 2)
     for left, right in (many, (many[0][0], many[1][0])):  # several at once, and one
-        found = ops._product(left.to(device), right.to(device))
+        found = ops.product(left.to(device), right.to(device))
         assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
         if device == "cpu":
             expected = left.double() @ right.double()
@@ -598,13 +598,13 @@ def test_public_product_is_the_precise_one(
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "reference"))
     found = kernels.product(left, right)
     close("in pieces", found, expected)
-    assert torch.equal(found, ops._product(left, right))
+    assert torch.equal(found, ops.product(left, right))
 
 
 def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
     """No copy of W_O in 16 bits is made."""
     left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
-    for laid_out, factor in zip(ops._laid_out(left, right, -2), (left, right), strict=True):
+    for laid_out, factor in zip(ops._split_factors(left, right, -2), (left, right), strict=True):
         assert laid_out.data_ptr() == factor.data_ptr()
 
 
@@ -684,7 +684,7 @@ def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.Mon
 
     def noted(proximity: Any) -> None:
         leave(proximity)
-        taken.append(proximity.whole.settled)
+        taken.append(proximity.whole.scratch)
 
     monkeypatch.setattr(ops._Proximity, "leave", noted)
     np.testing.assert_array_equal(sizes(), expected)

@@ -239,6 +239,6 @@ def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
         lambda: kernels.fraction_cuts(None, cuts, [0.5] * 256),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="256 strata, where levels of eight bits tell 255"):
+        with pytest.raises(ValueError, match="256 strata, but eight-bit levels hold at most 255"):
             call()
     assert kernels.edge_levels(edges, cuts[:255]).levels.max() == 255
