@@ -1,4 +1,4 @@
-"""Where densities are explained by factors while the rest of a report is made."""
+"""Run the explanation of densities by factors while the rest of a report is made."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,10 +12,10 @@ from ..errors import DensitraceError
 
 @contextmanager
 def explainer(beside: bool) -> Iterator[Executor]:
-    """Where samples are explained: in another process, or in a thread of this one.
+    """Open an executor for explanations: a separate process, or a thread of this one.
 
     Raises:
-        DensitraceError: the other process died before who asked has left.
+        DensitraceError: the separate process died while the context was open.
     """
     if not beside:
         with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
@@ -28,7 +28,7 @@ def explainer(beside: bool) -> Iterator[Executor]:
         initargs=(f"{__package__}.explain",),
     )
     try:
-        process.submit(int)  # starts it: shap takes seconds to import
+        process.submit(int)  # start the process now: importing shap takes seconds
         yield process
     except BrokenProcessPool as error:
         raise DensitraceError(
@@ -37,4 +37,4 @@ def explainer(beside: bool) -> Iterator[Executor]:
             "a report without factors needs none"
         ) from error
     finally:
-        process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end
+        process.shutdown(wait=False, cancel_futures=True)  # do not wait: it takes a while to end

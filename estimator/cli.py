@@ -52,7 +52,7 @@ def report(
     title: str | None,
 ) -> None:
     """Write one self-contained HTML page about STORES, and how far their models agree."""
-    from .report import write_report  # after --help, which should not wait for pandas
+    from .report import write_report  # imported late: --help should not wait for pandas
 
     page = write_report(
         stores,
@@ -196,10 +196,10 @@ def _show(parts: Iterable[Table | str]) -> None:
 
 
 def bundled(path: Path, option: str) -> Path:
-    """Where the demo's model or corpus lies: under the current folder or in this clone.
+    """Path of the demo's model or corpus: under the current folder, else in this clone.
 
     Raises:
-        InputError: in neither; an installed package does not hold them.
+        InputError: it is in neither; an installed package does not include it.
     """
     for root in (Path(), Path(__file__).resolve().parents[1]):
         if (root / path).exists():

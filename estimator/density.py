@@ -1,8 +1,9 @@
-"""Densities: a store's curves as tidy data frames, means by label, intervals, regimes (METHOD §6).
+"""Turn a store's curves into densities: tidy frames, means by label, intervals (METHOD §6).
 
-Three levels. A *token* has two numbers, `density@EPS` and `auc_tv`. A *document's* density is the
-mean over its scored tokens. A *label's* density is the mean over its documents, because tokens of
-one document depend on one another and documents (nearly) do not; its interval resamples documents.
+There are three levels. A *token* has two numbers, `density@EPS` and `auc_tv`. A *document's*
+density is the mean over its scored tokens. A *label's* density is the mean over its documents,
+because tokens of one document are dependent and documents (nearly) are not; its interval
+resamples documents.
 """
 
 import json
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 AUC = "auc_tv"
 QUARTILES = (0.25, 0.5, 0.75)
 RESAMPLES = 9999
-# Of many documents the interval is narrow, and a rougher estimate of its ends tells them as well.
+# With many documents the interval is narrow, and fewer resamples locate its ends well enough.
 MANY_DOCUMENTS, FEWER_RESAMPLES = 100, 1999
 
 
 def density_name(eps: float) -> str:
-    """The column that holds density_at(eps): `density@0.1`."""
+    """Name of the column that holds density_at(eps): `density@0.1`."""
     return f"density@{eps:g}"
 
 
@@ -63,11 +64,11 @@ def tolerance(measure: str) -> float:
 
 
 def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
-    """What labels are called as columns beside others: `label_NAME` where NAME is taken.
+    """Map labels to column names: `label_NAME` where NAME is taken.
 
     Args:
-        labels: their names.
-        taken: those of the other columns.
+        labels: names of the labels.
+        taken: names of the other columns.
 
     Example:
         >>> label_names(["lang", "position"], ["token", "position"])
@@ -83,7 +84,7 @@ def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
 
 
 def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
-    """One row per scored token of a store, in the order of the store.
+    """Return one row per scored token of a store, in the order of the store.
 
     Columns: `document` (row of `store.documents`), `window`, `position` (in the document),
     `context` (tokens the position sees, itself included), `token` (id), `char_start`,
@@ -94,7 +95,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
     Args:
         store: a scanned store.
-        eps: the total variation that is tolerated.
+        eps: the total variation that `density@EPS` tolerates.
 
     Raises:
         InputError: a negative or non-finite `eps`.
@@ -103,7 +104,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
 
 def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
-    """The runs' rows as one frame, with their regimes."""
+    """Join the runs' rows into one frame and add the regimes."""
     frame = pd.concat(runs, ignore_index=True)
     density = frame[density_name(eps)]
     dense = np.greater(density.to_numpy(), density.median()).astype(np.int8)
@@ -113,13 +114,13 @@ def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a store holds of some windows: `token_frame` of them, and their curves [n, K]."""
+    """A run of windows: its rows of `token_frame`, and its curves [n, K]."""
 
     tokens: pd.DataFrame
     curves: Mapping[str, NDArray[np.floating]]
 
     def error_sums(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Documents in the order of their rows, and the sum of each one's errors, [m, K]."""
+        """Return the documents [m] in row order, and the sum of each one's errors [m, K]."""
         owner = self.tokens["document"].to_numpy()
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         sums = np.add.reduceat(self.curves["tv"], starts, axis=0, dtype=np.float64)
@@ -157,13 +158,13 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
-    """The places of each document's rows in a token frame, in order."""
+    """Return the row numbers of each document in a token frame, in order."""
     places: Any = tokens.groupby("document").indices
     return {int(document): np.asarray(rows) for document, rows in places.items()}
 
 
 def scored(store: Store) -> NDArray[np.bool_]:
-    """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
+    """bool [N, T]: whether there is a token, in a finished part."""
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
         done[store.windows(part)] = True
@@ -171,11 +172,11 @@ def scored(store: Store) -> NDArray[np.bool_]:
 
 
 def stratum_frame(store: Store) -> pd.DataFrame:
-    """Quartiles over all scored tokens of size and of TV, by stratum, trace and controls.
+    """Quartiles of size and TV over all scored tokens, by stratum, for the trace and controls.
 
     Columns: `lane` (`trace`, or a control: `inverse`, `random`), `stratum` (the rule's value),
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
-    A control stands at the size of the trace that it was made from.
+    A control has the size of the trace that it was made from.
     """
     return _stratum_frame(store, {})
 
@@ -183,12 +184,12 @@ def stratum_frame(store: Store) -> pd.DataFrame:
 def _stratum_frame(
     store: Store, known: Mapping[str, Sequence[NDArray[np.floating]]]
 ) -> pd.DataFrame:
-    """`stratum_frame`, where the runs of some curves were read before."""
+    """`stratum_frame`; `known` holds the runs of curves that are already read."""
 
     def curve(name: str) -> NDArray[np.float64]:
         if name in known:
             return _quartiles(known[name])
-        array = store.array(name)  # of the others, one is held at a time
+        array = store.array(name)  # hold one of the other curves at a time
         return _quartiles(store.by_runs(lambda run: array[run][store.real(run)]))
 
     sizes = curve("size")
@@ -221,16 +222,16 @@ def group_means(
 
     Args:
         tokens: a tidy token frame with a `document` column.
-        by: the column that names the group; it may split documents (a band of positions).
+        by: the grouping column; it may split documents (a band of positions).
         measures: numeric columns to average.
-        level, seed: of the intervals; see `mean_interval`.
+        level, seed: see `mean_interval`.
 
     Returns:
-        One row per group in order of the first measure, densest first; index `by`; columns
+        One row per group, sorted by the first measure, densest first; index `by`; columns
         `documents`, `tokens`, and for each measure M: `M`, `M_low`, `M_high`.
 
     Raises:
-        InputError: no column `by`.
+        InputError: there is no column `by`.
     """
     if by not in tokens:
         raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
@@ -246,12 +247,13 @@ def unit_means(
     """Means of document means by group, with bootstrap intervals.
 
     Args:
-        units: one row a document, the first level of its index the group; columns are measures.
-        tokens: of each group.
-        level, seed: of the intervals.
+        units: one row per document and group; the first level of the index is the group, the
+            columns are measures.
+        tokens: the number of tokens of each group.
+        level, seed: see `mean_interval`.
 
     Returns:
-        See `group_means`; in the order of `units`.
+        See `group_means`; sorted by group.
     """
     rows: dict[Any, dict[str, float]] = {}
     for group, means in units.groupby(level=0, observed=True):
@@ -267,7 +269,7 @@ def unit_means(
 
 @dataclass(frozen=True)
 class DensityResult:
-    """The densities of one scan: token rows, curve quartiles, documents and how it was made.
+    """The densities of one scan: token rows, curve quartiles, documents and settings.
 
     Attributes:
         tokens: see `token_frame`.
@@ -275,8 +277,8 @@ class DensityResult:
         documents: the scanned documents with their labels, `text`, and the means of
             `density@EPS` and `auc_tv` over their tokens; the index is `tokens.document`.
         errors: mean total variation of each document at each stratum [document, stratum].
-        labels: names of the label columns of `documents`: those of the store, but `label_NAME`
-            where another column of the result, or of its dataset, is called NAME.
+        labels: names of the label columns of `documents`: the store's labels, renamed `label_NAME`
+            where NAME is another column of the result or a variable of its dataset.
         settings: model, rule, options and versions, as the store records them.
         eps: the total variation that `density@EPS` tolerates.
     """
@@ -291,11 +293,15 @@ class DensityResult:
 
     @classmethod
     def from_store(cls, store: Store, eps: float = 0.1) -> Self:
-        """Read a store's curves into densities.
+        """Compute the densities of a store.
+
+        Args:
+            store: a scanned store; it may be incomplete.
+            eps: the total variation that `density@EPS` tolerates.
 
         Raises:
             InputError: a negative or non-finite `eps`.
-            StoreError: no part of the store is done.
+            StoreError: the store holds no scanned token.
         """
         runs = store.by_runs(lambda run: _read(store, run, eps))
         if all(run.tokens.empty for run in runs):
@@ -306,7 +312,7 @@ class DensityResult:
         for run in runs:
             np.add.at(sums, *run.error_sums())
         frames = [run.tokens for run in runs]
-        del runs  # the curves are as large as the rows
+        del runs  # free the curves, which are as large as the rows
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
@@ -338,16 +344,16 @@ class DensityResult:
         return (self.density, AUC)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The token rows with their document's labels: one tidy frame."""
+        """Return the token rows with their document's labels as one tidy frame."""
         return self.tokens.join(self.documents[list(self.labels)], on="document")
 
     def to_xarray(self) -> "xr.Dataset":
-        """Tokens, documents and curve quartiles as one labelled dataset, for numbers in arrays.
+        """Return tokens, documents and curve quartiles as one labelled dataset.
 
         Returns:
-            Token columns over `row`, among them `document`, a place in `doc`; labels and means of
+            Token columns over `row`, of which `document` refers to `doc`; labels and means of
             documents over `doc` (means as `document_NAME`); quartiles of size and TV over `lane`
-            and `stratum`. Settings are attributes, as JSON.
+            and `stratum`. Attributes: `eps`, and `settings` as JSON.
         """
         import xarray as xr
 
@@ -365,7 +371,7 @@ class DensityResult:
         ).assign_attrs({"eps": self.eps, "settings": json.dumps(self.settings, default=str)})
 
     def summary(self, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
-        """Mean densities over documents with bootstrap intervals, all together or by a column.
+        """Mean densities over documents with bootstrap intervals, overall or by a column.
 
         Args:
             by: one of `labels` (`domain`, `lang`, ...) or any column of `to_pandas()`; None for
@@ -377,13 +383,13 @@ class DensityResult:
             tokens in the dense regime), `edges` and `edges_per_token`.
 
         Raises:
-            InputError: no such column.
+            InputError: there is no such column.
         """
         measures = [*self.measures, "dense", "edges", "edges_per_token"]
         dense = self.tokens["regime"] == "dense"
         if by is not None and by not in self.labels:
             return group_means(self.to_pandas().assign(dense=dense), by, measures, level)
-        # A document's tokens are of one group: their means come first, and the group after.
+        # A label does not split documents: average each document once, then group the means.
         by_document = self.tokens.assign(dense=dense).groupby("document")
         means, sizes = by_document[measures].mean(), by_document.size()
         of = self.documents[by] if by is not None else pd.Series("all", self.documents.index)
@@ -393,11 +399,11 @@ class DensityResult:
         return found.sort_values(measures[0], ascending=False, kind="stable")
 
     def by_position(self) -> pd.DataFrame:
-        """Means by length of context in octaves: relative size, edges, edges per context token.
+        """Means by octave of context length: relative size, edges, edges per context token.
 
-        The full graph grows with the square of the context, so a relative size falls with it for
-        that reason alone; the absolute columns stand beside it (METHOD §6). Only some documents
-        reach a long context, so rows differ in what they hold: see `documents`.
+        The full graph grows with the square of the context, so relative size falls with context
+        for that reason alone; compare the absolute columns (METHOD §6). Only some documents reach
+        a long context, so rows cover different documents: see the column `documents`.
 
         Returns:
             See `group_means`; the index `first` and the column `last` are the octave's ends.
@@ -411,7 +417,7 @@ class DensityResult:
 
 
 class DensityEstimator:
-    """Density of texts under one model: a `Tracer` and the options of a scan.
+    """Estimate the density of texts under one model, given a `Tracer` and the options of a scan.
 
     Args:
         tracer: the model, with a tokenizer.
@@ -444,23 +450,26 @@ class DensityEstimator:
     def from_pretrained(
         cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any
     ) -> Self:
-        """An estimator for a local model folder or a hub id; `options` as for the class."""
+        """Load a local model folder or a hub id; `options` are those of the class."""
         from ..tracer.tracer import Tracer
 
         return cls(Tracer.from_pretrained(path, device=device, dtype=dtype), **options)
 
     def estimate(self, texts: Iterable[str]) -> DensityResult:
-        """Scan texts, one document each, and read their densities.
+        """Scan texts, one document each, and return their densities.
+
+        Args:
+            texts: the texts.
 
         Returns:
-            The densities; `documents["id"]` is a text's place among `texts`, from 0. Those without
-            a token, as empty ones, are left out, and those that no UTF-8 holds.
+            The densities; `documents["id"]` is a text's index in `texts`. Texts without a token,
+            such as empty ones, and texts that UTF-8 cannot encode are left out.
 
         Raises:
             InputError: a single string instead of several, or no text.
-            CorpusError: nothing but empty texts.
+            CorpusError: no text is left.
         """
-        from ..tracer.scan import scan  # who reads a store needs no model, and no transformers
+        from ..tracer.scan import scan  # imported late: reading a store needs no transformers
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
@@ -482,24 +491,24 @@ class DensityEstimator:
 
     @staticmethod
     def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
-        """The densities of a store that was scanned before."""
+        """Return the densities of a scanned store; see `DensityResult.from_store`."""
         return DensityResult.from_store(_opened(store), eps)
 
     @staticmethod
     def explain_factors(
         store: Store | str | Path, target: str = AUC, **options: Any
     ) -> "FactorExplanation":
-        """Which factors go with density in a store; see `explain.explain_factors`."""
-        from .explain import explain_factors  # shap takes seconds to import
+        """Explain the densities of a store by factors; see `explain.explain_factors`."""
+        from .explain import explain_factors  # imported late: shap takes seconds
 
         return explain_factors(_opened(store), target, **options)
 
     def explain_tokens(
         self, text: str | Sequence[int], position: int = -1, **options: Any
     ) -> "shap.Explanation":
-        """Which tokens make the prediction at a position dense; see `explain_tokens`.
+        """Explain which tokens make the prediction at a position dense; see `explain_tokens`.
 
-        The estimator's rule and the options that a trace shares with a scan are taken over.
+        Uses the estimator's rule, and those of its options that `Tracer.trace` takes too.
         """
         from .explain_tokens import explain_tokens
 
@@ -510,14 +519,14 @@ class DensityEstimator:
 
     @staticmethod
     def by_frequency(store: Store | str | Path, **options: Any) -> pd.DataFrame:
-        """Densities by the token's frequency; see `summaries.by_frequency`."""
+        """Mean densities by the token's frequency; see `summaries.by_frequency`."""
         from .summaries import by_frequency
 
         return by_frequency(_opened(store), **options)
 
     @staticmethod
     def trace_parts(store: Store | str | Path, **options: Any) -> pd.DataFrame:
-        """Traces by kind of edge and depth; see `summaries.trace_parts`."""
+        """Break traces down by kind of edge and depth; see `summaries.trace_parts`."""
         from .summaries import trace_parts
 
         return trace_parts(_opened(store), **options)

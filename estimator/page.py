@@ -1,4 +1,4 @@
-"""What the report's page says of one or several results, and the page as HTML."""
+"""Assemble the report's page from one or several results, and render it as HTML."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ from .sections import Section, Subject, begin, number, section, with_factors
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says, before it is HTML."""
+    """The content of the page, before rendering."""
 
     sections: Sequence[Section]
     across: Agreement | None
@@ -36,7 +36,7 @@ class Page:
         return [*of_stores, *(self.across.exhibits if self.across else [])]
 
     def html(self, title: str | None) -> str:
-        """The page as one string."""
+        """Render the page to one string."""
         first = self.sections[0].subject.result
         script = _template_file("report.js")
         return (
@@ -70,7 +70,10 @@ def page_of(
     eps: float,
     explaining: Executor | None,
 ) -> Page:
-    """See `report.render_report`; densities are explained in `explaining`, if anywhere."""
+    """Assemble the page; see `report.render_report`.
+
+    `explaining` runs the explanations by factors; None leaves them out.
+    """
     results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
                for s in sources]  # fmt: skip
     labels = dict.fromkeys(label for result in results for label in result.labels)
@@ -119,10 +122,10 @@ def _hash(script: str) -> str:
 
 
 def count(value: float) -> str:
-    """A number of things: 1,234, or 12.3 where it is small."""
+    """Format a count: 1,234, or 12.3 below 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
 
 
 def signed(value: float) -> str:
-    """A number with its sign, to two places; a dash where there is none."""
+    """Format a number with its sign, to two places; NaN as a dash."""
     return f"{value:+.2f}".replace("-", "−") if value == value else "–"

@@ -1,4 +1,4 @@
-"""Figures of many points: density over other things, and one model over another."""
+"""Figures of many points: density over properties of tokens, and one model over another."""
 
 from collections.abc import Mapping
 
@@ -16,16 +16,16 @@ from .intervals import Interval
 from .plots import PAGE, Palette, count_axis, drawn_in, percent, quiet
 from .relations import RELATIONS, Relations, counts, medians
 
-LEVELS = 8  # of opacity
+LEVELS = 8  # levels of opacity
 Panel = tuple[pd.DataFrame, pd.DataFrame]  # counts and medians
 
 
 def relation_panels(found: Relations, tokens: pd.DataFrame) -> dict[str, dict[str, Panel]]:
-    """What `relation_figure` draws of each measure, by the name of the relation.
+    """Compute what `relation_figure` draws, by measure and name of the relation.
 
     Args:
         found: the relations.
-        tokens: the measures; densities on logarithmic axes, `auc_tv` not.
+        tokens: a column per measure; densities get logarithmic axes, `auc_tv` a linear one.
     """
     measures = [str(name) for name in tokens.columns]
     panels: dict[str, dict[str, Panel]] = {measure: {} for measure in measures}
@@ -41,12 +41,12 @@ def relation_panels(found: Relations, tokens: pd.DataFrame) -> dict[str, dict[st
 def relation_figure(
     panels: Mapping[str, Panel], found: Relations, measure: str, paint: Palette = PAGE
 ) -> Figure:
-    """A panel a relation: tokens counted in cells, the line of medians, the rank correlation.
+    """One panel per relation: tokens counted in cells, a line of medians, the rank correlation.
 
     Args:
-        panels: of the measure, see `relation_panels`.
-        found: for the correlations.
-        measure: on the upright axis.
+        panels: the panels of the measure; see `relation_panels`.
+        found: the relations, for their correlations.
+        measure: the measure on the y axis.
         paint: the colours.
     """
     with drawn_in(paint):
@@ -74,7 +74,7 @@ def relation_figure(
 
 
 def correlation_text(found: Interval) -> str:
-    """A rank correlation with its interval, for a title."""
+    """Format a rank correlation with its interval, for a title."""
     if np.isnan(found.value):
         return "ρ: one side is constant"
     ends = f" ({found.low:+.2f} to {found.high:+.2f})" if found.low == found.low else ""
@@ -82,12 +82,12 @@ def correlation_text(found: Interval) -> str:
 
 
 def draw_counts(axes: Axes, cells: pd.DataFrame, paint: Palette) -> None:
-    """Cells of `relations.counts`, the more opaque the more points, in logarithmic steps."""
+    """Draw cells of `relations.counts`: more points are more opaque, in logarithmic steps."""
     corners = [("x_low", "y_low"), ("x_high", "y_low"), ("x_high", "y_high"), ("x_low", "y_high")]
     vertices = np.stack([cells[list(corner)].to_numpy() for corner in corners], axis=1)
     share = np.log1p(cells["points"]) / np.log1p(cells["points"].max() if len(cells) else 1)
     level = np.ceil(share * LEVELS)
-    # All cells of an opacity are one path: hundreds of paths take longer to draw and to load.
+    # One path for all cells of an opacity: hundreds of paths are slower to draw and to load.
     shown = np.unique(level)
     paths = [Path.make_compound_path_from_polys(vertices[level == each]) for each in shown]
     colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * each / LEVELS) for each in shown]
@@ -104,12 +104,12 @@ def agreement_figure(
     measure: str,
     paint: Palette = PAGE,
 ) -> Figure:
-    """Words counted in cells, documents as dots: one model's densities over the other's.
+    """Plot one model's densities over the other's: words counted in cells, documents as dots.
 
     Args:
         words: see `relations.counts`.
         documents: columns `x` and `y`.
-        names: of the models across and up.
+        names: names of the models on the x and the y axis.
         measure: what both axes show.
         paint: the colours.
     """

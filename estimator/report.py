@@ -25,27 +25,30 @@ def render_report(
     factors: bool = True,
     beside: bool = False,
 ) -> str:
-    """The page as one string of HTML.
+    """Render the page to one string of HTML.
 
     Args:
-        sources: one or several stores, or the places of stores. A `DensityResult` does too, but
-            what only its store knows is then left out: topology, factors, the strata
-            of passages, other models.
-        by: labels to show densities by, as `DensityResult.labels` has them; None for every label
+        sources: one or several stores or paths of stores. A `DensityResult` is taken too, without
+            what only its store knows: topology, factors, the strata of passages, the comparison
+            with other models.
+        by: labels to show densities by, as named in `DensityResult.labels`; None for every label
             with 2 to 40 values.
         title: the page's heading.
-        names: of the models; by default their ids.
-        eps: the total variation that `density@EPS` tolerates, where a store is given.
+        names: names of the models; by default their ids.
+        eps: the total variation that `density@EPS` tolerates, for stores.
         factors: whether to explain densities by factors, which takes some seconds a store.
-        beside: explain them in a process of its own meanwhile, where cores are free. As for any
-            use of `multiprocessing`, a script then guards what it does by
+        beside: run these explanations in a separate process, meanwhile, if cores are free. As for
+            any use of `multiprocessing`, a script must then guard its work by
             `if __name__ == "__main__"`.
 
+    Returns:
+        The page, which refers to nothing outside itself.
+
     Raises:
-        InputError: no source, a label that no store has, names that do not fit; see
+        InputError: no source, a label that no store has, or repeated or too few names; see
             `DensityResult.from_store`.
         StoreError: see `open_store`.
-        DensitraceError: the process beside this one died.
+        DensitraceError: the separate process died.
 
     Example:
         >>> html = render_report(["small.zarr", "large.zarr"])  # doctest: +SKIP
@@ -65,12 +68,15 @@ def write_report(
     factors: bool = True,
     beside: bool = False,
 ) -> Path:
-    """Write the page to `path` (its folder is made) and return it.
+    """Write the page to a file, creating its folder.
 
     Args:
         sources, by, title, names, eps, factors, beside: see `render_report`.
-        path: the page.
+        path: the file to write.
         figures: a folder for every figure as SVG and PNG and its data as CSV.
+
+    Returns:
+        `path`.
 
     Raises:
         InputError: see `render_report`.
@@ -104,6 +110,6 @@ def _page(
         raise InputError("no store: give one or several")
     read = [open_store(s) if isinstance(s, str | Path) else s for s in sources]
     with explainer(beside and factors) as explaining:
-        from .page import page_of  # imports what draws, while the process beside starts
+        from .page import page_of  # imports matplotlib while the separate process starts
 
         return page_of(read, by, names, eps, explaining if factors else None)

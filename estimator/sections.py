@@ -1,4 +1,4 @@
-"""What the report says of one store: numbers, tables and exhibits, before they are a page."""
+"""The report's section on one store: numbers, tables and exhibits, before rendering."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
 from .thresholds import threshold_table
 
-MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
-# What only the store needs, and what repeats other attributes.
+MOST_VALUES = 40  # labels with more values are drawn only on request
+# Attributes not shown: only the store needs them, or others repeat them.
 INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
-TOPOLOGY_TOKENS = 250_000  # whose traces are taken apart; the largest array of a store
+TOPOLOGY_TOKENS = 250_000  # tokens whose topology, the largest array of a store, is read
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a section is about.
+    """The subject of a section.
 
     Attributes:
-        key: an identifier on the page, and the beginning of its files' names.
-        name: what it is called.
+        key: an identifier on the page, and the prefix of its file names.
+        name: the name shown.
         result: its densities.
-        store: where these were read; None where they were not, which leaves some figures out.
-        by: labels to show densities by; None for those worth a figure.
+        store: the store that these were read from; None leaves some figures out.
+        by: labels to show densities by; None for `default_labels`.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Section:
-    """One store's part of the page: exhibits, and `parts`, what the template calls by name."""
+    """One store's part of the page: exhibits, and `parts`, the values the template refers to."""
 
     subject: Subject
     exhibits: Mapping[str, Exhibit]
@@ -65,13 +65,13 @@ class Section:
 
 
 def default_labels(result: DensityResult) -> list[str]:
-    """The labels worth a figure: more than one value, and few enough to read."""
+    """Labels with more than one value, and few enough to read in a figure."""
     distinct = {label: result.documents[label].nunique() for label in result.labels}
     return [label for label, n in distinct.items() if 1 < n <= MOST_VALUES]
 
 
 def section(subject: Subject) -> Section:
-    """All that the page says of a store, but for the factors."""
+    """Make a store's section, without the explanation by factors."""
     result, labels = subject.result, subject.labels
     both = texts.scales(result)
     summaries = {label: result.summary(label) for label in labels}
@@ -108,7 +108,7 @@ def section(subject: Subject) -> Section:
 
 
 def lead(result: DensityResult) -> str:
-    """What was scanned, in a sentence."""
+    """Describe what was scanned."""
     scanned = f"{len(result.tokens):,} tokens in {len(result.documents):,} documents"
     if "incomplete" in result.settings:
         scanned += f" ({result.settings['incomplete']})"
@@ -116,12 +116,12 @@ def lead(result: DensityResult) -> str:
 
 
 def number(value: float) -> str:
-    """A number without a unit, to three places."""
+    """Format a number to three places."""
     return f"{value:.3f}"
 
 
 def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
-    """The numbers to remember, each with what it is; the summaries are those by label."""
+    """Headline numbers with their descriptions; `summaries` are the densities by label."""
     whole = result.summary().iloc[0]
     low, median, high = result.tokens[result.density].quantile([0.25, 0.5, 0.75])
     lines = [
@@ -216,7 +216,7 @@ def _positions(subject: Subject, exhibits: dict[str, Exhibit]) -> list[tuple[Any
 
 
 def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]:
-    """Exhibits of two measures, and a row of correlations for each relation."""
+    """Add the exhibits of both measures; return a row of correlations for each relation."""
     result = subject.result
     found = relations(result)
     panels = relation_panels(found, result.tokens[list(result.measures)])
@@ -238,7 +238,7 @@ def _relation_rows(found: Relations, result: DensityResult) -> list[tuple[str, l
 
 
 def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
-    """What traces consist of; None without a store."""
+    """Add the exhibit of what traces consist of; return its table, None without a store."""
     if subject.store is None:
         return None
     result = subject.result
@@ -258,7 +258,7 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
 
 
 def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A table a label; none where the rule is no threshold."""
+    """One table per label; none unless the rule is a threshold."""
     tables = ((label, threshold_table(result, label)) for label in labels)
     return [
         {"label": label, "rows": list(table.iterrows())}
@@ -268,7 +268,7 @@ def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, 
 
 
 def begin(explaining: Executor, subject: Subject) -> Future[FactorSummary] | None:
-    """Begin to explain densities by factors; None where there is too little, or no store."""
+    """Start to explain densities by factors; None without a store or with too few tokens."""
     if subject.store is None:
         return None
     sample = factor_sample(subject.store, subject.result)
@@ -276,7 +276,7 @@ def begin(explaining: Executor, subject: Subject) -> Future[FactorSummary] | Non
 
 
 def with_factors(found: Section, begun: Future[FactorSummary] | None) -> Section:
-    """A section with what was begun, or why nothing was; as it is where there is no store."""
+    """Add the explanation begun, or why there is none; without a store change nothing."""
     if found.subject.store is None:
         return found
     exhibits = dict(found.exhibits)
@@ -315,7 +315,7 @@ def _factors(
 
 
 def facts(result: DensityResult) -> list[tuple[str, str]]:
-    """The store's settings as lines, nested names joined by a blank."""
+    """The store's settings as (name, value) pairs, nested names joined by a space."""
     settings = {k: v for k, v in result.settings.items() if k not in INTERNAL}
     return list(_flat(settings))
 

@@ -14,7 +14,7 @@ from ..tracer.store import Store
 from .density import AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
 
-MEASURES = ("edges", "edges_per_token")  # beside relative sizes: see METHOD §6
+MEASURES = ("edges", "edges_per_token")  # in addition to relative sizes: see METHOD §6
 PART_MEASURES = ("share", "size", *MEASURES)
 ENDS = ("", "_low", "_high")
 
@@ -49,27 +49,27 @@ def trace_parts(
     level: float = 0.95,
     max_tokens: int | None = None,
 ) -> pd.DataFrame:
-    """What traces consist of: edges by kind and depth, relative and absolute.
+    """Break traces down by kind of edge and depth, relative and absolute.
 
     Args:
         store: a scanned store.
-        stratum: column of the rule whose traces are taken apart; by default each token's sparsest
-            with a total variation of at most `eps`. Tokens for which no stratum has, are left out.
+        stratum: column of the rule whose traces are counted; by default each token's sparsest
+            with a total variation of at most `eps`. Tokens without such a stratum are left out.
         eps: the tolerated total variation.
-        by: a label whose values are told apart, in the index as `label_NAME` where a column or
-            another level of it is called NAME.
+        by: a label to group by; its level of the index is `label_NAME` where NAME is a column or
+            another level.
         level: the nominal coverage of the intervals.
-        max_tokens: of a larger store, parts spread evenly over it with about as many are read;
+        max_tokens: read only parts, evenly spread over the store, with about this many tokens;
             None for all.
 
     Returns:
-        One row for each label value (with `by`), `kind` of edge and depth `quartile` of blocks,
+        One row per label value (with `by`), `kind` of edge and depth `quartile` of blocks,
         1 the lowest (block l of L is in quartile 1 + 4 l // L): `documents`, `tokens`, and with
         `_low` and `_high` each: `share` (of the trace's edges), `size` (of the full graph's
         edges), `edges`, `edges_per_token` (of context). Means of document means.
 
     Raises:
-        InputError: no such stratum or label.
+        InputError: there is no such stratum or label.
         StoreError: no token has a stratum that meets `eps`.
 
     Example:
@@ -111,7 +111,7 @@ def trace_parts(
 
 
 def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
-    """Parts that are done: all, or so many, evenly, as hold about `max_tokens` tokens."""
+    """Finished parts: all, or evenly spread ones that hold about `max_tokens` tokens."""
     done = store.done_parts()
     tokens = store.part_tokens(done)
     if max_tokens is None or tokens <= max_tokens:
@@ -123,9 +123,9 @@ def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
 def _part_sums(
     store: Store, parts: Sequence[int], stratum: int | None, eps: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """By document, sums over its tokens with a trace to take apart, and how many there are.
+    """Sum traces by kind and depth over each document's tokens, and count these tokens.
 
-    Part by part: of all arrays of a store the topology is the largest.
+    Reads part by part, because the topology is the largest array of a store.
 
     Returns:
         float64 [M, 4 measures, 4 kinds, 4 quartiles]: share, size, edges, edges per token of
@@ -144,7 +144,7 @@ def _part_sums(
         edges = store.topology[windows][window, column, met].astype(np.float64)
         full = store.full_edge_count[windows][window, column]
         total = np.maximum(edges.sum((1, 2)), 1)
-        owner = store.owners[windows][window]  # windows lie document by document
+        owner = store.owners[windows][window]  # windows are stored document by document
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         if not len(owner):
             continue

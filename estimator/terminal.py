@@ -1,4 +1,4 @@
-"""Densities on the terminal: short aligned tables."""
+"""Tables of densities for the terminal."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten
 
-if TYPE_CHECKING:  # shap takes seconds to import; a demo needs none of it
+if TYPE_CHECKING:  # importing shap takes seconds, and the demo does not need it
     from .compare import Comparison
     from .explain import FactorExplanation
 
@@ -22,7 +22,7 @@ BEFORE, TOKEN, AFTER, DOCUMENT = 22, 12, 14, 13  # cells; with the value, 80 tog
 
 
 def label_table(result: DensityResult, label: str) -> Table:
-    """Mean densities by one label, densest first; values with few documents in one last row."""
+    """Mean densities by one label, densest first; a last row joins values with few documents."""
     summary = result.summary(label)
     enough = summary["documents"] >= MIN_DOCUMENTS
     if not enough.any():
@@ -38,7 +38,7 @@ def label_table(result: DensityResult, label: str) -> Table:
     for value, row in summary[enough].iterrows():
         low, high = row[f"{result.density}_low"], row[f"{result.density}_high"]
         table.add_row(
-            Text(shorten(str(value), 20)),  # as it stands: a label may look like markup
+            Text(shorten(str(value), 20)),  # not a str: a label may look like markup
             f"{row['documents']:,.0f}",
             percent(row[result.density]),
             f"{percent(low)} – {percent(high)}" if low == low else "too few",
@@ -57,7 +57,7 @@ def label_table(result: DensityResult, label: str) -> Table:
 
 
 def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
-    """The densest or the sparsest tokens with the text before and after them."""
+    """The densest or the sparsest tokens, with the text before and after them."""
     title = f"{'Densest' if densest else 'Sparsest'} tokens"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column(result.density, justify="right", no_wrap=True)
@@ -77,14 +77,14 @@ def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
 
 
 def _last_cells(text: str, width: int) -> str:
-    """The end of a text that fills at most `width` cells of the terminal."""
+    """The longest end of a text that fits in `width` cells of the terminal."""
     while cell_len(text) > width:
         text = text[1:]
     return text
 
 
 def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | str]:
-    """What explains a density: whether anything does, the factors, their pairs, the labels."""
+    """Tables of an explanation: the verdict, the factors, their pairs, the labels."""
     shuffled = found.r2_shuffled.max()
     verdict = "a finding" if found.finding else "no finding: as good as shuffled densities"
     lines: list[Table | str] = [
@@ -118,7 +118,7 @@ def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | st
 
 
 def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
-    """Rank correlations of all pairs of models, and where each pair disagrees most."""
+    """Tables of rank correlations of all pairs of models, and of where each disagrees most."""
     pairs = _table(
         f"Rank correlation of {found.measure}, {found.level} by {found.level}",
         ["model", "and"],
@@ -153,7 +153,7 @@ def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
 
 
 def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
-    # As wide as its title, which would be broken to the width of the columns.
+    # At least as wide as the title, which would otherwise wrap to the width of the columns.
     width = min(80, len(title))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=width)
     for name in texts:
