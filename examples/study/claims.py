@@ -1,8 +1,8 @@
-"""What the papers claim of computation density, each as a number, and when it counts as shown.
+"""The papers' claims about computation density, each as a number with a test.
 
 The claims are those of Kervadec et al., *Sparse or Dense?* (arXiv 2601.22795) and *Tracing
-Computation Density in LLMs* (arXiv 2605.27033). Each names an effect and the least of it that
-would count; both were set before anything was measured. The rule for every line is `verdict`.
+Computation Density in LLMs* (arXiv 2605.27033). Each names an effect and the smallest one that
+counts; both were set before anything was measured. `verdict` is the rule for every line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,19 +28,19 @@ RULE = (
     "and is undecided where the interval contains it or cannot be given."
 )
 LEVELS: tuple[Level, ...] = ("document", "word")
-SHORTEST = 8  # tokens of context from which its length is studied: below, a graph has few edges
-DOCUMENTS_OF_A_VALUE = 10  # of a label, so that its mean means something
+SHORTEST = 8  # least tokens of context when its length is studied: smaller graphs have few edges
+DOCUMENTS_OF_A_VALUE = 10  # least documents of a label's value for its mean to be compared
 ROUGH, REFINED = 0.5, 0.1  # total variation of a trace's core, and of the trace refined
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and what is measured for it."""
+    """A claim, and the effect measured for it."""
 
     name: str
     text: str
     effect: str
-    least: float  # signed: the direction that the claim says
+    least: float  # the smallest effect that counts; its sign is the direction claimed
 
 
 CLAIMS = {
@@ -114,8 +114,8 @@ class Finding:
         claim: a name in `CLAIMS`.
         subject: the model, or the two models.
         what: which measure or part, in words.
-        effect: with its 95% interval over documents.
-        main: whether this line decides the claim for its subject; the others stand beside it.
+        effect: the effect with its 95% interval over documents.
+        main: whether this line decides the claim for its subject; the others are for information.
     """
 
     claim: str
@@ -134,8 +134,8 @@ def verdict(effect: Interval, least: float) -> str:
     """Judge an effect by `RULE`.
 
     Args:
-        effect: with its interval.
-        least: the least effect that counts, its sign the direction of the claim.
+        effect: the effect with its interval.
+        least: the smallest effect that counts; its sign is the direction claimed.
 
     Example:
         >>> verdict(Interval(-0.3, -0.4, -0.2), -0.1), verdict(Interval(0.3, 0.2, 0.4), -0.1)
@@ -150,7 +150,7 @@ def verdict(effect: Interval, least: float) -> str:
 
 
 def standing(findings: Sequence[Finding]) -> str:
-    """A claim over all subjects: the verdict of its main lines, their numbers where these differ.
+    """Summarise a claim over all subjects: the verdict of its main lines, or counts if they differ.
 
     Example:
         >>> standing([])
@@ -166,15 +166,16 @@ def standing(findings: Sequence[Finding]) -> str:
 
 @dataclass(frozen=True)
 class Scan:
-    """One model's store, its tokens, and how intervals are made.
+    """One model's store, and the settings of its tests.
 
     Attributes:
-        name: of the model.
-        store: scanned with the control `random`.
-        lower_half: [T] share of the full graph's edges in the lower half of the blocks, by
-            context length from 1; None leaves out what needs it.
+        name: name of the model.
+        store: its store, scanned with the control `random`.
+        lower_half: float64 [T], share of the full graph's edges in the lower half of the blocks,
+            by context length from 1; None leaves out the line that needs it.
         reference: occurrences by token id in a larger corpus, or None.
         eps: the total variation that `density@EPS` tolerates.
+        resamples, seed: of the intervals.
     """
 
     name: str
@@ -186,7 +187,7 @@ class Scan:
     seed: int = 0
 
     def tokens(self) -> pd.DataFrame:
-        """The token frame, with the corpus and reference frequency of what is predicted."""
+        """The token frame, with labels, and the frequencies of the tokens read and predicted."""
         tokens = token_frame(self.store, self.eps)
         counts = None if self.reference is None else np.asarray(self.reference, np.float64)
         factors = factor_frame(self.store, counts, tokens=tokens)
@@ -200,7 +201,7 @@ class Scan:
 
 
 def judge_model(scan: Scan) -> list[Finding]:
-    """Every claim about one model."""
+    """Test every claim about one model."""
     tokens = scan.tokens()
     tests = (
         better_than_random,
@@ -223,7 +224,7 @@ def _resampling(scan: Scan) -> _Resampling:
 
 
 def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Error of random subgraphs less that of traces, over all strata and at each."""
+    """Error of random subgraphs minus that of traces, over all strata and at each."""
     store, here = scan.store, scored(scan.store)
     full = tokens["full_edges"].to_numpy()
     size = np.asarray(store.size[:])[here].astype(np.float64)  # [N, K]
@@ -232,7 +233,7 @@ def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     def against(control: str, what: str, main: bool) -> tuple[Finding, NDArray[np.float64]]:
         tv = np.asarray(store.array(f"tv_{control}")[:])[here]
         more = auc_tv(size, tv, full) - tokens[AUC].to_numpy()
-        # A trace that is the whole graph at every stratum spans no decade and differs in nothing.
+        # A trace that is the full graph at every stratum spans no decade, and its difference is 0.
         mean = np.divide(more, decades, out=np.zeros_like(decades), where=decades > 0)
         effect = mean_of_documents(pd.Series(mean), tokens["document"], scan.seed)
         finding = Finding("better than random", scan.name, what, effect, main)
@@ -253,7 +254,7 @@ def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 def varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     """Variance between documents, and of their means between values of each label."""
     document = tokens["document"]
-    eighths = np.floor(8 * np.log2(tokens["context"]))  # of an octave of context
+    eighths = np.floor(8 * np.log2(tokens["context"]))  # bands of 1/8 octave of context
     rng = np.random.default_rng(scan.seed)
     density = density_name(scan.eps)
     for measure, main in ((density, True), (AUC, False)):
@@ -282,7 +283,7 @@ def _shown(measure: str) -> str:
 
 
 def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Frequency and density: of the token predicted, then of the token read."""
+    """Correlate density with the frequency of the token predicted, then of the token read."""
     density, more = density_name(scan.eps), _resampling(scan)
 
     def rank(rows: pd.DataFrame, frequency: str, measure: str = AUC) -> Interval:
@@ -309,7 +310,7 @@ def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Relative size, edges, and edges per token, against the length of context."""
+    """Elasticity of relative size, edges and edges per token in the length of context."""
     rows = tokens[tokens["context"] >= SHORTEST]
     density = density_name(scan.eps)
     for measure, what in (
@@ -324,7 +325,7 @@ def longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """The prediction's entropy and density."""
+    """Correlate density with the prediction's entropy."""
     for measure in (AUC, density_name(scan.eps)):
         effect = spearman(
             tokens["model_entropy"], tokens[measure], tokens["document"], **_resampling(scan)
@@ -336,7 +337,7 @@ def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """What the core of a trace consists of, and what refines it."""
+    """Where the core of a trace lies, and which edges refine it."""
     found = two_phases(scan.store)
     document = found["document"]
     tried = f"{len(found) / len(tokens):.0%} of tokens"
@@ -349,25 +350,25 @@ def phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
         full = pd.Series(scan.lower_half[found["context"] - 1], found.index)
         what = "against the full graph's share instead of one half"
         yield finding("core is early", what, found["core_lower"] - full, main=False)
-    # The upper halves' difference is that of the lower halves the other way round.
+    # The difference of the upper halves is minus that of the lower halves.
     yield finding("refined late", f"edges, {tried}", found["core_lower"] - found["added_lower"])
     more = found["added_attention"] - found["core_attention"]
     yield finding("refined by attention", f"edges, {tried}", more)
 
 
 def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> pd.DataFrame:
-    """Where a trace's core lies, and the edges that refine it.
+    """Locate each trace's core and the edges that refine it.
 
-    The core is the sparsest traced subgraph with a total variation of at most `rough`; added are
-    the edges of the sparsest with at most `refined` that are not in it. Traces nest.
+    The core is the sparsest trace with a total variation of at most `rough`. Added edges are those
+    of the sparsest trace with at most `refined` that are not in the core: traces nest.
 
     Returns:
-        One row a token that has both and whose trace grows between them: `document`, `context`,
-        and for `core` and `added` the shares `lower` (edges in the lower half of the blocks) and
-        `attention`.
+        One row per token that has both and whose trace grows between them: `document`, `context`,
+        and for `core` and `added` the number of `edges` and the shares `lower` (edges in the lower
+        half of the blocks) and `attention`, as `core_edges` and so on.
     """
     frames, done = [], scored(store)
-    for part in store.done_parts():  # the topology is the largest of a store's arrays
+    for part in store.done_parts():  # part by part: the topology is a store's largest array
         windows = store.windows(part)
         window, column = np.nonzero(done[windows])
         tv = store.tv[windows][window, column]  # [n, K]
@@ -389,11 +390,11 @@ def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> 
 
 
 def stratum_shares(store: Store) -> pd.DataFrame:
-    """Of every token's trace at every stratum, where its edges are.
+    """Shares of each trace's edges, for every token and stratum.
 
     Returns:
         `document`, `stratum` (its number), `size`, `tv`, and the shares `lower_half` and
-        `attention` of the trace's edges, NaN where it has none.
+        `attention` of the trace's edges, NaN for a trace without edges.
     """
     frames, done = [], scored(store)
     for part in store.done_parts():
@@ -418,7 +419,7 @@ def stratum_shares(store: Store) -> pd.DataFrame:
 
 
 def judge_pairs(scans: Sequence[Scan]) -> list[Finding]:
-    """What models share, pair by pair.
+    """Test whether densities correlate across models, pair by pair.
 
     Raises:
         InputError: fewer than two models.
@@ -441,8 +442,8 @@ def _shared(first: Scan, second: Scan, pair: str) -> Iterator[Finding]:
             row, table = found.correlations.iloc[0], found.table
             effect = Interval(*(float(row[column]) for column in ("spearman", "low", "high")))
             yield Finding("shared", pair, f"{level}s, {measure}", effect)
-        # In every model density goes with position: models that share no more than that do not
-        # count. The table is that of words.
+        # In every model density depends on position, which alone makes models correlate: control
+        # for it. `table` is that of words.
         x, y = (table[name] for name in names)
         more = _resampling(first)
         effect = spearman(x, y, table["document"], given=table["start"], **more)
