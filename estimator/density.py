@@ -171,24 +171,23 @@ def scored(store: Store) -> NDArray[np.bool_]:
     return done[:, None] & store.real(slice(None))
 
 
-def stratum_frame(store: Store) -> pd.DataFrame:
+def stratum_frame(
+    store: Store, curves: Mapping[str, Sequence[NDArray[np.floating]]]
+) -> pd.DataFrame:
     """Quartiles of size and TV over all scored tokens, by stratum, for the trace and controls.
 
     Columns: `lane` (`trace`, or a control: `inverse`, `random`), `stratum` (the rule's value),
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
     A control has the size of the trace that it was made from.
+
+    Args:
+        store: a scanned store.
+        curves: the runs [n, K] of `size`, `tv` and other curves that are already read.
     """
-    return _stratum_frame(store, {})
-
-
-def _stratum_frame(
-    store: Store, known: Mapping[str, Sequence[NDArray[np.floating]]]
-) -> pd.DataFrame:
-    """`stratum_frame`; `known` holds the runs of curves that are already read."""
 
     def curve(name: str) -> NDArray[np.float64]:
-        if name in known:
-            return _quartiles(known[name])
+        if name in curves:
+            return _quartiles(curves[name])
         array = store.array(name)  # hold one of the other curves at a time
         return _quartiles(store.by_runs(lambda run: array[run][store.real(run)]))
 
@@ -306,13 +305,13 @@ class DensityResult:
         runs = store.by_runs(lambda run: _read(store, run, eps))
         if all(run.tokens.empty for run in runs):
             raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
-        names = ("size", "tv")
-        strata = _stratum_frame(store, {name: [run.curves[name] for run in runs] for name in names})
+        curves = {name: [run.curves[name] for run in runs] for name in ("size", "tv")}
+        strata = stratum_frame(store, curves)
         sums = np.zeros((len(store.documents), len(store.strata)))
         for run in runs:
             np.add.at(sums, *run.error_sums())
         frames = [run.tokens for run in runs]
-        del runs  # free the curves, which are as large as the rows
+        del runs, curves  # free the curves, which are as large as the rows
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
