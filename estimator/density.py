@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import density_and_auc
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
     from ..tracer.tracer import Tracer
     from .explain import FactorExplanation
+    from .features import Column
 
 AUC = "auc_tv"
+MAX_TOKENS = 10_000  # tokens explained by factors at most; TreeSHAP of that many takes seconds
 QUARTILES = (0.25, 0.5, 0.75)
 RESAMPLES = 9999
 # With many documents the interval is narrow, and fewer resamples locate its ends well enough.
@@ -495,12 +497,33 @@ class DensityEstimator:
 
     @staticmethod
     def explain_factors(
-        store: Store | str | Path, target: str = AUC, **options: Any
+        store: Store | str | Path,
+        target: str = AUC,
+        *,
+        reference_counts: Mapping[int, float] | ArrayLike | None = None,
+        factors: "Mapping[str, Column] | None" = None,
+        leave_out: Sequence[str] = (),
+        by: Sequence[str] | None = None,
+        max_tokens: int = MAX_TOKENS,
+        top: int = 5,
+        shuffles: int = 5,
+        seed: int = 0,
     ) -> "FactorExplanation":
         """Explain the densities of a store by factors; see `explain.explain_factors`."""
         from .explain import explain_factors  # imported late: shap takes seconds
 
-        return explain_factors(_opened(store), target, **options)
+        return explain_factors(
+            _opened(store),
+            target,
+            reference_counts=reference_counts,
+            factors=factors,
+            leave_out=leave_out,
+            by=by,
+            max_tokens=max_tokens,
+            top=top,
+            shuffles=shuffles,
+            seed=seed,
+        )
 
     def explain_tokens(
         self, text: str | Sequence[int], position: int = -1, **options: Any
@@ -517,18 +540,27 @@ class DensityEstimator:
         return explain_tokens(self.tracer, text, position, **given)
 
     @staticmethod
-    def by_frequency(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+    def by_frequency(
+        store: Store | str | Path, eps: float = 0.1, level: float = 0.95
+    ) -> pd.DataFrame:
         """Mean densities by the token's frequency; see `summaries.by_frequency`."""
         from .summaries import by_frequency
 
-        return by_frequency(_opened(store), **options)
+        return by_frequency(_opened(store), eps, level)
 
     @staticmethod
-    def trace_parts(store: Store | str | Path, **options: Any) -> pd.DataFrame:
+    def trace_parts(
+        store: Store | str | Path,
+        stratum: int | None = None,
+        eps: float = 0.1,
+        by: str | None = None,
+        level: float = 0.95,
+        max_tokens: int | None = None,
+    ) -> pd.DataFrame:
         """Break traces down by kind of edge and depth; see `summaries.trace_parts`."""
         from .summaries import trace_parts
 
-        return trace_parts(_opened(store), **options)
+        return trace_parts(_opened(store), stratum, eps, by, level, max_tokens)
 
 
 def _opened(store: Store | str | Path) -> Store:

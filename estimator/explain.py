@@ -21,11 +21,10 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import AUC, density_name, token_frame, tolerance
+from .density import AUC, MAX_TOKENS, density_name, token_frame, tolerance
 from .features import Column, factor_frame, is_category
 from .intervals import MIN_DOCUMENTS, mean_interval
 
-MAX_TOKENS = 10_000  # tokens explained at most; TreeSHAP of that many takes seconds
 MAX_CATEGORIES = 20  # values kept of one factor; rarer ones become OTHER
 OTHER = "(other)"
 INTERACTION_TOKENS = 200  # tokens whose interaction values, one per pair of columns, are computed
