@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
+from .batches import batches
 from .density import AUC, tolerance
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ Model = Callable[[list[list[int]]], ArrayLike]  # token ids of B sequences -> fl
 Mask = int | Literal["neutral", "remove"]
 EXACT_TOKENS = 8  # with at most this many players, all their subsets are traced
 MAX_SEQUENCES = 1000
-BATCH_TOKENS = 4096  # tokens traced together
 REMOVED = -1  # marks a removed token
 AT_STRATUM = ("size", "edges", "tv")  # targets that are read at one stratum
 
@@ -225,20 +225,13 @@ def _density_model(
 
     def values(sequences: list[list[int]]) -> NDArray[np.float64]:
         found: list[float] = []
-        for batch in _batches(sequences):
+        for batch in batches(sequences):
             traces = tracer.trace(batch, select=rule, **options)
             assert isinstance(traces, list)
             found += [float(read(trace)) for trace in traces]
         return np.array(found)
 
     return values
-
-
-def _batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Split sequences into batches of about `BATCH_TOKENS` tokens."""
-    each = max(1, BATCH_TOKENS // max(map(len, sequences)))
-    for start in range(0, len(sequences), each):
-        yield sequences[start : start + each]
 
 
 def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], float]:

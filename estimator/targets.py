@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
+from .batches import batches
 from .intervals import Interval, interval_of_means, mean_interval
 from .thresholds import error_at, threshold_at
 
 LANES = 6  # thresholds of one pass
 ROUNDS = 3  # passes after the first; each divides the bracket by LANES + 1
-BATCH_TOKENS = 4096
 Floats = NDArray[np.float64]
 
 
@@ -157,7 +157,7 @@ class _Pilot:
         """Trace the pilot at thresholds that were not traced before."""
         rule = Threshold(thresholds)
         error, size = [], []
-        for batch in self._batches():
+        for batch in batches(self.windows):
             traces = self.tracer.trace(batch, select=rule, **self.options)
             assert isinstance(traces, list)
             error += [trace.errors["tv"].mean(0, dtype=np.float64) for trace in traces]
@@ -167,14 +167,6 @@ class _Pilot:
         self.tau = tau[order]
         self.error = np.concatenate([self.error, error], axis=1)[:, order]
         self.size = np.concatenate([self.size, size], axis=1)[:, order]
-
-    def _batches(self) -> list[list[list[int]]]:
-        batches: list[list[list[int]]] = [[]]
-        for window in self.windows:  # the longest of a batch comes last
-            if batches[-1] and len(window) * (len(batches[-1]) + 1) > BATCH_TOKENS:
-                batches.append([])
-            batches[-1].append(window)
-        return batches
 
     def bracket(self, eps: float) -> tuple[float, float]:
         """The largest threshold tried that meets `eps`, and the next larger one."""
