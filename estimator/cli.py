@@ -88,7 +88,6 @@ def report(
 def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     """Scan a small labelled corpus with a small model and show what is dense."""
     from ..tracer.scan import scan
-    from ..tracer.select import AutoStrata
     from .density import DensityEstimator
     from .report import write_report
     from .sections import default_labels
@@ -97,7 +96,7 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     source = corpus or bundled(CORPUS, "--corpus")
     tracer = load_tracer(model or str(bundled(MODEL, "--model")), "auto", "auto", "auto")
     # 256 tokens: the length of text that the bundled model was trained on.
-    store = scan(tracer, source, out / "traces.zarr", select=AutoStrata(12), context=256)
+    store = scan(tracer, source, out / "traces.zarr", context=256)
     result = DensityEstimator.from_store(store)
     console = Console()
     for label in default_labels(result):

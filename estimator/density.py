@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import density_and_auc
-from ..tracer.select import AutoStrata, Rule
+from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule
 from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .features import Column
 
 AUC = "auc_tv"
+ABSOLUTE = ("edges", "edges_per_token")  # measures in addition to relative sizes: METHOD §6
 MAX_TOKENS = 10_000  # tokens explained by factors at most; TreeSHAP of that many takes seconds
 QUARTILES = (0.25, 0.5, 0.75)
 RESAMPLES = 9999
@@ -386,7 +387,7 @@ class DensityResult:
         Raises:
             InputError: there is no such column.
         """
-        measures = [*self.measures, "dense", "edges", "edges_per_token"]
+        measures = [*self.measures, "dense", *ABSOLUTE]
         dense = self.tokens["regime"] == "dense"
         if by is not None and by not in self.labels:
             return group_means(self.to_pandas().assign(dense=dense), by, measures, level)
@@ -411,7 +412,7 @@ class DensityResult:
         """
         octave = np.floor(np.log2(self.tokens["context"])).astype(int)
         frame = self.tokens.assign(first=2**octave)
-        measures = (*self.measures, "edges", "edges_per_token", "full_edges")
+        measures = (*self.measures, *ABSOLUTE, "full_edges")
         table = group_means(frame, "first", measures).sort_index()
         table["last"] = frame.groupby("first")["context"].max()
         return table
@@ -436,13 +437,13 @@ class DensityEstimator:
         self,
         tracer: "Tracer",
         *,
-        select: Rule | AutoStrata | None = None,
+        select: Rule | AutoStrata = DEFAULT_STRATA,
         context: int = 512,
         eps: float = 0.1,
         **options: Any,
     ) -> None:
         self.tracer = tracer
-        self.select = AutoStrata(12) if select is None else select
+        self.select = select
         self.context = context
         self.eps = eps
         self.options = options

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .compare import rank_correlations
-from .density import DensityResult
+from .density import ABSOLUTE, DensityResult
 from .features import own_frequency
 from .intervals import Interval
 
@@ -34,7 +34,6 @@ RELATIONS = (
     Relation("frequency", "frequency of the token read", "per million tokens", True),
     Relation("context", "length of context", "tokens", True),
 )
-MEASURES = ("edges", "edges_per_token")  # absolute, in addition to the relative ones: METHOD §6
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
             "context": tokens["context"].astype(np.float64),
         }
     )
-    measures = (*result.measures, *MEASURES)
+    measures = (*result.measures, *ABSOLUTE)
     columns = values.join(tokens[[m for m in measures if m not in values]])
     known = np.flatnonzero(columns.notna().all(axis=1))
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..tracer.store import Store
 from . import passages as texts
-from .density import AUC, DensityResult
+from .density import ABSOLUTE, AUC, DensityResult
 from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
 from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
@@ -233,7 +233,7 @@ def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]
 
 
 def _relation_rows(found: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
-    measures = (*result.measures, "edges", "edges_per_token")
+    measures = (*result.measures, *ABSOLUTE)
     return [(r.title, [found.correlations[r.name, m] for m in measures]) for r in RELATIONS]
 
 

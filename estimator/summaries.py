@@ -11,11 +11,10 @@ from ..errors import InputError, StoreError
 from ..tracer.graph import KIND_NAMES
 from ..tracer.layout import QUARTILES
 from ..tracer.store import Store
-from .density import AUC, density_name, group_means, label_names, token_frame, unit_means
+from .density import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
 
-MEASURES = ("edges", "edges_per_token")  # in addition to relative sizes: see METHOD §6
-PART_MEASURES = ("share", "size", *MEASURES)
+PART_MEASURES = ("share", "size", *ABSOLUTE)
 ENDS = ("", "_low", "_high")
 
 
@@ -37,7 +36,7 @@ def by_frequency(store: Store, eps: float = 0.1, level: float = 0.95) -> pd.Data
     tokens = token_frame(store, eps)
     bands = frequency_bands(factor_frame(store, tokens=tokens)["log_frequency"])
     tokens["per_million"] = bands
-    table = group_means(tokens, "per_million", (density_name(eps), AUC, *MEASURES), level)
+    table = group_means(tokens, "per_million", (density_name(eps), AUC, *ABSOLUTE), level)
     return table.reindex([band for band in bands.cat.categories if band in table.index])
 
 
