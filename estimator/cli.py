@@ -63,7 +63,7 @@ def report(
         names=names or None,
         eps=eps,
         factors=factors,
-        beside=True,
+        separate_process=True,
     )
     Console().print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
     if figures is not None:
@@ -103,7 +103,7 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
         console.print(label_table(result, label), "")
     for densest in (True, False):
         console.print(token_table(result, densest), "")
-    page = write_report(store, out / "report.html", beside=True)
+    page = write_report(store, out / "report.html", separate_process=True)
     for name, path in (("store", out / "traces.zarr"), ("report", page)):
         console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
 

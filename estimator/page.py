@@ -19,6 +19,7 @@ from .density import DensityResult
 from .exhibits import Exhibit
 from .intervals import MIN_DOCUMENTS
 from .plots import percent
+from .report import ReportOptions
 from .sections import Section, Subject, begin, number, section, with_factors
 
 
@@ -32,7 +33,7 @@ class Page:
     @property
     def exhibits(self) -> list[Exhibit]:
         """All figures, in the order of the page."""
-        of_stores = [exhibit for each in self.sections for exhibit in each.exhibits.values()]
+        of_stores = [exhibit for part in self.sections for exhibit in part.exhibits.values()]
         return [*of_stores, *(self.across.exhibits if self.across else [])]
 
     def html(self, title: str | None) -> str:
@@ -64,41 +65,48 @@ class Page:
 
 
 def page_of(
-    sources: Sequence[DensityResult | Store],
-    by: Sequence[str] | None,
-    names: Sequence[str] | None,
-    eps: float,
-    explaining: Executor | None,
+    sources: Sequence[DensityResult | Store], options: ReportOptions, explaining: Executor
 ) -> Page:
-    """Assemble the page; see `report.render_report`.
-
-    `explaining` runs the explanations by factors; None leaves them out.
-    """
-    results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
-               for s in sources]  # fmt: skip
-    labels = dict.fromkeys(label for result in results for label in result.labels)
-    for label in by or ():
-        if label not in labels:
-            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
-    called = model_names([str(result.settings["model"]) for result in results], names)
-    subjects = [
-        Subject(
-            key=f"s{place + 1}",
-            name=name,
-            result=result,
-            store=source if isinstance(source, Store) else None,
-            by=None if by is None else tuple(by),
-        )
-        for place, (name, result, source) in enumerate(zip(called, results, sources, strict=True))
+    """Assemble the page; `explaining` runs the explanations by factors."""
+    results = [
+        source
+        if isinstance(source, DensityResult)
+        else DensityResult.from_store(source, options.eps)
+        for source in sources
     ]
-    if explaining is None:
+    subjects = _subjects(sources, results, options)
+    if not options.factors:
         return Page([section(subject) for subject in subjects], agreement(subjects))
     begun = [begin(explaining, subject) for subject in subjects]
     page = Page([section(subject) for subject in subjects], agreement(subjects))
     for exhibit in page.exhibits:
         _ = exhibit.svg  # drawn while factors are explained
-    sections = [with_factors(*each) for each in zip(page.sections, begun, strict=True)]
+    sections = [with_factors(*pair) for pair in zip(page.sections, begun, strict=True)]
     return replace(page, sections=sections)
+
+
+def _subjects(
+    sources: Sequence[DensityResult | Store],
+    results: Sequence[DensityResult],
+    options: ReportOptions,
+) -> list[Subject]:
+    labels = dict.fromkeys(label for result in results for label in result.labels)
+    for label in options.by or ():
+        if label not in labels:
+            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
+    names = model_names([str(result.settings["model"]) for result in results], options.names)
+    return [
+        Subject(
+            key=f"s{number}",
+            name=name,
+            result=result,
+            store=source if isinstance(source, Store) else None,
+            by=None if options.by is None else tuple(options.by),
+        )
+        for number, (name, result, source) in enumerate(
+            zip(names, results, sources, strict=True), start=1
+        )
+    ]
 
 
 def _environment() -> Environment:

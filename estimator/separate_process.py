@@ -11,13 +11,13 @@ from ..errors import DensitraceError
 
 
 @contextmanager
-def explainer(beside: bool) -> Iterator[Executor]:
+def explainer(separate_process: bool) -> Iterator[Executor]:
     """Open an executor for explanations: a separate process, or a thread of this one.
 
     Raises:
         DensitraceError: the separate process died while the context was open.
     """
-    if not beside:
+    if not separate_process:
         with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
             yield thread
         return
