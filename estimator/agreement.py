@@ -70,14 +70,14 @@ def _pair(words: Comparison, documents: Comparison, of_words: Any, of_documents:
     names = (str(of_words["first"]), str(of_words["second"]))
     scattered = words.scatter(*names)
     cells = counts(scattered["x"].to_numpy(), scattered["y"].to_numpy(), (False, False))
-    whole = documents.scatter(*names)[["document", "x", "y"]]
-    dots = whole.iloc[:: -(-len(whole) // MOST_DOTS)]
+    dots = documents.scatter(*names)[["document", "x", "y"]]
+    dots = dots.iloc[:: -(-len(dots) // MOST_DOTS)]
     data = pd.concat({"words": cells, "documents": dots}, names=["level"]).droplevel(1)
     figure = Exhibit(
-        file_name("across", *names),
-        f"{MEASURE} of words and documents, {names[1]} over {names[0]}",
-        data,
-        partial(agreement_figure, cells, dots, names, MEASURE),
+        name=file_name("across", *names),
+        about=f"{MEASURE} of words and documents, {names[1]} over {names[0]}",
+        data=data,
+        draw=partial(agreement_figure, cells, dots, names, MEASURE),
     )
     furthest = words.disagreements(*names, most=MOST_ROWS).to_dict("records")
     return Pair(names, figure, [("words", of_words), ("documents", of_documents)], furthest)

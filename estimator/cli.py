@@ -145,7 +145,7 @@ def explain(
     from .explain import explain_factors
     from .terminal import factor_tables
 
-    found = explain_factors(
+    explanation = explain_factors(
         open_store(store),
         target,
         by=labels or None,
@@ -154,7 +154,7 @@ def explain(
         shuffles=shuffles,
         seed=seed,
     )
-    _show(factor_tables(found))
+    _show(factor_tables(explanation))
 
 
 @click.command(epilog=example("compare small.zarr large.zarr --level document"))
@@ -181,10 +181,10 @@ def compare(
     from .compare import compare as run
     from .terminal import comparison_tables
 
-    found = run(stores, level, measure, within=within)
-    _show(comparison_tables(found))
+    comparison = run(stores, level, measure, within=within)
+    _show(comparison_tables(comparison))
     if csv is not None:
-        found.table.to_csv(csv, index=False)
+        comparison.table.to_csv(csv, index=False)
 
 
 def _show(parts: Iterable[Table | str]) -> None:

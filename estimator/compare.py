@@ -61,9 +61,9 @@ class Comparison:
             InputError: a name that is not one of the models.
         """
         self._check(first, second)
-        about = self.table.drop(columns=list(self.names))
+        others = self.table.drop(columns=list(self.names))
         x, y = self.table[first], self.table[second]
-        return about.assign(
+        return others.assign(
             x=x, y=y, x_rank=x.rank(pct=True).to_numpy(), y_rank=y.rank(pct=True).to_numpy()
         )
 
@@ -139,8 +139,12 @@ def compare(
     if max_documents is not None and shared > max_documents:
         chosen = np.random.default_rng(seed).choice(shared, max_documents, replace=False)
         keys = [keys[number] for number in np.sort(chosen)]
-    read = _documents if level == "document" else _words
-    columns = [read(scan, keys, measure, within) for scan in scans]
+    columns = [
+        _documents(scan, keys, measure)
+        if level == "document"
+        else _words(scan, keys, measure, within)
+        for scan in scans
+    ]
     table = _rows(keys, level).join(_labels(opened[0], scans[0], keys, called))
     table[list(called)] = np.column_stack(columns)
     unknown = table[list(called)].isna()
@@ -166,11 +170,11 @@ class _Scan:
     @classmethod
     def of(cls, store: Store, measure: str) -> "_Scan":
         tokens = token_frame(store, tolerance(measure))
-        about = store.documents[["id", "text"]]
+        documents = store.documents
         rows: dict[Key, NDArray[np.int64]] = {}
-        for document, places in document_rows(tokens).items():
-            key = str(about["id"][document]), str(about["text"][document])
-            rows.setdefault(key, places)
+        for document, numbers in document_rows(tokens).items():
+            key = str(documents["id"][document]), str(documents["text"][document])
+            rows.setdefault(key, numbers)
         return cls(tokens, rows)
 
 
@@ -188,12 +192,12 @@ def _rows(keys: Sequence[Key], level: Level) -> pd.DataFrame:
     """Key columns of the table, document by document; the index is the document's in `keys`."""
     if level == "document":
         return pd.DataFrame({"document": [name for name, _ in keys]})
-    found = [
+    words = [
         (number, name, start, end, text[start:end])
         for number, (name, text) in enumerate(keys)
         for start, end in word_spans(text).tolist()
     ]
-    return pd.DataFrame(found, columns=["number", *WORD]).set_index("number")
+    return pd.DataFrame(words, columns=["number", *WORD]).set_index("number")
 
 
 def _labels(store: Store, scan: "_Scan", keys: Sequence[Key], taken: Sequence[str]) -> pd.DataFrame:
@@ -203,21 +207,21 @@ def _labels(store: Store, scan: "_Scan", keys: Sequence[Key], taken: Sequence[st
     return labels.rename(columns=label_names(store.labels, {*taken, *WORD, *RANKS}))
 
 
-def _documents(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
+def _documents(scan: _Scan, keys: Sequence[Key], measure: str) -> Floats:
     values = scan.tokens[measure].to_numpy(np.float64)
     return np.array([values[scan.rows[key]].mean() for key in keys])
 
 
 def _words(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
     columns = [scan.tokens[name].to_numpy() for name in ("char_start", "char_end", measure)]
-    found = []
+    values = []
     for key in keys:
-        start, end, values = (column[scan.rows[key]] for column in columns)
-        found.append(word_values(word_spans(key[1]), start, end, values, within))
-    words = np.concatenate(found)
-    if np.isnan(words).all():
+        start, end, value = (column[scan.rows[key]] for column in columns)
+        values.append(word_values(word_spans(key[1]), start, end, value, within))
+    joined = np.concatenate(values)
+    if np.isnan(joined).all():
         raise StoreError("a store has no character spans of its tokens: compare documents instead")
-    return words
+    return joined
 
 
 def word_values(
@@ -266,8 +270,8 @@ def _correlations(
 ) -> pd.DataFrame:
     rows = []
     for first, second in combinations(names, 2):
-        found = spearman(table[first], table[second], table.index, coverage, seed=seed)
-        rows.append((first, second, *found, len(table), table.index.nunique()))
+        interval = spearman(table[first], table[second], table.index, coverage, seed=seed)
+        rows.append((first, second, *interval, len(table), table.index.nunique()))
     columns = ["first", "second", "spearman", "low", "high", "rows", "documents"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -366,7 +370,7 @@ def _of_samples(
         products = (centred * weight) @ centred.T
         spread = np.sqrt(np.outer(np.diag(products), np.diag(products)))
         with np.errstate(invalid="ignore"):
-            found = np.where(spread > 0, products / spread, np.nan)[first, second]
-        return [float(value) for value in found]
+            matrix = np.where(spread > 0, products / spread, np.nan)
+        return [float(value) for value in matrix[first, second]]
 
     return len(names), correlations

@@ -77,13 +77,13 @@ def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
         >>> label_names(["lang", "position"], ["token", "position"])
         {'lang': 'lang', 'position': 'label_position'}
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for label in labels:
         name = label
-        while name in taken or name in found.values():
+        while name in taken or name in names.values():
             name = f"label_{name}"
-        found[label] = name
-    return found
+        names[label] = name
+    return names
 
 
 def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
@@ -262,8 +262,8 @@ def unit_means(
         row: dict[str, float] = {"documents": len(means), "tokens": tokens[group]}
         many = len(means) > MANY_DOCUMENTS
         resamples = FEWER_RESAMPLES if many else RESAMPLES
-        found = mean_intervals(means.to_numpy(), level, resamples, seed)
-        for measure, interval in zip(units.columns, found, strict=True):
+        intervals = mean_intervals(means.to_numpy(), level, resamples, seed)
+        for measure, interval in zip(units.columns, intervals, strict=True):
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
         rows[group] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(str(units.index.names[0]))
@@ -397,8 +397,8 @@ class DensityResult:
         of = self.documents[by] if by is not None else pd.Series("all", self.documents.index)
         group = of.loc[means.index].rename("corpus" if by is None else by)
         units = means.set_index([group, means.index])
-        found = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
-        return found.sort_values(measures[0], ascending=False, kind="stable")
+        table = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
+        return table.sort_values(measures[0], ascending=False, kind="stable")
 
     def by_position(self) -> pd.DataFrame:
         """Means by octave of context length: relative size, edges, edges per context token.
@@ -475,7 +475,7 @@ class DensityEstimator:
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
-        rows = [json.dumps({"id": place, "text": text}) for place, text in enumerate(texts)]
+        rows = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
         if not rows:
             raise InputError("texts is empty: give at least one text")
         with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:

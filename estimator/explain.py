@@ -362,8 +362,8 @@ def _by_label(
         means[label] = documents.groupby(groups).mean().rename_axis(label)
         rows.append(label_differences(documents, groups, seed=seed).assign(label=label))
     columns = ["label", *_DIFFERENCES]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
-    return means, found[columns]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return means, table[columns]
 
 
 def label_differences(
@@ -393,19 +393,19 @@ def label_differences(
     Source: Westfall and Young, *Resampling-Based Multiple Testing*, 1993, §2.
     """
     data = documents.to_numpy(np.float64)
-    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    names, owner, counts = np.unique(groups, return_inverse=True, return_counts=True)
     compared = [
         g for g, n in enumerate(counts) if n >= MIN_DOCUMENTS and len(data) - n >= MIN_DOCUMENTS
     ]
     if not compared:
         return pd.DataFrame(columns=_DIFFERENCES)
-    difference, error = _against_others(data, place, compared)
+    difference, error = _against_others(data, owner, compared)
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(place == g) for g in range(len(names))]
+    members = [np.flatnonzero(owner == g) for g in range(len(names))]
     largest = np.empty(n_resamples)
     for sample in range(n_resamples):
         drawn = np.concatenate([rng.choice(m, len(m)) for m in members])
-        again, spread = _against_others(data[drawn], place[drawn], compared)
+        again, spread = _against_others(data[drawn], owner[drawn], compared)
         deviation = np.abs(again - difference)
         # A group resampled to one document has no spread: count its deviation as extreme.
         scaled = np.divide(deviation, spread, out=np.full_like(deviation, np.inf), where=spread > 0)
@@ -419,12 +419,12 @@ def label_differences(
 
 
 def _against_others(
-    data: Floats, place: NDArray[np.int64], compared: Sequence[int]
+    data: Floats, owner: NDArray[np.int64], compared: Sequence[int]
 ) -> tuple[Floats, Floats]:
     """Mean of each group minus the mean of the others, and its standard error; [groups, F]."""
     differences, errors = [], []
     for group in compared:
-        inside, outside = data[place == group], data[place != group]
+        inside, outside = data[owner == group], data[owner != group]
         differences.append(inside.mean(0) - outside.mean(0))
         variances = (part.var(0, ddof=1) / len(part) for part in (inside, outside))
         errors.append(np.sqrt(sum(variances)))

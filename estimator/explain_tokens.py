@@ -67,12 +67,13 @@ def cost(length: int, players: int | None = None, max_sequences: int = MAX_SEQUE
     m = length if players is None else players
     if m <= EXACT_TOKENS and 2**m <= max_sequences:
         return Cost(m, 2**m, 2**m * length, exact=True)
-    each = 2 * m + 1  # one order of the players, forwards and backwards
-    if max_sequences < each:
+    one_order = 2 * m + 1  # one order of the players, forwards and backwards
+    if max_sequences < one_order:
         raise InputError(
-            f"max_sequences={max_sequences}: {m} tokens need at least {min(each, 2**m)} sequences"
+            f"max_sequences={max_sequences}: {m} tokens need at least "
+            f"{min(one_order, 2**m)} sequences"
         )
-    sequences = max_sequences // each * each
+    sequences = max_sequences // one_order * one_order
     return Cost(m, sequences, sequences * length, exact=False)
 
 
@@ -188,9 +189,9 @@ def _mask_id(model: Tracer | Model, mask: Mask) -> int:
     tokenizer = model.tokenizer if isinstance(model, Tracer) else None
     if mask == "neutral":
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-            found = getattr(tokenizer, name, None)
-            if found is not None:
-                return int(found)
+            token = getattr(tokenizer, name, None)
+            if token is not None:
+                return int(token)
         raise InputError("no tokenizer with a pad, eos or bos token: give mask=ID or 'remove'")
     raise InputError(f"mask={mask!r}: use 'neutral', 'remove' or a token id")
 
@@ -219,17 +220,17 @@ def _density_model(
     if isinstance(select, Size) and options.get("scope") != "output":
         raise InputError("Size orders the edges of one output: it needs scope='output'")
     tracer = model
-    about = {name: options[name] for name in ("importance", "count", "seed") if name in options}
-    rule = tracer.choose_strata(select, [ids.tolist()], **about)
+    choice = {name: options[name] for name in ("importance", "count", "seed") if name in options}
+    rule = tracer.choose_strata(select, [ids.tolist()], **choice)
     read = _reader(target, stratum, len(rule))
 
     def values(sequences: list[list[int]]) -> NDArray[np.float64]:
-        found: list[float] = []
+        results: list[float] = []
         for batch in batches(sequences):
             traces = tracer.trace(batch, select=rule, **options)
             assert isinstance(traces, list)
-            found += [float(read(trace)) for trace in traces]
-        return np.array(found)
+            results += [float(read(trace)) for trace in traces]
+        return np.array(results)
 
     return values
 
@@ -284,12 +285,12 @@ def _shapley(
     # One batch for shap; the model splits it by number of tokens.
     options = {"max_evals": price.sequences, "batch_size": price.sequences, "silent": True}
     if price.exact:
-        found = shap.ExactExplainer(model, masker)(ids[None], **options)
-        return found.values[0], float(found.base_values[0]), None
+        explanation = shap.ExactExplainer(model, masker)(ids[None], **options)
+        return explanation.values[0], float(explanation.base_values[0]), None
     with _global_random_state():
         explainer = shap.PermutationExplainer(model, masker, seed=seed)
-        found = explainer(ids[None], error_bounds=True, **options)
-    return found.values[0], float(found.base_values[0]), found.error_std[0]
+        explanation = explainer(ids[None], error_bounds=True, **options)
+    return explanation.values[0], float(explanation.base_values[0]), explanation.error_std[0]
 
 
 @contextmanager

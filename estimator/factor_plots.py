@@ -78,13 +78,13 @@ def swarm_points(found: "FactorExplanation", seed: int = 0) -> pd.DataFrame:
     explanation, tables = found.explanation, []
     rng = np.random.default_rng(seed)
     for name in found.factors.index[:MOST_FACTORS]:
-        place = explanation.feature_names.index(name)
-        shown = pd.Series(explanation.display_data[:, place])
+        column = explanation.feature_names.index(name)
+        shown = pd.Series(explanation.display_data[:, column])
         rank = np.full(len(shown), np.nan)
         if not np.isnan(found.factors["direction"][name]):
-            rank = pd.Series(explanation.data[:, place]).rank(pct=True).to_numpy()
+            rank = pd.Series(explanation.data[:, column]).rank(pct=True).to_numpy()
         rows = np.sort(rng.choice(len(shown), min(MOST_POINTS, len(shown)), replace=False))
-        columns = {"value": shown, "shap": explanation.values[:, place], "rank": rank}
+        columns = {"value": shown, "shap": explanation.values[:, column], "rank": rank}
         tables.append(pd.DataFrame(columns).iloc[rows].assign(factor=name))
     return pd.concat(tables, ignore_index=True)[["factor", "value", "shap", "rank"]]
 
@@ -133,6 +133,6 @@ def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Offsets of points above and below their row, which stack points of similar value."""
     width = np.ptp(values)
     run = np.rint((values - values.min()) / width * _STEPS) if width > 0 else np.zeros(len(values))
-    place = pd.Series(run).groupby(run).cumcount().to_numpy()
-    step = min(0.08, 0.8 / (1 + place.max()))
-    return np.asarray(np.where(place % 2, 1, -1) * ((place + 1) // 2) * step)
+    height = pd.Series(run).groupby(run).cumcount().to_numpy()
+    step = min(0.08, 0.8 / (1 + height.max()))
+    return np.asarray(np.where(height % 2, 1, -1) * ((height + 1) // 2) * step)

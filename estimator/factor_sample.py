@@ -56,7 +56,7 @@ class FactorSample:
         """Explain the sample, without interactions; see `explain.explain_frame`."""
         from .explain import explain_frame  # imported late: shap takes seconds
 
-        found = explain_frame(
+        explanation = explain_frame(
             self.factors,
             self.target,
             self.document,
@@ -67,14 +67,14 @@ class FactorSample:
             seed=seed,
         )
         return FactorSummary(
-            found.target,
-            found.unit,
-            found.r2,
-            found.r2_shuffled,
-            found.finding,
-            found.factors,
-            swarm_points(found),
-            len(found.document),
+            target=explanation.target,
+            unit=explanation.unit,
+            r2=explanation.r2,
+            r2_shuffled=explanation.r2_shuffled,
+            finding=explanation.finding,
+            factors=explanation.factors,
+            points=swarm_points(explanation),
+            tokens=len(explanation.document),
         )
 
 

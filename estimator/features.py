@@ -223,20 +223,22 @@ def with_columns(
         >>> with_columns(frame, {"octave": lambda f: np.log2(f["context"])})["octave"].tolist()
         [0.0, 1.0, 2.0]
     """
-    found = frame.copy()
-    found.attrs = dict(frame.attrs)
+    result = frame.copy()
+    result.attrs = dict(frame.attrs)
     for name, given in factors.items():
-        if name in found or name == TEXT:
+        if name in result or name == TEXT:
             raise InputError(f"factor {name!r} is there already: choose another name")
-        shown = found if texts is None else found.assign(**{TEXT: texts})
+        shown = result if texts is None else result.assign(**{TEXT: texts})
         values = given(shown) if callable(given) else given
-        if isinstance(values, pd.Series) and not values.index.equals(found.index):
+        if isinstance(values, pd.Series) and not values.index.equals(result.index):
             raise InputError(f"factor {name!r} has another index than the frame")
         column = pd.Series(values).reset_index(drop=True)
-        if len(column) != len(found):
-            raise InputError(f"factor {name!r} has {len(column)} values for {len(found)} tokens")
-        found[name] = pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
-    return found
+        if len(column) != len(result):
+            raise InputError(f"factor {name!r} has {len(column)} values for {len(result)} tokens")
+        result[name] = (
+            pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
+        )
+    return result
 
 
 def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
@@ -329,9 +331,9 @@ def _character_class(text: str) -> str:
 
 def _repeat_distance(tokens: pd.DataFrame) -> pd.Series:
     """Distance from each token back to the same id in its window; NaN if there is none."""
-    place = tokens["context"]
-    before = place.groupby([tokens["window"], tokens["token"]]).shift(1)
-    return place - before
+    position = tokens["context"]
+    before = position.groupby([tokens["window"], tokens["token"]]).shift(1)
+    return position - before
 
 
 def frequency_bands(log_frequency: Sequence[float] | pd.Series) -> pd.Series:

@@ -109,14 +109,14 @@ def _resampled_means(data: Floats, n_resamples: int, seed: int) -> Floats:
     """Means of n rows drawn with replacement, float64 [n_resamples, M]."""
     n, rng = len(data), np.random.default_rng(seed)
     batch = max(1, DRAWN // n)
-    found = []
+    means = []
     for start in range(0, n_resamples, batch):
         rows = min(batch, n_resamples - start)
         drawn = rng.integers(0, n, (rows, n))
         drawn += n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        found.append(times.astype(np.float64) @ data / n)
-    return np.concatenate(found)
+        means.append(times.astype(np.float64) @ data / n)
+    return np.concatenate(means)
 
 
 def _percentiles(value: float, samples: Floats, nominal: float) -> Interval:

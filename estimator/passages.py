@@ -296,25 +296,25 @@ def extremes(
     ranked = candidates.sort_values(order, ascending=not densest, kind="stable")
     chosen = ranked.drop_duplicates("document").head(most)
     d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
-    found = []
+    shown = []
     for i, row in enumerate(chosen.to_dict("records")):
-        about: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()
-        text, start, end = about["text"], row["char_start"], row["char_end"]
+        document: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()
+        text, start, end = document["text"], row["char_start"], row["char_end"]
         value = row[measure]
-        found.append(
+        shown.append(
             TokenInContext(
                 value=f"{value:.3f}" if measure == AUC else percent(value),
                 before=_one_line(text[max(0, start - 60) : start]),
                 token=_one_line(text[start:end]),
                 after=_one_line(text[end : end + 60]),
-                document=str(about["id"]),
+                document=str(document["id"]),
                 title=document_name(result, row["document"]),
                 rtl=_right_to_left(text[:end]),
                 d=int(d[i]),
                 a=int(a[i]),
             )
         )
-    return found
+    return shown
 
 
 def _among_best(
@@ -324,8 +324,8 @@ def _among_best(
     sign = 1 if densest else -1
     value: pd.Series = sign * tokens[measure]
     best = value[fit].groupby(tokens["document"][fit]).max().nlargest(most)
-    found: pd.Series = value >= best.min()
-    return found
+    extreme: pd.Series = value >= best.min()
+    return extreme
 
 
 def _one_line(text: str) -> str:

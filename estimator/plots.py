@@ -169,19 +169,19 @@ def label_figure(
         axes = figure.subplots()
         groups = documents.groupby(str(summary.index.name), observed=True)[measure]
         dots = [groups.get_group(value).to_numpy() for value in summary.index]
-        dots = [each[:: -(-len(each) // MOST_DOTS)] for each in dots]
-        rows = np.repeat(np.arange(len(dots)), [len(each) for each in dots])
+        dots = [values[:: -(-len(values) // MOST_DOTS)] for values in dots]
+        rows = np.repeat(np.arange(len(dots)), [len(values) for values in dots])
         # Multiples of the golden ratio, modulo 1, spread the dots evenly without repeating.
-        place = np.concatenate([np.arange(len(each)) for each in dots])
-        jitter = place * 0.618034 % 1 * 0.5 - 0.25
+        number = np.concatenate([np.arange(len(values)) for values in dots])
+        jitter = number * 0.618034 % 1 * 0.5 - 0.25
         axes.scatter(
             np.concatenate(dots), rows + jitter, s=7, color=paint.muted, alpha=0.3, linewidth=0
         )
         means = summary[[measure, f"{measure}_low", f"{measure}_high"]].to_numpy().T
-        each_row = np.arange(len(summary))
-        axes.hlines(each_row, means[1], means[2], color=paint.accent, linewidth=3, capstyle="round")
+        y = np.arange(len(summary))
+        axes.hlines(y, means[1], means[2], color=paint.accent, linewidth=3, capstyle="round")
         axes.plot(
-            means[0], each_row, "o", color=paint.accent, markersize=7,
+            means[0], y, "o", color=paint.accent, markersize=7,
             markeredgecolor=paint.paper, markeredgewidth=1.5,
         )  # fmt: skip
         names = [f"{shorten(str(v))} ({n:,.0f})" for v, n in summary["documents"].items()]

@@ -53,7 +53,7 @@ class Relations:
 
     def table(self) -> pd.DataFrame:
         """Return one row per correlation: `factor`, `measure`, `spearman`, `low`, `high`."""
-        rows = [(*pair, *found) for pair, found in self.correlations.items()]
+        rows = [(*pair, *interval) for pair, interval in self.correlations.items()]
         return pd.DataFrame(rows, columns=["factor", "measure", "spearman", "low", "high"])
 
 
@@ -81,7 +81,7 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(known, min(MOST_TOKENS, len(known)), replace=False))
     pairs = [(relation.name, measure) for relation in RELATIONS for measure in measures]
-    found = rank_correlations(
+    correlations = rank_correlations(
         columns.iloc[chosen],
         tokens["document"].to_numpy()[chosen],
         pairs,
@@ -89,7 +89,7 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
         seed=seed,
     )
     which = "all" if len(chosen) == len(tokens) else f"a sample of {len(chosen):,} of"
-    return Relations(found, f"{which} {len(tokens):,} tokens", values)
+    return Relations(correlations, f"{which} {len(tokens):,} tokens", values)
 
 
 def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
@@ -113,8 +113,8 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
         low, high = (inside.min(), inside.max()) if len(inside) else (0.0, 1.0)
         high = high if high > low else low + 1
         edges.append(np.linspace(low, high, bins + 1))
-        place = np.minimum(((inside - low) * (bins / (high - low))).astype(np.int64), bins - 1)
-        cells = cells * bins + place
+        bin_number = np.minimum(((inside - low) * (bins / (high - low))).astype(np.int64), bins - 1)
+        cells = cells * bins + bin_number
     number = np.bincount(cells, minlength=BINS[0] * BINS[1]).reshape(BINS)
     column, row = np.nonzero(number)
     ends = [10**e if logarithmic else e for e, logarithmic in zip(edges, log, strict=True)]
@@ -146,14 +146,14 @@ def medians(
         and with `log` those whose x is not positive.
     """
     known = np.isfinite(x) & np.isfinite(y).all(axis=1) & ((x > 0) | (not log))
-    place, y = (np.log10(x[known]) if log else x[known]), y[known]
-    if not len(place) or np.ptp(place) == 0:
+    axis, y = (np.log10(x[known]) if log else x[known]), y[known]
+    if not len(axis) or np.ptp(axis) == 0:
         return np.empty(0), np.empty((0, y.shape[1]))
-    run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(np.int8), most - 1)
+    run = np.minimum(((axis - axis.min()) / np.ptp(axis) * most).astype(np.int8), most - 1)
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run, minlength=most))
     runs = [order[start:end] for start, end in pairwise((0, *ends)) if end - start >= fewest]
     middle, *upright = (
-        np.array([np.median(values[rows]) for rows in runs]) for values in (place, *y.T)
+        np.array([np.median(values[rows]) for rows in runs]) for values in (axis, *y.T)
     )
     return (10**middle if log else middle), np.column_stack(upright)

@@ -25,7 +25,7 @@ from .thresholds import threshold_table
 
 MOST_VALUES = 40  # labels with more values are drawn only on request
 # Attributes not shown: only the store needs them, or others repeat them.
-INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
+INTERNAL = ("format", "format_version", "windows_per_part", "label_fields")
 TOPOLOGY_TOKENS = 250_000  # tokens whose topology, the largest array of a store, is read
 
 
@@ -99,10 +99,10 @@ def section(subject: Subject) -> Section:
         "factors": None,
     }
     exhibits["curve"] = Exhibit(
-        file_name(subject.key, "curve"),
-        f"Error against trace size, {subject.name}",
-        result.strata,
-        partial(curve_figure, result.strata, result.eps),
+        name=file_name(subject.key, "curve"),
+        about=f"Error against trace size, {subject.name}",
+        data=result.strata,
+        draw=partial(curve_figure, result.strata, result.eps),
     )
     return Section(subject, exhibits, parts)
 
@@ -176,11 +176,11 @@ def _group(
     for only, measure, table in (("density", density, summary), ("auc", area, by_area)):
         keys.append(f"by/{label}/{only}")
         exhibits[keys[-1]] = Exhibit(
-            file_name(subject.key, "by", label, only),
-            f"{measure} by {label}, {subject.name}; the numbers are in the table below",
-            summary,
-            partial(label_figure, result.documents, table, measure, only == "density"),
-            only,
+            name=file_name(subject.key, "by", label, only),
+            about=f"{measure} by {label}, {subject.name}; the numbers are in the table below",
+            data=summary,
+            draw=partial(label_figure, result.documents, table, measure, only == "density"),
+            only=only,
         )
     return {"label": label, "keys": keys, "rows": list(summary.iterrows())}
 
@@ -207,10 +207,10 @@ def _positions(subject: Subject, exhibits: dict[str, Exhibit]) -> list[tuple[Any
     table = result.by_position()
     enough = table[table["documents"] >= MIN_DOCUMENTS]
     exhibits["positions"] = Exhibit(
-        file_name(subject.key, "positions"),
-        "Density, edges and edges per context token by length of context; numbers below",
-        table,
-        partial(position_figure, enough if len(enough) else table, result.density),
+        name=file_name(subject.key, "positions"),
+        about="Density, edges and edges per context token by length of context; numbers below",
+        data=table,
+        draw=partial(position_figure, enough if len(enough) else table, result.density),
     )
     return list(table.iterrows())
 
@@ -218,23 +218,23 @@ def _positions(subject: Subject, exhibits: dict[str, Exhibit]) -> list[tuple[Any
 def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]:
     """Add the exhibits of both measures; return a row of correlations for each relation."""
     result = subject.result
-    found = relations(result)
-    panels = relation_panels(found, result.tokens[list(result.measures)])
+    related = relations(result)
+    panels = relation_panels(related, result.tokens[list(result.measures)])
     for only, measure in zip(("density", "auc"), result.measures, strict=True):
         cells = {name: counted for name, (counted, _) in panels[measure].items()}
         exhibits[f"relations/{only}"] = Exhibit(
-            file_name(subject.key, "relations", only),
-            f"{measure} over entropy, frequency and context, {subject.name}",
-            pd.concat(cells, names=["factor"]).droplevel(1),
-            partial(relation_figure, panels[measure], found, measure),
-            only,
+            name=file_name(subject.key, "relations", only),
+            about=f"{measure} over entropy, frequency and context, {subject.name}",
+            data=pd.concat(cells, names=["factor"]).droplevel(1),
+            draw=partial(relation_figure, panels[measure], related, measure),
+            only=only,
         )
-    return {"rows": _relation_rows(found, result), "sample": found.sample}
+    return {"rows": _relation_rows(related, result), "sample": related.sample}
 
 
-def _relation_rows(found: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
+def _relation_rows(related: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
     measures = (*result.measures, *ABSOLUTE)
-    return [(r.title, [found.correlations[r.name, m] for m in measures]) for r in RELATIONS]
+    return [(r.title, [related.correlations[r.name, m] for m in measures]) for r in RELATIONS]
 
 
 def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
@@ -246,15 +246,15 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
         return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
     table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
     exhibits["topology"] = Exhibit(
-        file_name(subject.key, "topology"),
-        f"Share of the trace's edges by kind and depth, {subject.name}",
-        table,
-        partial(topology_figure, table),
+        name=file_name(subject.key, "topology"),
+        about=f"Share of the trace's edges by kind and depth, {subject.name}",
+        data=table,
+        draw=partial(topology_figure, table),
     )
     kinds = dict.fromkeys(table.index.get_level_values("kind"))
     rows = [(kind, [row for _, row in table.loc[kind].iterrows()]) for kind in kinds]
-    of = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
-    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{of}"}
+    sample = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
+    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{sample}"}
 
 
 def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -275,17 +275,18 @@ def begin(explaining: Executor, subject: Subject) -> Future[FactorSummary] | Non
     return None if sample is None else explaining.submit(sample.explain)
 
 
-def with_factors(found: Section, begun: Future[FactorSummary] | None) -> Section:
+def with_factors(begun: Section, explanation: Future[FactorSummary] | None) -> Section:
     """Add the explanation begun, or why there is none; without a store change nothing."""
-    if found.subject.store is None:
-        return found
-    exhibits = dict(found.exhibits)
+    subject = begun.subject
+    if subject.store is None:
+        return begun
+    exhibits = dict(begun.exhibits)
     factors = (
-        _missing(found.subject.result)
-        if begun is None
-        else _factors(found.subject, begun.result(), exhibits)
+        _missing(subject.result)
+        if explanation is None
+        else _factors(subject, explanation.result(), exhibits)
     )
-    return replace(found, exhibits=exhibits, parts={**found.parts, "factors": factors})
+    return replace(begun, exhibits=exhibits, parts={**begun.parts, "factors": factors})
 
 
 def _missing(result: DensityResult) -> dict[str, Any]:
@@ -296,22 +297,22 @@ def _missing(result: DensityResult) -> dict[str, Any]:
 
 
 def _factors(
-    subject: Subject, found: FactorSummary, exhibits: dict[str, Exhibit]
+    subject: Subject, summary: FactorSummary, exhibits: dict[str, Exhibit]
 ) -> dict[str, Any]:
     exhibits["swarm"] = Exhibit(
-        file_name(subject.key, "shap-beeswarm"),
-        f"SHAP values of single tokens by factor, {subject.name}",
-        found.points,
-        partial(beeswarm_figure, found.points, found.unit),
+        name=file_name(subject.key, "shap-beeswarm"),
+        about=f"SHAP values of single tokens by factor, {subject.name}",
+        data=summary.points,
+        draw=partial(beeswarm_figure, summary.points, summary.unit),
     )
     exhibits["importance"] = Exhibit(
-        file_name(subject.key, "shap-bars"),
-        f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
-        found.factors,
-        partial(importance_figure, found.factors, found.unit),
+        name=file_name(subject.key, "shap-bars"),
+        about=f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
+        data=summary.factors,
+        draw=partial(importance_figure, summary.factors, summary.unit),
     )
-    sample = f"{found.tokens:,} of {len(subject.result.tokens):,} tokens"
-    return {"found": found, "sample": sample, "rows": list(found.factors.iterrows())}
+    sample = f"{summary.tokens:,} of {len(subject.result.tokens):,} tokens"
+    return {"summary": summary, "sample": sample, "rows": list(summary.factors.iterrows())}
 
 
 def facts(result: DensityResult) -> list[tuple[str, str]]:

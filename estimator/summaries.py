@@ -80,16 +80,16 @@ def trace_parts(
     if by is not None and by not in store.labels:
         raise InputError(f"by={by!r}: the labels are {', '.join(store.labels) or 'none'}")
     sums, counts = _part_sums(store, _spread_parts(store, max_tokens), stratum, eps)
-    found = counts > 0
-    if not found.any():
+    counted = counts > 0
+    if not counted.any():
         raise StoreError(f"no token has a stratum with a total variation of {eps:g} or less")
-    documents = store.documents[found]
+    documents = store.documents[counted]
     group = np.full(len(documents), "all") if by is None else documents[by].to_numpy()
-    means = sums[found] / counts[found][:, None, None, None]
+    means = sums[counted] / counts[counted][:, None, None, None]
     measures = [f"{measure}{end}" for measure in PART_MEASURES for end in ENDS]
     taken = ("documents", "tokens", "kind", "quartile", *measures)
     name = "all" if by is None else label_names([by], taken)[by]
-    tokens = pd.Series(counts[found]).groupby(group).sum().to_dict()
+    tokens = pd.Series(counts[counted]).groupby(group).sum().to_dict()
     index = pd.MultiIndex.from_arrays([group, documents.index], names=[name, "document"])
     places = list(product(KIND_NAMES, range(1, QUARTILES + 1)))
     flat = means.reshape(len(means), -1)
@@ -148,7 +148,7 @@ def _part_sums(
         if not len(owner):
             continue
         for measure, divisor in enumerate((total, full, np.ones_like(total), column + 1)):
-            found = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
-            sums[owner[starts], measure] += found
+            document_sums = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
+            sums[owner[starts], measure] += document_sums
         counts += np.bincount(owner, minlength=documents)
     return sums, counts

@@ -170,8 +170,8 @@ class _Pilot:
 
     def bracket(self, eps: float) -> tuple[float, float]:
         """The largest threshold tried that meets `eps`, and the next larger one."""
-        place = self._place(eps)
-        return float(self.tau[place]), float(self.tau[min(place + 1, len(self.tau) - 1)])
+        number = self._place(eps)
+        return float(self.tau[number]), float(self.tau[min(number + 1, len(self.tau) - 1)])
 
     def _place(self, eps: float) -> int:
         met = np.flatnonzero(self.error.mean(0) <= eps)
@@ -183,18 +183,18 @@ class _Pilot:
 
     def answer(self, eps: float, level: float, seed: int) -> TargetThreshold:
         """The threshold found, with its intervals."""
-        place, n = self._place(eps), len(self.windows)
+        number, n = self._place(eps), len(self.windows)
         crossing = interval_of_means(
             lambda error: threshold_at(self.tau, error, eps), self.error, level, seed=seed
         )
-        error = mean_interval(self.error[:, place], level, seed=seed)
+        error = mean_interval(self.error[:, number], level, seed=seed)
         means = {"error": self.error.mean(0), "size": self.size.mean(0)}
         return TargetThreshold(
-            threshold=float(self.tau[place]),
+            threshold=float(self.tau[number]),
             error=error.value,
-            interval=Interval(float(self.tau[place]), crossing.low, crossing.high),
+            interval=Interval(float(self.tau[number]), crossing.low, crossing.high),
             error_interval=error,
-            size=mean_interval(self.size[:, place], level, seed=seed),
+            size=mean_interval(self.size[:, number], level, seed=seed),
             tried=pd.DataFrame({"threshold": self.tau, **means}),
             eps=eps,
             documents=n,
@@ -236,8 +236,10 @@ def stability(
         for value, texts in groups.items()
     }
     pilots = {"(all)": [text for texts in chosen.values() for text in texts], **chosen}
-    found = {value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()}
-    common = found["(all)"].threshold
+    targets = {
+        value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()
+    }
+    common = targets["(all)"].threshold
     rows = {
         value: {
             "documents": target.documents,
@@ -250,6 +252,6 @@ def stability(
                 target.tried["threshold"].to_numpy(), target.tried["error"].to_numpy(), common
             ),
         }
-        for value, target in found.items()
+        for value, target in targets.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)

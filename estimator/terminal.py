@@ -65,13 +65,13 @@ def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
     table.add_column("token", no_wrap=True)
     table.add_column("text after", no_wrap=True)
     table.add_column("document", no_wrap=True)
-    for found in extremes(result, result.density, densest, scales(result), most):
+    for shown in extremes(result, result.density, densest, scales(result), most):
         table.add_row(
-            found.value,
-            Text(_last_cells(found.before, BEFORE)),
-            Text(set_cell_size(found.token, min(cell_len(found.token), TOKEN)), "bold reverse"),
-            Text(set_cell_size(found.after, AFTER)),
-            Text(shorten(found.document, DOCUMENT), "dim"),
+            shown.value,
+            Text(_last_cells(shown.before, BEFORE)),
+            Text(set_cell_size(shown.token, min(cell_len(shown.token), TOKEN)), "bold reverse"),
+            Text(set_cell_size(shown.after, AFTER)),
+            Text(shorten(shown.document, DOCUMENT), "dim"),
         )
     return table
 
@@ -83,25 +83,25 @@ def _last_cells(text: str, width: int) -> str:
     return text
 
 
-def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | str]:
+def factor_tables(explanation: "FactorExplanation", most: int = 12) -> list[Table | str]:
     """Tables of an explanation: the verdict, the factors, their pairs, the labels."""
-    shuffled = found.r2_shuffled.max()
-    verdict = "a finding" if found.finding else "no finding: as good as shuffled densities"
+    shuffled = explanation.r2_shuffled.max()
+    verdict = "a finding" if explanation.finding else "no finding: as good as shuffled densities"
     lines: list[Table | str] = [
-        f"{found.target} ({found.unit}), {found.sample}",
-        f"R2 of unseen documents {found.r2:.3f}, of shuffled densities at most {shuffled:.3f}: "
-        f"{verdict}",
+        f"{explanation.target} ({explanation.unit}), {explanation.sample}",
+        f"R2 of unseen documents {explanation.r2:.3f}, "
+        f"of shuffled densities at most {shuffled:.3f}: {verdict}",
     ]
     factors = _table("Factors", ["factor"], ["mean |SHAP|", "95% interval", "direction"])
-    for name, row in found.factors.iterrows():
+    for name, row in explanation.factors.iterrows():
         without = "by value" if row["mean_abs"] > 0 else "–"
         direction = without if np.isnan(row["direction"]) else f"{row['direction']:+.2f}"
         ends = _ends(row["low"], row["high"])
         factors.add_row(Text(str(name)), f"{row['mean_abs']:.4f}", ends, direction)
     pairs = _table("Together", ["factor", "and"], ["mean |interaction|"])
-    for _, row in found.interactions.head(most).iterrows():
+    for _, row in explanation.interactions.head(most).iterrows():
         pairs.add_row(Text(row["first"]), Text(row["second"]), f"{row['mean_abs']:.4f}")
-    beyond = found.differences[found.differences["exceeds"].astype(bool)]
+    beyond = explanation.differences[explanation.differences["exceeds"].astype(bool)]
     order = beyond["difference"].abs().sort_values(ascending=False).index
     labels = _table(
         "Label values for which a factor matters more or less than for the others",
@@ -112,19 +112,19 @@ def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | st
         names = (Text(str(row[name])) for name in ("label", "value", "factor"))
         labels.add_row(*names, f"{row['difference']:+.4f}", _ends(row["low"], row["high"]))
     lines += [factors, *(table for table in (pairs, labels) if table.row_count)]
-    if len(found.differences):
-        lines.append(f"{len(beyond)} of {len(found.differences)} differences exceed noise")
+    if len(explanation.differences):
+        lines.append(f"{len(beyond)} of {len(explanation.differences)} differences exceed noise")
     return lines
 
 
-def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
+def comparison_tables(comparison: "Comparison", most: int = 8) -> list[Table | str]:
     """Tables of rank correlations of all pairs of models, and of where each disagrees most."""
     pairs = _table(
-        f"Rank correlation of {found.measure}, {found.level} by {found.level}",
+        f"Rank correlation of {comparison.measure}, {comparison.level} by {comparison.level}",
         ["model", "and"],
-        ["Spearman", "95% interval", f"{found.level}s", "documents"],
+        ["Spearman", "95% interval", f"{comparison.level}s", "documents"],
     )
-    for _, row in found.correlations.iterrows():
+    for _, row in comparison.correlations.iterrows():
         pairs.add_row(
             Text(row["first"]),
             Text(row["second"]),
@@ -134,20 +134,20 @@ def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
             f"{row['documents']:,}",
         )
     lines: list[Table | str] = [pairs]
-    for first, second in found.correlations[["first", "second"]].itertuples(index=False):
+    for first, second in comparison.correlations[["first", "second"]].itertuples(index=False):
         title = f"Furthest apart: rank 1 under {first}, rank 2 under {second}"
         table = _table(title, ["document"], ["rank 1", "rank 2"])
         table.add_column("text", no_wrap=True)
-        for _, row in found.disagreements(first, second, most).iterrows():
+        for _, row in comparison.disagreements(first, second, most).iterrows():
             text = Text(shorten(str(row.get("text", "")), TOKEN + AFTER))
             ranks = (percent(row[rank]) for rank in ("x_rank", "y_rank"))
             table.add_row(Text(shorten(row["document"], 30)), *ranks, text)
         lines.append(table)
     lines += [
-        f"{name}: {found.left_out[name]:,} documents that others lack, "
-        f"{found.lost[name]:,} {found.level}s without a token"
-        for name in found.names
-        if found.left_out[name] or found.lost[name]
+        f"{name}: {comparison.left_out[name]:,} documents that others lack, "
+        f"{comparison.lost[name]:,} {comparison.level}s without a token"
+        for name in comparison.names
+        if comparison.left_out[name] or comparison.lost[name]
     ]
     return lines
 

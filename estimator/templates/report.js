@@ -10,13 +10,13 @@
   const theme = document.getElementById("theme");
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-  const tellTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
+  const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
   theme.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    tellTheme();
+    showTheme();
   });
-  prefersDark.addEventListener("change", tellTheme);
-  tellTheme();
+  prefersDark.addEventListener("change", showTheme);
+  showTheme();
 
   // Show the numbers of one token: under the pointer, or chosen by the arrow keys in a passage.
   let current = null;
@@ -206,12 +206,12 @@
   // One model at a time.
   const tabs = all("[role=tab]");
   function open(tab) {
-    for (const each of tabs) {
-      const key = each.getAttribute("aria-controls");
-      each.setAttribute("aria-selected", String(each === tab));
-      each.tabIndex = each === tab ? 0 : -1;
-      document.getElementById(key).classList.toggle("away", each !== tab);
-      all(`.legend[data-of="${key}"]`).forEach((one) => one.classList.toggle("away", each !== tab));
+    for (const other of tabs) {
+      const key = other.getAttribute("aria-controls");
+      other.setAttribute("aria-selected", String(other === tab));
+      other.tabIndex = other === tab ? 0 : -1;
+      document.getElementById(key).classList.toggle("away", other !== tab);
+      all(`.legend[data-of="${key}"]`).forEach((legend) => legend.classList.toggle("away", other !== tab));
     }
     leave();
   }
