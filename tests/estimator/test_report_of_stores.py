@@ -204,7 +204,7 @@ def test_factors_and_whether_they_are_a_finding_are_told(
 ) -> None:
     monkeypatch.setattr(factor_sample, "SHUFFLES", 1)
     found = explained(Subject("s1", "a", result, stores[0]))
-    factors = found.parts["factors"]["found"]
+    factors = found.parts["factors"]["summary"]
     assert factors.finding and factors.r2 > 0.1
     assert {"context", "domain", "log_frequency"} <= set(factors.factors.index[:5])
     points = found.exhibits["swarm"].data
