@@ -38,7 +38,7 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
     show_default=True,
     help="Explain densities by factors (SHAP): some seconds a store.",
 )
-@click.option("--name", "names", multiple=True, help="Of a store's model; once for each store.")
+@click.option("--name", "names", multiple=True, help="A model's name; once for each store.")
 @click.option("--title", help="The page's heading.")
 @debug_option
 def report(
@@ -120,14 +120,14 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="A larger store is sampled.",
+    help="Explain a sample of at most this many tokens.",
 )
 @click.option(
     "--shuffles",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Fits of shuffled densities, against which a finding is told from noise.",
+    help="Fits to shuffled densities, which tell a finding from noise.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @debug_option

@@ -32,9 +32,9 @@ def explainer(separate_process: bool) -> Iterator[Executor]:
         yield process
     except BrokenProcessPool as error:
         raise DensitraceError(
-            "the process that explains densities by factors died: of too little memory, or as the "
-            'script that asked for it has no `if __name__ == "__main__"`; '
-            "a report without factors needs none"
+            "the process that explains densities by factors died: it ran out of memory, or the "
+            'script does not guard its work by `if __name__ == "__main__"`; '
+            "a report without factors needs no such process"
         ) from error
     finally:
         process.shutdown(wait=False, cancel_futures=True)  # do not wait: it takes a while to end

@@ -306,7 +306,7 @@ def references(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder for stores and record; what is there is continued.",
+    help="Folder for stores and record; existing stores are continued.",
 )
 @click.option(
     "--corpus",
@@ -328,13 +328,15 @@ def references(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder with train/*.txt: to train on, and for the tokens' reference frequency.",
 )
-@click.option("--minutes", type=float, default=14.0, help="Of training, a sibling.")
+@click.option("--minutes", type=float, default=14.0, help="Length of training of each sibling.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of training in steps instead.")
 @click.option("--strata", type=click.IntRange(min=2), default=12)
 @click.option("--context", type=click.IntRange(min=2), default=256, help="Tokens of a window.")
 @click.option("--controls", type=click.Choice(("random", "both")), default="random")
 @click.option("--eps", type=click.FloatRange(0, 1), default=0.1, help="Tolerated total variation.")
-@click.option("--resamples", type=click.IntRange(min=19), default=999, help="Of an interval.")
+@click.option(
+    "--resamples", type=click.IntRange(min=19), default=999, help="Samples for an interval."
+)
 @click.option("--label", default="domain", help="The label whose values get their own thresholds.")
 @click.option(
     "--pilot",
