@@ -362,10 +362,10 @@ def changed(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:
             values[name] = types[name](value)
         except ValueError as error:
             raise click.BadParameter(f"{setting}: {error}") from error
-    found = replace(recipe, **values)
-    if found.family not in FAMILIES:
-        raise click.BadParameter(f"family={found.family}: choose {', '.join(FAMILIES)}")
-    return found
+    result = replace(recipe, **values)
+    if result.family not in FAMILIES:
+        raise click.BadParameter(f"family={result.family}: choose {', '.join(FAMILIES)}")
+    return result
 
 
 @click.command(context_settings={"show_default": True})

@@ -156,12 +156,12 @@ def standing(findings: Sequence[Finding]) -> str:
         >>> standing([])
         'not tested'
     """
-    found = [finding.verdict for finding in findings if finding.main]
-    numbers = {verdict: found.count(verdict) for verdict in ("holds", "fails", "undecided")}
+    verdicts = [finding.verdict for finding in findings if finding.main]
+    numbers = {verdict: verdicts.count(verdict) for verdict in ("holds", "fails", "undecided")}
     given = [name for name, number in numbers.items() if number]
     if len(given) < 2:
         return given[0] if given else "not tested"
-    return ", ".join(f"{name} in {numbers[name]}" for name in given) + f" of {len(found)}"
+    return ", ".join(f"{name} in {numbers[name]}" for name in given) + f" of {len(verdicts)}"
 
 
 @dataclass(frozen=True)
@@ -225,19 +225,19 @@ def _resampling(scan: Scan) -> _Resampling:
 
 def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     """Error of random subgraphs minus that of traces, over all strata and at each."""
-    store, here = scan.store, scored(scan.store)
+    store, real = scan.store, scored(scan.store)
     full = tokens["full_edges"].to_numpy()
-    size = np.asarray(store.size[:])[here].astype(np.float64)  # [N, K]
+    size = np.asarray(store.size[:])[real].astype(np.float64)  # [N, K]
     decades = -np.log10(np.clip(size[:, 0], 1 / full, 1.0))
 
     def against(control: str, what: str, main: bool) -> tuple[Finding, NDArray[np.float64]]:
-        tv = np.asarray(store.array(f"tv_{control}")[:])[here]
-        more = auc_tv(size, tv, full) - tokens[AUC].to_numpy()
+        tv = np.asarray(store.array(f"tv_{control}")[:])[real]
+        excess = auc_tv(size, tv, full) - tokens[AUC].to_numpy()
         # A trace that is the full graph at every stratum spans no decade, and its difference is 0.
-        mean = np.divide(more, decades, out=np.zeros_like(decades), where=decades > 0)
+        mean = np.divide(excess, decades, out=np.zeros_like(decades), where=decades > 0)
         effect = mean_of_documents(pd.Series(mean), tokens["document"], scan.seed)
         finding = Finding("better than random", scan.name, what, effect, main)
-        return finding, np.asarray(tv - np.asarray(store.tv[:])[here], np.float64)
+        return finding, np.asarray(tv - np.asarray(store.tv[:])[real], np.float64)
 
     finding, differences = against("random", "mean over log size", main=True)
     yield finding
@@ -271,11 +271,11 @@ def varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
         yield finding(f"{_shown(measure)}, tokens shuffled (control: should fail)", share)
         means = values.groupby(document).mean()
         for label in scan.store.labels:
-            of = scan.store.documents[label].reindex(means.index)
-            large = of.map(of.value_counts()) >= DOCUMENTS_OF_A_VALUE
-            if of[large].nunique() > 1:
+            value = scan.store.documents[label].reindex(means.index)
+            large = value.map(value.value_counts()) >= DOCUMENTS_OF_A_VALUE
+            if value[large].nunique() > 1:
                 what = f"{_shown(measure)}, document means between values of {label}"
-                yield finding(what, label_share(means[large], of[large]))
+                yield finding(what, label_share(means[large], value[large]))
 
 
 def _shown(measure: str) -> str:
@@ -284,11 +284,11 @@ def _shown(measure: str) -> str:
 
 def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     """Correlate density with the frequency of the token predicted, then of the token read."""
-    density, more = density_name(scan.eps), _resampling(scan)
+    density, resampling = density_name(scan.eps), _resampling(scan)
 
     def rank(rows: pd.DataFrame, frequency: str, measure: str = AUC) -> Interval:
         rows = rows.dropna(subset=[frequency])
-        return spearman(rows[frequency], rows[measure], rows["document"], **more)
+        return spearman(rows[frequency], rows[measure], rows["document"], **resampling)
 
     def finding(what: str, effect: Interval, main: bool = False) -> Finding:
         return Finding("rarer is denser", scan.name, what, effect, main)
@@ -297,7 +297,9 @@ def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     yield finding(f"token predicted, {AUC}", rank(tokens, predicted), main=True)
     yield finding(f"token predicted, {density}", rank(tokens, predicted, density))
     rows = tokens.dropna(subset=[predicted])
-    given = spearman(rows[predicted], rows[AUC], rows["document"], given=rows["context"], **more)
+    given = spearman(
+        rows[predicted], rows[AUC], rows["document"], given=rows["context"], **resampling
+    )
     yield finding(f"token predicted, {AUC}, context taken out", given)
     if "label_lang" in tokens:
         lang = tokens["label_lang"].mode().iloc[0]
@@ -338,22 +340,22 @@ def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 def phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     """Where the core of a trace lies, and which edges refine it."""
-    found = two_phases(scan.store)
-    document = found["document"]
-    tried = f"{len(found) / len(tokens):.0%} of tokens"
+    shares = two_phases(scan.store)
+    document = shares["document"]
+    tried = f"{len(shares) / len(tokens):.0%} of tokens"
 
     def finding(claim: str, what: str, values: pd.Series, main: bool = True) -> Finding:
         return Finding(claim, scan.name, what, mean_of_documents(values, document, scan.seed), main)
 
-    yield finding("core is early", f"edges, {tried}", found["core_lower"] - 0.5)
+    yield finding("core is early", f"edges, {tried}", shares["core_lower"] - 0.5)
     if scan.lower_half is not None:
-        full = pd.Series(scan.lower_half[found["context"] - 1], found.index)
+        full = pd.Series(scan.lower_half[shares["context"] - 1], shares.index)
         what = "against the full graph's share instead of one half"
-        yield finding("core is early", what, found["core_lower"] - full, main=False)
+        yield finding("core is early", what, shares["core_lower"] - full, main=False)
     # The difference of the upper halves is minus that of the lower halves.
-    yield finding("refined late", f"edges, {tried}", found["core_lower"] - found["added_lower"])
-    more = found["added_attention"] - found["core_attention"]
-    yield finding("refined by attention", f"edges, {tried}", more)
+    yield finding("refined late", f"edges, {tried}", shares["core_lower"] - shares["added_lower"])
+    gain = shares["added_attention"] - shares["core_attention"]
+    yield finding("refined by attention", f"edges, {tried}", gain)
 
 
 def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> pd.DataFrame:
@@ -385,8 +387,8 @@ def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> 
             columns[f"{name}_lower"] = edges[:, :, :2].sum((1, 2)) / np.maximum(total, 1)
             columns[f"{name}_attention"] = edges[:, 0].sum(1) / np.maximum(total, 1)
         frames.append(pd.DataFrame(columns))
-    found = pd.concat(frames, ignore_index=True)
-    return found[(found["core_edges"] > 0) & (found["added_edges"] > 0)].reset_index(drop=True)
+    rows = pd.concat(frames, ignore_index=True)
+    return rows[(rows["core_edges"] > 0) & (rows["added_edges"] > 0)].reset_index(drop=True)
 
 
 def stratum_shares(store: Store) -> pd.DataFrame:
@@ -399,15 +401,15 @@ def stratum_shares(store: Store) -> pd.DataFrame:
     frames, done = [], scored(store)
     for part in store.done_parts():
         windows = store.windows(part)
-        here = np.nonzero(done[windows])
-        edges = store.topology[windows][here].astype(np.float64)  # [n, K, 4 kinds, 4 quartiles]
+        places = np.nonzero(done[windows])
+        edges = store.topology[windows][places].astype(np.float64)  # [n, K, 4 kinds, 4 quartiles]
         total = edges.sum((2, 3))
         total[total == 0] = np.nan
         columns = {
-            "document": np.repeat(store.document[windows][here[0]], edges.shape[1]),
+            "document": np.repeat(store.document[windows][places[0]], edges.shape[1]),
             "stratum": np.tile(np.arange(edges.shape[1]), len(edges)),
-            "size": store.size[windows][here].ravel().astype(np.float64),
-            "tv": store.tv[windows][here].ravel().astype(np.float64),
+            "size": store.size[windows][places].ravel().astype(np.float64),
+            "tv": store.tv[windows][places].ravel().astype(np.float64),
             "lower_half": (edges[..., :2].sum((2, 3)) / total).ravel(),
             "attention": (edges[:, :, 0].sum(2) / total).ravel(),
         }
@@ -438,14 +440,14 @@ def _shared(first: Scan, second: Scan, pair: str) -> Iterator[Finding]:
 
     for measure in (AUC, density_name(first.eps)):
         for level in LEVELS:
-            found = compare(stores, level, measure, names=names, seed=first.seed)
-            row, table = found.correlations.iloc[0], found.table
+            comparison = compare(stores, level, measure, names=names, seed=first.seed)
+            row, table = comparison.correlations.iloc[0], comparison.table
             effect = Interval(*(float(row[column]) for column in ("spearman", "low", "high")))
             yield Finding("shared", pair, f"{level}s, {measure}", effect)
         # In every model density depends on position, which alone makes models correlate: control
         # for it. `table` is that of words.
         x, y = (table[name] for name in names)
-        more = _resampling(first)
-        effect = spearman(x, y, table["document"], given=table["start"], **more)
+        resampling = _resampling(first)
+        effect = spearman(x, y, table["document"], given=table["start"], **resampling)
         what = f"words, {measure}, position taken out"
         yield Finding("shared", pair, what, effect, main=measure == AUC)

@@ -54,10 +54,10 @@ def label_share(values: pd.Series, label: pd.Series) -> Interval:
 
 def _moments(values: pd.Series, group: pd.Series) -> tuple[Floats, Floats, Floats]:
     """Number, mean and squared deviations from the mean, of each group."""
-    found = values.groupby(group, observed=True).agg(["size", "mean", "var"])
-    number = found["size"].to_numpy(np.float64)
-    within = found["var"].fillna(0.0).to_numpy(np.float64) * (number - 1)
-    return number, found["mean"].to_numpy(np.float64), within
+    moments = values.groupby(group, observed=True).agg(["size", "mean", "var"])
+    number = moments["size"].to_numpy(np.float64)
+    within = moments["var"].fillna(0.0).to_numpy(np.float64) * (number - 1)
+    return number, moments["mean"].to_numpy(np.float64), within
 
 
 def _variance_share(number: Floats, mean: Floats, within: Floats) -> tuple[float, float, float]:

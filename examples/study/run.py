@@ -86,9 +86,9 @@ SIBLINGS = (
 
 def train_siblings(folder: Path, out: Path, length: Sequence[str]) -> dict[str, Path]:
     """Train and evaluate the siblings on `folder`, once, with the bundled model's scripts."""
-    found = {}
+    folders = {}
     for sibling in SIBLINGS:
-        model = found[sibling.name] = out / "models" / sibling.name
+        model = folders[sibling.name] = out / "models" / sibling.name
         if (model / "evaluation.json").exists():
             continue
         work = out / "training" / sibling.name
@@ -96,7 +96,7 @@ def train_siblings(folder: Path, out: Path, length: Sequence[str]) -> dict[str, 
         settings = [part for setting in sibling.recipe for part in ("--set", setting)]
         _python("train.py", *corpus, "--out", str(model), "--work", str(work), *settings, *length)
         _python("evaluate.py", *corpus, "--model", str(model))
-    return found
+    return folders
 
 
 def _python(script: str, *arguments: str) -> None:
@@ -248,18 +248,18 @@ def judged(
     """Test every claim for every model and every pair."""
     scans = [
         Scan(
-            name,
-            store,
-            lower_half(tracers[name], store.token.shape[1]),
-            counts.get(name),
-            settings.eps,
-            settings.resamples,
-            settings.seed,
+            name=name,
+            store=store,
+            lower_half=lower_half(tracers[name], store.token.shape[1]),
+            reference=counts.get(name),
+            eps=settings.eps,
+            resamples=settings.resamples,
+            seed=settings.seed,
         )
         for name, store in stores.items()
     ]
     log.info("judging")
-    return [finding for one in scans for finding in judge_model(one)] + judge_pairs(scans)
+    return [finding for s in scans for finding in judge_model(s)] + judge_pairs(scans)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -297,8 +297,8 @@ def references(
         return counts
     if not ours:
         return {}
-    found: dict[str, list[int]] = json.loads(REFERENCE.read_text(encoding="utf-8"))
-    return found
+    stored: dict[str, list[int]] = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    return stored
 
 
 @click.command(context_settings={"show_default": True})
@@ -378,7 +378,7 @@ def main(
     counts = references(tracers, training_corpus, not models, out)
     findings = judged(tracers, stores, counts, settings)
     log.info("choosing thresholds")
-    more = {"eps": eps, "context": context, "seed": seed}
+    options = {"eps": eps, "context": context, "seed": seed}
     record = {
         "date": str(date.today()),
         "command": f"python examples/study/run.py {shlex.join(sys.argv[1:])}",
@@ -391,7 +391,7 @@ def main(
         "findings": findings_json(findings),
         "topology": [row for name, store in stores.items() for row in topology(name, store)],
         "label": label,
-        **threshold_tables(tracers, stores, label, pilot, **more),
+        **threshold_tables(tracers, stores, label, pilot, **options),
     }
     write(record, out)
     console = Console()

@@ -67,9 +67,9 @@ def error_at(store: Store, threshold: float, seed: int = 0) -> Interval:
     Between the store's thresholds the error is interpolated in the log of the threshold; beyond
     them it is that of the last.
     """
-    here = scored(store)
-    document = np.broadcast_to(np.asarray(store.document[:])[:, None], here.shape)[here]
-    curves = pd.DataFrame(np.asarray(store.tv[:], np.float64)[here]).groupby(document).mean()
+    real = scored(store)
+    document = np.broadcast_to(np.asarray(store.document[:])[:, None], real.shape)[real]
+    curves = pd.DataFrame(np.asarray(store.tv[:], np.float64)[real]).groupby(document).mean()
     strata = np.log(np.maximum(store.strata, 1e-12))[::-1]  # rising
     values: Sequence[float] = [
         float(np.interp(np.log(threshold), strata, curve[::-1])) for curve in curves.to_numpy()
