@@ -5,7 +5,7 @@
 Two held-out sets: the passages that training leaves out of FOLDER, and the labelled passages that
 the demo scans. All three models see the same tokens: the unigram and the bigram are counted on the
 training tokens and score each row as the model does, from its beginning-of-text token on. Writes
-`evaluation.json` beside the model and its table into the model's card.
+`evaluation.json` next to the model, and its table into the model's card.
 """
 
 import json
