@@ -1,1 +1,1 @@
-"""From a store of curves to findings: densities of tokens, documents and labels, and a report."""
+"""Turn a store of curves into findings: densities of tokens, documents and labels, and a report."""

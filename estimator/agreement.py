@@ -1,4 +1,4 @@
-"""What the report says of several stores together: how far their models agree."""
+"""The report's section on several stores: how far their models agree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from .relations import counts
 from .sections import Subject
 
 MEASURE = AUC  # needs no tolerance, and has no ceiling at which tokens tie
-MOST_DOCUMENTS = 150  # whose words are compared
+MOST_DOCUMENTS = 150  # documents whose words are compared
 MOST_DOTS = 1000  # documents drawn
-MOST_ROWS = 12  # of a list of disagreements
+MOST_ROWS = 12  # rows of a list of disagreements
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models: their figure, correlations (words, documents), and words furthest apart."""
+    """Two models: their figure, the correlations of words and documents, words they disagree on."""
 
     names: tuple[str, str]
     figure: Exhibit
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def agreement(subjects: Sequence[Subject]) -> Agreement | None:
-    """How far the models of several stores agree; None for fewer than two."""
+    """Compare the models of several stores pairwise; None for fewer than two stores."""
     stores = [subject.store for subject in subjects if subject.store is not None]
     names = [subject.name for subject in subjects if subject.store is not None]
     if len(stores) < 2:
@@ -70,14 +70,14 @@ def _pair(words: Comparison, documents: Comparison, of_words: Any, of_documents:
     names = (str(of_words["first"]), str(of_words["second"]))
     scattered = words.scatter(*names)
     cells = counts(scattered["x"].to_numpy(), scattered["y"].to_numpy(), (False, False))
-    whole = documents.scatter(*names)[["document", "x", "y"]]
-    dots = whole.iloc[:: -(-len(whole) // MOST_DOTS)]
+    dots = documents.scatter(*names)[["document", "x", "y"]]
+    dots = dots.iloc[:: -(-len(dots) // MOST_DOTS)]
     data = pd.concat({"words": cells, "documents": dots}, names=["level"]).droplevel(1)
     figure = Exhibit(
-        file_name("across", *names),
-        f"{MEASURE} of words and documents, {names[1]} over {names[0]}",
-        data,
-        partial(agreement_figure, cells, dots, names, MEASURE),
+        name=file_name("across", *names),
+        about=f"{MEASURE} of words and documents, {names[1]} over {names[0]}",
+        data=data,
+        draw=partial(agreement_figure, cells, dots, names, MEASURE),
     )
     furthest = words.disagreements(*names, most=MOST_ROWS).to_dict("records")
     return Pair(names, figure, [("words", of_words), ("documents", of_documents)], furthest)

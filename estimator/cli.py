@@ -38,7 +38,7 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
     show_default=True,
     help="Explain densities by factors (SHAP): some seconds a store.",
 )
-@click.option("--name", "names", multiple=True, help="Of a store's model; once for each store.")
+@click.option("--name", "names", multiple=True, help="A model's name; once for each store.")
 @click.option("--title", help="The page's heading.")
 @debug_option
 def report(
@@ -52,7 +52,7 @@ def report(
     title: str | None,
 ) -> None:
     """Write one self-contained HTML page about STORES, and how far their models agree."""
-    from .report import write_report  # after --help, which should not wait for pandas
+    from .report import write_report  # imported late: --help should not wait for pandas
 
     page = write_report(
         stores,
@@ -63,7 +63,7 @@ def report(
         names=names or None,
         eps=eps,
         factors=factors,
-        beside=True,
+        separate_process=True,
     )
     Console().print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
     if figures is not None:
@@ -88,7 +88,6 @@ def report(
 def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     """Scan a small labelled corpus with a small model and show what is dense."""
     from ..tracer.scan import scan
-    from ..tracer.select import AutoStrata
     from .density import DensityEstimator
     from .report import write_report
     from .sections import default_labels
@@ -97,14 +96,14 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     source = corpus or bundled(CORPUS, "--corpus")
     tracer = load_tracer(model or str(bundled(MODEL, "--model")), "auto", "auto", "auto")
     # 256 tokens: the length of text that the bundled model was trained on.
-    store = scan(tracer, source, out / "traces.zarr", select=AutoStrata(12), context=256)
+    store = scan(tracer, source, out / "traces.zarr", context=256)
     result = DensityEstimator.from_store(store)
     console = Console()
     for label in default_labels(result):
         console.print(label_table(result, label), "")
     for densest in (True, False):
         console.print(token_table(result, densest), "")
-    page = write_report(store, out / "report.html", beside=True)
+    page = write_report(store, out / "report.html", separate_process=True)
     for name, path in (("store", out / "traces.zarr"), ("report", page)):
         console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
 
@@ -121,14 +120,14 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="A larger store is sampled.",
+    help="Explain a sample of at most this many tokens.",
 )
 @click.option(
     "--shuffles",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Fits of shuffled densities, against which a finding is told from noise.",
+    help="Fits to shuffled densities, which tell a finding from noise.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @debug_option
@@ -146,7 +145,7 @@ def explain(
     from .explain import explain_factors
     from .terminal import factor_tables
 
-    found = explain_factors(
+    explanation = explain_factors(
         open_store(store),
         target,
         by=labels or None,
@@ -155,7 +154,7 @@ def explain(
         shuffles=shuffles,
         seed=seed,
     )
-    _show(factor_tables(found))
+    _show(factor_tables(explanation))
 
 
 @click.command(epilog=example("compare small.zarr large.zarr --level document"))
@@ -182,10 +181,10 @@ def compare(
     from .compare import compare as run
     from .terminal import comparison_tables
 
-    found = run(stores, level, measure, within=within)
-    _show(comparison_tables(found))
+    comparison = run(stores, level, measure, within=within)
+    _show(comparison_tables(comparison))
     if csv is not None:
-        found.table.to_csv(csv, index=False)
+        comparison.table.to_csv(csv, index=False)
 
 
 def _show(parts: Iterable[Table | str]) -> None:
@@ -196,10 +195,10 @@ def _show(parts: Iterable[Table | str]) -> None:
 
 
 def bundled(path: Path, option: str) -> Path:
-    """Where the demo's model or corpus lies: under the current folder or in this clone.
+    """Path of the demo's model or corpus: under the current folder, else in this clone.
 
     Raises:
-        InputError: in neither; an installed package does not hold them.
+        InputError: it is in neither; an installed package does not include it.
     """
     for root in (Path(), Path(__file__).resolve().parents[1]):
         if (root / path).exists():

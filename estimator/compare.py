@@ -1,8 +1,8 @@
-"""Stores of several models beside one another: the same words and documents, whatever the tokens.
+"""Compare the stores of several models on the same words and documents, whatever their tokens.
 
-Models cut a text into different tokens, so what is compared are words, found in the text alone
-(`words.word_spans`), and documents. A word's density is that of its last token: the first place
-at which a model has read all of it.
+Models tokenise a text differently, so the units are words, found in the text alone
+(`words.word_spans`), and documents. A word's density is that of its last token: the first
+position at which a model has read the whole word.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ Within = Literal["last", "mean"]
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # a document's id and text
 WORD = ["document", "start", "end", "text"]
-RANKS = ["x", "y", "x_rank", "y_rank", "apart"]  # of two models
+RANKS = ["x", "y", "x_rank", "y_rank", "apart"]  # columns that compare two models
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Comparison:
     """Densities of the same words or documents under several models.
 
     Attributes:
-        names: of the models, which are columns of `table`.
-        level: what a row of `table` is.
-        measure: what is compared, `auc_tv` or `density@EPS`.
-        table: one row for each word or document that every store has: `document` (its id), for
-            words also `start`, `end` (characters) and `text`, the documents' labels (`label_NAME`
-            where NAME is a column here, or of `disagreements`), and a column for each model.
-        correlations: one row a pair of models: `first`, `second`, `spearman`, `low`, `high` (its
-            interval over documents), `rows`, `documents`.
-        left_out: for each model, documents that it does not share with all others.
-        lost: for each model, words of shared documents of which it has no token.
+        names: the models' names, which are columns of `table`.
+        level: what a row of `table` is: a `word` or a `document`.
+        measure: the measure compared, `auc_tv` or `density@EPS`.
+        table: one row per word or document that every store has: `document` (its id), for words
+            also `start`, `end` (characters) and `text`, the documents' labels (`label_NAME` where
+            NAME is a column here or of `disagreements`), and a column per model.
+        correlations: one row per pair of models: `first`, `second`, `spearman`, `low`, `high`
+            (its interval over documents), `rows`, `documents`.
+        left_out: per model, the number of its documents that some other store lacks.
+        lost: per model, the number of words in shared documents that its tokens do not reach.
     """
 
     names: tuple[str, ...]
@@ -55,23 +55,28 @@ class Comparison:
     lost: Mapping[str, int]
 
     def scatter(self, first: str, second: str) -> pd.DataFrame:
-        """The rows of two models as columns `x` and `y`, and their ranks in 0..1.
+        """Return the rows with two models' values as `x` and `y`, and their ranks in 0..1.
 
         Raises:
-            InputError: a name that is no model.
+            InputError: a name that is not one of the models.
         """
         self._check(first, second)
-        about = self.table.drop(columns=list(self.names))
+        others = self.table.drop(columns=list(self.names))
         x, y = self.table[first], self.table[second]
-        return about.assign(
+        return others.assign(
             x=x, y=y, x_rank=x.rank(pct=True).to_numpy(), y_rank=y.rank(pct=True).to_numpy()
         )
 
     def disagreements(self, first: str, second: str, most: int = 20) -> pd.DataFrame:
-        """Rows whose ranks under two models lie furthest apart, the furthest first.
+        """Return the rows whose ranks under two models differ most, largest difference first.
+
+        Args:
+            first, second: names of two models.
+            most: rows at most.
 
         Returns:
-            See `scatter`, with `apart`: x_rank - y_rank, positive where `first` finds it denser.
+            The columns of `scatter`, and `apart` = x_rank - y_rank: positive where `first` ranks
+            the row denser.
         """
         rows = self.scatter(first, second)
         rows["apart"] = rows["x_rank"] - rows["y_rank"]
@@ -98,15 +103,19 @@ def compare(
     """Compare what several models find dense in the same documents.
 
     Args:
-        stores: two or more; documents are the same where id and text are.
-        level: compare words, or documents: the mean over all scored tokens of each.
+        stores: two or more stores or paths; documents match if both id and text are equal.
+        level: compare words, or documents (the mean over all scored tokens of a document).
         measure: `auc_tv` or `density@EPS`.
-        names: of the models; by default their ids, numbered where they are the same.
+        names: names of the models; by default their ids, numbered where equal.
         within: a word's density is that of its last token, or the mean over its tokens. A token
-            that several words share (as in scripts without spaces) counts for each of them.
-        coverage: of the intervals, whose unit is the document.
-        seed: of the resampling, and of the sample.
-        max_documents: of more shared documents a sample is compared; None for all.
+            shared by several words (as in scripts without spaces) counts for each of them.
+        coverage: nominal coverage of the intervals, which resample documents.
+        seed: seed of the resampling and of the sample of documents.
+        max_documents: compare a random sample of at most this many shared documents; None for
+            all.
+
+    Returns:
+        The densities side by side; see `Comparison`.
 
     Raises:
         InputError: fewer than two stores, wrong or repeated names, an unknown level or measure.
@@ -130,8 +139,12 @@ def compare(
     if max_documents is not None and shared > max_documents:
         chosen = np.random.default_rng(seed).choice(shared, max_documents, replace=False)
         keys = [keys[number] for number in np.sort(chosen)]
-    read = _documents if level == "document" else _words
-    columns = [read(scan, keys, measure, within) for scan in scans]
+    columns = [
+        _documents(scan, keys, measure)
+        if level == "document"
+        else _words(scan, keys, measure, within)
+        for scan in scans
+    ]
     table = _rows(keys, level).join(_labels(opened[0], scans[0], keys, called))
     table[list(called)] = np.column_stack(columns)
     unknown = table[list(called)].isna()
@@ -149,7 +162,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Scan:
-    """A store's token rows, and which of them are a document's."""
+    """A store's token rows, and the row numbers of each document."""
 
     tokens: pd.DataFrame
     rows: dict[Key, NDArray[np.int64]]
@@ -157,16 +170,16 @@ class _Scan:
     @classmethod
     def of(cls, store: Store, measure: str) -> "_Scan":
         tokens = token_frame(store, tolerance(measure))
-        about = store.documents[["id", "text"]]
+        documents = store.documents
         rows: dict[Key, NDArray[np.int64]] = {}
-        for document, places in document_rows(tokens).items():
-            key = str(about["id"][document]), str(about["text"][document])
-            rows.setdefault(key, places)
+        for document, numbers in document_rows(tokens).items():
+            key = str(documents["id"][document]), str(documents["text"][document])
+            rows.setdefault(key, numbers)
         return cls(tokens, rows)
 
 
 def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tuple[str, ...]:
-    """What models are called beside one another: as given, or by their ids, numbered if equal."""
+    """Names of the models: those given, or the models' ids, numbered where equal."""
     if given is None:
         seen = [list(models[: i + 1]).count(name) for i, name in enumerate(models)]
         given = [name if n == 1 else f"{name} ({n})" for name, n in zip(models, seen, strict=True)]
@@ -176,39 +189,39 @@ def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tu
 
 
 def _rows(keys: Sequence[Key], level: Level) -> pd.DataFrame:
-    """What the rows of the table are, document by document; the index is the place in `keys`."""
+    """Key columns of the table, document by document; the index is the document's in `keys`."""
     if level == "document":
         return pd.DataFrame({"document": [name for name, _ in keys]})
-    found = [
+    words = [
         (number, name, start, end, text[start:end])
         for number, (name, text) in enumerate(keys)
         for start, end in word_spans(text).tolist()
     ]
-    return pd.DataFrame(found, columns=["number", *WORD]).set_index("number")
+    return pd.DataFrame(words, columns=["number", *WORD]).set_index("number")
 
 
 def _labels(store: Store, scan: "_Scan", keys: Sequence[Key], taken: Sequence[str]) -> pd.DataFrame:
-    """The documents' labels by place in `keys`; `label_NAME` where a column has that name."""
+    """The documents' labels, one row per key; renamed `label_NAME` where NAME is taken."""
     documents = scan.tokens["document"].iloc[[scan.rows[key][0] for key in keys]]
     labels = store.documents.loc[documents, list(store.labels)].reset_index(drop=True)
     return labels.rename(columns=label_names(store.labels, {*taken, *WORD, *RANKS}))
 
 
-def _documents(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
+def _documents(scan: _Scan, keys: Sequence[Key], measure: str) -> Floats:
     values = scan.tokens[measure].to_numpy(np.float64)
     return np.array([values[scan.rows[key]].mean() for key in keys])
 
 
 def _words(scan: _Scan, keys: Sequence[Key], measure: str, within: Within) -> Floats:
     columns = [scan.tokens[name].to_numpy() for name in ("char_start", "char_end", measure)]
-    found = []
+    values = []
     for key in keys:
-        start, end, values = (column[scan.rows[key]] for column in columns)
-        found.append(word_values(word_spans(key[1]), start, end, values, within))
-    words = np.concatenate(found)
-    if np.isnan(words).all():
+        start, end, value = (column[scan.rows[key]] for column in columns)
+        values.append(word_values(word_spans(key[1]), start, end, value, within))
+    joined = np.concatenate(values)
+    if np.isnan(joined).all():
         raise StoreError("a store has no character spans of its tokens: compare documents instead")
-    return words
+    return joined
 
 
 def word_values(
@@ -218,13 +231,14 @@ def word_values(
     values: ArrayLike,
     within: Within = "last",
 ) -> Floats:
-    """The values of words, given those of tokens.
+    """Compute the values of words from those of tokens.
 
     Args:
-        words: [W, 2] characters, see `words.word_spans`.
-        start, end: [T] characters of a document's tokens in order; tokens without text have none.
+        words: int [W, 2] characters, see `words.word_spans`.
+        start, end: int [T] character spans of a document's tokens in order; tokens with an empty
+            span are ignored.
         values: float [T].
-        within: the value of a word's last token, or the mean over all tokens that it touches.
+        within: take the value of a word's last token, or the mean over all tokens that touch it.
 
     Returns:
         float64 [W]; NaN where no token reaches a word's end.
@@ -256,8 +270,8 @@ def _correlations(
 ) -> pd.DataFrame:
     rows = []
     for first, second in combinations(names, 2):
-        found = spearman(table[first], table[second], table.index, coverage, seed=seed)
-        rows.append((first, second, *found, len(table), table.index.nunique()))
+        interval = spearman(table[first], table[second], table.index, coverage, seed=seed)
+        rows.append((first, second, *interval, len(table), table.index.nunique()))
     columns = ["first", "second", "spearman", "low", "high", "rows", "documents"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -276,9 +290,9 @@ def spearman(
 
     Args:
         x, y: float [N], without NaN.
-        document: [N], what each row belongs to.
+        document: [N], the document of each row.
         level, n_resamples, seed: see `intervals.cluster_interval`.
-        given: float [N]: what both owe to its ranks is taken out (partial correlation).
+        given: float [N], whose ranks are controlled for (partial rank correlation).
 
     Returns:
         The correlation of all rows, and the interval; NaN where one side is constant.
@@ -312,12 +326,12 @@ def rank_correlations(
     n_resamples: int = 999,
     seed: int = 0,
 ) -> dict[tuple[str, str], Interval]:
-    """`spearman` of several pairs of columns, all with the same resampled documents.
+    """`spearman` for several pairs of columns, all with the same resamples of documents.
 
     Args:
         columns: float [N, C], without NaN.
-        document: [N], what each row belongs to.
-        pairs: names of columns.
+        document: [N], the document of each row.
+        pairs: pairs of column names.
         level, n_resamples, seed: see `intervals.cluster_interval`.
 
     Example:
@@ -336,10 +350,10 @@ def rank_correlations(
 def _of_samples(
     columns: pd.DataFrame, document: ArrayLike, pairs: Sequence[tuple[str, str]]
 ) -> tuple[int, Callable[[NDArray[np.int64]], list[float]]]:
-    """How many documents there are, and the rank correlations of a sample of them.
+    """Return the number of documents, and a function from drawn documents to correlations.
 
-    A sample weighs each row by how often its document was drawn. Rows are sorted once: the ranks
-    of a sample follow from sums of weights in that order, ties halved.
+    A resample weights each row by how often its document was drawn. Rows are sorted once: the
+    mid-ranks of a resample follow from cumulative sums of the weights in that order.
     """
     owner, names = pd.factorize(np.asarray(document))
     chosen = list(dict.fromkeys(chain(*pairs)))
@@ -351,12 +365,12 @@ def _of_samples(
         centred = np.empty((len(chosen), len(weight)))
         for ranks, level in zip(centred, levels, strict=True):
             tied = np.bincount(level, weights=weight)
-            # Ranks less their mean, which is half of all weight.
+            # Mid-ranks minus their mean, which is half of the total weight.
             np.take(np.cumsum(tied) - (tied + weight.sum()) / 2, level, out=ranks)
         products = (centred * weight) @ centred.T
         spread = np.sqrt(np.outer(np.diag(products), np.diag(products)))
         with np.errstate(invalid="ignore"):
-            found = np.where(spread > 0, products / spread, np.nan)[first, second]
-        return [float(value) for value in found]
+            matrix = np.where(spread > 0, products / spread, np.nan)
+        return [float(value) for value in matrix[first, second]]
 
     return len(names), correlations

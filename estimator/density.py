@@ -1,8 +1,9 @@
-"""Densities: a store's curves as tidy data frames, means by label, intervals, regimes (METHOD §6).
+"""Turn a store's curves into densities: tidy frames, means by label, intervals (METHOD §6).
 
-Three levels. A *token* has two numbers, `density@EPS` and `auc_tv`. A *document's* density is the
-mean over its scored tokens. A *label's* density is the mean over its documents, because tokens of
-one document depend on one another and documents (nearly) do not; its interval resamples documents.
+There are three levels. A *token* has two numbers, `density@EPS` and `auc_tv`. A *document's*
+density is the mean over its scored tokens. A *label's* density is the mean over its documents,
+because tokens of one document are dependent and documents (nearly) are not; its interval
+resamples documents.
 """
 
 import json
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import density_and_auc
-from ..tracer.select import AutoStrata, Rule
+from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule
 from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
 
@@ -29,16 +30,19 @@ if TYPE_CHECKING:
 
     from ..tracer.tracer import Tracer
     from .explain import FactorExplanation
+    from .features import Column
 
 AUC = "auc_tv"
+ABSOLUTE = ("edges", "edges_per_token")  # measures in addition to relative sizes: METHOD §6
+MAX_TOKENS = 10_000  # tokens explained by factors at most; TreeSHAP of that many takes seconds
 QUARTILES = (0.25, 0.5, 0.75)
 RESAMPLES = 9999
-# Of many documents the interval is narrow, and a rougher estimate of its ends tells them as well.
+# With many documents the interval is narrow, and fewer resamples locate its ends well enough.
 MANY_DOCUMENTS, FEWER_RESAMPLES = 100, 1999
 
 
 def density_name(eps: float) -> str:
-    """The column that holds density_at(eps): `density@0.1`."""
+    """Name of the column that holds density_at(eps): `density@0.1`."""
     return f"density@{eps:g}"
 
 
@@ -63,27 +67,27 @@ def tolerance(measure: str) -> float:
 
 
 def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
-    """What labels are called as columns beside others: `label_NAME` where NAME is taken.
+    """Map labels to column names: `label_NAME` where NAME is taken.
 
     Args:
-        labels: their names.
-        taken: those of the other columns.
+        labels: names of the labels.
+        taken: names of the other columns.
 
     Example:
         >>> label_names(["lang", "position"], ["token", "position"])
         {'lang': 'lang', 'position': 'label_position'}
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for label in labels:
         name = label
-        while name in taken or name in found.values():
+        while name in taken or name in names.values():
             name = f"label_{name}"
-        found[label] = name
-    return found
+        names[label] = name
+    return names
 
 
 def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
-    """One row per scored token of a store, in the order of the store.
+    """Return one row per scored token of a store, in the order of the store.
 
     Columns: `document` (row of `store.documents`), `window`, `position` (in the document),
     `context` (tokens the position sees, itself included), `token` (id), `char_start`,
@@ -94,7 +98,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
     Args:
         store: a scanned store.
-        eps: the total variation that is tolerated.
+        eps: the total variation that `density@EPS` tolerates.
 
     Raises:
         InputError: a negative or non-finite `eps`.
@@ -103,7 +107,7 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
 
 def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
-    """The runs' rows as one frame, with their regimes."""
+    """Join the runs' rows into one frame and add the regimes."""
     frame = pd.concat(runs, ignore_index=True)
     density = frame[density_name(eps)]
     dense = np.greater(density.to_numpy(), density.median()).astype(np.int8)
@@ -113,13 +117,13 @@ def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a store holds of some windows: `token_frame` of them, and their curves [n, K]."""
+    """A run of windows: its rows of `token_frame`, and its curves [n, K]."""
 
     tokens: pd.DataFrame
     curves: Mapping[str, NDArray[np.floating]]
 
     def error_sums(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Documents in the order of their rows, and the sum of each one's errors, [m, K]."""
+        """Return the documents [m] in row order, and the sum of each one's errors [m, K]."""
         owner = self.tokens["document"].to_numpy()
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         sums = np.add.reduceat(self.curves["tv"], starts, axis=0, dtype=np.float64)
@@ -157,38 +161,37 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
-    """The places of each document's rows in a token frame, in order."""
+    """Return the row numbers of each document in a token frame, in order."""
     places: Any = tokens.groupby("document").indices
     return {int(document): np.asarray(rows) for document, rows in places.items()}
 
 
 def scored(store: Store) -> NDArray[np.bool_]:
-    """bool [N, T]: the tokens of the parts that are done; padding has the id -1."""
+    """bool [N, T]: whether there is a token, in a finished part."""
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
         done[store.windows(part)] = True
     return done[:, None] & store.real(slice(None))
 
 
-def stratum_frame(store: Store) -> pd.DataFrame:
-    """Quartiles over all scored tokens of size and of TV, by stratum, trace and controls.
+def stratum_frame(
+    store: Store, curves: Mapping[str, Sequence[NDArray[np.floating]]]
+) -> pd.DataFrame:
+    """Quartiles of size and TV over all scored tokens, by stratum, for the trace and controls.
 
     Columns: `lane` (`trace`, or a control: `inverse`, `random`), `stratum` (the rule's value),
     `size_q25`, `size_q50`, `size_q75` (relative trace size), `tv_q25`, `tv_q50`, `tv_q75`.
-    A control stands at the size of the trace that it was made from.
+    A control has the size of the trace that it was made from.
+
+    Args:
+        store: a scanned store.
+        curves: the runs [n, K] of `size`, `tv` and other curves that are already read.
     """
-    return _stratum_frame(store, {})
-
-
-def _stratum_frame(
-    store: Store, known: Mapping[str, Sequence[NDArray[np.floating]]]
-) -> pd.DataFrame:
-    """`stratum_frame`, where the runs of some curves were read before."""
 
     def curve(name: str) -> NDArray[np.float64]:
-        if name in known:
-            return _quartiles(known[name])
-        array = store.array(name)  # of the others, one is held at a time
+        if name in curves:
+            return _quartiles(curves[name])
+        array = store.array(name)  # hold one of the other curves at a time
         return _quartiles(store.by_runs(lambda run: array[run][store.real(run)]))
 
     sizes = curve("size")
@@ -221,16 +224,16 @@ def group_means(
 
     Args:
         tokens: a tidy token frame with a `document` column.
-        by: the column that names the group; it may split documents (a band of positions).
+        by: the grouping column; it may split documents (a band of positions).
         measures: numeric columns to average.
-        level, seed: of the intervals; see `mean_interval`.
+        level, seed: see `mean_interval`.
 
     Returns:
-        One row per group in order of the first measure, densest first; index `by`; columns
+        One row per group, sorted by the first measure, densest first; index `by`; columns
         `documents`, `tokens`, and for each measure M: `M`, `M_low`, `M_high`.
 
     Raises:
-        InputError: no column `by`.
+        InputError: there is no column `by`.
     """
     if by not in tokens:
         raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
@@ -246,20 +249,21 @@ def unit_means(
     """Means of document means by group, with bootstrap intervals.
 
     Args:
-        units: one row a document, the first level of its index the group; columns are measures.
-        tokens: of each group.
-        level, seed: of the intervals.
+        units: one row per document and group; the first level of the index is the group, the
+            columns are measures.
+        tokens: the number of tokens of each group.
+        level, seed: see `mean_interval`.
 
     Returns:
-        See `group_means`; in the order of `units`.
+        See `group_means`; sorted by group.
     """
     rows: dict[Any, dict[str, float]] = {}
     for group, means in units.groupby(level=0, observed=True):
         row: dict[str, float] = {"documents": len(means), "tokens": tokens[group]}
         many = len(means) > MANY_DOCUMENTS
         resamples = FEWER_RESAMPLES if many else RESAMPLES
-        found = mean_intervals(means.to_numpy(), level, resamples, seed)
-        for measure, interval in zip(units.columns, found, strict=True):
+        intervals = mean_intervals(means.to_numpy(), level, resamples, seed)
+        for measure, interval in zip(units.columns, intervals, strict=True):
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval
         rows[group] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(str(units.index.names[0]))
@@ -267,7 +271,7 @@ def unit_means(
 
 @dataclass(frozen=True)
 class DensityResult:
-    """The densities of one scan: token rows, curve quartiles, documents and how it was made.
+    """The densities of one scan: token rows, curve quartiles, documents and settings.
 
     Attributes:
         tokens: see `token_frame`.
@@ -275,8 +279,8 @@ class DensityResult:
         documents: the scanned documents with their labels, `text`, and the means of
             `density@EPS` and `auc_tv` over their tokens; the index is `tokens.document`.
         errors: mean total variation of each document at each stratum [document, stratum].
-        labels: names of the label columns of `documents`: those of the store, but `label_NAME`
-            where another column of the result, or of its dataset, is called NAME.
+        labels: names of the label columns of `documents`: the store's labels, renamed `label_NAME`
+            where NAME is another column of the result or a variable of its dataset.
         settings: model, rule, options and versions, as the store records them.
         eps: the total variation that `density@EPS` tolerates.
     """
@@ -291,22 +295,26 @@ class DensityResult:
 
     @classmethod
     def from_store(cls, store: Store, eps: float = 0.1) -> Self:
-        """Read a store's curves into densities.
+        """Compute the densities of a store.
+
+        Args:
+            store: a scanned store; it may be incomplete.
+            eps: the total variation that `density@EPS` tolerates.
 
         Raises:
             InputError: a negative or non-finite `eps`.
-            StoreError: no part of the store is done.
+            StoreError: the store holds no scanned token.
         """
         runs = store.by_runs(lambda run: _read(store, run, eps))
         if all(run.tokens.empty for run in runs):
             raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
-        names = ("size", "tv")
-        strata = _stratum_frame(store, {name: [run.curves[name] for run in runs] for name in names})
+        curves = {name: [run.curves[name] for run in runs] for name in ("size", "tv")}
+        strata = stratum_frame(store, curves)
         sums = np.zeros((len(store.documents), len(store.strata)))
         for run in runs:
             np.add.at(sums, *run.error_sums())
         frames = [run.tokens for run in runs]
-        del runs  # the curves are as large as the rows
+        del runs, curves  # free the curves, which are as large as the rows
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
@@ -338,16 +346,16 @@ class DensityResult:
         return (self.density, AUC)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The token rows with their document's labels: one tidy frame."""
+        """Return the token rows with their document's labels as one tidy frame."""
         return self.tokens.join(self.documents[list(self.labels)], on="document")
 
     def to_xarray(self) -> "xr.Dataset":
-        """Tokens, documents and curve quartiles as one labelled dataset, for numbers in arrays.
+        """Return tokens, documents and curve quartiles as one labelled dataset.
 
         Returns:
-            Token columns over `row`, among them `document`, a place in `doc`; labels and means of
+            Token columns over `row`, of which `document` refers to `doc`; labels and means of
             documents over `doc` (means as `document_NAME`); quartiles of size and TV over `lane`
-            and `stratum`. Settings are attributes, as JSON.
+            and `stratum`. Attributes: `eps`, and `settings` as JSON.
         """
         import xarray as xr
 
@@ -365,7 +373,7 @@ class DensityResult:
         ).assign_attrs({"eps": self.eps, "settings": json.dumps(self.settings, default=str)})
 
     def summary(self, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
-        """Mean densities over documents with bootstrap intervals, all together or by a column.
+        """Mean densities over documents with bootstrap intervals, overall or by a column.
 
         Args:
             by: one of `labels` (`domain`, `lang`, ...) or any column of `to_pandas()`; None for
@@ -377,41 +385,41 @@ class DensityResult:
             tokens in the dense regime), `edges` and `edges_per_token`.
 
         Raises:
-            InputError: no such column.
+            InputError: there is no such column.
         """
-        measures = [*self.measures, "dense", "edges", "edges_per_token"]
+        measures = [*self.measures, "dense", *ABSOLUTE]
         dense = self.tokens["regime"] == "dense"
         if by is not None and by not in self.labels:
             return group_means(self.to_pandas().assign(dense=dense), by, measures, level)
-        # A document's tokens are of one group: their means come first, and the group after.
+        # A label does not split documents: average each document once, then group the means.
         by_document = self.tokens.assign(dense=dense).groupby("document")
         means, sizes = by_document[measures].mean(), by_document.size()
         of = self.documents[by] if by is not None else pd.Series("all", self.documents.index)
         group = of.loc[means.index].rename("corpus" if by is None else by)
         units = means.set_index([group, means.index])
-        found = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
-        return found.sort_values(measures[0], ascending=False, kind="stable")
+        table = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
+        return table.sort_values(measures[0], ascending=False, kind="stable")
 
     def by_position(self) -> pd.DataFrame:
-        """Means by length of context in octaves: relative size, edges, edges per context token.
+        """Means by octave of context length: relative size, edges, edges per context token.
 
-        The full graph grows with the square of the context, so a relative size falls with it for
-        that reason alone; the absolute columns stand beside it (METHOD §6). Only some documents
-        reach a long context, so rows differ in what they hold: see `documents`.
+        The full graph grows with the square of the context, so relative size falls with context
+        for that reason alone; compare the absolute columns (METHOD §6). Only some documents reach
+        a long context, so rows cover different documents: see the column `documents`.
 
         Returns:
             See `group_means`; the index `first` and the column `last` are the octave's ends.
         """
         octave = np.floor(np.log2(self.tokens["context"])).astype(int)
         frame = self.tokens.assign(first=2**octave)
-        measures = (*self.measures, "edges", "edges_per_token", "full_edges")
+        measures = (*self.measures, *ABSOLUTE, "full_edges")
         table = group_means(frame, "first", measures).sort_index()
         table["last"] = frame.groupby("first")["context"].max()
         return table
 
 
 class DensityEstimator:
-    """Density of texts under one model: a `Tracer` and the options of a scan.
+    """Estimate the density of texts under one model, given a `Tracer` and the options of a scan.
 
     Args:
         tracer: the model, with a tokenizer.
@@ -429,13 +437,13 @@ class DensityEstimator:
         self,
         tracer: "Tracer",
         *,
-        select: Rule | AutoStrata | None = None,
+        select: Rule | AutoStrata = DEFAULT_STRATA,
         context: int = 512,
         eps: float = 0.1,
         **options: Any,
     ) -> None:
         self.tracer = tracer
-        self.select = AutoStrata(12) if select is None else select
+        self.select = select
         self.context = context
         self.eps = eps
         self.options = options
@@ -444,27 +452,30 @@ class DensityEstimator:
     def from_pretrained(
         cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any
     ) -> Self:
-        """An estimator for a local model folder or a hub id; `options` as for the class."""
+        """Load a local model folder or a hub id; `options` are those of the class."""
         from ..tracer.tracer import Tracer
 
         return cls(Tracer.from_pretrained(path, device=device, dtype=dtype), **options)
 
     def estimate(self, texts: Iterable[str]) -> DensityResult:
-        """Scan texts, one document each, and read their densities.
+        """Scan texts, one document each, and return their densities.
+
+        Args:
+            texts: the texts.
 
         Returns:
-            The densities; `documents["id"]` is a text's place among `texts`, from 0. Those without
-            a token, as empty ones, are left out, and those that no UTF-8 holds.
+            The densities; `documents["id"]` is a text's index in `texts`. Texts without a token,
+            such as empty ones, and texts that UTF-8 cannot encode are left out.
 
         Raises:
             InputError: a single string instead of several, or no text.
-            CorpusError: nothing but empty texts.
+            CorpusError: no text is left.
         """
-        from ..tracer.scan import scan  # who reads a store needs no model, and no transformers
+        from ..tracer.scan import scan  # imported late: reading a store needs no transformers
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
-        rows = [json.dumps({"id": place, "text": text}) for place, text in enumerate(texts)]
+        rows = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
         if not rows:
             raise InputError("texts is empty: give at least one text")
         with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:
@@ -482,24 +493,45 @@ class DensityEstimator:
 
     @staticmethod
     def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
-        """The densities of a store that was scanned before."""
+        """Return the densities of a scanned store; see `DensityResult.from_store`."""
         return DensityResult.from_store(_opened(store), eps)
 
     @staticmethod
     def explain_factors(
-        store: Store | str | Path, target: str = AUC, **options: Any
+        store: Store | str | Path,
+        target: str = AUC,
+        *,
+        reference_counts: Mapping[int, float] | ArrayLike | None = None,
+        factors: "Mapping[str, Column] | None" = None,
+        leave_out: Sequence[str] = (),
+        by: Sequence[str] | None = None,
+        max_tokens: int = MAX_TOKENS,
+        top: int = 5,
+        shuffles: int = 5,
+        seed: int = 0,
     ) -> "FactorExplanation":
-        """Which factors go with density in a store; see `explain.explain_factors`."""
-        from .explain import explain_factors  # shap takes seconds to import
+        """Explain the densities of a store by factors; see `explain.explain_factors`."""
+        from .explain import explain_factors  # imported late: shap takes seconds
 
-        return explain_factors(_opened(store), target, **options)
+        return explain_factors(
+            _opened(store),
+            target,
+            reference_counts=reference_counts,
+            factors=factors,
+            leave_out=leave_out,
+            by=by,
+            max_tokens=max_tokens,
+            top=top,
+            shuffles=shuffles,
+            seed=seed,
+        )
 
     def explain_tokens(
         self, text: str | Sequence[int], position: int = -1, **options: Any
     ) -> "shap.Explanation":
-        """Which tokens make the prediction at a position dense; see `explain_tokens`.
+        """Explain which tokens make the prediction at a position dense; see `explain_tokens`.
 
-        The estimator's rule and the options that a trace shares with a scan are taken over.
+        Uses the estimator's rule, and those of its options that `Tracer.trace` takes too.
         """
         from .explain_tokens import explain_tokens
 
@@ -509,18 +541,27 @@ class DensityEstimator:
         return explain_tokens(self.tracer, text, position, **given)
 
     @staticmethod
-    def by_frequency(store: Store | str | Path, **options: Any) -> pd.DataFrame:
-        """Densities by the token's frequency; see `summaries.by_frequency`."""
+    def by_frequency(
+        store: Store | str | Path, eps: float = 0.1, level: float = 0.95
+    ) -> pd.DataFrame:
+        """Mean densities by the token's frequency; see `summaries.by_frequency`."""
         from .summaries import by_frequency
 
-        return by_frequency(_opened(store), **options)
+        return by_frequency(_opened(store), eps, level)
 
     @staticmethod
-    def trace_parts(store: Store | str | Path, **options: Any) -> pd.DataFrame:
-        """Traces by kind of edge and depth; see `summaries.trace_parts`."""
+    def trace_parts(
+        store: Store | str | Path,
+        stratum: int | None = None,
+        eps: float = 0.1,
+        by: str | None = None,
+        level: float = 0.95,
+        max_tokens: int | None = None,
+    ) -> pd.DataFrame:
+        """Break traces down by kind of edge and depth; see `summaries.trace_parts`."""
         from .summaries import trace_parts
 
-        return trace_parts(_opened(store), **options)
+        return trace_parts(_opened(store), stratum, eps, by, level, max_tokens)
 
 
 def _opened(store: Store | str | Path) -> Store:

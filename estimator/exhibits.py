@@ -1,4 +1,4 @@
-"""An exhibit: a figure with its data, for the page and for a folder of its own."""
+"""Exhibits: figures with their data, for the page and as files."""
 
 import re
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ class Exhibit:
     """One figure.
 
     Attributes:
-        name: of its files, unique on a page.
-        about: what it shows, for who does not see it.
-        data: what is drawn.
-        draw: draws it in given colours.
+        name: name of its files, unique on a page.
+        about: alternative text: what it shows.
+        data: the data drawn.
+        draw: function that draws it in given colours.
         only: the measure that it shows, `density` or `auc`; empty if it shows both or neither.
     """
 
@@ -41,7 +41,7 @@ class Exhibit:
 
     @property
     def csv(self) -> str:
-        """The data, with the index where it has a name."""
+        """The data as CSV, including the index if it has a name."""
         named = any(name is not None for name in self.data.index.names)
         return str(self.data.to_csv(index=named, float_format="%.6g", lineterminator="\n"))
 
@@ -57,7 +57,7 @@ class Exhibit:
 
 
 def file_name(*parts: object) -> str:
-    """Parts as a file's name: letters, digits, dots and hyphens.
+    """Join parts to a file name of letters, digits, underscores, dots and hyphens.
 
     Example:
         >>> file_name("s1", "label", "a/b <c>")
@@ -67,7 +67,7 @@ def file_name(*parts: object) -> str:
 
 
 def save_exhibits(exhibits: Iterable[Exhibit], folder: str | Path) -> list[Path]:
-    """Write all exhibits into a folder, which is made; see `Exhibit.save`.
+    """Write all exhibits into a folder, creating it; see `Exhibit.save`.
 
     Raises:
         StoreError: a file cannot be written.

@@ -1,8 +1,8 @@
-"""Which factors go with a token's density: boosted trees, their SHAP values, and what is noise.
+"""Explain token densities by factors: boosted trees, their SHAP values, and a test against noise.
 
 A tree model is fitted to the density of tokens; SHAP splits each prediction over the factors, so
-that base value and SHAP values add up to it. Whether there is anything to explain is asked first:
-R2 is cross-validated over documents, and compared with that of shuffled densities.
+that base value and SHAP values add up to it. Whether there is anything to explain is tested first:
+R2 is cross-validated over documents and compared with that of shuffled densities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,43 +21,42 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import AUC, density_name, token_frame, tolerance
+from .density import AUC, MAX_TOKENS, density_name, token_frame, tolerance
 from .features import Column, factor_frame, is_category
 from .intervals import MIN_DOCUMENTS, mean_interval
 
-MAX_TOKENS = 10_000  # explained at most; TreeSHAP of as many takes seconds
-MAX_CATEGORIES = 20  # of one factor; rarer values are one, OTHER
+MAX_CATEGORIES = 20  # values kept of one factor; rarer ones become OTHER
 OTHER = "(other)"
-INTERACTION_TOKENS = 200  # interaction values cost a factor squared
+INTERACTION_TOKENS = 200  # tokens whose interaction values, one per pair of columns, are computed
 _DIFFERENCES = ["value", "factor", "difference", "low", "high", "exceeds"]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class FactorExplanation:
-    """SHAP values of factors, with what tells a finding from noise.
+    """SHAP values of factors, and the evidence that tells a finding from noise.
 
     Attributes:
         target: what is explained: `auc_tv`, or log10 of `density@EPS`.
-        unit: of the target and so of all SHAP values.
+        unit: unit of the target, and so of all SHAP values.
         explanation: `values` float64 [n, F], `base_values` [n], `data` [n, F] (numbers; codes of
             categories), `display_data` [n, F] (names), `feature_names` [F].
-        prediction: float64 [n], of the model: base value plus the token's SHAP values.
+        prediction: float64 [n], the model's predictions: base value plus SHAP values.
         document: int [n], the document of each token explained.
-        r2: cross-validated over documents.
-        r2_shuffled: float64 [S], the same for densities shuffled over all documents' tokens.
-        factors: one row a factor, the largest first: `mean_abs` (mean |SHAP| over documents),
+        r2: R2, cross-validated over documents.
+        r2_shuffled: float64 [S], the same for densities shuffled over all tokens.
+        factors: one row per factor, largest first: `mean_abs` (mean |SHAP| over documents),
             `low`, `high` (its interval), `direction` (rank correlation of a number with its SHAP
             value; NaN for a category).
         labels: by label, mean |SHAP| of each label value [value, factor].
-        differences: one row for each label, value and factor: `difference` (mean |SHAP| of the
-            value's documents less that of all others), simultaneous `low` and `high`, `exceeds`
-            (whether resampling documents explains it no longer: the interval leaves out 0).
-        interactions: one row a pair of the top factors: `first`, `second`, `mean_abs` (mean of
-            |2 x interaction value|), the largest first.
+        differences: one row per label, value and factor: `difference` (mean |SHAP| of the value's
+            documents minus that of all others), simultaneous `low` and `high`, `exceeds` (whether
+            it exceeds resampling noise: the interval excludes 0).
+        interactions: one row per pair of the top factors, largest first: `first`, `second`,
+            `mean_abs` (mean of |2 x interaction value|).
         interaction_values: float64 [m, k, k] of the k top factors, on m of the tokens.
         top: names of these k factors.
-        tokens: scored tokens in the store; `explanation` holds a sample where it has fewer.
+        tokens: tokens with a target; `explanation` holds a sample if it has fewer.
     """
 
     target: str
@@ -82,7 +81,7 @@ class FactorExplanation:
 
     @property
     def sample(self) -> str:
-        """What was explained, in words."""
+        """The tokens explained, in words."""
         shown, documents = len(self.document), len(np.unique(self.document))
         which = f"a sample of {shown:,} of" if shown < self.tokens else "all"
         return f"{which} {self.tokens:,} tokens, {documents:,} documents"
@@ -109,17 +108,17 @@ def explain_factors(
         reference_counts, factors: see `features.factor_frame`.
         leave_out: names of factors not to use.
         by: labels whose values are compared; by default all with at most 20 values.
-        max_tokens: a larger store is sampled, evenly over its tokens.
-        top: factors whose interactions are computed; 0 saves the time.
-        shuffles: fits of shuffled densities.
-        seed: of sampling, fitting, shuffling and resampling.
+        max_tokens: explain a uniform random sample of at most this many tokens.
+        top: number of factors whose interactions are computed; 0 to skip them.
+        shuffles: number of fits to shuffled densities.
+        seed: seed of sampling, fitting, shuffling and resampling.
 
     Raises:
         InputError: an unknown target, factor or label; fewer than two documents.
 
     Source: Lundberg et al., *From local explanations to global understanding with explainable AI
-    for trees*, Nature Machine Intelligence 2020, for the SHAP values of trees: those of the
-    paths (`tree_path_dependent`), in which factors that go together share what they explain.
+    for trees*, Nature Machine Intelligence 2020. The SHAP values are path-dependent
+    (`tree_path_dependent`): correlated factors share what they explain.
 
     Example:
         >>> found = explain_factors(open_store("traces.zarr"))  # doctest: +SKIP
@@ -165,14 +164,14 @@ def explain_frame(
     shuffles: int = 5,
     seed: int = 0,
 ) -> FactorExplanation:
-    """Explain any number of each token by any factors; see `explain_factors`.
+    """Explain any per-token number by any factors; see `explain_factors`.
 
     Args:
         factors: [N, F] numbers (NaN where missing) and categories.
         target: float [N], what is explained; rows where it is NaN are left out.
         document: int [N], the unit of cross-validation and resampling.
         labels: name -> [N], constant within a document.
-        unit: of the target.
+        unit: unit of the target.
         max_tokens, top, shuffles, seed: see `explain_factors`.
 
     Raises:
@@ -191,7 +190,7 @@ def explain_frame(
             "needs two documents, to be tested on one that it was not fitted to, and a factor"
         )
     coded, owner = encode(frame)
-    with threadpool_limits(1):  # fits this small lose more to waiting threads than they gain
+    with threadpool_limits(1):  # fits this small lose more to synchronising threads than they gain
         r2 = _cross_validated(coded, y, units, seed)
         shuffled = [
             _cross_validated(coded, rng.permutation(y), units, seed) for _ in range(shuffles)
@@ -228,16 +227,16 @@ def explain_frame(
 
 
 def encode(frame: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
-    """Factors as numbers: a category as one column of 0 and 1 for each of its frequent values.
+    """Encode factors as numbers: a category becomes one 0/1 column per frequent value.
 
-    shap reads the splits of scikit-learn's categorical trees as if they were numerical, so
-    categories cannot be left to them.
+    shap reads the categorical splits of scikit-learn's trees as if they were numerical, so
+    categories are not passed to them as such.
 
     Args:
         frame: [n, F] numbers and categories.
 
     Returns:
-        float64 [n, C], and int64 [C]: the factor that each column belongs to.
+        float64 [n, C], and int64 [C]: the number of the factor that each column belongs to.
     """
     columns: list[Floats] = []
     owner: list[int] = []
@@ -254,14 +253,14 @@ def encode(frame: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _frequent(column: pd.Series) -> pd.Series:
-    """A category's values as strings, all but the most frequent ones as one."""
+    """A category's values as strings, with all but the most frequent ones replaced by OTHER."""
     names = column.astype(str)
     counts = names.value_counts()
     return names.where(names.isin(counts.index[:MAX_CATEGORIES]), OTHER)
 
 
 def _gathered(values: Floats, *owners: NDArray[np.int64]) -> Floats:
-    """SHAP values [n, C] or [n, C, C] summed over the columns of each factor."""
+    """Sum SHAP values [n, C] or [n, C, C] over the columns of each factor."""
     for axis, owner in enumerate(owners, start=1):
         starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
         values = np.add.reduceat(values, starts, axis=axis)
@@ -269,16 +268,16 @@ def _gathered(values: Floats, *owners: NDArray[np.int64]) -> Floats:
 
 
 class _Trees(HistGradientBoostingRegressor):  # type: ignore[misc] # scikit-learn ships no types
-    """Boosted trees that no column without a finite value keeps from being fitted."""
+    """Boosted trees that accept columns without any finite value."""
 
     def fit(self, X: Floats, y: Floats) -> "_Trees":
-        # Such a column is constant then, and nothing splits it.
+        # Set to 0 such a column is constant, and no tree splits on it.
         return super().fit(np.where(np.isfinite(X).any(0), X, 0), y)  # type: ignore[no-any-return]
 
 
 def _trees(seed: int) -> _Trees:
-    # Small trees: deeper ones fit a few documents' noise, and TreeSHAP grows with depth squared.
-    # Sixty predict as well as a hundred of a smaller learning rate.
+    # Small trees: deeper ones fit the noise of a few documents, and the cost of TreeSHAP grows
+    # with the square of the depth. 60 trees predict as well as 100 at a lower learning rate.
     return _Trees(
         max_iter=60, learning_rate=0.15, max_depth=5, min_samples_leaf=20, random_state=seed
     )
@@ -287,7 +286,7 @@ def _trees(seed: int) -> _Trees:
 def _cross_validated(
     coded: Floats, y: Floats, units: NDArray[np.int64], seed: int, folds: int = 5
 ) -> float:
-    """R2 of predictions for documents that the model has not seen, against the overall mean."""
+    """R2 of predictions for held-out documents, relative to the overall mean."""
     splitter = GroupKFold(min(folds, len(np.unique(units))))
     predicted = cross_val_predict(_trees(seed), coded, y, groups=units, cv=splitter)
     spread = ((y - y.mean()) ** 2).sum()
@@ -331,7 +330,7 @@ def _rank_correlation(values: Floats, split: Floats) -> float:
 
 
 def _interaction_table(pairs: Floats, names: Sequence[str]) -> pd.DataFrame:
-    # The two halves of a symmetric matrix together are the pair's interaction.
+    # The matrix is symmetric: a pair's interaction is the sum of both halves.
     rows: list[dict[str, Any]] = [
         {
             "first": names[a],
@@ -354,7 +353,7 @@ def _by_label(
     factors: Sequence[str] | pd.Index,
     seed: int,
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Mean |SHAP| by label value, and which values differ from all the others."""
+    """Return mean |SHAP| by label value, and which values differ from all the others."""
     documents = pd.DataFrame(sizes, columns=list(factors)).groupby(units).mean()
     means, rows = {}, []
     for label, values in labels.items():
@@ -363,8 +362,8 @@ def _by_label(
         means[label] = documents.groupby(groups).mean().rename_axis(label)
         rows.append(label_differences(documents, groups, seed=seed).assign(label=label))
     columns = ["label", *_DIFFERENCES]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
-    return means, found[columns]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return means, table[columns]
 
 
 def label_differences(
@@ -374,42 +373,41 @@ def label_differences(
     n_resamples: int = 999,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How document means of each group differ from all other documents, beyond resampling noise.
+    """Compare the document means of each group with all other documents, beyond resampling noise.
 
-    Documents are resampled within each group and the largest studentised deviation over all
-    groups and factors is taken, so that the intervals hold together: where nothing differs, none
-    of the table's rows `exceeds` in about `level` of all corpora (bootstrap max-t).
+    The intervals are simultaneous (bootstrap max-t): documents are resampled within each group,
+    and the largest studentised deviation over all groups and factors sets the width. If nothing
+    differs, no row of the table `exceeds` in about a share `level` of corpora.
 
     Args:
-        documents: [D, F], one row a document.
-        groups: [D], the group of each document; those of fewer than `MIN_DOCUMENTS` are not
-            compared, but count among the others.
-        level: of all intervals together.
-        n_resamples: bootstrap samples.
-        seed: of the resampling.
+        documents: float [D, F], one row per document.
+        groups: [D], the group of each document; groups of fewer than `MIN_DOCUMENTS` are not
+            compared, but count among the other documents.
+        level: coverage of all intervals together.
+        n_resamples: number of bootstrap samples.
+        seed: seed of the resampling.
 
     Returns:
-        One row for each group and factor: `value`, `factor`, `difference`, `low`, `high`,
-        `exceeds`.
+        One row per group and factor: `value`, `factor`, `difference`, `low`, `high`, `exceeds`.
 
     Source: Westfall and Young, *Resampling-Based Multiple Testing*, 1993, §2.
     """
     data = documents.to_numpy(np.float64)
-    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    names, owner, counts = np.unique(groups, return_inverse=True, return_counts=True)
     compared = [
         g for g, n in enumerate(counts) if n >= MIN_DOCUMENTS and len(data) - n >= MIN_DOCUMENTS
     ]
     if not compared:
         return pd.DataFrame(columns=_DIFFERENCES)
-    difference, error = _against_others(data, place, compared)
+    difference, error = _against_others(data, owner, compared)
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(place == g) for g in range(len(names))]
+    members = [np.flatnonzero(owner == g) for g in range(len(names))]
     largest = np.empty(n_resamples)
     for sample in range(n_resamples):
         drawn = np.concatenate([rng.choice(m, len(m)) for m in members])
-        again, spread = _against_others(data[drawn], place[drawn], compared)
+        again, spread = _against_others(data[drawn], owner[drawn], compared)
         deviation = np.abs(again - difference)
-        # A group whose one document was drawn throughout says nothing: it counts as extreme.
+        # A group resampled to one document has no spread: count its deviation as extreme.
         scaled = np.divide(deviation, spread, out=np.full_like(deviation, np.inf), where=spread > 0)
         largest[sample] = np.where(deviation > 0, scaled, 0).max()
     reach = np.quantile(largest, level, method="higher") * error
@@ -421,12 +419,12 @@ def label_differences(
 
 
 def _against_others(
-    data: Floats, place: NDArray[np.int64], compared: Sequence[int]
+    data: Floats, owner: NDArray[np.int64], compared: Sequence[int]
 ) -> tuple[Floats, Floats]:
-    """Mean of each group less the mean of the others, and its standard error; [groups, F]."""
+    """Mean of each group minus the mean of the others, and its standard error; [groups, F]."""
     differences, errors = [], []
     for group in compared:
-        inside, outside = data[place == group], data[place != group]
+        inside, outside = data[owner == group], data[owner != group]
         differences.append(inside.mean(0) - outside.mean(0))
         variances = (part.var(0, ddof=1) / len(part) for part in (inside, outside))
         errors.append(np.sqrt(sum(variances)))

@@ -1,7 +1,7 @@
-"""Which of the tokens before it make a token's computation dense: SHAP over masked inputs.
+"""Explain which input tokens make a token's computation dense: SHAP over masked inputs.
 
-The players are token ids: a masked token is replaced by a neutral id, or left out, and nothing is
-tokenised again. Every masked sequence is a trace of its own, so the cost is known, and told,
+The players are token ids: a masked token is replaced by a neutral id or removed, and nothing is
+tokenised again. Every masked sequence is traced separately, so the cost is known, and logged,
 before anything runs.
 """
 
@@ -19,27 +19,27 @@ from ..errors import InputError
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
+from .batches import batches
 from .density import AUC, tolerance
 
 log = logging.getLogger(__name__)
 
 Model = Callable[[list[list[int]]], ArrayLike]  # token ids of B sequences -> float [B]
 Mask = int | Literal["neutral", "remove"]
-EXACT_TOKENS = 8  # up to as many players, all their sets are traced
+EXACT_TOKENS = 8  # with at most this many players, all their subsets are traced
 MAX_SEQUENCES = 1000
-BATCH_TOKENS = 4096  # tokens that are traced together
-REMOVED = -1  # stands for a token that is left out
+REMOVED = -1  # marks a removed token
 AT_STRATUM = ("size", "edges", "tv")  # targets that are read at one stratum
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an explanation traces at most; sequences that recur are traced once."""
+    """Upper bound on what an explanation traces; repeated sequences are traced once."""
 
     players: int  # tokens that can be masked
     sequences: int
     tokens: int  # of all sequences together
-    exact: bool  # all sets of players, rather than random orders of them
+    exact: bool  # all subsets of the players, rather than random orders of them
 
     def __str__(self) -> str:
         how = "all sets" if self.exact else "random orders"
@@ -50,12 +50,12 @@ class Cost:
 
 
 def cost(length: int, players: int | None = None, max_sequences: int = MAX_SEQUENCES) -> Cost:
-    """What `explain_tokens` traces for a position with `length` tokens up to it.
+    """Compute what `explain_tokens` traces at most, before anything runs.
 
     Args:
-        length: tokens of the sequence, up to and with the position explained.
-        players: tokens that can be masked, where they are fewer.
-        max_sequences: the most that may be traced.
+        length: number of tokens up to and including the position explained.
+        players: number of tokens that can be masked; by default all.
+        max_sequences: the most sequences that may be traced.
 
     Raises:
         InputError: `max_sequences` is too small for a single order of the players.
@@ -67,21 +67,22 @@ def cost(length: int, players: int | None = None, max_sequences: int = MAX_SEQUE
     m = length if players is None else players
     if m <= EXACT_TOKENS and 2**m <= max_sequences:
         return Cost(m, 2**m, 2**m * length, exact=True)
-    each = 2 * m + 1  # one order of the players, forwards and backwards
-    if max_sequences < each:
+    one_order = 2 * m + 1  # one order of the players, forwards and backwards
+    if max_sequences < one_order:
         raise InputError(
-            f"max_sequences={max_sequences}: {m} tokens need at least {min(each, 2**m)} sequences"
+            f"max_sequences={max_sequences}: {m} tokens need at least "
+            f"{min(one_order, 2**m)} sequences"
         )
-    sequences = max_sequences // each * each
+    sequences = max_sequences // one_order * one_order
     return Cost(m, sequences, sequences * length, exact=False)
 
 
 class TokenMasker(shap.maskers.Masker):  # type: ignore[misc] # shap ships no types
-    """Masks token ids: each becomes `mask_id`, or is left out where that is `REMOVED`.
+    """Mask token ids: replace each by `mask_id`, where `REMOVED` marks it for removal.
 
     Args:
         kept: bool [T], tokens that are never masked.
-        mask_id: what stands for a masked token.
+        mask_id: the id that replaces a masked token.
     """
 
     immutable_outputs = True
@@ -91,12 +92,12 @@ class TokenMasker(shap.maskers.Masker):  # type: ignore[misc] # shap ships no ty
         self.mask_id = mask_id
 
     def __call__(self, mask: bool | NDArray[np.bool_], ids: NDArray[np.int64]) -> Any:
-        """int64 [1, T]: the ids with those masked for which `mask` is False."""
+        """int64 [1, T]: the ids, masked where `mask` is False."""
         shown = self._standardize_mask(mask, ids) | self.kept
         return np.where(shown, ids, self.mask_id)[None]
 
     def shape(self, ids: NDArray[np.int64]) -> tuple[int, int]:
-        """Masked sequences for one mask, and players with the kept tokens among them."""
+        """The number of sequences per mask, and of players including the kept tokens."""
         return 1, len(ids)
 
     def invariants(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -117,35 +118,34 @@ def explain_tokens(
     seed: int = 0,
     **options: Any,
 ) -> shap.Explanation:
-    """How much each token up to a position adds to the density of the prediction there.
+    """Attribute the density of a prediction to the tokens up to its position.
 
     Args:
         model: a tracer; or a callable from token ids of B sequences to float [B], which is
             explained instead of a density.
         text: a text, or token ids.
-        position: of the prediction that is explained, among the tokens, or from their end. Later
-            tokens are cut off: a causal model does not see them.
+        position: index of the token whose prediction is explained; negative counts from the end.
+            Later tokens are cut off: a causal model does not see them.
         target: `auc_tv`; `density@EPS`, whose log10 is explained; or `size`, `edges` or `tv` of
-            the trace at `stratum`. Not read with a callable.
-        stratum: column of the rule, 0 the sparsest.
+            the trace at `stratum`. Ignored for a callable.
+        stratum: column of the rule, 0 the sparsest; for `size`, `edges` and `tv` only.
         mask: `"neutral"` replaces a masked token by the tokenizer's pad token, else its eos or
-            bos token, so that lengths, positions and the size of the full graph stay as they are;
-            an id replaces it by that token; `"remove"` leaves it out, which also moves what
-            follows and shrinks the full graph (the token at `position` is then always there).
+            bos token, which keeps lengths, positions and the size of the full graph; an id
+            replaces it by that token; `"remove"` removes it, which shifts the tokens after it and
+            shrinks the full graph (the token at `position` is then always kept).
         select: the rule; AutoStrata chooses its thresholds once, on the unmasked tokens.
-        max_sequences: masked sequences traced at most; see `cost`.
-        seed: of everything random: the orders of more than 8 tokens (of 8 or fewer all sets are
-            traced), and what `Tracer.trace` draws.
+        max_sequences: the most masked sequences traced; see `cost`.
+        seed: seed of the random orders of more than 8 tokens (of 8 or fewer all subsets are
+            traced), and of `Tracer.trace`.
         options: further keyword arguments of `Tracer.trace` (importance, attention, ...).
 
     Returns:
-        One explanation over T tokens: `values` float64 [T] in the target's unit, `base_values`
+        An explanation over T tokens: `values` float64 [T] in the target's unit, `base_values`
         (all players masked), `data` the tokens' texts. Base value and values add up to the target
-        of the unmasked tokens. For random orders `error_std` [T] is the spread of one order.
+        of the unmasked tokens. For random orders `error_std` [T] is the spread over orders.
 
     Raises:
-        InputError: a position, target or mask that cannot be used, or too small a
-            `max_sequences`.
+        InputError: an invalid position, target or mask, or `max_sequences` too small.
 
     Source: Lundberg and Lee, *A Unified Approach to Interpreting Model Predictions*, 2017.
 
@@ -189,9 +189,9 @@ def _mask_id(model: Tracer | Model, mask: Mask) -> int:
     tokenizer = model.tokenizer if isinstance(model, Tracer) else None
     if mask == "neutral":
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-            found = getattr(tokenizer, name, None)
-            if found is not None:
-                return int(found)
+            token = getattr(tokenizer, name, None)
+            if token is not None:
+                return int(token)
         raise InputError("no tokenizer with a pad, eos or bos token: give mask=ID or 'remove'")
     raise InputError(f"mask={mask!r}: use 'neutral', 'remove' or a token id")
 
@@ -214,36 +214,29 @@ def _density_model(
     select: Rule | AutoStrata,
     options: dict[str, Any],
 ) -> Model:
-    """The callable as it is; of a tracer, the target at the last token of each sequence."""
+    """Return a callable unchanged; of a tracer, read the target at each sequence's last token."""
     if not isinstance(model, Tracer):
         return model
     if isinstance(select, Size) and options.get("scope") != "output":
         raise InputError("Size orders the edges of one output: it needs scope='output'")
     tracer = model
-    about = {name: options[name] for name in ("importance", "count", "seed") if name in options}
-    rule = tracer.choose_strata(select, [ids.tolist()], **about)
+    choice = {name: options[name] for name in ("importance", "count", "seed") if name in options}
+    rule = tracer.choose_strata(select, [ids.tolist()], **choice)
     read = _reader(target, stratum, len(rule))
 
     def values(sequences: list[list[int]]) -> NDArray[np.float64]:
-        found: list[float] = []
-        for batch in _batches(sequences):
+        results: list[float] = []
+        for batch in batches(sequences):
             traces = tracer.trace(batch, select=rule, **options)
             assert isinstance(traces, list)
-            found += [float(read(trace)) for trace in traces]
-        return np.array(found)
+            results += [float(read(trace)) for trace in traces]
+        return np.array(results)
 
     return values
 
 
-def _batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Runs of sequences of about `BATCH_TOKENS` tokens."""
-    each = max(1, BATCH_TOKENS // max(map(len, sequences)))
-    for start in range(0, len(sequences), each):
-        yield sequences[start : start + each]
-
-
 def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], float]:
-    """What reads the target off a trace, at its last output."""
+    """Return the function that reads the target off a trace, at its last output."""
     if target in AT_STRATUM:
         if stratum is None or not -strata <= stratum < strata:
             raise InputError(f"stratum={stratum}: target {target!r} is read at one of {strata}")
@@ -263,7 +256,7 @@ def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], 
 
 
 class _Once:
-    """A model as shap calls it, on rows of ids; each different sequence is evaluated once."""
+    """Adapt a model to shap, which passes rows of ids; evaluate each distinct sequence once."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -286,23 +279,23 @@ class _Once:
 def _shapley(
     model: _Once, ids: NDArray[np.int64], masker: TokenMasker, price: Cost, seed: int
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
-    """Values [T], base value and, of random orders, their spread [T]."""
+    """Return values [T], the base value and, for random orders, their spread [T]."""
     if price.players == 0:
         return np.zeros(len(ids)), float(model(ids[None])[0]), None
-    # One batch: the model cuts it by its tokens.
+    # One batch for shap; the model splits it by number of tokens.
     options = {"max_evals": price.sequences, "batch_size": price.sequences, "silent": True}
     if price.exact:
-        found = shap.ExactExplainer(model, masker)(ids[None], **options)
-        return found.values[0], float(found.base_values[0]), None
+        explanation = shap.ExactExplainer(model, masker)(ids[None], **options)
+        return explanation.values[0], float(explanation.base_values[0]), None
     with _global_random_state():
         explainer = shap.PermutationExplainer(model, masker, seed=seed)
-        found = explainer(ids[None], error_bounds=True, **options)
-    return found.values[0], float(found.base_values[0]), found.error_std[0]
+        explanation = explainer(ids[None], error_bounds=True, **options)
+    return explanation.values[0], float(explanation.base_values[0]), explanation.error_std[0]
 
 
 @contextmanager
 def _global_random_state() -> Iterator[None]:
-    """Leaves NumPy's global generator, which shap seeds, as it was."""
+    """Restore NumPy's global generator on exit: shap seeds it."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

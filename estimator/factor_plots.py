@@ -1,4 +1,4 @@
-"""Figures of what traces consist of, and of what explains density."""
+"""Figures of what traces consist of and of the factors that explain density."""
 
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from .explain import FactorExplanation
 
 MOST_FACTORS = 12
-MOST_POINTS = 250  # of one factor's swarm
-_STEPS = 60  # of a swarm's width, in which points stand on one another
-_CLASSES = ((0.0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1.0))  # of a factor's values, by rank
+MOST_POINTS = 250  # points of one factor's swarm
+_STEPS = 60  # bins across a swarm's width; the points of a bin are stacked
+_CLASSES = ((0.0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1.0))  # colours of a factor's values, by rank
 
 
 def topology_figure(parts: pd.DataFrame, paint: Palette = PAGE) -> Figure:
-    """A panel a kind of edge: its share of the trace's edges, by quartile of depth.
+    """One panel per kind of edge: its share of the trace's edges, by quartile of depth.
 
     Args:
         parts: see `summaries.trace_parts`, without a label.
@@ -47,11 +47,11 @@ def topology_figure(parts: pd.DataFrame, paint: Palette = PAGE) -> Figure:
 
 
 def importance_figure(factors: pd.DataFrame, unit: str, paint: Palette = PAGE) -> Figure:
-    """A bar a factor: mean |SHAP| with its interval, the largest on top.
+    """One bar per factor: mean |SHAP| with its interval, the largest on top.
 
     Args:
         factors: see `explain.FactorExplanation`.
-        unit: of the SHAP values.
+        unit: unit of the SHAP values.
         paint: the colours.
     """
     table = factors.head(MOST_FACTORS)
@@ -69,32 +69,32 @@ def importance_figure(factors: pd.DataFrame, unit: str, paint: Palette = PAGE) -
 
 
 def swarm_points(found: "FactorExplanation", seed: int = 0) -> pd.DataFrame:
-    """The points of a beeswarm: a sample of tokens for each of the largest factors.
+    """Draw the points of a beeswarm: a sample of tokens for each of the largest factors.
 
     Returns:
-        `factor`, `value` (of the factor as shown), `shap`, `rank` (of the value among all
-        tokens', 0..1; NaN for a category).
+        `factor`, `value` (as displayed), `shap`, `rank` (of the value among all explained tokens,
+        0..1; NaN where the factor has no direction, as a category).
     """
     explanation, tables = found.explanation, []
     rng = np.random.default_rng(seed)
     for name in found.factors.index[:MOST_FACTORS]:
-        place = explanation.feature_names.index(name)
-        shown = pd.Series(explanation.display_data[:, place])
+        column = explanation.feature_names.index(name)
+        shown = pd.Series(explanation.display_data[:, column])
         rank = np.full(len(shown), np.nan)
         if not np.isnan(found.factors["direction"][name]):
-            rank = pd.Series(explanation.data[:, place]).rank(pct=True).to_numpy()
+            rank = pd.Series(explanation.data[:, column]).rank(pct=True).to_numpy()
         rows = np.sort(rng.choice(len(shown), min(MOST_POINTS, len(shown)), replace=False))
-        columns = {"value": shown, "shap": explanation.values[:, place], "rank": rank}
+        columns = {"value": shown, "shap": explanation.values[:, column], "rank": rank}
         tables.append(pd.DataFrame(columns).iloc[rows].assign(factor=name))
     return pd.concat(tables, ignore_index=True)[["factor", "value", "shap", "rank"]]
 
 
 def beeswarm_figure(points: pd.DataFrame, unit: str, paint: Palette = PAGE) -> Figure:
-    """A swarm a factor: a token's SHAP value across, coloured by whether its value is low or high.
+    """One swarm per factor: the SHAP values of tokens, coloured by the rank of their value.
 
     Args:
         points: see `swarm_points`.
-        unit: of the SHAP values.
+        unit: unit of the SHAP values.
         paint: the colours.
     """
     names = list(dict.fromkeys(points["factor"]))
@@ -130,9 +130,9 @@ def beeswarm_figure(points: pd.DataFrame, unit: str, paint: Palette = PAGE) -> F
 
 
 def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where points stand above and below their row: those of like value on one another."""
+    """Offsets of points above and below their row, which stack points of similar value."""
     width = np.ptp(values)
     run = np.rint((values - values.min()) / width * _STEPS) if width > 0 else np.zeros(len(values))
-    place = pd.Series(run).groupby(run).cumcount().to_numpy()
-    step = min(0.08, 0.8 / (1 + place.max()))
-    return np.asarray(np.where(place % 2, 1, -1) * ((place + 1) // 2) * step)
+    height = pd.Series(run).groupby(run).cumcount().to_numpy()
+    step = min(0.08, 0.8 / (1 + height.max()))
+    return np.asarray(np.where(height % 2, 1, -1) * ((height + 1) // 2) * step)

@@ -1,4 +1,4 @@
-"""Factors of a store of any size: those of a sample, explained beside what else is done."""
+"""Sample a store of any size, and explain the sample's densities by factors."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from .factor_plots import swarm_points
 from .features import factor_frame, own_frequency
 from .intervals import MIN_DOCUMENTS
 
-TOKENS = 4000  # explained; SHAP of as many takes seconds
-POOL = 40_000  # tokens of whole documents, among which these are drawn
+TOKENS = 4000  # tokens explained; SHAP of that many takes seconds
+POOL = 40_000  # tokens of whole documents from which these are drawn
 SHUFFLES = 2
-FEWEST_TOKENS = 200  # an explanation by factors of fewer says nothing
+FEWEST_TOKENS = 200  # with fewer, factors explain nothing
 
 
 @dataclass(frozen=True)
 class FactorSummary:
-    """What is said of an `explain.FactorExplanation`: few numbers, read without shap.
+    """The numbers of an `explain.FactorExplanation` that a report needs; unpickles without shap.
 
     Attributes:
         target, unit, r2, r2_shuffled, finding, factors: as there.
         points: see `factor_plots.swarm_points`.
-        tokens: how many were explained.
+        tokens: number of tokens explained.
     """
 
     target: str
@@ -40,12 +40,12 @@ class FactorSummary:
 
 @dataclass(frozen=True)
 class FactorSample:
-    """Tokens of some whole documents: what is known of them, and what is explained.
+    """Tokens of whole documents: their factors, and the densities to explain.
 
     Attributes:
         factors: see `features.factor_frame`; frequencies are those in the whole store.
         target: `auc_tv`.
-        document: of each token.
+        document: the document of each token.
     """
 
     factors: pd.DataFrame
@@ -53,10 +53,10 @@ class FactorSample:
     document: pd.Series
 
     def explain(self, seed: int = 0) -> FactorSummary:
-        """See `explain.explain_frame`; interactions of factors are left out."""
-        from .explain import explain_frame  # shap takes seconds to import
+        """Explain the sample, without interactions; see `explain.explain_frame`."""
+        from .explain import explain_frame  # imported late: shap takes seconds
 
-        found = explain_frame(
+        explanation = explain_frame(
             self.factors,
             self.target,
             self.document,
@@ -67,30 +67,30 @@ class FactorSample:
             seed=seed,
         )
         return FactorSummary(
-            found.target,
-            found.unit,
-            found.r2,
-            found.r2_shuffled,
-            found.finding,
-            found.factors,
-            swarm_points(found),
-            len(found.document),
+            target=explanation.target,
+            unit=explanation.unit,
+            r2=explanation.r2,
+            r2_shuffled=explanation.r2_shuffled,
+            finding=explanation.finding,
+            factors=explanation.factors,
+            points=swarm_points(explanation),
+            tokens=len(explanation.document),
         )
 
 
 def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorSample | None:
-    """A sample of a store's tokens; None where there are too few to explain anything.
+    """Draw a sample of a store's tokens; None if there are too few to explain anything.
 
     Args:
         store: a scanned store.
         result: its densities.
-        seed: of the drawing of documents.
+        seed: seed of the draw of documents.
     """
     tokens, sizes = result.tokens, result.tokens.groupby("document").size()
     if len(sizes) < MIN_DOCUMENTS or len(tokens) < FEWEST_TOKENS:
         return None
     drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())
-    # So many that the pool is full, and those that an interval needs at least.
+    # Enough documents to fill the pool, and at least as many as an interval needs.
     enough = int(np.searchsorted(np.cumsum(sizes[drawn]), POOL)) + 1
     inside = tokens["document"].isin(drawn[: max(enough, MIN_DOCUMENTS)]).to_numpy()
     pool = tokens[inside].reset_index(drop=True)

@@ -1,8 +1,8 @@
-"""Factors: what may explain a token's density, one column each.
+"""Factors that may explain a token's density, one column each.
 
-A scored token's row describes the position t whose prediction is traced: the token at t is the
-last one that the model has read, and what it predicts is the token after it. Frequency, length,
-script, repetition and the surprisal of the token itself are those of the token at t.
+A scored token's row describes the position t whose prediction is traced: the model has read the
+token at t last, and predicts the token after it. Frequency, length, script, repetition and the
+token's own surprisal are those of the token at t.
 """
 
 import unicodedata
@@ -22,13 +22,13 @@ from .words import sentence_starts, word_spans
 
 Kind = Literal["number", "category"]
 Column = Callable[[pd.DataFrame], ArrayLike] | ArrayLike
-UNSEEN = 0.5  # occurrences that a token never seen elsewhere is taken to have
-TEXT = "text"  # the column of token texts that callables are given beside the factors
+UNSEEN = 0.5  # count assumed for a token never seen elsewhere
+TEXT = "text"  # column of token texts that callables see in addition to the factors
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What a column of `factor_frame` holds."""
+    """Description of a column of `factor_frame`."""
 
     name: str
     unit: str
@@ -111,14 +111,14 @@ _CLASSES = {
 
 
 def factor_table(frame: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The factors as a table for pages and reports.
+    """List the factors as a table for pages and reports.
 
     Args:
-        frame: of `factor_frame`; its columns are listed, those of labels and users included.
-            By default the built-in factors.
+        frame: a frame of `factor_frame`, whose columns are listed, including labels and columns
+            of the user; by default the built-in factors.
 
     Returns:
-        One row a factor: `unit`, `kind`, `description`; the index is its name.
+        One row per factor, indexed by name: `unit`, `kind`, `description`.
 
     Example:
         >>> factor_table().loc["context", "unit"]
@@ -133,7 +133,7 @@ def factor_table(frame: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def _described(frame: pd.DataFrame | None, name: str) -> Factor:
-    """A factor that is not built in: a label, or a column of the user's."""
+    """Describe a factor that is not built in: a label, or a column of the user."""
     assert frame is not None
     label = name in frame.attrs.get("labels", ())
     about = "label of the token's document" if label else "given by the user"
@@ -152,19 +152,19 @@ def factor_frame(
     *,
     tokens: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The factors of every scored token, aligned with `token_frame`.
+    """Compute the factors of every scored token, aligned with `token_frame`.
 
     Args:
         store: a scanned store.
         reference_counts: occurrences by token id in some large corpus: a mapping, or numbers [V].
         factors: further columns; see `with_columns`.
-        tokens: `token_frame(store)`, where it is there already.
+        tokens: `token_frame(store)`, if already computed.
 
     Returns:
-        One row a scored token, in the order and with the index of `token_frame`: the columns of
-        `FACTORS` (`log_reference_frequency` where counts are given), then the documents' labels
-        as categories (`label_NAME` where a factor has that name), then `factors`. Numbers are
-        float64, NaN where there is none.
+        One row per scored token, in the order and with the index of `token_frame`: the columns of
+        `FACTORS` (`log_reference_frequency` if counts are given), then the documents' labels as
+        categories (`label_NAME` where NAME is a factor), then `factors`. Numbers are float64, NaN
+        where missing.
 
     Raises:
         InputError: counts that are negative or of another vocabulary; see also `with_columns`.
@@ -206,13 +206,13 @@ def factor_frame(
 def with_columns(
     frame: pd.DataFrame, factors: Mapping[str, Column], texts: pd.Series | None = None
 ) -> pd.DataFrame:
-    """A factor frame with the user's own columns.
+    """Add the user's columns to a factor frame.
 
     Args:
-        frame: of `factor_frame`, N rows.
-        factors: name -> values [N], a Series with the frame's index, or a callable that gives
-            them from the frame so far. Numbers are numbers; strings, booleans and categoricals
-            are categories.
+        frame: a frame of `factor_frame`, N rows.
+        factors: name -> values [N], a Series with the frame's index, or a callable that computes
+            them from the frame so far. Strings, booleans and categoricals become categories,
+            everything else float64.
         texts: the tokens' texts [N]; callables see them as column `text`.
 
     Raises:
@@ -223,20 +223,22 @@ def with_columns(
         >>> with_columns(frame, {"octave": lambda f: np.log2(f["context"])})["octave"].tolist()
         [0.0, 1.0, 2.0]
     """
-    found = frame.copy()
-    found.attrs = dict(frame.attrs)
+    result = frame.copy()
+    result.attrs = dict(frame.attrs)
     for name, given in factors.items():
-        if name in found or name == TEXT:
+        if name in result or name == TEXT:
             raise InputError(f"factor {name!r} is there already: choose another name")
-        shown = found if texts is None else found.assign(**{TEXT: texts})
+        shown = result if texts is None else result.assign(**{TEXT: texts})
         values = given(shown) if callable(given) else given
-        if isinstance(values, pd.Series) and not values.index.equals(found.index):
+        if isinstance(values, pd.Series) and not values.index.equals(result.index):
             raise InputError(f"factor {name!r} has another index than the frame")
         column = pd.Series(values).reset_index(drop=True)
-        if len(column) != len(found):
-            raise InputError(f"factor {name!r} has {len(column)} values for {len(found)} tokens")
-        found[name] = pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
-    return found
+        if len(column) != len(result):
+            raise InputError(f"factor {name!r} has {len(column)} values for {len(result)} tokens")
+        result[name] = (
+            pd.Categorical(column) if is_category(column) else column.to_numpy(np.float64)
+        )
+    return result
 
 
 def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
@@ -256,7 +258,7 @@ def _per_million(counts: NDArray[np.floating], total: float) -> NDArray[np.float
 
 
 def own_frequency(ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The factor `log_frequency`, float64 [N], of token ids [N].
+    """Compute the factor `log_frequency`, float64 [N], of token ids int64 [N].
 
     Example:
         >>> own_frequency(np.array([7, 7, 8])).round(2).tolist()
@@ -290,7 +292,7 @@ def _sentence_position(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     sentence = np.zeros(len(tokens), np.int64)
     for document, rows in document_rows(tokens).items():
         starts = sentence_starts(documents[document])
-        # A token's last character, so that the space before a word counts with the word.
+        # Locate a token by its last character: a leading space belongs to the word after it.
         last = tokens["char_end"].to_numpy()[rows] - 1
         sentence[rows] = np.maximum.accumulate(np.searchsorted(starts, last, side="right"))
     return tokens.groupby([tokens["document"], sentence]).cumcount()
@@ -305,7 +307,7 @@ def _word_place(
     for document, rows in document_rows(tokens).items():
         first = begins.to_numpy()[rows]
         starts = word_spans(documents[document])[:, 0]
-        # Of tokens that share one character's bytes, only the first begins with it.
+        # Of the tokens that share one character's bytes, only the first begins the word.
         end = tokens["char_end"].to_numpy()[rows]
         reach = np.maximum.accumulate(np.concatenate([[0], end[:-1]]))
         initial = np.isin(first, starts) & (first >= reach) & ~empty.to_numpy()[rows]
@@ -328,17 +330,17 @@ def _character_class(text: str) -> str:
 
 
 def _repeat_distance(tokens: pd.DataFrame) -> pd.Series:
-    """From each token back to the same id in its window, NaN where there is none."""
-    place = tokens["context"]
-    before = place.groupby([tokens["window"], tokens["token"]]).shift(1)
-    return place - before
+    """Distance from each token back to the same id in its window; NaN if there is none."""
+    position = tokens["context"]
+    before = position.groupby([tokens["window"], tokens["token"]]).shift(1)
+    return position - before
 
 
 def frequency_bands(log_frequency: Sequence[float] | pd.Series) -> pd.Series:
-    """Decades of frequency as categories, rarest first: `< 10`, `10 to 100`, ... per million.
+    """Band frequencies by decade, as categories, rarest first: `< 10`, `10 to 100`, ...
 
     Args:
-        log_frequency: log10 per million, [N].
+        log_frequency: float [N], log10 per million.
 
     Example:
         >>> frequency_bands([1.5, 4.2]).tolist()

@@ -9,14 +9,14 @@ from scipy import special
 
 from ..errors import InputError
 
-# With fewer, no resampling reaches 95%: five values all miss a side 1 in 16 times.
+# With fewer, no resampling reaches 95%: even 5 values lie on one side of the truth 1 time in 16.
 MIN_DOCUMENTS = 5
-DRAWN = 10**5  # places drawn at a time: they stay in the cache
+DRAWN = 10**5  # indices drawn at a time, so that they stay in the cache
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval; the ends are NaN where none can be given."""
+    """An estimate and the ends of its interval, which are NaN if none can be given."""
 
     value: float
     low: float
@@ -28,13 +28,13 @@ def mean_interval(
 ) -> Interval:
     """The mean of independent values with its expanded-percentile bootstrap interval.
 
-    Percentiles of the resampled means, with tails as `widened` has them.
+    The ends are percentiles of the resampled means, with the tails of `widened`.
 
     Args:
         values: float [n], one value per independent unit (a document's mean, not a token).
         level: the nominal coverage, in (0, 1).
-        n_resamples: bootstrap samples.
-        seed: of the resampling; the same values and seed give the same interval.
+        n_resamples: number of bootstrap samples.
+        seed: seed of the resampling; the same values and seed give the same interval.
 
     Returns:
         The mean and the interval; NaN ends with fewer than `MIN_DOCUMENTS` values, all NaN with
@@ -54,7 +54,7 @@ def mean_interval(
 def mean_intervals(
     values: ArrayLike, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
 ) -> list[Interval]:
-    """`mean_interval` of each column of float [n, M], with one set of samples for all of them.
+    """`mean_interval` of each column of float [n, M], all with the same resamples.
 
     Example:
         >>> mean_intervals(np.full((5, 2), 0.2))[1]
@@ -62,7 +62,7 @@ def mean_intervals(
     """
     data = np.asarray(values, np.float64)
     known = ~np.isnan(data)
-    if not known.all() and data.shape[1] > 1:  # each column leaves out rows of its own
+    if not known.all() and data.shape[1] > 1:  # each column leaves out different rows
         return [mean_interval(column, level, n_resamples, seed) for column in data.T]
     data = data[known.all(axis=1)]
     n = len(data)
@@ -70,7 +70,7 @@ def mean_intervals(
     if n < MIN_DOCUMENTS:
         return [Interval(float(c.mean()) if n else np.nan, np.nan, np.nan) for c in data.T]
     mean = data.mean(axis=0)
-    # Deviations, so that a constant column's interval is exactly its value.
+    # Resample deviations, so that a constant column's interval is exactly its value.
     means = _resampled_means(data - mean, n_resamples, seed)
     tail = 50 * (1 - nominal)
     low, high = mean + np.percentile(means, [tail, 100 - tail], axis=0)
@@ -84,10 +84,10 @@ def interval_of_means(
     n_resamples: int = 999,
     seed: int = 0,
 ) -> Interval:
-    """`cluster_interval` of a statistic of column means, of all samples at once.
+    """`cluster_interval` for a statistic of column means, evaluated on all samples at once.
 
     Args:
-        statistic: from means float64 [..., M] to [...].
+        statistic: function from means float64 [..., M] to [...].
         values: float64 [n, M], one row per independent unit.
         level, n_resamples, seed: see `cluster_interval`.
 
@@ -106,17 +106,17 @@ def interval_of_means(
 
 
 def _resampled_means(data: Floats, n_resamples: int, seed: int) -> Floats:
-    """Means of rows drawn with replacement, as many as there are, float64 [n_resamples, M]."""
+    """Means of n rows drawn with replacement, float64 [n_resamples, M]."""
     n, rng = len(data), np.random.default_rng(seed)
     batch = max(1, DRAWN // n)
-    found = []
+    means = []
     for start in range(0, n_resamples, batch):
         rows = min(batch, n_resamples - start)
         drawn = rng.integers(0, n, (rows, n))
         drawn += n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        found.append(times.astype(np.float64) @ data / n)
-    return np.concatenate(found)
+        means.append(times.astype(np.float64) @ data / n)
+    return np.concatenate(means)
 
 
 def _percentiles(value: float, samples: Floats, nominal: float) -> Interval:
@@ -129,7 +129,7 @@ def _percentiles(value: float, samples: Floats, nominal: float) -> Interval:
 
 
 def widened(level: float, n: int) -> float:
-    """The level of a percentile interval of n values whose coverage is nearly `level`.
+    """The level at which a percentile interval of n values covers nearly `level`.
 
     The plain percentile interval is too narrow for few values: its tails become
     Phi(-sqrt(n / (n - 1)) t), t the (1 + level) / 2 quantile of Student's t with n - 1 degrees
@@ -137,7 +137,7 @@ def widened(level: float, n: int) -> float:
 
     Args:
         level: the nominal coverage, in (0, 1).
-        n: independent units.
+        n: number of independent units.
 
     Raises:
         InputError: a level outside (0, 1).
@@ -161,17 +161,17 @@ def cluster_interval(
     n_resamples: int = 999,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of whole documents with its bootstrap interval: documents are resampled.
+    """A statistic of documents with its bootstrap interval, which resamples whole documents.
 
-    For statistics that are no mean of document values (a rank correlation over words, the
+    For statistics that are not a mean of document values (a rank correlation over words, the
     threshold at which an error is met); the tails are those of `mean_interval`.
 
     Args:
-        statistic: from document numbers int64 [n], repeated ones included, to a value.
-        n: documents.
+        statistic: function from document numbers int64 [n], with repeats, to a value.
+        n: number of documents.
         level: the nominal coverage, in (0, 1).
-        n_resamples: bootstrap samples.
-        seed: of the resampling.
+        n_resamples: number of bootstrap samples.
+        seed: seed of the resampling.
 
     Returns:
         The value for all documents once, and the interval; NaN ends with fewer than
@@ -197,11 +197,11 @@ def cluster_intervals(
     n_resamples: int = 999,
     seed: int = 0,
 ) -> list[Interval]:
-    """`cluster_interval` of several statistics, which see the same samples of documents.
+    """`cluster_interval` for several statistics, all with the same resamples of documents.
 
     Args:
-        statistics: from document numbers to a value each.
-        n: documents, at least 1.
+        statistics: function from document numbers int64 [n] to one value per statistic.
+        n: number of documents, at least 1.
         level, n_resamples, seed: see `cluster_interval`.
     """
     nominal = widened(level, n)

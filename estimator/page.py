@@ -1,4 +1,4 @@
-"""What the report's page says of one or several results, and the page as HTML."""
+"""Assemble the report's page from one or several results, and render it as HTML."""
 
 import base64
 import hashlib
@@ -19,12 +19,13 @@ from .density import DensityResult
 from .exhibits import Exhibit
 from .intervals import MIN_DOCUMENTS
 from .plots import percent
+from .report import ReportOptions
 from .sections import Section, Subject, begin, number, section, with_factors
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says, before it is HTML."""
+    """The content of the page, before rendering."""
 
     sections: Sequence[Section]
     across: Agreement | None
@@ -32,11 +33,11 @@ class Page:
     @property
     def exhibits(self) -> list[Exhibit]:
         """All figures, in the order of the page."""
-        of_stores = [exhibit for each in self.sections for exhibit in each.exhibits.values()]
+        of_stores = [exhibit for part in self.sections for exhibit in part.exhibits.values()]
         return [*of_stores, *(self.across.exhibits if self.across else [])]
 
     def html(self, title: str | None) -> str:
-        """The page as one string."""
+        """Render the page to one string."""
         first = self.sections[0].subject.result
         script = _template_file("report.js")
         return (
@@ -64,38 +65,48 @@ class Page:
 
 
 def page_of(
-    sources: Sequence[DensityResult | Store],
-    by: Sequence[str] | None,
-    names: Sequence[str] | None,
-    eps: float,
-    explaining: Executor | None,
+    sources: Sequence[DensityResult | Store], options: ReportOptions, explaining: Executor
 ) -> Page:
-    """See `report.render_report`; densities are explained in `explaining`, if anywhere."""
-    results = [s if isinstance(s, DensityResult) else DensityResult.from_store(s, eps)
-               for s in sources]  # fmt: skip
-    labels = dict.fromkeys(label for result in results for label in result.labels)
-    for label in by or ():
-        if label not in labels:
-            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
-    called = model_names([str(result.settings["model"]) for result in results], names)
-    subjects = [
-        Subject(
-            key=f"s{place + 1}",
-            name=name,
-            result=result,
-            store=source if isinstance(source, Store) else None,
-            by=None if by is None else tuple(by),
-        )
-        for place, (name, result, source) in enumerate(zip(called, results, sources, strict=True))
+    """Assemble the page; `explaining` runs the explanations by factors."""
+    results = [
+        source
+        if isinstance(source, DensityResult)
+        else DensityResult.from_store(source, options.eps)
+        for source in sources
     ]
-    if explaining is None:
+    subjects = _subjects(sources, results, options)
+    if not options.factors:
         return Page([section(subject) for subject in subjects], agreement(subjects))
     begun = [begin(explaining, subject) for subject in subjects]
     page = Page([section(subject) for subject in subjects], agreement(subjects))
     for exhibit in page.exhibits:
         _ = exhibit.svg  # drawn while factors are explained
-    sections = [with_factors(*each) for each in zip(page.sections, begun, strict=True)]
+    sections = [with_factors(*pair) for pair in zip(page.sections, begun, strict=True)]
     return replace(page, sections=sections)
+
+
+def _subjects(
+    sources: Sequence[DensityResult | Store],
+    results: Sequence[DensityResult],
+    options: ReportOptions,
+) -> list[Subject]:
+    labels = dict.fromkeys(label for result in results for label in result.labels)
+    for label in options.by or ():
+        if label not in labels:
+            raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
+    names = model_names([str(result.settings["model"]) for result in results], options.names)
+    return [
+        Subject(
+            key=f"s{number}",
+            name=name,
+            result=result,
+            store=source if isinstance(source, Store) else None,
+            by=None if options.by is None else tuple(options.by),
+        )
+        for number, (name, result, source) in enumerate(
+            zip(names, results, sources, strict=True), start=1
+        )
+    ]
 
 
 def _environment() -> Environment:
@@ -119,10 +130,10 @@ def _hash(script: str) -> str:
 
 
 def count(value: float) -> str:
-    """A number of things: 1,234, or 12.3 where it is small."""
+    """Format a count: 1,234, or 12.3 below 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
 
 
 def signed(value: float) -> str:
-    """A number with its sign, to two places; a dash where there is none."""
+    """Format a number with its sign, to two places; NaN as a dash."""
     return f"{value:+.2f}".replace("-", "−") if value == value else "–"

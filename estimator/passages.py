@@ -1,4 +1,4 @@
-"""Tokens laid over their text: coloured passages, and single tokens in their context."""
+"""Show tokens within their text: coloured passages, and single tokens in context."""
 
 import base64
 import re
@@ -15,10 +15,10 @@ from ..tracer.store import Store
 from .density import AUC, DensityResult
 from .plots import percent
 
-FULL_CONTEXT = 32  # below it a relative size says more of the small graph than of the token
-MOST_TOKENS = 600  # of one passage on the page
-MOST_STRATA = 16  # whose sizes and errors a passage holds
-DECADES = 8000  # steps of a decade of size, as a passage holds it; 16 bits reach 1e-8
+FULL_CONTEXT = 32  # with less context a relative size reflects the small graph more than the token
+MOST_TOKENS = 600  # tokens of one passage on the page
+MOST_STRATA = 16  # strata whose sizes and errors a passage holds
+DECADES = 8000  # steps per decade of size in a passage's data; 16 bits reach down to 1e-8
 FIELDS = (
     "share of the full graph",
     "edges",
@@ -33,9 +33,9 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the values of one measure lie on the colour ramp: 0 is sparse, 100 dense.
+    """Map the values of one measure to the colour ramp: 0 is sparse, 100 dense.
 
-    The ramp spans the 2nd to the 98th percentile of the corpus; what lies beyond takes its ends.
+    The ramp spans the 2nd to the 98th percentile of the corpus; values beyond are clipped.
     """
 
     title: str
@@ -45,12 +45,12 @@ class Scale:
 
     @classmethod
     def of(cls, values: pd.Series, log: bool) -> "Scale":
-        """The scale of a measure's corpus values; NaN are left out."""
+        """Fit the scale to a measure's values in the corpus; NaN are ignored."""
         low, high = np.nanquantile(values.to_numpy(np.float64), [0.02, 0.98])
         return cls(str(values.name), float(low), float(high), log)
 
     def place(self, values: ArrayLike) -> NDArray[np.int64]:
-        """int [...] in 0..100, of float [...]; halfway where the corpus holds one value only."""
+        """Map float [...] to int64 [...] in 0..100; 50 if the corpus has a single value."""
         ends = np.array([self.low, self.high])
         numbers = np.asarray(values, np.float64)
         if self.log:
@@ -61,7 +61,7 @@ class Scale:
 
     @property
     def ticks(self) -> tuple[str, str, str]:
-        """What the two ends and the middle of the ramp stand for."""
+        """Labels of the ramp's low end, middle and high end."""
         middle = np.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         texts = [percent(v) if self.log else f"{v:.2f}" for v in (self.low, middle, self.high)]
         return (f"≤ {texts[0]}", texts[1], f"≥ {texts[2]}")
@@ -69,7 +69,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of a passage: tokens that share text, or (`numbers` None) text without a token."""
+    """A piece of a passage: tokens that share text, or (`numbers` None) text without a token.
+
+    `d` and `a` are its places on the scales of density and auc_tv, 0..100.
+    """
 
     text: str
     d: int = 0
@@ -115,7 +118,7 @@ def scales(result: DensityResult) -> tuple[Scale, Scale]:
 
 
 def cell_starts(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """The first row of each cell: tokens whose character spans overlap share one.
+    """Find the first row of each cell: tokens with overlapping character spans share one.
 
     Args:
         rows: the tokens of one document in order, `char_start` and `char_end`.
@@ -131,11 +134,11 @@ def cell_starts(rows: pd.DataFrame) -> NDArray[np.int64]:
 def cut_into_cells(
     text: str, rows: pd.DataFrame, density: str, both: tuple[Scale, Scale]
 ) -> tuple[Cell, ...]:
-    """The text as cells in order; joined, the cells' texts are the text.
+    """Cut a text into cells, in order; their texts join to the whole text.
 
     Args:
         text: the document.
-        rows: token rows of that document in order; tokens without text (specials) are passed by.
+        rows: token rows of that document in order; tokens without text (specials) are skipped.
         density: the name of the column `density@EPS`.
         both: the colour scales of the two measures.
     """
@@ -163,7 +166,7 @@ def cut_into_cells(
 
 
 def _means(values: NDArray[np.float64], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Means of runs of rows, which begin at `firsts`, over what is not NaN; [runs, columns]."""
+    """Means over runs of rows that begin at `firsts`, ignoring NaN; [runs, columns]."""
     known = ~np.isnan(values)
     sums = np.add.reduceat(np.where(known, values, 0), firsts, axis=0)
     members = np.add.reduceat(known, firsts, axis=0, dtype=np.int64)
@@ -171,7 +174,7 @@ def _means(values: NDArray[np.float64], firsts: NDArray[np.int64]) -> NDArray[np
 
 
 def _numbers(row: Sequence[float], tokens: int) -> str:
-    """The values of FIELDS, joined for the page's script."""
+    """Format the values of FIELDS, joined for the page's script."""
     density, edges, per_token, area, surprisal, entropy, context = row
     nats = ["–" if np.isnan(v) else f"{v:.2f}" for v in (surprisal, entropy)]
     return "|".join(
@@ -188,21 +191,21 @@ def _numbers(row: Sequence[float], tokens: int) -> str:
 
 
 def shown_strata(store: Store) -> list[tuple[int, str]]:
-    """Strata whose sizes and errors the page holds: all, or some evenly; each with its value."""
+    """Strata whose sizes and errors the page holds (all, or evenly spaced), with their values."""
     values = store.strata
     chosen = np.unique(np.linspace(0, len(values) - 1, min(MOST_STRATA, len(values))).astype(int))
     return [(int(k), f"{values[k]:.3g}") for k in chosen]
 
 
 def cell_curves(store: Store, rows: pd.DataFrame) -> str:
-    """Size and total variation of each cell at each of `shown_strata`, for the page's script.
+    """Encode size and total variation of each cell at each of `shown_strata`, for the script.
 
     Args:
-        store: where the rows come from.
+        store: the store of the rows.
         rows: token rows of one document in order, as `cut_into_cells` takes them.
 
     Returns:
-        Base64 of uint16 [cells, strata, 2], the least byte first: -log10 of the size in steps of
+        Base64 of little-endian uint16 [cells, strata, 2]: -log10 of the size in steps of
         1 / DECADES, and the total variation in steps of 1 / 65535. Means over a cell's tokens.
     """
     rows = rows[rows["char_end"] > rows["char_start"]]
@@ -224,7 +227,7 @@ def cell_curves(store: Store, rows: pd.DataFrame) -> str:
 def passage(
     result: DensityResult, document: int, both: tuple[Scale, Scale], store: Store | None = None
 ) -> Passage:
-    """One document as a passage, from its first tokens if it is long."""
+    """Make a passage of one document, or of its first `MOST_TOKENS` tokens if it is longer."""
     about: dict[Any, Any] = result.documents.loc[document].to_dict()
     rows = result.tokens[result.tokens["document"] == document].sort_values("position")
     shown = rows.head(MOST_TOKENS)
@@ -244,20 +247,21 @@ def passage(
 
 
 def document_name(result: DensityResult, document: int) -> str:
-    """A document's id with the labels that its id does not say already."""
+    """A document's id, with those of its labels that the id does not contain."""
     about: dict[Any, Any] = result.documents.loc[document].to_dict()
     labels = [str(about[label]) for label in result.labels]
     return " · ".join([str(about["id"]), *(v for v in labels if v not in str(about["id"]))])
 
 
 def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 40) -> list[int]:
-    """Documents to show: the middle one of each set of labels, then the densest and the sparsest.
+    """Choose documents to show: the middle one per set of labels, the densest, the sparsest.
 
     Args:
-        result: what was scanned.
-        labels: columns of the documents; each combination that occurs gives one document, those
-            with more documents first. Without labels every document counts as a combination.
-        most: documents at most, both ends included.
+        result: the densities of a scan.
+        labels: columns of the documents; each combination that occurs gives its document of
+            middle density, the most frequent combinations first. Without labels every document
+            is a combination.
+        most: documents at most, including the densest and the sparsest.
     """
     documents = result.documents.sort_values(result.density, ascending=False, kind="stable")
     groups = documents.groupby(list(labels) or documents.index, sort=False)
@@ -268,19 +272,19 @@ def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 4
 
 
 def enough_context(result: DensityResult) -> int:
-    """Tokens of context that a token must have to be ranked: 32, or the median in short texts."""
+    """The least context of a token that is ranked: 32 tokens, or the median if that is less."""
     return min(FULL_CONTEXT, int(result.tokens["context"].median()))
 
 
 def extremes(
     result: DensityResult, measure: str, densest: bool, both: tuple[Scale, Scale], most: int = 12
 ) -> list[TokenInContext]:
-    """The densest or sparsest tokens with enough context, one per document, with their text.
+    """Find the densest or sparsest tokens with enough context, one per document.
 
     Args:
-        result: what was scanned.
+        result: the densities of a scan.
         measure: one of `result.measures`; the other one breaks ties.
-        densest: which end.
+        densest: True for the densest, False for the sparsest.
         both: the colour scales of the two measures.
         most: tokens at most.
     """
@@ -292,36 +296,36 @@ def extremes(
     ranked = candidates.sort_values(order, ascending=not densest, kind="stable")
     chosen = ranked.drop_duplicates("document").head(most)
     d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
-    found = []
+    shown = []
     for i, row in enumerate(chosen.to_dict("records")):
-        about: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()
-        text, start, end = about["text"], row["char_start"], row["char_end"]
+        document: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()
+        text, start, end = document["text"], row["char_start"], row["char_end"]
         value = row[measure]
-        found.append(
+        shown.append(
             TokenInContext(
                 value=f"{value:.3f}" if measure == AUC else percent(value),
                 before=_one_line(text[max(0, start - 60) : start]),
                 token=_one_line(text[start:end]),
                 after=_one_line(text[end : end + 60]),
-                document=str(about["id"]),
+                document=str(document["id"]),
                 title=document_name(result, row["document"]),
                 rtl=_right_to_left(text[:end]),
                 d=int(d[i]),
                 a=int(a[i]),
             )
         )
-    return found
+    return shown
 
 
 def _among_best(
     tokens: pd.DataFrame, fit: pd.Series, measure: str, densest: bool, most: int
 ) -> pd.Series:
-    """Tokens as extreme as the best one of the `most`-th best document: only these need sorting."""
+    """Select tokens as extreme as the best of the `most`-th best document."""
     sign = 1 if densest else -1
     value: pd.Series = sign * tokens[measure]
     best = value[fit].groupby(tokens["document"][fit]).max().nlargest(most)
-    found: pd.Series = value >= best.min()
-    return found
+    extreme: pd.Series = value >= best.min()
+    return extreme
 
 
 def _one_line(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The report's figures: matplotlib drawings as inline SVG that take their colours from the page.
+"""The report's figures: matplotlib drawings as inline SVG, coloured by the page's CSS.
 
-A figure is drawn once, in stand-in colours; `to_svg` exchanges them for CSS variables, so the same
-drawing serves light, dark and print. Text stays text: it can be selected, and read aloud.
+A figure is drawn once, in placeholder colours, which `to_svg` replaces by CSS variables, so the
+same drawing serves light, dark and print. Text stays text: it can be selected and read aloud.
 """
 
 import io
@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours that figures are drawn in."""
+    """The colours of a figure."""
 
     ink: str
     muted: str
@@ -34,7 +34,7 @@ class Palette:
     paper: str
 
     def style(self) -> dict[Any, Any]:
-        """Settings of matplotlib."""
+        """matplotlib settings for these colours."""
         return {
             "svg.fonttype": "none",
             "text.parse_math": False,  # a label may hold a dollar sign
@@ -52,10 +52,10 @@ class Palette:
         }
 
 
-# Stand-ins for the page's variables. Any six distinct greys do; they never reach the reader.
+# Placeholders for the page's variables: any six distinct greys; they never reach the reader.
 PAGE = Palette(*(f"#0{i}0{i}0{i}" for i in range(1, 7)))
 VARIABLES = {value: f"var(--{name})" for name, value in asdict(PAGE).items()}
-# Of figures that stand alone: as report.css has them for light.
+# For standalone figures: the light colours of report.css.
 LIGHT = Palette("#1d1c1a", "#625f58", "#dedad1", "#96411f", "#3b5f8a", "#fbfaf7")
 MOST_DOTS = 150  # documents drawn for one label
 Draw = Callable[[Palette], Figure]
@@ -63,7 +63,7 @@ Draw = Callable[[Palette], Figure]
 
 @contextmanager
 def drawn_in(paint: Palette, **settings: Any) -> Iterator[None]:
-    """Draw or save a figure in these colours."""
+    """Apply a palette to figures drawn or saved while the context is open."""
     style: dict[Any, Any] = paint.style() | settings
     with warnings.catch_warnings(), matplotlib.rc_context(style):
         # Glyphs are only measured here; the reader's own fonts draw them.
@@ -72,7 +72,7 @@ def drawn_in(paint: Palette, **settings: Any) -> Iterator[None]:
 
 
 def percent(value: float, _position: int = 0) -> str:
-    """A share as a percentage with as many digits as it needs: 0.0123 -> `1.2%`."""
+    """Format a share as a percentage with two significant digits: 0.0123 -> `1.2%`."""
     if value == 0 or not np.isfinite(value):
         return "0%" if value == 0 else "–"
     digits = max(0, 1 - int(np.floor(np.log10(abs(100 * value)) + 1e-9)))
@@ -80,7 +80,7 @@ def percent(value: float, _position: int = 0) -> str:
 
 
 def settle(figure: Figure) -> None:
-    """Lay a figure out for good; where that is left to saving, all is drawn once more for it."""
+    """Lay a figure out now and freeze the layout; saving would draw everything again for it."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -88,9 +88,9 @@ def settle(figure: Figure) -> None:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an `<svg>` element for the body of a page; `label` is what it shows.
+    """Render the figure as an inline `<svg>` element, with `label` as its accessible name.
 
-    No prolog, metadata or namespace remains, so the page refers to nothing outside itself.
+    Prolog, metadata and namespaces are removed, so the page refers to nothing outside itself.
     `name` keeps the ids of several figures on one page apart.
     """
     buffer = io.StringIO()
@@ -114,7 +114,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def curve_figure(strata: pd.DataFrame, eps: float, paint: Palette = PAGE) -> Figure:
-    """TV over size: median line and quartile band of the tokens, a line for each control."""
+    """Plot TV over size: median line and quartile band of the tokens, a line for each control."""
     with drawn_in(paint):
         figure = Figure(figsize=(7.2, 3.7), layout="constrained")
         axes = figure.subplots()
@@ -155,7 +155,7 @@ def label_figure(
     as_percent: bool,
     paint: Palette = PAGE,
 ) -> Figure:
-    """A row for each label value: documents as faint dots, their mean and its interval.
+    """Plot a row for each label value: documents as faint dots, their mean and its interval.
 
     Args:
         documents: column `measure`, and the label named by the index of `summary`.
@@ -169,19 +169,19 @@ def label_figure(
         axes = figure.subplots()
         groups = documents.groupby(str(summary.index.name), observed=True)[measure]
         dots = [groups.get_group(value).to_numpy() for value in summary.index]
-        dots = [each[:: -(-len(each) // MOST_DOTS)] for each in dots]
-        rows = np.repeat(np.arange(len(dots)), [len(each) for each in dots])
-        # The golden ratio spreads the dots evenly up and down without any two in one line.
-        place = np.concatenate([np.arange(len(each)) for each in dots])
-        jitter = place * 0.618034 % 1 * 0.5 - 0.25
+        dots = [values[:: -(-len(values) // MOST_DOTS)] for values in dots]
+        rows = np.repeat(np.arange(len(dots)), [len(values) for values in dots])
+        # Multiples of the golden ratio, modulo 1, spread the dots evenly without repeating.
+        number = np.concatenate([np.arange(len(values)) for values in dots])
+        jitter = number * 0.618034 % 1 * 0.5 - 0.25
         axes.scatter(
             np.concatenate(dots), rows + jitter, s=7, color=paint.muted, alpha=0.3, linewidth=0
         )
         means = summary[[measure, f"{measure}_low", f"{measure}_high"]].to_numpy().T
-        each_row = np.arange(len(summary))
-        axes.hlines(each_row, means[1], means[2], color=paint.accent, linewidth=3, capstyle="round")
+        y = np.arange(len(summary))
+        axes.hlines(y, means[1], means[2], color=paint.accent, linewidth=3, capstyle="round")
         axes.plot(
-            means[0], each_row, "o", color=paint.accent, markersize=7,
+            means[0], y, "o", color=paint.accent, markersize=7,
             markeredgecolor=paint.paper, markeredgewidth=1.5,
         )  # fmt: skip
         names = [f"{shorten(str(v))} ({n:,.0f})" for v, n in summary["documents"].items()]
@@ -195,7 +195,7 @@ def label_figure(
 
 
 def position_figure(positions: pd.DataFrame, measure: str, paint: Palette = PAGE) -> Figure:
-    """Three panels over the length of context: relative size, edges, edges per context token."""
+    """Plot relative size, edges and edges per context token over the length of context."""
     panels = (
         (measure, "share of the full graph", percent),
         ("edges", "edges", None),
@@ -230,17 +230,17 @@ def position_figure(positions: pd.DataFrame, measure: str, paint: Palette = PAGE
 
 
 def shorten(text: str, length: int = 28) -> str:
-    """The text on one line, with an ellipsis where it was longer than `length` characters."""
+    """Put a text on one line, cut to `length` characters with an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def quiet(axes: Axes, grid: str, paint: Palette) -> None:
-    """Faint lines across one axis, behind what is drawn."""
+    """Draw faint grid lines across one axis, behind the data."""
     axes.set_axisbelow(True)
     axes.grid(axis="x" if grid == "x" else "y", color=paint.grid, linewidth=0.6)
 
 
 def count_axis(value: float, _position: int = 0) -> str:
-    """A number of things on an axis: 10,000, or 0.01."""
+    """Format a count on an axis: 10,000, or 0.01."""
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"

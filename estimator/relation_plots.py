@@ -1,4 +1,4 @@
-"""Figures of many points: density over other things, and one model over another."""
+"""Figures of many points: density over properties of tokens, and one model over another."""
 
 from collections.abc import Mapping
 
@@ -16,49 +16,49 @@ from .intervals import Interval
 from .plots import PAGE, Palette, count_axis, drawn_in, percent, quiet
 from .relations import RELATIONS, Relations, counts, medians
 
-LEVELS = 8  # of opacity
+LEVELS = 8  # levels of opacity
 Panel = tuple[pd.DataFrame, pd.DataFrame]  # counts and medians
 
 
-def relation_panels(found: Relations, tokens: pd.DataFrame) -> dict[str, dict[str, Panel]]:
-    """What `relation_figure` draws of each measure, by the name of the relation.
+def relation_panels(related: Relations, tokens: pd.DataFrame) -> dict[str, dict[str, Panel]]:
+    """Compute what `relation_figure` draws, by measure and name of the relation.
 
     Args:
-        found: the relations.
-        tokens: the measures; densities on logarithmic axes, `auc_tv` not.
+        related: the relations.
+        tokens: a column per measure; densities get logarithmic axes, `auc_tv` a linear one.
     """
     measures = [str(name) for name in tokens.columns]
     panels: dict[str, dict[str, Panel]] = {measure: {} for measure in measures}
     for relation in RELATIONS:
-        x = found.values[relation.name].to_numpy()
-        place, middles = medians(x, tokens.to_numpy(), relation.log)
+        x = related.values[relation.name].to_numpy()
+        x_medians, middles = medians(x, tokens.to_numpy(), relation.log)
         for measure, middle in zip(measures, middles.T, strict=True):
             cells = counts(x, tokens[measure].to_numpy(), (relation.log, measure != AUC))
-            panels[measure][relation.name] = (cells, pd.DataFrame({"x": place, "y": middle}))
+            panels[measure][relation.name] = (cells, pd.DataFrame({"x": x_medians, "y": middle}))
     return panels
 
 
 def relation_figure(
-    panels: Mapping[str, Panel], found: Relations, measure: str, paint: Palette = PAGE
+    panels: Mapping[str, Panel], related: Relations, measure: str, paint: Palette = PAGE
 ) -> Figure:
-    """A panel a relation: tokens counted in cells, the line of medians, the rank correlation.
+    """One panel per relation: tokens counted in cells, a line of medians, the rank correlation.
 
     Args:
-        panels: of the measure, see `relation_panels`.
-        found: for the correlations.
-        measure: on the upright axis.
+        panels: the panels of the measure; see `relation_panels`.
+        related: the relations, for their correlations.
+        measure: the measure on the y axis.
         paint: the colours.
     """
     with drawn_in(paint):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        for place, (axes, relation) in enumerate(
+        for number, (axes, relation) in enumerate(
             zip(figure.subplots(1, len(RELATIONS), sharey=True), RELATIONS, strict=True)
         ):
             cells, line = panels[relation.name]
             draw_counts(axes, cells, paint)
             axes.plot(line["x"], line["y"], color=paint.ink, linewidth=1.6)
             axes.set_xlabel(f"{relation.title},\n{relation.unit}", fontsize=9)
-            title = correlation_text(found.correlations[relation.name, measure])
+            title = correlation_text(related.correlations[relation.name, measure])
             axes.set_title(title, fontsize=9, loc="left")
             if relation.log:
                 axes.set_xscale("log")
@@ -67,30 +67,31 @@ def relation_figure(
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(FuncFormatter(percent))
             axes.minorticks_off()
-            if not place:
+            if not number:
                 axes.set_ylabel(measure)
             quiet(axes, "y", paint)
     return figure
 
 
-def correlation_text(found: Interval) -> str:
-    """A rank correlation with its interval, for a title."""
-    if np.isnan(found.value):
+def correlation_text(correlation: Interval) -> str:
+    """Format a rank correlation with its interval, for a title."""
+    if np.isnan(correlation.value):
         return "ρ: one side is constant"
-    ends = f" ({found.low:+.2f} to {found.high:+.2f})" if found.low == found.low else ""
-    return f"ρ = {found.value:+.2f}{ends}".replace("-", "−")
+    value, low, high = correlation
+    ends = "" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+    return f"ρ = {value:+.2f}{ends}".replace("-", "−")
 
 
 def draw_counts(axes: Axes, cells: pd.DataFrame, paint: Palette) -> None:
-    """Cells of `relations.counts`, the more opaque the more points, in logarithmic steps."""
+    """Draw cells of `relations.counts`: more points are more opaque, in logarithmic steps."""
     corners = [("x_low", "y_low"), ("x_high", "y_low"), ("x_high", "y_high"), ("x_low", "y_high")]
     vertices = np.stack([cells[list(corner)].to_numpy() for corner in corners], axis=1)
     share = np.log1p(cells["points"]) / np.log1p(cells["points"].max() if len(cells) else 1)
     level = np.ceil(share * LEVELS)
-    # All cells of an opacity are one path: hundreds of paths take longer to draw and to load.
+    # One path for all cells of an opacity: hundreds of paths are slower to draw and to load.
     shown = np.unique(level)
-    paths = [Path.make_compound_path_from_polys(vertices[level == each]) for each in shown]
-    colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * each / LEVELS) for each in shown]
+    paths = [Path.make_compound_path_from_polys(vertices[level == opacity]) for opacity in shown]
+    colours = [(*to_rgb(paint.accent), 0.08 + 0.8 * opacity / LEVELS) for opacity in shown]
     axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0), autolim=False)
     if len(cells):
         axes.set_xlim(cells["x_low"].min(), cells["x_high"].max())
@@ -104,12 +105,12 @@ def agreement_figure(
     measure: str,
     paint: Palette = PAGE,
 ) -> Figure:
-    """Words counted in cells, documents as dots: one model's densities over the other's.
+    """Plot one model's densities over the other's: words counted in cells, documents as dots.
 
     Args:
         words: see `relations.counts`.
         documents: columns `x` and `y`.
-        names: of the models across and up.
+        names: names of the models on the x and the y axis.
         measure: what both axes show.
         paint: the colours.
     """

@@ -1,4 +1,4 @@
-"""What goes with density, one thing at a time: rank correlations and counts of tokens."""
+"""Relate density to one property of tokens at a time: rank correlations and counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .compare import rank_correlations
-from .density import DensityResult
+from .density import ABSOLUTE, DensityResult
 from .features import own_frequency
 from .intervals import Interval
 
-MOST_TOKENS = 10_000  # of the correlations; the counts are of all tokens
+MOST_TOKENS = 10_000  # sampled for the correlations; the counts use all tokens
 RESAMPLES = 499
 BINS = (30, 24)
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Relation:
-    """Something about a token that may go with its density."""
+    """A property of a token that may be related to its density."""
 
     name: str
     title: str
@@ -34,17 +34,17 @@ RELATIONS = (
     Relation("frequency", "frequency of the token read", "per million tokens", True),
     Relation("context", "length of context", "tokens", True),
 )
-MEASURES = ("edges", "edges_per_token")  # beside the relative ones: METHOD §6
 
 
 @dataclass(frozen=True)
 class Relations:
-    """How densities go with entropy, frequency and context.
+    """How densities relate to entropy, frequency and context.
 
     Attributes:
-        correlations: by relation and measure: Spearman's, with its interval over documents.
-        sample: of which tokens, in words.
-        values: float [N] of each relation, of all tokens.
+        correlations: by relation and measure, Spearman's correlation with its interval over
+            documents.
+        sample: the tokens of the correlations, in words.
+        values: a column float64 [N] per relation, for all tokens.
     """
 
     correlations: Mapping[tuple[str, str], Interval]
@@ -52,17 +52,17 @@ class Relations:
     values: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """The correlations, one row each: `factor`, `measure`, `spearman`, `low`, `high`."""
-        rows = [(*pair, *found) for pair, found in self.correlations.items()]
+        """Return one row per correlation: `factor`, `measure`, `spearman`, `low`, `high`."""
+        rows = [(*pair, *interval) for pair, interval in self.correlations.items()]
         return pd.DataFrame(rows, columns=["factor", "measure", "spearman", "low", "high"])
 
 
 def relations(result: DensityResult, seed: int = 0) -> Relations:
-    """How the densities of a result go with entropy, frequency and context.
+    """Relate the densities of a result to entropy, frequency and context.
 
     Args:
-        result: what was scanned.
-        seed: of the sample and of the resampling.
+        result: the densities of a scan.
+        seed: seed of the sample and of the resampling.
 
     Example:
         >>> relations(result).table()  # doctest: +SKIP
@@ -75,13 +75,13 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
             "context": tokens["context"].astype(np.float64),
         }
     )
-    measures = (*result.measures, *MEASURES)
+    measures = (*result.measures, *ABSOLUTE)
     columns = values.join(tokens[[m for m in measures if m not in values]])
     known = np.flatnonzero(columns.notna().all(axis=1))
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(known, min(MOST_TOKENS, len(known)), replace=False))
     pairs = [(relation.name, measure) for relation in RELATIONS for measure in measures]
-    found = rank_correlations(
+    correlations = rank_correlations(
         columns.iloc[chosen],
         tokens["document"].to_numpy()[chosen],
         pairs,
@@ -89,18 +89,18 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
         seed=seed,
     )
     which = "all" if len(chosen) == len(tokens) else f"a sample of {len(chosen):,} of"
-    return Relations(found, f"{which} {len(tokens):,} tokens", values)
+    return Relations(correlations, f"{which} {len(tokens):,} tokens", values)
 
 
 def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
-    """How many points lie where, for a figure of any number of them.
+    """Count points in a grid of cells, for figures of any number of points.
 
     Args:
-        x, y: float [N]; NaN are left out, and what is not positive on a logarithmic axis.
+        x, y: float [N]; NaN are left out, and non-positive values on a logarithmic axis.
         log: whether each axis is logarithmic.
 
     Returns:
-        A row a cell that holds any: `x_low`, `x_high`, `y_low`, `y_high`, `points`.
+        One row per non-empty cell: `x_low`, `x_high`, `y_low`, `y_high`, `points`.
     """
     points = []
     for values, logarithmic in zip((x, y), log, strict=True):
@@ -113,8 +113,8 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
         low, high = (inside.min(), inside.max()) if len(inside) else (0.0, 1.0)
         high = high if high > low else low + 1
         edges.append(np.linspace(low, high, bins + 1))
-        place = np.minimum(((inside - low) * (bins / (high - low))).astype(np.int64), bins - 1)
-        cells = cells * bins + place
+        bin_number = np.minimum(((inside - low) * (bins / (high - low))).astype(np.int64), bins - 1)
+        cells = cells * bins + bin_number
     number = np.bincount(cells, minlength=BINS[0] * BINS[1]).reshape(BINS)
     column, row = np.nonzero(number)
     ends = [10**e if logarithmic else e for e, logarithmic in zip(edges, log, strict=True)]
@@ -132,26 +132,28 @@ def counts(x: Floats, y: Floats, log: tuple[bool, bool]) -> pd.DataFrame:
 def medians(
     x: Floats, y: Floats, log: bool, most: int = 12, fewest: int = 20
 ) -> tuple[Floats, Floats]:
-    """Medians of y in `most` runs of x, even in x (or its logarithm), of `fewest` points each.
+    """Medians of y in bins of x that are equally wide in x or in its logarithm.
 
     Args:
         x: float [N].
         y: float [N, M], columns with a median each.
-        log: whether runs are even in the logarithm of x.
+        log: whether bins are equally wide in the logarithm of x.
+        most: bins at most.
+        fewest: leave out bins with fewer points.
 
     Returns:
-        float [runs] of x, and [runs, M] of y. Points that are not finite are left out, and with
-        `log` those that are not positive.
+        Medians float64 [bins] of x, and [bins, M] of y. Points that are not finite are left out,
+        and with `log` those whose x is not positive.
     """
     known = np.isfinite(x) & np.isfinite(y).all(axis=1) & ((x > 0) | (not log))
-    place, y = (np.log10(x[known]) if log else x[known]), y[known]
-    if not len(place) or np.ptp(place) == 0:
+    axis, y = (np.log10(x[known]) if log else x[known]), y[known]
+    if not len(axis) or np.ptp(axis) == 0:
         return np.empty(0), np.empty((0, y.shape[1]))
-    run = np.minimum(((place - place.min()) / np.ptp(place) * most).astype(np.int8), most - 1)
+    run = np.minimum(((axis - axis.min()) / np.ptp(axis) * most).astype(np.int8), most - 1)
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run, minlength=most))
     runs = [order[start:end] for start, end in pairwise((0, *ends)) if end - start >= fewest]
     middle, *upright = (
-        np.array([np.median(values[rows]) for rows in runs]) for values in (place, *y.T)
+        np.array([np.median(values[rows]) for rows in runs]) for values in (axis, *y.T)
     )
     return (10**middle if log else middle), np.column_stack(upright)

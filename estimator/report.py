@@ -1,18 +1,30 @@
 """The report: one self-contained HTML page of what one or several stores say about density."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
-from .beside import explainer
+from .separate_process import explainer
 
 if TYPE_CHECKING:
     from .density import DensityResult
     from .page import Page
 
 Source: TypeAlias = "DensityResult | Store | str | Path"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of a report; see `render_report`."""
+
+    by: Sequence[str] | None
+    names: Sequence[str] | None
+    eps: float
+    factors: bool
+    separate_process: bool
 
 
 def render_report(
@@ -23,34 +35,37 @@ def render_report(
     names: Sequence[str] | None = None,
     eps: float = 0.1,
     factors: bool = True,
-    beside: bool = False,
+    separate_process: bool = False,
 ) -> str:
-    """The page as one string of HTML.
+    """Render the page to one string of HTML.
 
     Args:
-        sources: one or several stores, or the places of stores. A `DensityResult` does too, but
-            what only its store knows is then left out: topology, factors, the strata
-            of passages, other models.
-        by: labels to show densities by, as `DensityResult.labels` has them; None for every label
+        sources: one or several stores or paths of stores. A `DensityResult` is taken too, without
+            what only its store knows: topology, factors, the strata of passages, the comparison
+            with other models.
+        by: labels to show densities by, as named in `DensityResult.labels`; None for every label
             with 2 to 40 values.
         title: the page's heading.
-        names: of the models; by default their ids.
-        eps: the total variation that `density@EPS` tolerates, where a store is given.
+        names: names of the models; by default their ids.
+        eps: the total variation that `density@EPS` tolerates, for stores.
         factors: whether to explain densities by factors, which takes some seconds a store.
-        beside: explain them in a process of its own meanwhile, where cores are free. As for any
-            use of `multiprocessing`, a script then guards what it does by
-            `if __name__ == "__main__"`.
+        separate_process: explain them in a second process while the page is made; faster if a
+            core is free. As for any use of `multiprocessing`, a script must then guard its work
+            by `if __name__ == "__main__"`.
+
+    Returns:
+        The page, which refers to nothing outside itself.
 
     Raises:
-        InputError: no source, a label that no store has, names that do not fit; see
+        InputError: no source, a label that no store has, or repeated or too few names; see
             `DensityResult.from_store`.
         StoreError: see `open_store`.
-        DensitraceError: the process beside this one died.
+        DensitraceError: the second process died.
 
     Example:
         >>> html = render_report(["small.zarr", "large.zarr"])  # doctest: +SKIP
     """
-    return _page(sources, by, names, eps, factors, beside).html(title)
+    return _page(sources, ReportOptions(by, names, eps, factors, separate_process)).html(title)
 
 
 def write_report(
@@ -63,20 +78,24 @@ def write_report(
     names: Sequence[str] | None = None,
     eps: float = 0.1,
     factors: bool = True,
-    beside: bool = False,
+    separate_process: bool = False,
 ) -> Path:
-    """Write the page to `path` (its folder is made) and return it.
+    """Write the page to a file, creating its folder.
 
     Args:
-        sources, by, title, names, eps, factors, beside: see `render_report`.
-        path: the page.
+        sources, by, title, names, eps, factors, separate_process: see `render_report`.
+        path: the file to write.
         figures: a folder for every figure as SVG and PNG and its data as CSV.
+
+    Returns:
+        `path`.
 
     Raises:
         InputError: see `render_report`.
         StoreError: also where a file cannot be written.
+        DensitraceError: see `render_report`.
     """
-    page = _page(sources, by, names, eps, factors, beside)
+    page = _page(sources, ReportOptions(by, names, eps, factors, separate_process))
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,20 +109,13 @@ def write_report(
     return target
 
 
-def _page(
-    sources: "Source | Sequence[Source]",
-    by: Sequence[str] | None,
-    names: Sequence[str] | None,
-    eps: float,
-    factors: bool,
-    beside: bool,
-) -> "Page":
+def _page(sources: "Source | Sequence[Source]", options: ReportOptions) -> "Page":
     if isinstance(sources, str) or not isinstance(sources, Sequence):
         sources = [sources]
     if not sources:
         raise InputError("no store: give one or several")
-    read = [open_store(s) if isinstance(s, str | Path) else s for s in sources]
-    with explainer(beside and factors) as explaining:
-        from .page import page_of  # imports what draws, while the process beside starts
+    opened = [open_store(s) if isinstance(s, str | Path) else s for s in sources]
+    with explainer(options.separate_process and options.factors) as explaining:
+        from .page import page_of  # imports matplotlib while the second process starts
 
-        return page_of(read, by, names, eps, explaining if factors else None)
+        return page_of(opened, options, explaining)

@@ -1,4 +1,4 @@
-"""What the report says of one store: numbers, tables and exhibits, before they are a page."""
+"""The report's section on one store: numbers, tables and exhibits, before rendering."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..tracer.store import Store
 from . import passages as texts
-from .density import AUC, DensityResult
+from .density import ABSOLUTE, AUC, DensityResult
 from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
 from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
@@ -23,22 +23,22 @@ from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
 from .thresholds import threshold_table
 
-MOST_VALUES = 40  # a label with more values than this is not drawn unless it is asked for
-# What only the store needs, and what repeats other attributes.
-INTERNAL = ("format", "format_version", "recipe", "windows_per_part", "label_fields")
-TOPOLOGY_TOKENS = 250_000  # whose traces are taken apart; the largest array of a store
+MOST_VALUES = 40  # labels with more values are drawn only on request
+# Attributes not shown: only the store needs them, or others repeat them.
+INTERNAL = ("format", "format_version", "windows_per_part", "label_fields")
+TOPOLOGY_TOKENS = 250_000  # tokens whose topology, the largest array of a store, is read
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a section is about.
+    """The subject of a section.
 
     Attributes:
-        key: an identifier on the page, and the beginning of its files' names.
-        name: what it is called.
+        key: an identifier on the page, and the prefix of its file names.
+        name: the name shown.
         result: its densities.
-        store: where these were read; None where they were not, which leaves some figures out.
-        by: labels to show densities by; None for those worth a figure.
+        store: the store that these were read from; None leaves some figures out.
+        by: labels to show densities by; None for `default_labels`.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Section:
-    """One store's part of the page: exhibits, and `parts`, what the template calls by name."""
+    """One store's part of the page: exhibits, and `parts`, the values the template refers to."""
 
     subject: Subject
     exhibits: Mapping[str, Exhibit]
@@ -65,13 +65,13 @@ class Section:
 
 
 def default_labels(result: DensityResult) -> list[str]:
-    """The labels worth a figure: more than one value, and few enough to read."""
+    """Labels with more than one value, and few enough to read in a figure."""
     distinct = {label: result.documents[label].nunique() for label in result.labels}
     return [label for label, n in distinct.items() if 1 < n <= MOST_VALUES]
 
 
 def section(subject: Subject) -> Section:
-    """All that the page says of a store, but for the factors."""
+    """Make a store's section, without the explanation by factors."""
     result, labels = subject.result, subject.labels
     both = texts.scales(result)
     summaries = {label: result.summary(label) for label in labels}
@@ -99,16 +99,16 @@ def section(subject: Subject) -> Section:
         "factors": None,
     }
     exhibits["curve"] = Exhibit(
-        file_name(subject.key, "curve"),
-        f"Error against trace size, {subject.name}",
-        result.strata,
-        partial(curve_figure, result.strata, result.eps),
+        name=file_name(subject.key, "curve"),
+        about=f"Error against trace size, {subject.name}",
+        data=result.strata,
+        draw=partial(curve_figure, result.strata, result.eps),
     )
     return Section(subject, exhibits, parts)
 
 
 def lead(result: DensityResult) -> str:
-    """What was scanned, in a sentence."""
+    """Describe what was scanned."""
     scanned = f"{len(result.tokens):,} tokens in {len(result.documents):,} documents"
     if "incomplete" in result.settings:
         scanned += f" ({result.settings['incomplete']})"
@@ -116,12 +116,12 @@ def lead(result: DensityResult) -> str:
 
 
 def number(value: float) -> str:
-    """A number without a unit, to three places."""
+    """Format a number to three places."""
     return f"{value:.3f}"
 
 
 def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
-    """The numbers to remember, each with what it is; the summaries are those by label."""
+    """Headline numbers with their descriptions; `summaries` are the densities by label."""
     whole = result.summary().iloc[0]
     low, median, high = result.tokens[result.density].quantile([0.25, 0.5, 0.75])
     lines = [
@@ -176,11 +176,11 @@ def _group(
     for only, measure, table in (("density", density, summary), ("auc", area, by_area)):
         keys.append(f"by/{label}/{only}")
         exhibits[keys[-1]] = Exhibit(
-            file_name(subject.key, "by", label, only),
-            f"{measure} by {label}, {subject.name}; the numbers are in the table below",
-            summary,
-            partial(label_figure, result.documents, table, measure, only == "density"),
-            only,
+            name=file_name(subject.key, "by", label, only),
+            about=f"{measure} by {label}, {subject.name}; the numbers are in the table below",
+            data=summary,
+            draw=partial(label_figure, result.documents, table, measure, only == "density"),
+            only=only,
         )
     return {"label": label, "keys": keys, "rows": list(summary.iterrows())}
 
@@ -207,38 +207,38 @@ def _positions(subject: Subject, exhibits: dict[str, Exhibit]) -> list[tuple[Any
     table = result.by_position()
     enough = table[table["documents"] >= MIN_DOCUMENTS]
     exhibits["positions"] = Exhibit(
-        file_name(subject.key, "positions"),
-        "Density, edges and edges per context token by length of context; numbers below",
-        table,
-        partial(position_figure, enough if len(enough) else table, result.density),
+        name=file_name(subject.key, "positions"),
+        about="Density, edges and edges per context token by length of context; numbers below",
+        data=table,
+        draw=partial(position_figure, enough if len(enough) else table, result.density),
     )
     return list(table.iterrows())
 
 
 def _relations(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any]:
-    """Exhibits of two measures, and a row of correlations for each relation."""
+    """Add the exhibits of both measures; return a row of correlations for each relation."""
     result = subject.result
-    found = relations(result)
-    panels = relation_panels(found, result.tokens[list(result.measures)])
+    related = relations(result)
+    panels = relation_panels(related, result.tokens[list(result.measures)])
     for only, measure in zip(("density", "auc"), result.measures, strict=True):
         cells = {name: counted for name, (counted, _) in panels[measure].items()}
         exhibits[f"relations/{only}"] = Exhibit(
-            file_name(subject.key, "relations", only),
-            f"{measure} over entropy, frequency and context, {subject.name}",
-            pd.concat(cells, names=["factor"]).droplevel(1),
-            partial(relation_figure, panels[measure], found, measure),
-            only,
+            name=file_name(subject.key, "relations", only),
+            about=f"{measure} over entropy, frequency and context, {subject.name}",
+            data=pd.concat(cells, names=["factor"]).droplevel(1),
+            draw=partial(relation_figure, panels[measure], related, measure),
+            only=only,
         )
-    return {"rows": _relation_rows(found, result), "sample": found.sample}
+    return {"rows": _relation_rows(related, result), "sample": related.sample}
 
 
-def _relation_rows(found: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
-    measures = (*result.measures, "edges", "edges_per_token")
-    return [(r.title, [found.correlations[r.name, m] for m in measures]) for r in RELATIONS]
+def _relation_rows(related: Relations, result: DensityResult) -> list[tuple[str, list[Any]]]:
+    measures = (*result.measures, *ABSOLUTE)
+    return [(r.title, [related.correlations[r.name, m] for m in measures]) for r in RELATIONS]
 
 
 def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] | None:
-    """What traces consist of; None without a store."""
+    """Add the exhibit of what traces consist of; return its table, None without a store."""
     if subject.store is None:
         return None
     result = subject.result
@@ -246,19 +246,19 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
         return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
     table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
     exhibits["topology"] = Exhibit(
-        file_name(subject.key, "topology"),
-        f"Share of the trace's edges by kind and depth, {subject.name}",
-        table,
-        partial(topology_figure, table),
+        name=file_name(subject.key, "topology"),
+        about=f"Share of the trace's edges by kind and depth, {subject.name}",
+        data=table,
+        draw=partial(topology_figure, table),
     )
     kinds = dict.fromkeys(table.index.get_level_values("kind"))
     rows = [(kind, [row for _, row in table.loc[kind].iterrows()]) for kind in kinds]
-    of = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
-    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{of}"}
+    sample = "" if len(result.tokens) <= TOPOLOGY_TOKENS else ", in a sample of the store"
+    return {"rows": rows, "tokens": f"{table['tokens'].max():,.0f} tokens that have one{sample}"}
 
 
 def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A table a label; none where the rule is no threshold."""
+    """One table per label; none unless the rule is a threshold."""
     tables = ((label, threshold_table(result, label)) for label in labels)
     return [
         {"label": label, "rows": list(table.iterrows())}
@@ -268,24 +268,25 @@ def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, 
 
 
 def begin(explaining: Executor, subject: Subject) -> Future[FactorSummary] | None:
-    """Begin to explain densities by factors; None where there is too little, or no store."""
+    """Start to explain densities by factors; None without a store or with too few tokens."""
     if subject.store is None:
         return None
     sample = factor_sample(subject.store, subject.result)
     return None if sample is None else explaining.submit(sample.explain)
 
 
-def with_factors(found: Section, begun: Future[FactorSummary] | None) -> Section:
-    """A section with what was begun, or why nothing was; as it is where there is no store."""
-    if found.subject.store is None:
-        return found
-    exhibits = dict(found.exhibits)
+def with_factors(begun: Section, explanation: Future[FactorSummary] | None) -> Section:
+    """Add the explanation begun, or why there is none; without a store change nothing."""
+    subject = begun.subject
+    if subject.store is None:
+        return begun
+    exhibits = dict(begun.exhibits)
     factors = (
-        _missing(found.subject.result)
-        if begun is None
-        else _factors(found.subject, begun.result(), exhibits)
+        _missing(subject.result)
+        if explanation is None
+        else _factors(subject, explanation.result(), exhibits)
     )
-    return replace(found, exhibits=exhibits, parts={**found.parts, "factors": factors})
+    return replace(begun, exhibits=exhibits, parts={**begun.parts, "factors": factors})
 
 
 def _missing(result: DensityResult) -> dict[str, Any]:
@@ -296,26 +297,26 @@ def _missing(result: DensityResult) -> dict[str, Any]:
 
 
 def _factors(
-    subject: Subject, found: FactorSummary, exhibits: dict[str, Exhibit]
+    subject: Subject, summary: FactorSummary, exhibits: dict[str, Exhibit]
 ) -> dict[str, Any]:
     exhibits["swarm"] = Exhibit(
-        file_name(subject.key, "shap-beeswarm"),
-        f"SHAP values of single tokens by factor, {subject.name}",
-        found.points,
-        partial(beeswarm_figure, found.points, found.unit),
+        name=file_name(subject.key, "shap-beeswarm"),
+        about=f"SHAP values of single tokens by factor, {subject.name}",
+        data=summary.points,
+        draw=partial(beeswarm_figure, summary.points, summary.unit),
     )
     exhibits["importance"] = Exhibit(
-        file_name(subject.key, "shap-bars"),
-        f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
-        found.factors,
-        partial(importance_figure, found.factors, found.unit),
+        name=file_name(subject.key, "shap-bars"),
+        about=f"Mean size of each factor's SHAP values, {subject.name}; numbers below",
+        data=summary.factors,
+        draw=partial(importance_figure, summary.factors, summary.unit),
     )
-    sample = f"{found.tokens:,} of {len(subject.result.tokens):,} tokens"
-    return {"found": found, "sample": sample, "rows": list(found.factors.iterrows())}
+    sample = f"{summary.tokens:,} of {len(subject.result.tokens):,} tokens"
+    return {"summary": summary, "sample": sample, "rows": list(summary.factors.iterrows())}
 
 
 def facts(result: DensityResult) -> list[tuple[str, str]]:
-    """The store's settings as lines, nested names joined by a blank."""
+    """The store's settings as (name, value) pairs, nested names joined by a space."""
     settings = {k: v for k, v in result.settings.items() if k not in INTERNAL}
     return list(_flat(settings))
 

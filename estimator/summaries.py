@@ -11,11 +11,10 @@ from ..errors import InputError, StoreError
 from ..tracer.graph import KIND_NAMES
 from ..tracer.layout import QUARTILES
 from ..tracer.store import Store
-from .density import AUC, density_name, group_means, label_names, token_frame, unit_means
+from .density import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
 
-MEASURES = ("edges", "edges_per_token")  # beside relative sizes: see METHOD §6
-PART_MEASURES = ("share", "size", *MEASURES)
+PART_MEASURES = ("share", "size", *ABSOLUTE)
 ENDS = ("", "_low", "_high")
 
 
@@ -37,7 +36,7 @@ def by_frequency(store: Store, eps: float = 0.1, level: float = 0.95) -> pd.Data
     tokens = token_frame(store, eps)
     bands = frequency_bands(factor_frame(store, tokens=tokens)["log_frequency"])
     tokens["per_million"] = bands
-    table = group_means(tokens, "per_million", (density_name(eps), AUC, *MEASURES), level)
+    table = group_means(tokens, "per_million", (density_name(eps), AUC, *ABSOLUTE), level)
     return table.reindex([band for band in bands.cat.categories if band in table.index])
 
 
@@ -49,27 +48,27 @@ def trace_parts(
     level: float = 0.95,
     max_tokens: int | None = None,
 ) -> pd.DataFrame:
-    """What traces consist of: edges by kind and depth, relative and absolute.
+    """Break traces down by kind of edge and depth, relative and absolute.
 
     Args:
         store: a scanned store.
-        stratum: column of the rule whose traces are taken apart; by default each token's sparsest
-            with a total variation of at most `eps`. Tokens for which no stratum has, are left out.
+        stratum: column of the rule whose traces are counted; by default each token's sparsest
+            with a total variation of at most `eps`. Tokens without such a stratum are left out.
         eps: the tolerated total variation.
-        by: a label whose values are told apart, in the index as `label_NAME` where a column or
-            another level of it is called NAME.
+        by: a label to group by; its level of the index is `label_NAME` where NAME is a column or
+            another level.
         level: the nominal coverage of the intervals.
-        max_tokens: of a larger store, parts spread evenly over it with about as many are read;
+        max_tokens: read only parts, evenly spread over the store, with about this many tokens;
             None for all.
 
     Returns:
-        One row for each label value (with `by`), `kind` of edge and depth `quartile` of blocks,
+        One row per label value (with `by`), `kind` of edge and depth `quartile` of blocks,
         1 the lowest (block l of L is in quartile 1 + 4 l // L): `documents`, `tokens`, and with
         `_low` and `_high` each: `share` (of the trace's edges), `size` (of the full graph's
         edges), `edges`, `edges_per_token` (of context). Means of document means.
 
     Raises:
-        InputError: no such stratum or label.
+        InputError: there is no such stratum or label.
         StoreError: no token has a stratum that meets `eps`.
 
     Example:
@@ -81,16 +80,16 @@ def trace_parts(
     if by is not None and by not in store.labels:
         raise InputError(f"by={by!r}: the labels are {', '.join(store.labels) or 'none'}")
     sums, counts = _part_sums(store, _spread_parts(store, max_tokens), stratum, eps)
-    found = counts > 0
-    if not found.any():
+    counted = counts > 0
+    if not counted.any():
         raise StoreError(f"no token has a stratum with a total variation of {eps:g} or less")
-    documents = store.documents[found]
+    documents = store.documents[counted]
     group = np.full(len(documents), "all") if by is None else documents[by].to_numpy()
-    means = sums[found] / counts[found][:, None, None, None]
+    means = sums[counted] / counts[counted][:, None, None, None]
     measures = [f"{measure}{end}" for measure in PART_MEASURES for end in ENDS]
     taken = ("documents", "tokens", "kind", "quartile", *measures)
     name = "all" if by is None else label_names([by], taken)[by]
-    tokens = pd.Series(counts[found]).groupby(group).sum().to_dict()
+    tokens = pd.Series(counts[counted]).groupby(group).sum().to_dict()
     index = pd.MultiIndex.from_arrays([group, documents.index], names=[name, "document"])
     places = list(product(KIND_NAMES, range(1, QUARTILES + 1)))
     flat = means.reshape(len(means), -1)
@@ -111,7 +110,7 @@ def trace_parts(
 
 
 def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
-    """Parts that are done: all, or so many, evenly, as hold about `max_tokens` tokens."""
+    """Finished parts: all, or evenly spread ones that hold about `max_tokens` tokens."""
     done = store.done_parts()
     tokens = store.part_tokens(done)
     if max_tokens is None or tokens <= max_tokens:
@@ -123,9 +122,9 @@ def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
 def _part_sums(
     store: Store, parts: Sequence[int], stratum: int | None, eps: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """By document, sums over its tokens with a trace to take apart, and how many there are.
+    """Sum traces by kind and depth over each document's tokens, and count these tokens.
 
-    Part by part: of all arrays of a store the topology is the largest.
+    Reads part by part, because the topology is the largest array of a store.
 
     Returns:
         float64 [M, 4 measures, 4 kinds, 4 quartiles]: share, size, edges, edges per token of
@@ -144,12 +143,12 @@ def _part_sums(
         edges = store.topology[windows][window, column, met].astype(np.float64)
         full = store.full_edge_count[windows][window, column]
         total = np.maximum(edges.sum((1, 2)), 1)
-        owner = store.owners[windows][window]  # windows lie document by document
+        owner = store.owners[windows][window]  # windows are stored document by document
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         if not len(owner):
             continue
         for measure, divisor in enumerate((total, full, np.ones_like(total), column + 1)):
-            found = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
-            sums[owner[starts], measure] += found
+            document_sums = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
+            sums[owner[starts], measure] += document_sums
         counts += np.bincount(owner, minlength=documents)
     return sums, counts

@@ -1,9 +1,9 @@
-"""The cheapest threshold that keeps the model's predictions within a tolerated error.
+"""Find the largest threshold that keeps the model's predictions within a tolerated error.
 
-`AutoStrata` spreads thresholds over sizes; here one threshold is sought by its error. The mean
-total variation of a corpus grows with the threshold, so the largest threshold whose error is
-tolerated is found by sections: some thresholds inside the bracket are traced as the lanes of one
-pass, the bracket shrinks to the two between which the error crosses, and so on.
+`AutoStrata` spreads thresholds over sizes; this module searches for one threshold by its error.
+The mean total variation of a corpus grows with the threshold, so a bracketing search works: trace
+several thresholds inside the bracket as the lanes of one pass, shrink the bracket to the pair
+between which the error crosses, and repeat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
+from .batches import batches
 from .intervals import Interval, interval_of_means, mean_interval
 from .thresholds import error_at, threshold_at
 
 LANES = 6  # thresholds of one pass
-ROUNDS = 3  # passes after the first; each shrinks the bracket LANES + 1 times
-BATCH_TOKENS = 4096
+ROUNDS = 3  # passes after the first; each divides the bracket by LANES + 1
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class TargetThreshold:
-    """A threshold found for a tolerated error, and how sure it is.
+    """The threshold found for a tolerated error, with its intervals.
 
     Attributes:
         threshold: the largest one tried whose error is at most `eps`.
@@ -39,7 +39,7 @@ class TargetThreshold:
         size: mean relative trace size at it, with its interval.
         tried: every threshold traced, rising: `threshold`, `error`, `size`.
         eps: the tolerated error.
-        documents: in the pilot.
+        documents: number of documents in the pilot.
     """
 
     threshold: float
@@ -59,10 +59,13 @@ class TargetThreshold:
 
 @dataclass(frozen=True)
 class TargetError:
-    """The tolerated mean total variation; `choose` finds its threshold on a pilot sample.
+    """A tolerated mean total variation; `choose` finds its threshold on a pilot sample.
 
-    It needs errors, and so lanes: unlike AutoStrata it is no rule that `select` takes, and
-    `select=TargetError(0.1).choose(tracer, texts).rule` says what is traced.
+    Unlike AutoStrata it needs errors, and so lanes, and cannot be passed as `select`: pass
+    `select=TargetError(0.1).choose(tracer, texts).rule`.
+
+    Args:
+        eps: the tolerated error, in (0, 1).
 
     Raises:
         InputError: eps outside (0, 1).
@@ -80,7 +83,7 @@ class TargetError:
     def choose(
         self, tracer: Tracer, texts: Sequence[str] | Sequence[Sequence[int]], **options: Any
     ) -> TargetThreshold:
-        """See `target_error`."""
+        """Find the threshold on a pilot; see `target_error`."""
         return target_error(tracer, texts, self.eps, **options)
 
 
@@ -94,19 +97,19 @@ def target_error(
     seed: int = 0,
     **options: Any,
 ) -> TargetThreshold:
-    """The largest threshold whose mean total variation over some texts is at most `eps`.
+    """Find the largest threshold whose mean total variation over a pilot is at most `eps`.
 
     Args:
         tracer: the model.
         texts: the pilot: texts, or windows of token ids; each is a unit of resampling.
-        eps: the tolerated error.
-        context: tokens of a text that are traced, from its beginning.
-        level: of the intervals.
-        seed: of the resampling.
+        eps: the tolerated error, in (0, 1).
+        context: trace the first `context` tokens of each text.
+        level: nominal coverage of the intervals.
+        seed: seed of the resampling.
         options: further keyword arguments of `Tracer.trace` (importance, attention, ...).
 
     Returns:
-        The threshold; it was traced itself, so its error is measured, not interpolated. It is
+        The threshold. It was itself traced, so its error is measured, not interpolated; it lies
         within 1% of where the error crosses `eps`.
 
     Raises:
@@ -117,7 +120,7 @@ def target_error(
         >>> found = target_error(tracer, texts, 0.1)  # doctest: +SKIP
         >>> found.threshold, found.size.value  # doctest: +SKIP
     """
-    TargetError(eps)  # its check
+    TargetError(eps)  # checks eps
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts: give several texts, or several windows of token ids")
     if {"select", "scope", "output"} & set(options):
@@ -144,7 +147,7 @@ class _Pilot:
         if not windows:
             raise InputError("texts hold no token")
         self.tracer, self.options = tracer, options
-        # Windows of a length run together, so that padding costs little.
+        # Sorted, so that windows of similar length run together with little padding.
         self.windows = sorted(windows, key=len)
         self.tau: Floats = np.empty(0)
         self.error: Floats = np.empty((len(windows), 0))  # [documents, thresholds], rising
@@ -154,7 +157,7 @@ class _Pilot:
         """Trace the pilot at thresholds that were not traced before."""
         rule = Threshold(thresholds)
         error, size = [], []
-        for batch in self._batches():
+        for batch in batches(self.windows):
             traces = self.tracer.trace(batch, select=rule, **self.options)
             assert isinstance(traces, list)
             error += [trace.errors["tv"].mean(0, dtype=np.float64) for trace in traces]
@@ -165,18 +168,10 @@ class _Pilot:
         self.error = np.concatenate([self.error, error], axis=1)[:, order]
         self.size = np.concatenate([self.size, size], axis=1)[:, order]
 
-    def _batches(self) -> list[list[list[int]]]:
-        batches: list[list[list[int]]] = [[]]
-        for window in self.windows:  # the longest of a batch comes last
-            if batches[-1] and len(window) * (len(batches[-1]) + 1) > BATCH_TOKENS:
-                batches.append([])
-            batches[-1].append(window)
-        return batches
-
     def bracket(self, eps: float) -> tuple[float, float]:
         """The largest threshold tried that meets `eps`, and the next larger one."""
-        place = self._place(eps)
-        return float(self.tau[place]), float(self.tau[min(place + 1, len(self.tau) - 1)])
+        number = self._place(eps)
+        return float(self.tau[number]), float(self.tau[min(number + 1, len(self.tau) - 1)])
 
     def _place(self, eps: float) -> int:
         met = np.flatnonzero(self.error.mean(0) <= eps)
@@ -188,18 +183,18 @@ class _Pilot:
 
     def answer(self, eps: float, level: float, seed: int) -> TargetThreshold:
         """The threshold found, with its intervals."""
-        place, n = self._place(eps), len(self.windows)
+        number, n = self._place(eps), len(self.windows)
         crossing = interval_of_means(
             lambda error: threshold_at(self.tau, error, eps), self.error, level, seed=seed
         )
-        error = mean_interval(self.error[:, place], level, seed=seed)
+        error = mean_interval(self.error[:, number], level, seed=seed)
         means = {"error": self.error.mean(0), "size": self.size.mean(0)}
         return TargetThreshold(
-            threshold=float(self.tau[place]),
+            threshold=float(self.tau[number]),
             error=error.value,
-            interval=Interval(float(self.tau[place]), crossing.low, crossing.high),
+            interval=Interval(float(self.tau[number]), crossing.low, crossing.high),
             error_interval=error,
-            size=mean_interval(self.size[:, place], level, seed=seed),
+            size=mean_interval(self.size[:, number], level, seed=seed),
             tried=pd.DataFrame({"threshold": self.tau, **means}),
             eps=eps,
             documents=n,
@@ -215,23 +210,23 @@ def stability(
     most: int = 20,
     **options: Any,
 ) -> pd.DataFrame:
-    """One threshold for each value of a label: does one serve all?
+    """Find a threshold for each value of a label, to see whether one serves all.
 
     Args:
         tracer: the model.
-        documents: columns `text` and the label, as `store.documents` has them.
-        label: the column whose values are pilots of their own.
+        documents: columns `text` and the label, as in `store.documents`.
+        label: the column; each of its values is a separate pilot.
         eps: the tolerated error.
-        most: documents of one value, taken evenly.
-        options: of `target_error`.
+        most: documents per value at most, evenly spread.
+        options: options of `target_error`.
 
     Returns:
-        One row a value and one for all (index `(all)`): `documents`, `threshold`, `low`, `high`,
-        `error`, `size`, and `error_of_all`: the value's error at the threshold of all, read off
-        its own curve; where it is far above `eps`, one threshold does not serve.
+        One row per value and one for all (index `(all)`): `documents`, `threshold`, `low`,
+        `high`, `error`, `size`, and `error_of_all`: the value's error at the threshold of all,
+        read off its own curve. If that is far above `eps`, one threshold does not serve all.
 
     Raises:
-        InputError: no such column; see also `target_error`.
+        InputError: there is no such column; see also `target_error`.
     """
     if label not in documents or "text" not in documents:
         raise InputError(f"label={label!r}: the columns are {', '.join(documents.columns)}")
@@ -241,8 +236,10 @@ def stability(
         for value, texts in groups.items()
     }
     pilots = {"(all)": [text for texts in chosen.values() for text in texts], **chosen}
-    found = {value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()}
-    common = found["(all)"].threshold
+    targets = {
+        value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()
+    }
+    common = targets["(all)"].threshold
     rows = {
         value: {
             "documents": target.documents,
@@ -255,6 +252,6 @@ def stability(
                 target.tried["threshold"].to_numpy(), target.tried["error"].to_numpy(), common
             ),
         }
-        for value, target in found.items()
+        for value, target in targets.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)

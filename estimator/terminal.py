@@ -1,4 +1,4 @@
-"""Densities on the terminal: short aligned tables."""
+"""Tables of densities for the terminal."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten
 
-if TYPE_CHECKING:  # shap takes seconds to import; a demo needs none of it
+if TYPE_CHECKING:  # importing shap takes seconds, and the demo does not need it
     from .compare import Comparison
     from .explain import FactorExplanation
 
@@ -22,7 +22,7 @@ BEFORE, TOKEN, AFTER, DOCUMENT = 22, 12, 14, 13  # cells; with the value, 80 tog
 
 
 def label_table(result: DensityResult, label: str) -> Table:
-    """Mean densities by one label, densest first; values with few documents in one last row."""
+    """Mean densities by one label, densest first; a last row joins values with few documents."""
     summary = result.summary(label)
     enough = summary["documents"] >= MIN_DOCUMENTS
     if not enough.any():
@@ -38,7 +38,7 @@ def label_table(result: DensityResult, label: str) -> Table:
     for value, row in summary[enough].iterrows():
         low, high = row[f"{result.density}_low"], row[f"{result.density}_high"]
         table.add_row(
-            Text(shorten(str(value), 20)),  # as it stands: a label may look like markup
+            Text(shorten(str(value), 20)),  # not a str: a label may look like markup
             f"{row['documents']:,.0f}",
             percent(row[result.density]),
             f"{percent(low)} – {percent(high)}" if low == low else "too few",
@@ -57,7 +57,7 @@ def label_table(result: DensityResult, label: str) -> Table:
 
 
 def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
-    """The densest or the sparsest tokens with the text before and after them."""
+    """The densest or the sparsest tokens, with the text before and after them."""
     title = f"{'Densest' if densest else 'Sparsest'} tokens"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column(result.density, justify="right", no_wrap=True)
@@ -65,43 +65,43 @@ def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
     table.add_column("token", no_wrap=True)
     table.add_column("text after", no_wrap=True)
     table.add_column("document", no_wrap=True)
-    for found in extremes(result, result.density, densest, scales(result), most):
+    for shown in extremes(result, result.density, densest, scales(result), most):
         table.add_row(
-            found.value,
-            Text(_last_cells(found.before, BEFORE)),
-            Text(set_cell_size(found.token, min(cell_len(found.token), TOKEN)), "bold reverse"),
-            Text(set_cell_size(found.after, AFTER)),
-            Text(shorten(found.document, DOCUMENT), "dim"),
+            shown.value,
+            Text(_last_cells(shown.before, BEFORE)),
+            Text(set_cell_size(shown.token, min(cell_len(shown.token), TOKEN)), "bold reverse"),
+            Text(set_cell_size(shown.after, AFTER)),
+            Text(shorten(shown.document, DOCUMENT), "dim"),
         )
     return table
 
 
 def _last_cells(text: str, width: int) -> str:
-    """The end of a text that fills at most `width` cells of the terminal."""
+    """The longest end of a text that fits in `width` cells of the terminal."""
     while cell_len(text) > width:
         text = text[1:]
     return text
 
 
-def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | str]:
-    """What explains a density: whether anything does, the factors, their pairs, the labels."""
-    shuffled = found.r2_shuffled.max()
-    verdict = "a finding" if found.finding else "no finding: as good as shuffled densities"
+def factor_tables(explanation: "FactorExplanation", most: int = 12) -> list[Table | str]:
+    """Tables of an explanation: the verdict, the factors, their pairs, the labels."""
+    shuffled = explanation.r2_shuffled.max()
+    verdict = "a finding" if explanation.finding else "no finding: as good as shuffled densities"
     lines: list[Table | str] = [
-        f"{found.target} ({found.unit}), {found.sample}",
-        f"R2 of unseen documents {found.r2:.3f}, of shuffled densities at most {shuffled:.3f}: "
-        f"{verdict}",
+        f"{explanation.target} ({explanation.unit}), {explanation.sample}",
+        f"R2 of unseen documents {explanation.r2:.3f}, "
+        f"of shuffled densities at most {shuffled:.3f}: {verdict}",
     ]
     factors = _table("Factors", ["factor"], ["mean |SHAP|", "95% interval", "direction"])
-    for name, row in found.factors.iterrows():
+    for name, row in explanation.factors.iterrows():
         without = "by value" if row["mean_abs"] > 0 else "–"
         direction = without if np.isnan(row["direction"]) else f"{row['direction']:+.2f}"
         ends = _ends(row["low"], row["high"])
         factors.add_row(Text(str(name)), f"{row['mean_abs']:.4f}", ends, direction)
     pairs = _table("Together", ["factor", "and"], ["mean |interaction|"])
-    for _, row in found.interactions.head(most).iterrows():
+    for _, row in explanation.interactions.head(most).iterrows():
         pairs.add_row(Text(row["first"]), Text(row["second"]), f"{row['mean_abs']:.4f}")
-    beyond = found.differences[found.differences["exceeds"].astype(bool)]
+    beyond = explanation.differences[explanation.differences["exceeds"].astype(bool)]
     order = beyond["difference"].abs().sort_values(ascending=False).index
     labels = _table(
         "Label values for which a factor matters more or less than for the others",
@@ -112,19 +112,19 @@ def factor_tables(found: "FactorExplanation", most: int = 12) -> list[Table | st
         names = (Text(str(row[name])) for name in ("label", "value", "factor"))
         labels.add_row(*names, f"{row['difference']:+.4f}", _ends(row["low"], row["high"]))
     lines += [factors, *(table for table in (pairs, labels) if table.row_count)]
-    if len(found.differences):
-        lines.append(f"{len(beyond)} of {len(found.differences)} differences exceed noise")
+    if len(explanation.differences):
+        lines.append(f"{len(beyond)} of {len(explanation.differences)} differences exceed noise")
     return lines
 
 
-def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
-    """Rank correlations of all pairs of models, and where each pair disagrees most."""
+def comparison_tables(comparison: "Comparison", most: int = 8) -> list[Table | str]:
+    """Tables of rank correlations of all pairs of models, and of where each disagrees most."""
     pairs = _table(
-        f"Rank correlation of {found.measure}, {found.level} by {found.level}",
+        f"Rank correlation of {comparison.measure}, {comparison.level} by {comparison.level}",
         ["model", "and"],
-        ["Spearman", "95% interval", f"{found.level}s", "documents"],
+        ["Spearman", "95% interval", f"{comparison.level}s", "documents"],
     )
-    for _, row in found.correlations.iterrows():
+    for _, row in comparison.correlations.iterrows():
         pairs.add_row(
             Text(row["first"]),
             Text(row["second"]),
@@ -134,26 +134,26 @@ def comparison_tables(found: "Comparison", most: int = 8) -> list[Table | str]:
             f"{row['documents']:,}",
         )
     lines: list[Table | str] = [pairs]
-    for first, second in found.correlations[["first", "second"]].itertuples(index=False):
+    for first, second in comparison.correlations[["first", "second"]].itertuples(index=False):
         title = f"Furthest apart: rank 1 under {first}, rank 2 under {second}"
         table = _table(title, ["document"], ["rank 1", "rank 2"])
         table.add_column("text", no_wrap=True)
-        for _, row in found.disagreements(first, second, most).iterrows():
+        for _, row in comparison.disagreements(first, second, most).iterrows():
             text = Text(shorten(str(row.get("text", "")), TOKEN + AFTER))
             ranks = (percent(row[rank]) for rank in ("x_rank", "y_rank"))
             table.add_row(Text(shorten(row["document"], 30)), *ranks, text)
         lines.append(table)
     lines += [
-        f"{name}: {found.left_out[name]:,} documents that others lack, "
-        f"{found.lost[name]:,} {found.level}s without a token"
-        for name in found.names
-        if found.left_out[name] or found.lost[name]
+        f"{name}: {comparison.left_out[name]:,} documents that others lack, "
+        f"{comparison.lost[name]:,} {comparison.level}s without a token"
+        for name in comparison.names
+        if comparison.left_out[name] or comparison.lost[name]
     ]
     return lines
 
 
 def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
-    # As wide as its title, which would be broken to the width of the columns.
+    # At least as wide as the title, which would otherwise wrap to the width of the columns.
     width = min(80, len(title))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=width)
     for name in texts:

@@ -1,4 +1,4 @@
-"""The threshold that keeps an error, read off a scan: how much does it differ between labels?"""
+"""Read the threshold that keeps an error off a scan, to see how it differs between labels."""
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,15 @@ Floats = NDArray[np.float64]
 
 
 def threshold_at(tau: Floats, error: Floats, eps: float) -> Floats:
-    """Where curves leave `eps` for good, linear in log threshold; NaN where one never meets it.
+    """Find where curves exceed `eps` for good, linear in log threshold.
 
     Args:
         tau: float64 [K], thresholds, rising.
-        error: float64 [..., K], at these.
+        error: float64 [..., K], the errors at these.
         eps: the tolerated error.
 
     Returns:
-        float64 [...].
+        Thresholds float64 [...]; NaN where a curve never meets `eps`.
 
     Example:
         >>> float(threshold_at(np.array([0.01, 0.1]), np.array([0.0, 0.2]), 0.1).round(4))
@@ -32,7 +32,7 @@ def threshold_at(tau: Floats, error: Floats, eps: float) -> Floats:
     after = np.minimum(last + 1, len(tau) - 1)
     inside = np.take_along_axis(error, last[..., None], -1)[..., 0]
     outside = np.take_along_axis(error, after[..., None], -1)[..., 0]
-    # At 0, whose logarithm is none, and beyond the last threshold there is nothing between.
+    # Do not interpolate from threshold 0, which has no logarithm, nor beyond the last one.
     between = (after > last) & (tau[last] > 0) & met.any(axis=-1)
     part = np.divide(eps - inside, outside - inside, out=np.zeros_like(inside), where=between)
     ratio = np.divide(tau[after], tau[last], out=np.ones_like(inside), where=between)
@@ -44,34 +44,34 @@ def error_at(tau: Floats, error: Floats, threshold: float) -> float:
 
     Args:
         tau: float64 [K], thresholds, rising.
-        error: float64 [K], at these.
-        threshold: one of them, or between two above 0.
+        error: float64 [K], the errors at these.
+        threshold: one of them, or a value between two above 0.
 
     Returns:
-        The error; NaN where the threshold is.
+        The error; NaN if the threshold is NaN.
 
     Example:
         >>> round(error_at(np.array([0.0, 0.01, 0.1]), np.array([0.0, 0.2, 0.4]), 0.0316), 2)
         0.3
     """
-    if not threshold > 0:  # no logarithm: 0 is the first of all
+    if not threshold > 0:  # no logarithm; 0 is the first threshold
         return float(error[0]) if threshold == 0 else np.nan
     known = tau > 0
     return float(np.interp(np.log(threshold), np.log(tau[known]), error[known]))
 
 
 def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.DataFrame | None:
-    """Where each label value's mean error crosses `result.eps`, interpolated between strata.
+    """Find where each label value's mean error crosses `result.eps`, between the strata.
 
     Args:
-        result: what was scanned.
-        label: whose values are told apart.
-        seed: of the resampling of documents.
+        result: the densities of a scan.
+        label: the label to group by.
+        seed: seed of the resampling of documents.
 
     Returns:
-        One row a value, the first for all (index `(all)`): `documents`, `threshold`, `low`,
-        `high`, and `error_of_all`, the value's error at the threshold of all. None where the rule
-        is no threshold.
+        One row per value, the first for all (index `(all)`): `documents`, `threshold`, `low`,
+        `high`, and `error_of_all`, the value's error at the threshold of all. None unless the
+        rule is a `Threshold`.
 
     Example:
         >>> threshold_table(DensityEstimator.from_store("traces.zarr"), "domain")  # doctest: +SKIP

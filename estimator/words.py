@@ -1,9 +1,9 @@
-"""Words and sentences of a text, as character spans; no list of languages, no dictionary.
+"""Find words and sentences of a text as character spans, without dictionaries.
 
-Words are those of Unicode's default segmentation (UAX #29), merged where one would cut a grapheme
-cluster: a letter stays with its combining marks, an emoji with its modifiers. In scripts without
-spaces the default knows no dictionary: a Han character, a hiragana and a Thai syllable cluster
-are a word each, a run of katakana is one word. Punctuation is a word of its own.
+Words follow Unicode's default segmentation (UAX #29), merged where it would split a grapheme
+cluster: a letter keeps its combining marks, an emoji its modifiers. In scripts without spaces a
+Han character, a hiragana and a Thai syllable cluster are a word each, a run of katakana is one
+word. Punctuation marks are separate words.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 _WORDS = regex.compile(r"\b", regex.WORD | regex.VERSION1)
 _GRAPHEME = regex.compile(r"\X")
-# Terminators and what closes after them, then a space or (in scripts without spaces) anything;
-# a full stop inside a number or a name like example.com ends nothing.
+# Terminators and closing marks, then white space or, in scripts without spaces, anything: a full
+# stop inside a number or a name like example.com ends no sentence.
 _SENTENCE_END = regex.compile(
     r"[。！？｡]+[\p{Pe}\p{Pf}\p{Quotation_Mark}]*\s*"
     r"|\p{Sentence_Terminal}+[\p{Pe}\p{Pf}\p{Quotation_Mark}]*\s+"
@@ -22,7 +22,7 @@ _SENTENCE_END = regex.compile(
 
 
 def word_spans(text: str) -> NDArray[np.int64]:
-    """The words of a text: every character that is not white space is in exactly one.
+    """Split a text into words: every character that is not white space is in exactly one.
 
     Args:
         text: any Unicode text; characters are code points.
@@ -46,9 +46,9 @@ def word_spans(text: str) -> NDArray[np.int64]:
 
 
 def sentence_starts(text: str) -> NDArray[np.int64]:
-    """Where sentences begin: after a sentence's end mark and a space, or a line break.
+    """Find where sentences begin: after an end mark and a space, or after a line break.
 
-    An abbreviation's full stop ends a sentence too; there is no dictionary to tell.
+    The full stop of an abbreviation ends a sentence too, for want of a dictionary.
 
     Args:
         text: any Unicode text.
@@ -65,6 +65,6 @@ def sentence_starts(text: str) -> NDArray[np.int64]:
 
 
 def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
-    """A span without the white space at its ends."""
+    """Trim white space from the ends of a span."""
     piece = text[start:end]
     return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())

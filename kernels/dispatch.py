@@ -35,7 +35,7 @@ PREFERENCE = {  # by device type; other devices use `reference`
 REMEDIES = {
     "cpu": "install a C++ compiler and Python's headers, then densitrace again (pip install "
     "--force-reinstall --no-deps --no-cache-dir; with -v it shows why a build fails)",
-    "triton": "install Triton (pip install densitrace[gpu])",
+    "triton": "install Triton (in a checkout: pip install '.[gpu]')",
     "cuda": "put nvcc of the CUDA toolkit on the PATH or name CUDA_HOME, then install densitrace "
     "again (pip install --force-reinstall --no-deps --no-cache-dir; -v shows why a build fails)",
 }

@@ -6,19 +6,19 @@
   const percent = (value) => `${Number((100 * value).toPrecision(2))}%`;
   root.classList.add("scripted");
 
-  // Light or dark: as the system has it, until the button is pressed.
+  // Light or dark: follow the system until the button is pressed.
   const theme = document.getElementById("theme");
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-  const tellTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
+  const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
   theme.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    tellTheme();
+    showTheme();
   });
-  prefersDark.addEventListener("change", tellTheme);
-  tellTheme();
+  prefersDark.addEventListener("change", showTheme);
+  showTheme();
 
-  // The numbers of one token: under the pointer, or by the arrow keys in a passage.
+  // Show the numbers of one token: under the pointer, or chosen by the arrow keys in a passage.
   let current = null;
   function leave() {
     if (current) current.classList.remove("on");
@@ -135,7 +135,7 @@
     find(".later").addEventListener("click", () => turn(1));
     choice.addEventListener("change", () => turnTo(choice.selectedIndex));
 
-    // Search: passages that hold the text, and the tokens that it touches.
+    // Search: find passages that contain the text, and mark the tokens that it overlaps.
     function look() {
       const wanted = search.value.toLowerCase();
       let places = 0;
@@ -190,7 +190,7 @@
     turnTo(0);
   }
 
-  // The measure that figures and tables show, and passages until they are coloured otherwise.
+  // Choose the measure of figures and tables, and of passages until they are coloured otherwise.
   for (const input of all("input[name=measure]")) {
     const apply = () => {
       if (!input.checked) return;
@@ -206,12 +206,12 @@
   // One model at a time.
   const tabs = all("[role=tab]");
   function open(tab) {
-    for (const each of tabs) {
-      const key = each.getAttribute("aria-controls");
-      each.setAttribute("aria-selected", String(each === tab));
-      each.tabIndex = each === tab ? 0 : -1;
-      document.getElementById(key).classList.toggle("away", each !== tab);
-      all(`.legend[data-of="${key}"]`).forEach((one) => one.classList.toggle("away", each !== tab));
+    for (const other of tabs) {
+      const key = other.getAttribute("aria-controls");
+      other.setAttribute("aria-selected", String(other === tab));
+      other.tabIndex = other === tab ? 0 : -1;
+      document.getElementById(key).classList.toggle("away", other !== tab);
+      all(`.legend[data-of="${key}"]`).forEach((legend) => legend.classList.toggle("away", other !== tab));
     }
     leave();
   }
@@ -228,7 +228,7 @@
   });
   if (tabs.length) open(tabs[0]);
 
-  // Figures as files: colours and fonts of the page, as it looks now, in place of its variables.
+  // Save figures as files, with the page's present colours and fonts in place of its variables.
   function save(blob, name) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);

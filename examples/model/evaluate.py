@@ -5,7 +5,7 @@
 Two held-out sets: the passages that training leaves out of FOLDER, and the labelled passages that
 the demo scans. All three models see the same tokens: the unigram and the bigram are counted on the
 training tokens and score each row as the model does, from its beginning-of-text token on. Writes
-`evaluation.json` beside the model and its table into the model's card.
+`evaluation.json` next to the model, and its table into the model's card.
 """
 
 import json
@@ -70,8 +70,12 @@ class CountModels:
     """Unigram with one added to every count, and a bigram interpolated with it.
 
     The bigram discounts each count by D = n1 / (n1 + 2 n2), n1 and n2 the numbers of pairs seen
-    once and twice, and gives what it took to the unigram (absolute discounting: Ney, Essen, Kneser,
+    once and twice, and gives the rest to the unigram (absolute discounting: Ney, Essen, Kneser,
     "On structuring probabilistic dependences in stochastic language modelling", 1994).
+
+    Args:
+        texts: training tokens, one int64 array per text.
+        vocab_size: number of token ids.
     """
 
     def __init__(self, texts: Iterable[NDArray[np.int64]], vocab_size: int) -> None:
@@ -102,7 +106,7 @@ class CountModels:
 
 
 def training_text(stream: Stream, bos: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the stream with every second separator or so a BOS, as training sees it."""
+    """Return the stream with about half of its separators a BOS, as in training."""
     new_passage = stream.is_break | (stream.is_separator & (rng.random(len(stream.tokens)) < 0.5))
     return np.where(new_passage, bos, stream.tokens)
 
@@ -118,7 +122,7 @@ class Scorer:
         self._counts = counts
 
     def __call__(self, passage: str) -> Score:
-        """Score one passage; one longer than the model's rows is cut, each part after a BOS."""
+        """Score a passage, cut into rows that the model can read, each starting with a BOS."""
         bos, *ids = self._tokenizer.encode(passage)
         length = self._model.config.max_position_embeddings - 1
         rows = [[bos, *ids[i : i + length]] for i in range(0, len(ids), length)]
@@ -146,7 +150,7 @@ def summed(scores: Iterable[tuple[str, Score]]) -> dict[str, Score]:
 
 
 def groups(scores: dict[str, Score]) -> dict[str, Score]:
-    """Gather "<domain>-<lang>" into the rows of the card: English alone, the rest by domain."""
+    """Gather "<domain>-<lang>" into rows of the card: by domain, English and other languages."""
     rows: dict[str, list[Score]] = defaultdict(list)
     for name, score in scores.items():
         domain, _, lang = name.rpartition("-")

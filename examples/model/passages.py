@@ -1,10 +1,10 @@
 """Text for the bundled model: the corpus split, its tokenizer, and seeded rows of tokens.
 
 A source is one file `train/<domain>-<lang>.txt`: paragraphs with a blank line between them. Part of
-each is held out, the rest becomes one stream of tokens in which every paragraph is preceded by one
-separator. When a row is cut from the stream, each separator becomes either a line break (the
-passage goes on) or the beginning-of-text token (a new passage starts), so that the model sees short
-passages and long ones alike. A row depends on the seed and the step alone.
+each is held out; the rest becomes one stream of tokens with a separator before every paragraph.
+When a row is cut from the stream, each separator becomes either a line break (the passage goes on)
+or the beginning-of-text token (a new passage starts), so that the model sees short and long
+passages. A row depends only on the seed and the step.
 """
 
 import re
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 BOS = "<|bos|>"
 HELD_OUT_SHARE = 0.02  # of a source's paragraphs
 HELD_OUT_BLOCK = 4  # consecutive paragraphs held out together, scored as one passage
-HELD_OUT_LEAST = 2  # paragraphs, for the sources of twenty
+HELD_OUT_LEAST = 2  # paragraphs at least, for sources of about twenty
 
 # Words with their combining marks (Devanagari, Thai), numbers of at most three digits, punctuation.
 WORDS = (
@@ -31,7 +31,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the corpus, split."""
+    """One file of the corpus, split into training and held-out text."""
 
     name: str  # "<domain>-<lang>"
     runs: list[list[str]]  # training paragraphs; a held-out block lies between two runs
@@ -74,7 +74,7 @@ def _read_source(path: Path, rng: np.random.Generator) -> Source:
 
 
 def sampling_weights(sizes: Sequence[int], exponent: float) -> NDArray[np.float64]:
-    """Share of each source in training, `size**exponent` normalised; 1 keeps the corpus's own."""
+    """Share of each source in training: `size**exponent`, normalised; 1 keeps the corpus's."""
     weights = np.asarray(sizes, dtype=np.float64) ** exponent
     return np.asarray(weights / weights.sum())
 
@@ -84,8 +84,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE of `vocab_size` on the training paragraphs; it puts BOS first.
 
-    Small sources are repeated, in the proportion `size**exponent`, so that scripts with little text
-    earn tokens of their own.
+    Small sources are repeated so that shares go with `size**exponent`: otherwise scripts with
+    little text would get no tokens of their own.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -126,12 +126,12 @@ def _repeated(sources: Sequence[Source], exponent: float) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Stream:
-    """A source's training tokens: before each paragraph one separator, at `separators`."""
+    """A source's training tokens, with a separator before each paragraph."""
 
     tokens: NDArray[np.int64]  # [N]
     separators: NDArray[np.int64]  # [P] positions in `tokens`
     is_separator: NDArray[np.bool_]  # [N]
-    is_break: NDArray[np.bool_]  # [N] separators that are BOS always: text was left out there
+    is_break: NDArray[np.bool_]  # [N] separators after held-out text, which are always BOS
 
 
 def make_stream(source: Source, tokenizer: PreTrainedTokenizerBase) -> Stream:
@@ -155,7 +155,7 @@ def make_stream(source: Source, tokenizer: PreTrainedTokenizerBase) -> Stream:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Rows of training tokens, each a function of (seed, step) and the streams."""
+    """Draws rows of training tokens, as a function of the streams, the seed and the step."""
 
     streams: list[Stream]
     weights: NDArray[np.float64]  # [number of streams], sums to 1
@@ -166,7 +166,7 @@ class Sampler:
     new_passage_share: float = 0.5  # of separators that become BOS
 
     def batch(self, step: int, rows: int) -> NDArray[np.int64]:
-        """Rows of step `step`: int64 [rows, row_length], the first token of each is BOS."""
+        """Draw the rows of a step: int64 [rows, row_length], each starting with BOS."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.streams), size=rows, p=self.weights)
         return np.stack([self._row(self.streams[i], rng) for i in chosen])

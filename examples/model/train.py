@@ -1,14 +1,13 @@
-"""Train a small model from scratch: tokenizer, weights, folder that transformers can load.
+"""Train a small model from scratch: its tokenizer and weights, as a folder for transformers.
 
     python examples/model/train.py --corpus FOLDER --minutes 70
 
-Without further options it is the bundled model; a field of `Recipe` is changed by
-`--set NAME=VALUE`.
+The defaults train the bundled model; `--set NAME=VALUE` changes a field of `Recipe`.
 
-FOLDER holds `train/<domain>-<lang>.txt`, one paragraph a line, a blank line between paragraphs. The
-work folder keeps a checkpoint; the same command continues a run that was stopped. The learning
-rate follows the share of the time (or of `--steps`) that has been used, so that a run on a busy
-machine still ends with a small one.
+FOLDER holds `train/<domain>-<lang>.txt`, paragraphs with a blank line between them. The work folder
+keeps a checkpoint, from which the same command continues an interrupted run. The learning rate
+follows the share of the time (or of `--steps`) used, so that a run decays it fully on a busy
+machine, too.
 """
 
 import json
@@ -50,7 +49,7 @@ CHECKPOINT = "checkpoint.safetensors"  # in the work folder
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result; a checkpoint is continued only under the recipe that began it."""
+    """The settings that determine the model; a checkpoint continues only under the same recipe."""
 
     seed: int = 0
     family: str = "llama"  # or "gpt2", "gpt_neox"
@@ -59,9 +58,9 @@ class Recipe:
     intermediate_size: int = 416
     layers: int = 6
     heads: int = 6
-    key_value_heads: int = 2  # of a Llama; the others have as many as heads
+    key_value_heads: int = 2  # for Llama; the other families have as many as heads
     row_length: int = 256
-    rows: int = 8  # a step
+    rows: int = 8  # per step
     learning_rate: float = 2.5e-3
     warmup_share: float = 0.02  # of the run
     weight_decay: float = 0.1
@@ -73,11 +72,11 @@ class Recipe:
 
 @dataclass
 class State:
-    """How far a run is."""
+    """The progress of a run."""
 
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # of training, stops left out
+    seconds: float = 0.0  # of training, without interruptions
     loss: float = math.nan  # running mean, nats
 
 
@@ -111,7 +110,7 @@ def gpt2(recipe: Recipe, bos: int) -> PreTrainedModel:
             n_layer=recipe.layers,
             n_head=recipe.heads,
             n_positions=recipe.row_length,
-            resid_pdrop=0.0,  # no text is seen often enough to overfit
+            resid_pdrop=0.0,  # no dropout: no text is seen often enough to overfit
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             bos_token_id=bos,
@@ -151,7 +150,7 @@ def build_model(recipe: Recipe, bos: int) -> PreTrainedModel:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; norms are not decayed."""
+    """Return AdamW with weight decay on matrices only."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW(
@@ -166,7 +165,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def learning_rate(recipe: Recipe, used: float) -> float:
-    """Learning rate when the share `used` (0 to 1) of the run is over: warm-up, then a cosine."""
+    """Learning rate after the share `used` (0 to 1) of the run: warm-up, then a cosine."""
     if used < recipe.warmup_share:
         return recipe.learning_rate * max(used / recipe.warmup_share, 0.01)
     phase = (used - recipe.warmup_share) / (1 - recipe.warmup_share)
@@ -176,7 +175,7 @@ def learning_rate(recipe: Recipe, used: float) -> float:
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.AdamW, recipe: Recipe, state: State
 ) -> None:
-    """Write weights, optimizer state and progress as one safetensors file, whole or not at all."""
+    """Write weights, optimizer state and progress atomically to one safetensors file."""
     tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     for i, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in entry.items()}
@@ -224,7 +223,7 @@ def export(
 
 
 class Reporter:
-    """A progress line on a terminal; elsewhere a log line now and then."""
+    """A progress line on a terminal; elsewhere a log line every minute."""
 
     def __init__(self, console: Console) -> None:
         columns = (BarColumn(), TextColumn("{task.description}"))
@@ -234,7 +233,7 @@ class Reporter:
         self._last: tuple[float, int] | None = None  # time and tokens of the last report
 
     def update(self, state: State, used: float) -> None:
-        """Take in one more step; `used` is the share of the run that is over."""
+        """Report one more step; `used` is the share of the run that is over."""
         now = time.monotonic()
         if self._last is None:  # after the first step, which compiles the model
             self._last = (now, state.tokens)
@@ -264,7 +263,7 @@ def train(
     used: Callable[[State], float],
     compiled: bool,
 ) -> Iterator[None]:
-    """Train in place, and keep `state`, until `used(state)` reaches 1; yields after every step."""
+    """Train the model, updating `state`, until `used(state)` reaches 1; yield after every step."""
     model.train()
 
     def next_token_loss(ids: Tensor) -> Tensor:
@@ -312,7 +311,7 @@ def prepare(corpus: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Samp
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is, and on what."""
+    """The length of a run, and how it runs."""
 
     minutes: float = 70.0
     steps: int | None = None  # instead of minutes
@@ -328,7 +327,7 @@ def run(corpus: Path, out: Path, work: Path, recipe: Recipe, length: Length) -> 
     """
     tokenizer, sampler = prepare(corpus, recipe)
     model = build_model(recipe, sampler.bos)
-    model.set_attn_implementation("eager")  # on a CPU faster than the fused one, for short rows
+    model.set_attn_implementation("eager")  # for short rows faster than fused attention on a CPU
     optimizer = build_optimizer(model, recipe)
     state, checkpoint = State(), work / CHECKPOINT
     work.mkdir(parents=True, exist_ok=True)
@@ -352,7 +351,7 @@ def run(corpus: Path, out: Path, work: Path, recipe: Recipe, length: Length) -> 
 
 
 def changed(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:
-    """The recipe with some of its fields set, each given as NAME=VALUE."""
+    """Return the recipe with fields changed by NAME=VALUE settings."""
     types = {field.name: type(getattr(recipe, field.name)) for field in fields(recipe)}
     values = {}
     for setting in settings:
@@ -363,10 +362,10 @@ def changed(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:
             values[name] = types[name](value)
         except ValueError as error:
             raise click.BadParameter(f"{setting}: {error}") from error
-    found = replace(recipe, **values)
-    if found.family not in FAMILIES:
-        raise click.BadParameter(f"family={found.family}: choose {', '.join(FAMILIES)}")
-    return found
+    result = replace(recipe, **values)
+    if result.family not in FAMILIES:
+        raise click.BadParameter(f"family={result.family}: choose {', '.join(FAMILIES)}")
+    return result
 
 
 @click.command(context_settings={"show_default": True})

@@ -1,8 +1,8 @@
-"""What the papers claim of computation density, each as a number, and when it counts as shown.
+"""The papers' claims about computation density, each as a number with a test.
 
 The claims are those of Kervadec et al., *Sparse or Dense?* (arXiv 2601.22795) and *Tracing
-Computation Density in LLMs* (arXiv 2605.27033). Each names an effect and the least of it that
-would count; both were set before anything was measured. The rule for every line is `verdict`.
+Computation Density in LLMs* (arXiv 2605.27033). Each names an effect and the smallest one that
+counts; both were set before anything was measured. `verdict` is the rule for every line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,19 +28,19 @@ RULE = (
     "and is undecided where the interval contains it or cannot be given."
 )
 LEVELS: tuple[Level, ...] = ("document", "word")
-SHORTEST = 8  # tokens of context from which its length is studied: below, a graph has few edges
-DOCUMENTS_OF_A_VALUE = 10  # of a label, so that its mean means something
+SHORTEST = 8  # least tokens of context when its length is studied: smaller graphs have few edges
+DOCUMENTS_OF_A_VALUE = 10  # least documents of a label's value for its mean to be compared
 ROUGH, REFINED = 0.5, 0.1  # total variation of a trace's core, and of the trace refined
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and what is measured for it."""
+    """A claim, and the effect measured for it."""
 
     name: str
     text: str
     effect: str
-    least: float  # signed: the direction that the claim says
+    least: float  # the smallest effect that counts; its sign is the direction claimed
 
 
 CLAIMS = {
@@ -114,8 +114,8 @@ class Finding:
         claim: a name in `CLAIMS`.
         subject: the model, or the two models.
         what: which measure or part, in words.
-        effect: with its 95% interval over documents.
-        main: whether this line decides the claim for its subject; the others stand beside it.
+        effect: the effect with its 95% interval over documents.
+        main: whether this line decides the claim for its subject; the others are for information.
     """
 
     claim: str
@@ -134,8 +134,8 @@ def verdict(effect: Interval, least: float) -> str:
     """Judge an effect by `RULE`.
 
     Args:
-        effect: with its interval.
-        least: the least effect that counts, its sign the direction of the claim.
+        effect: the effect with its interval.
+        least: the smallest effect that counts; its sign is the direction claimed.
 
     Example:
         >>> verdict(Interval(-0.3, -0.4, -0.2), -0.1), verdict(Interval(0.3, 0.2, 0.4), -0.1)
@@ -150,31 +150,32 @@ def verdict(effect: Interval, least: float) -> str:
 
 
 def standing(findings: Sequence[Finding]) -> str:
-    """A claim over all subjects: the verdict of its main lines, their numbers where these differ.
+    """Summarise a claim over all subjects: the verdict of its main lines, or counts if they differ.
 
     Example:
         >>> standing([])
         'not tested'
     """
-    found = [finding.verdict for finding in findings if finding.main]
-    numbers = {verdict: found.count(verdict) for verdict in ("holds", "fails", "undecided")}
+    verdicts = [finding.verdict for finding in findings if finding.main]
+    numbers = {verdict: verdicts.count(verdict) for verdict in ("holds", "fails", "undecided")}
     given = [name for name, number in numbers.items() if number]
     if len(given) < 2:
         return given[0] if given else "not tested"
-    return ", ".join(f"{name} in {numbers[name]}" for name in given) + f" of {len(found)}"
+    return ", ".join(f"{name} in {numbers[name]}" for name in given) + f" of {len(verdicts)}"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One model's store, its tokens, and how intervals are made.
+    """One model's store, and the settings of its tests.
 
     Attributes:
-        name: of the model.
-        store: scanned with the control `random`.
-        lower_half: [T] share of the full graph's edges in the lower half of the blocks, by
-            context length from 1; None leaves out what needs it.
+        name: name of the model.
+        store: its store, scanned with the control `random`.
+        lower_half: float64 [T], share of the full graph's edges in the lower half of the blocks,
+            by context length from 1; None leaves out the line that needs it.
         reference: occurrences by token id in a larger corpus, or None.
         eps: the total variation that `density@EPS` tolerates.
+        resamples, seed: of the intervals.
     """
 
     name: str
@@ -186,7 +187,7 @@ class Scan:
     seed: int = 0
 
     def tokens(self) -> pd.DataFrame:
-        """The token frame, with the corpus and reference frequency of what is predicted."""
+        """The token frame, with labels, and the frequencies of the tokens read and predicted."""
         tokens = token_frame(self.store, self.eps)
         counts = None if self.reference is None else np.asarray(self.reference, np.float64)
         factors = factor_frame(self.store, counts, tokens=tokens)
@@ -200,7 +201,7 @@ class Scan:
 
 
 def judge_model(scan: Scan) -> list[Finding]:
-    """Every claim about one model."""
+    """Test every claim about one model."""
     tokens = scan.tokens()
     tests = (
         better_than_random,
@@ -223,20 +224,20 @@ def _resampling(scan: Scan) -> _Resampling:
 
 
 def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Error of random subgraphs less that of traces, over all strata and at each."""
-    store, here = scan.store, scored(scan.store)
+    """Error of random subgraphs minus that of traces, over all strata and at each."""
+    store, real = scan.store, scored(scan.store)
     full = tokens["full_edges"].to_numpy()
-    size = np.asarray(store.size[:])[here].astype(np.float64)  # [N, K]
+    size = np.asarray(store.size[:])[real].astype(np.float64)  # [N, K]
     decades = -np.log10(np.clip(size[:, 0], 1 / full, 1.0))
 
     def against(control: str, what: str, main: bool) -> tuple[Finding, NDArray[np.float64]]:
-        tv = np.asarray(store.array(f"tv_{control}")[:])[here]
-        more = auc_tv(size, tv, full) - tokens[AUC].to_numpy()
-        # A trace that is the whole graph at every stratum spans no decade and differs in nothing.
-        mean = np.divide(more, decades, out=np.zeros_like(decades), where=decades > 0)
+        tv = np.asarray(store.array(f"tv_{control}")[:])[real]
+        excess = auc_tv(size, tv, full) - tokens[AUC].to_numpy()
+        # A trace that is the full graph at every stratum spans no decade, and its difference is 0.
+        mean = np.divide(excess, decades, out=np.zeros_like(decades), where=decades > 0)
         effect = mean_of_documents(pd.Series(mean), tokens["document"], scan.seed)
         finding = Finding("better than random", scan.name, what, effect, main)
-        return finding, np.asarray(tv - np.asarray(store.tv[:])[here], np.float64)
+        return finding, np.asarray(tv - np.asarray(store.tv[:])[real], np.float64)
 
     finding, differences = against("random", "mean over log size", main=True)
     yield finding
@@ -253,7 +254,7 @@ def better_than_random(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 def varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     """Variance between documents, and of their means between values of each label."""
     document = tokens["document"]
-    eighths = np.floor(8 * np.log2(tokens["context"]))  # of an octave of context
+    eighths = np.floor(8 * np.log2(tokens["context"]))  # bands of 1/8 octave of context
     rng = np.random.default_rng(scan.seed)
     density = density_name(scan.eps)
     for measure, main in ((density, True), (AUC, False)):
@@ -270,11 +271,11 @@ def varies(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
         yield finding(f"{_shown(measure)}, tokens shuffled (control: should fail)", share)
         means = values.groupby(document).mean()
         for label in scan.store.labels:
-            of = scan.store.documents[label].reindex(means.index)
-            large = of.map(of.value_counts()) >= DOCUMENTS_OF_A_VALUE
-            if of[large].nunique() > 1:
+            value = scan.store.documents[label].reindex(means.index)
+            large = value.map(value.value_counts()) >= DOCUMENTS_OF_A_VALUE
+            if value[large].nunique() > 1:
                 what = f"{_shown(measure)}, document means between values of {label}"
-                yield finding(what, label_share(means[large], of[large]))
+                yield finding(what, label_share(means[large], value[large]))
 
 
 def _shown(measure: str) -> str:
@@ -282,12 +283,12 @@ def _shown(measure: str) -> str:
 
 
 def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Frequency and density: of the token predicted, then of the token read."""
-    density, more = density_name(scan.eps), _resampling(scan)
+    """Correlate density with the frequency of the token predicted, then of the token read."""
+    density, resampling = density_name(scan.eps), _resampling(scan)
 
     def rank(rows: pd.DataFrame, frequency: str, measure: str = AUC) -> Interval:
         rows = rows.dropna(subset=[frequency])
-        return spearman(rows[frequency], rows[measure], rows["document"], **more)
+        return spearman(rows[frequency], rows[measure], rows["document"], **resampling)
 
     def finding(what: str, effect: Interval, main: bool = False) -> Finding:
         return Finding("rarer is denser", scan.name, what, effect, main)
@@ -296,7 +297,9 @@ def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
     yield finding(f"token predicted, {AUC}", rank(tokens, predicted), main=True)
     yield finding(f"token predicted, {density}", rank(tokens, predicted, density))
     rows = tokens.dropna(subset=[predicted])
-    given = spearman(rows[predicted], rows[AUC], rows["document"], given=rows["context"], **more)
+    given = spearman(
+        rows[predicted], rows[AUC], rows["document"], given=rows["context"], **resampling
+    )
     yield finding(f"token predicted, {AUC}, context taken out", given)
     if "label_lang" in tokens:
         lang = tokens["label_lang"].mode().iloc[0]
@@ -309,7 +312,7 @@ def rarer_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """Relative size, edges, and edges per token, against the length of context."""
+    """Elasticity of relative size, edges and edges per token in the length of context."""
     rows = tokens[tokens["context"] >= SHORTEST]
     density = density_name(scan.eps)
     for measure, what in (
@@ -324,7 +327,7 @@ def longer_is_sparser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """The prediction's entropy and density."""
+    """Correlate density with the prediction's entropy."""
     for measure in (AUC, density_name(scan.eps)):
         effect = spearman(
             tokens["model_entropy"], tokens[measure], tokens["document"], **_resampling(scan)
@@ -336,38 +339,38 @@ def uncertain_is_denser(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
 
 
 def phases(scan: Scan, tokens: pd.DataFrame) -> Iterator[Finding]:
-    """What the core of a trace consists of, and what refines it."""
-    found = two_phases(scan.store)
-    document = found["document"]
-    tried = f"{len(found) / len(tokens):.0%} of tokens"
+    """Where the core of a trace lies, and which edges refine it."""
+    shares = two_phases(scan.store)
+    document = shares["document"]
+    tried = f"{len(shares) / len(tokens):.0%} of tokens"
 
     def finding(claim: str, what: str, values: pd.Series, main: bool = True) -> Finding:
         return Finding(claim, scan.name, what, mean_of_documents(values, document, scan.seed), main)
 
-    yield finding("core is early", f"edges, {tried}", found["core_lower"] - 0.5)
+    yield finding("core is early", f"edges, {tried}", shares["core_lower"] - 0.5)
     if scan.lower_half is not None:
-        full = pd.Series(scan.lower_half[found["context"] - 1], found.index)
+        full = pd.Series(scan.lower_half[shares["context"] - 1], shares.index)
         what = "against the full graph's share instead of one half"
-        yield finding("core is early", what, found["core_lower"] - full, main=False)
-    # The upper halves' difference is that of the lower halves the other way round.
-    yield finding("refined late", f"edges, {tried}", found["core_lower"] - found["added_lower"])
-    more = found["added_attention"] - found["core_attention"]
-    yield finding("refined by attention", f"edges, {tried}", more)
+        yield finding("core is early", what, shares["core_lower"] - full, main=False)
+    # The difference of the upper halves is minus that of the lower halves.
+    yield finding("refined late", f"edges, {tried}", shares["core_lower"] - shares["added_lower"])
+    gain = shares["added_attention"] - shares["core_attention"]
+    yield finding("refined by attention", f"edges, {tried}", gain)
 
 
 def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> pd.DataFrame:
-    """Where a trace's core lies, and the edges that refine it.
+    """Locate each trace's core and the edges that refine it.
 
-    The core is the sparsest traced subgraph with a total variation of at most `rough`; added are
-    the edges of the sparsest with at most `refined` that are not in it. Traces nest.
+    The core is the sparsest trace with a total variation of at most `rough`. Added edges are those
+    of the sparsest trace with at most `refined` that are not in the core: traces nest.
 
     Returns:
-        One row a token that has both and whose trace grows between them: `document`, `context`,
-        and for `core` and `added` the shares `lower` (edges in the lower half of the blocks) and
-        `attention`.
+        One row per token that has both and whose trace grows between them: `document`, `context`,
+        and for `core` and `added` the number of `edges` and the shares `lower` (edges in the lower
+        half of the blocks) and `attention`, as `core_edges` and so on.
     """
     frames, done = [], scored(store)
-    for part in store.done_parts():  # the topology is the largest of a store's arrays
+    for part in store.done_parts():  # part by part: the topology is a store's largest array
         windows = store.windows(part)
         window, column = np.nonzero(done[windows])
         tv = store.tv[windows][window, column]  # [n, K]
@@ -384,29 +387,29 @@ def two_phases(store: Store, rough: float = ROUGH, refined: float = REFINED) -> 
             columns[f"{name}_lower"] = edges[:, :, :2].sum((1, 2)) / np.maximum(total, 1)
             columns[f"{name}_attention"] = edges[:, 0].sum(1) / np.maximum(total, 1)
         frames.append(pd.DataFrame(columns))
-    found = pd.concat(frames, ignore_index=True)
-    return found[(found["core_edges"] > 0) & (found["added_edges"] > 0)].reset_index(drop=True)
+    rows = pd.concat(frames, ignore_index=True)
+    return rows[(rows["core_edges"] > 0) & (rows["added_edges"] > 0)].reset_index(drop=True)
 
 
 def stratum_shares(store: Store) -> pd.DataFrame:
-    """Of every token's trace at every stratum, where its edges are.
+    """Shares of each trace's edges, for every token and stratum.
 
     Returns:
         `document`, `stratum` (its number), `size`, `tv`, and the shares `lower_half` and
-        `attention` of the trace's edges, NaN where it has none.
+        `attention` of the trace's edges, NaN for a trace without edges.
     """
     frames, done = [], scored(store)
     for part in store.done_parts():
         windows = store.windows(part)
-        here = np.nonzero(done[windows])
-        edges = store.topology[windows][here].astype(np.float64)  # [n, K, 4 kinds, 4 quartiles]
+        places = np.nonzero(done[windows])
+        edges = store.topology[windows][places].astype(np.float64)  # [n, K, 4 kinds, 4 quartiles]
         total = edges.sum((2, 3))
         total[total == 0] = np.nan
         columns = {
-            "document": np.repeat(store.document[windows][here[0]], edges.shape[1]),
+            "document": np.repeat(store.document[windows][places[0]], edges.shape[1]),
             "stratum": np.tile(np.arange(edges.shape[1]), len(edges)),
-            "size": store.size[windows][here].ravel().astype(np.float64),
-            "tv": store.tv[windows][here].ravel().astype(np.float64),
+            "size": store.size[windows][places].ravel().astype(np.float64),
+            "tv": store.tv[windows][places].ravel().astype(np.float64),
             "lower_half": (edges[..., :2].sum((2, 3)) / total).ravel(),
             "attention": (edges[:, :, 0].sum(2) / total).ravel(),
         }
@@ -418,7 +421,7 @@ def stratum_shares(store: Store) -> pd.DataFrame:
 
 
 def judge_pairs(scans: Sequence[Scan]) -> list[Finding]:
-    """What models share, pair by pair.
+    """Test whether densities correlate across models, pair by pair.
 
     Raises:
         InputError: fewer than two models.
@@ -437,14 +440,14 @@ def _shared(first: Scan, second: Scan, pair: str) -> Iterator[Finding]:
 
     for measure in (AUC, density_name(first.eps)):
         for level in LEVELS:
-            found = compare(stores, level, measure, names=names, seed=first.seed)
-            row, table = found.correlations.iloc[0], found.table
+            comparison = compare(stores, level, measure, names=names, seed=first.seed)
+            row, table = comparison.correlations.iloc[0], comparison.table
             effect = Interval(*(float(row[column]) for column in ("spearman", "low", "high")))
             yield Finding("shared", pair, f"{level}s, {measure}", effect)
-        # In every model density goes with position: models that share no more than that do not
-        # count. The table is that of words.
+        # In every model density depends on position, which alone makes models correlate: control
+        # for it. `table` is that of words.
         x, y = (table[name] for name in names)
-        more = _resampling(first)
-        effect = spearman(x, y, table["document"], given=table["start"], **more)
+        resampling = _resampling(first)
+        effect = spearman(x, y, table["document"], given=table["start"], **resampling)
         what = f"words, {measure}, position taken out"
         yield Finding("shared", pair, what, effect, main=measure == AUC)

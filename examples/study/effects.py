@@ -22,13 +22,13 @@ def mean_of_documents(values: pd.Series, document: pd.Series, seed: int) -> Inte
 def variance_share(values: pd.Series, group: pd.Series, resamples: int, seed: int) -> Interval:
     """The share of the variance that lies between groups (intraclass correlation, ICC(1)).
 
-    One-way random effects for groups of unequal size: what the spread of group means would be by
-    chance, given the spread within groups, is taken off, so that groups that do not differ give
-    0 on average, or a little less.
+    One-way random effects for groups of unequal size. The spread of group means expected by chance
+    from the spread within groups is subtracted, so that groups that do not differ give 0 on
+    average, or a little less.
 
     Args:
         values: float [N].
-        group: [N]; resampled as wholes.
+        group: [N]; whole groups are resampled.
         resamples, seed: of the interval.
     """
     number, mean, within = _moments(values, group)
@@ -40,10 +40,10 @@ def variance_share(values: pd.Series, group: pd.Series, resamples: int, seed: in
 
 
 def label_share(values: pd.Series, label: pd.Series) -> Interval:
-    """The same for a few large groups of independent values, with the interval of the F test.
+    """`variance_share` for a few large groups of independent values, with an F-test interval.
 
-    Resampling cannot be used for these: resampled groups differ by chance twice over. The interval
-    is exact for normal values in groups of equal size (Searle, *Linear Models*, 1971, ch. 9).
+    Resampling does not work here: resampled groups differ by chance twice over. The interval is
+    exact for normal values in groups of equal size (Searle, *Linear Models*, 1971, ch. 9).
     """
     number, mean, within = _moments(values, label)
     share, ratio, size = _variance_share(number, mean, within)
@@ -54,10 +54,10 @@ def label_share(values: pd.Series, label: pd.Series) -> Interval:
 
 def _moments(values: pd.Series, group: pd.Series) -> tuple[Floats, Floats, Floats]:
     """Number, mean and squared deviations from the mean, of each group."""
-    found = values.groupby(group, observed=True).agg(["size", "mean", "var"])
-    number = found["size"].to_numpy(np.float64)
-    within = found["var"].fillna(0.0).to_numpy(np.float64) * (number - 1)
-    return number, found["mean"].to_numpy(np.float64), within
+    moments = values.groupby(group, observed=True).agg(["size", "mean", "var"])
+    number = moments["size"].to_numpy(np.float64)
+    within = moments["var"].fillna(0.0).to_numpy(np.float64) * (number - 1)
+    return number, moments["mean"].to_numpy(np.float64), within
 
 
 def _variance_share(number: Floats, mean: Floats, within: Floats) -> tuple[float, float, float]:
@@ -81,10 +81,10 @@ def _variance_share(number: Floats, mean: Floats, within: Floats) -> tuple[float
 def elasticity(
     x: pd.Series, y: pd.Series, document: pd.Series, resamples: int, seed: int
 ) -> Interval:
-    """The slope of log y on log x within documents: by what power of x does y change?
+    """The slope of log y on log x within documents: the power of x by which y changes.
 
-    Every document has a level of its own, so that long documents that differ from short ones do
-    not pass for an effect of x.
+    Each document has its own intercept, so that differences between long and short documents do
+    not count as an effect of x.
     """
     frame = pd.DataFrame({"x": np.log(x), "y": np.log(y)})
     frame -= frame.groupby(document).transform("mean")

@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def findings_json(findings: Sequence[Finding]) -> list[Record]:
-    """One object a finding; numbers that are not there are null."""
+    """One object per finding; missing numbers are null."""
     return [
         {
             "claim": finding.claim,
@@ -31,7 +31,7 @@ def findings_json(findings: Sequence[Finding]) -> list[Record]:
 
 
 def claims_json(findings: Sequence[Finding]) -> list[Record]:
-    """One object a claim, with how it stands over all subjects."""
+    """One object per claim, with its standing over all subjects."""
     return [
         {
             "claim": claim.name,
@@ -227,7 +227,7 @@ def _thresholds(record: Record) -> list[str]:
 
 
 def rows_json(table: pd.DataFrame) -> list[Record]:
-    """A frame as a list of objects; numbers that are not there are null."""
+    """Convert a frame to a list of objects; missing numbers are null."""
     rows: list[Record] = json.loads(table.to_json(orient="records", double_precision=15))
     return rows
 

@@ -2,9 +2,9 @@
 
     python examples/study/run.py --out build/study
 
-Loads the bundled model and its two siblings, or any other models; scans the labelled corpus with
-each, continuing what is there; judges the claims of `claims.py`; prints a table and writes
-`study.json` and `study.md`. With `--train` the siblings are trained first.
+Loads the bundled model and its two siblings, or other models; scans the labelled corpus with each,
+continuing existing stores; tests the claims of `claims.py`; prints a table and writes `study.json`
+and `study.md`. With `--train` the siblings are trained first.
 """
 
 import json
@@ -39,13 +39,13 @@ log = logging.getLogger("study")
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 BUNDLED = EXAMPLES / "model"
-REFERENCE = HERE / "reference_counts.json"  # of the three models here
+REFERENCE = HERE / "reference_counts.json"  # for the three models here
 CONTROLS = ("random", "inverse")
 
 
 @dataclass(frozen=True)
 class Sibling:
-    """A model beside the bundled one: what of the bundled one's recipe is changed."""
+    """A model besides the bundled one: its changes to the bundled model's recipe."""
 
     name: str
     recipe: tuple[str, ...]  # see `train.py --set`
@@ -85,10 +85,10 @@ SIBLINGS = (
 
 
 def train_siblings(folder: Path, out: Path, length: Sequence[str]) -> dict[str, Path]:
-    """Train and evaluate the siblings on `folder` by the bundled model's scripts; each once."""
-    found = {}
+    """Train and evaluate the siblings on `folder`, once, with the bundled model's scripts."""
+    folders = {}
     for sibling in SIBLINGS:
-        model = found[sibling.name] = out / "models" / sibling.name
+        model = folders[sibling.name] = out / "models" / sibling.name
         if (model / "evaluation.json").exists():
             continue
         work = out / "training" / sibling.name
@@ -96,7 +96,7 @@ def train_siblings(folder: Path, out: Path, length: Sequence[str]) -> dict[str, 
         settings = [part for setting in sibling.recipe for part in ("--set", setting)]
         _python("train.py", *corpus, "--out", str(model), "--work", str(work), *settings, *length)
         _python("evaluate.py", *corpus, "--model", str(model))
-    return found
+    return folders
 
 
 def _python(script: str, *arguments: str) -> None:
@@ -104,7 +104,7 @@ def _python(script: str, *arguments: str) -> None:
 
 
 def count_tokens(folder: Path, tracer: Tracer) -> list[int]:
-    """Occurrences of every token id in the paragraphs of FOLDER/train/*.txt."""
+    """Count every token id in the paragraphs of FOLDER/train/*.txt."""
     counts = np.zeros(tracer.vocab_size, np.int64)
     for path in sorted((folder / "train").glob("*.txt")):
         for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
@@ -116,10 +116,10 @@ def count_tokens(folder: Path, tracer: Tracer) -> list[int]:
 
 
 def lower_half(tracer: Tracer, length: int) -> NDArray[np.float64]:
-    """float64 [length]: the share of the full graph's edges in the lower half of the blocks.
+    """Share of the full graph's edges in the lower half of the blocks, float64 [length].
 
-    By context length; read off a trace that keeps every edge. Block l of L is in the lower half
-    if 2 l < L, as in the store's quartiles.
+    By context length from 1, read off a trace that keeps every edge. Block l of L is in the lower
+    half if 2 l < L, as in the store's quartiles.
     """
     trace = tracer.trace([0] * length, select=Threshold([0.0]))
     assert isinstance(trace, Trace)
@@ -129,7 +129,7 @@ def lower_half(tracer: Tracer, length: int) -> NDArray[np.float64]:
 
 
 def described(name: str, folder: str, tracer: Tracer, store: Store) -> dict[str, Any]:
-    """What the record says of a model."""
+    """Describe a model for the record."""
     evaluation = Path(folder) / "evaluation.json"
     return {
         "name": name,
@@ -145,7 +145,7 @@ def described(name: str, folder: str, tracer: Tracer, store: Store) -> dict[str,
 
 
 def parameters(folder: Path) -> int | None:
-    """Numbers in a local folder's safetensors, tied ones once; None where there are none."""
+    """Count parameters in a local folder's safetensors, tied ones once; None without such files."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -154,7 +154,7 @@ def parameters(folder: Path) -> int | None:
 
 
 def _held_out(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Nats a token of the model, bigram and unigram, on all scanned passages."""
+    """Nats per token of the model, bigram and unigram, on all scanned passages."""
     groups = evaluation["scan"].values()
     tokens = sum(group["tokens"] for group in groups)
     return {
@@ -164,7 +164,7 @@ def _held_out(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What runs."""
+    """Describe the machine and the software."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -180,9 +180,9 @@ def machine() -> dict[str, Any]:
 
 
 def topology(name: str, store: Store) -> list[dict[str, Any]]:
-    """Of each stratum, the traces' size, error, and shares of lower half and attention.
+    """The traces' size, error, and shares of lower half and attention, by stratum.
 
-    Means over documents; a token without a trace at a stratum is left out there.
+    Means over documents; tokens whose trace has no edge are left out of the shares.
     """
     shares = stratum_shares(store).groupby(["stratum", "document"]).mean().groupby("stratum").mean()
     return [
@@ -194,7 +194,7 @@ def topology(name: str, store: Store) -> list[dict[str, Any]]:
 def threshold_tables(
     tracers: Mapping[str, Tracer], stores: Mapping[str, Store], label: str, pilot: int, **more: Any
 ) -> dict[str, Any]:
-    """The two tables of `thresholds.py` as JSON; empty with no pilot or no such label."""
+    """Both tables of `thresholds.py` as JSON; empty without a pilot or without the label."""
     if not pilot or any(label not in store.labels for store in stores.values()):
         return {"thresholds": [], "carried": []}
     chosen = by_model_and_label(tracers, stores, label, most=pilot, **more)
@@ -209,7 +209,7 @@ def threshold_tables(
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers, beside models and texts."""
+    """The settings that determine the numbers, besides models and texts."""
 
     strata: int
     context: int
@@ -222,7 +222,7 @@ class Settings:
 def scan_all(
     folders: Mapping[str, str], corpus: Path, out: Path, settings: Settings, device: str
 ) -> tuple[dict[str, Tracer], dict[str, Store]]:
-    """Load and scan every model; stores that are there are continued."""
+    """Load every model and scan with it, continuing existing stores."""
     tracers, stores = {}, {}
     for name, folder in folders.items():
         log.info("scanning with %s", name)
@@ -245,21 +245,21 @@ def judged(
     counts: Mapping[str, Sequence[int]],
     settings: Settings,
 ) -> list[Finding]:
-    """Every claim about every model and every pair."""
+    """Test every claim for every model and every pair."""
     scans = [
         Scan(
-            name,
-            store,
-            lower_half(tracers[name], store.token.shape[1]),
-            counts.get(name),
-            settings.eps,
-            settings.resamples,
-            settings.seed,
+            name=name,
+            store=store,
+            lower_half=lower_half(tracers[name], store.token.shape[1]),
+            reference=counts.get(name),
+            eps=settings.eps,
+            resamples=settings.resamples,
+            seed=settings.seed,
         )
         for name, store in stores.items()
     ]
     log.info("judging")
-    return [finding for one in scans for finding in judge_model(one)] + judge_pairs(scans)
+    return [finding for s in scans for finding in judge_model(s)] + judge_pairs(scans)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def judged(
 def chosen_models(
     given: Sequence[str], train: bool, training_corpus: Path | None, out: Path, length: list[str]
 ) -> dict[str, str]:
-    """Name to folder or hub id."""
+    """Map the names of the models to folders or hub ids."""
     if given and train:
         raise click.UsageError("--model and --train exclude one another")
     if train and training_corpus is None:
@@ -290,15 +290,15 @@ def chosen_models(
 def references(
     tracers: Mapping[str, Tracer], training_corpus: Path | None, ours: bool, out: Path
 ) -> dict[str, list[int]]:
-    """Reference counts by model: counted in a corpus, or those that come with the models here."""
+    """Reference counts by model: counted in a corpus, or those stored for the models here."""
     if training_corpus is not None:
         counts = {name: count_tokens(training_corpus, tracer) for name, tracer in tracers.items()}
         (out / REFERENCE.name).write_text(json.dumps(counts) + "\n", encoding="utf-8")
         return counts
     if not ours:
         return {}
-    found: dict[str, list[int]] = json.loads(REFERENCE.read_text(encoding="utf-8"))
-    return found
+    stored: dict[str, list[int]] = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    return stored
 
 
 @click.command(context_settings={"show_default": True})
@@ -306,7 +306,7 @@ def references(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder for stores and record; what is there is continued.",
+    help="Folder for stores and record; existing stores are continued.",
 )
 @click.option(
     "--corpus",
@@ -328,13 +328,15 @@ def references(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder with train/*.txt: to train on, and for the tokens' reference frequency.",
 )
-@click.option("--minutes", type=float, default=14.0, help="Of training, a sibling.")
+@click.option("--minutes", type=float, default=14.0, help="Length of training of each sibling.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of training in steps instead.")
 @click.option("--strata", type=click.IntRange(min=2), default=12)
 @click.option("--context", type=click.IntRange(min=2), default=256, help="Tokens of a window.")
 @click.option("--controls", type=click.Choice(("random", "both")), default="random")
 @click.option("--eps", type=click.FloatRange(0, 1), default=0.1, help="Tolerated total variation.")
-@click.option("--resamples", type=click.IntRange(min=19), default=999, help="Of an interval.")
+@click.option(
+    "--resamples", type=click.IntRange(min=19), default=999, help="Samples for an interval."
+)
 @click.option("--label", default="domain", help="The label whose values get their own thresholds.")
 @click.option(
     "--pilot",
@@ -376,7 +378,7 @@ def main(
     counts = references(tracers, training_corpus, not models, out)
     findings = judged(tracers, stores, counts, settings)
     log.info("choosing thresholds")
-    more = {"eps": eps, "context": context, "seed": seed}
+    options = {"eps": eps, "context": context, "seed": seed}
     record = {
         "date": str(date.today()),
         "command": f"python examples/study/run.py {shlex.join(sys.argv[1:])}",
@@ -389,7 +391,7 @@ def main(
         "findings": findings_json(findings),
         "topology": [row for name, store in stores.items() for row in topology(name, store)],
         "label": label,
-        **threshold_tables(tracers, stores, label, pilot, **more),
+        **threshold_tables(tracers, stores, label, pilot, **options),
     }
     write(record, out)
     console = Console()

@@ -1,4 +1,4 @@
-"""Does one threshold serve every domain and every model? A report on the automatic choice."""
+"""Test whether one automatically chosen threshold serves every domain and every model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from densitrace.estimator.density import scored
 from densitrace.estimator.intervals import Interval, mean_interval
 from densitrace.estimator.targets import stability
 
-ALL = "(all)"  # the row of `stability` that stands for all values of the label
+ALL = "(all)"  # the row of `stability` for all values of the label together
 
 
 def by_model_and_label(
@@ -22,13 +22,13 @@ def by_model_and_label(
     context: int,
     seed: int,
 ) -> pd.DataFrame:
-    """The threshold that `TargetError` chooses for each model and each value of a label.
+    """Choose a threshold with `TargetError` for each model and each value of a label.
 
     Args:
-        tracers, stores: by the model's name, the same names.
-        label: of the documents.
+        tracers, stores: by name of the model, with the same names.
+        label: a label of the documents.
         eps: the tolerated mean total variation.
-        most: documents of one value that are traced.
+        most: documents per value at most.
         context, seed: see `target_error`.
 
     Returns:
@@ -46,10 +46,10 @@ def by_model_and_label(
 def carried_over(
     thresholds: Mapping[str, float], stores: Mapping[str, Store], seed: int
 ) -> pd.DataFrame:
-    """The error of every model at the thresholds chosen for the others.
+    """The error of every model at the thresholds chosen for every model.
 
     Returns:
-        One row a pair: `chosen_for`, `used_on`, `threshold`, and the mean total variation `error`
+        One row per pair: `chosen_for`, `used_on`, `threshold`, and the mean total variation `error`
         with `low` and `high`, over all scanned documents.
     """
     rows = []
@@ -64,12 +64,12 @@ def carried_over(
 def error_at(store: Store, threshold: float, seed: int = 0) -> Interval:
     """The mean over documents of their mean total variation at a threshold.
 
-    Between the store's thresholds the error is linear in the log of the threshold; beyond them
-    it is that of the last.
+    Between the store's thresholds the error is interpolated in the log of the threshold; beyond
+    them it is that of the last.
     """
-    here = scored(store)
-    document = np.broadcast_to(np.asarray(store.document[:])[:, None], here.shape)[here]
-    curves = pd.DataFrame(np.asarray(store.tv[:], np.float64)[here]).groupby(document).mean()
+    real = scored(store)
+    document = np.broadcast_to(np.asarray(store.document[:])[:, None], real.shape)[real]
+    curves = pd.DataFrame(np.asarray(store.tv[:], np.float64)[real]).groupby(document).mean()
     strata = np.log(np.maximum(store.strata, 1e-12))[::-1]  # rising
     values: Sequence[float] = [
         float(np.interp(np.log(threshold), strata, curve[::-1])) for curve in curves.to_numpy()

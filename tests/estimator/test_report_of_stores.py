@@ -32,7 +32,6 @@ from densitrace import (
 from densitrace.estimator import factor_sample, sections
 from densitrace.estimator import passages as texts
 from densitrace.estimator.agreement import agreement
-from densitrace.estimator.beside import explainer
 from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
@@ -41,6 +40,7 @@ from densitrace.estimator.plots import LIGHT
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
+from densitrace.estimator.separate_process import explainer
 from densitrace.estimator.summaries import trace_parts
 from densitrace.estimator.thresholds import threshold_at, threshold_table
 from densitrace.tracer import layout
@@ -67,7 +67,7 @@ def result(stores: tuple[Store, Store]) -> DensityResult:
 
 
 def explained(subject: Subject) -> Section:
-    with explainer(beside=False) as explaining:
+    with explainer(separate_process=False) as explaining:
         return with_factors(section(subject), begin(explaining, subject))
 
 
@@ -204,7 +204,7 @@ def test_factors_and_whether_they_are_a_finding_are_told(
 ) -> None:
     monkeypatch.setattr(factor_sample, "SHUFFLES", 1)
     found = explained(Subject("s1", "a", result, stores[0]))
-    factors = found.parts["factors"]["found"]
+    factors = found.parts["factors"]["summary"]
     assert factors.finding and factors.r2 > 0.1
     assert {"context", "domain", "log_frequency"} <= set(factors.factors.index[:5])
     points = found.exhibits["swarm"].data
@@ -215,14 +215,14 @@ def test_factors_and_whether_they_are_a_finding_are_told(
 
 
 def test_factors_explained_in_another_process_are_the_same(stores: tuple[Store, Store]) -> None:
-    page = render_report(stores[0], beside=True)
+    page = render_report(stores[0], separate_process=True)
     assert "shap-beeswarm" in page
     assert page == render_report(stores[0])
 
 
 def test_the_death_of_the_explaining_process_is_one_line() -> None:
     message = "explains densities by factors died"
-    with pytest.raises(DensitraceError, match=message), explainer(beside=True) as process:
+    with pytest.raises(DensitraceError, match=message), explainer(separate_process=True) as process:
         process.submit(os._exit, 1).result()
 
 
@@ -230,7 +230,7 @@ def test_a_script_without_a_guard_is_told(stores: tuple[Store, Store], tmp_path:
     script = tmp_path / "script.py"
     script.write_text(
         "from densitrace.estimator.report import render_report\n"
-        f"render_report({str(stores[0].path)!r}, beside=True)\n"
+        f"render_report({str(stores[0].path)!r}, separate_process=True)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1

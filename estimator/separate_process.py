@@ -1,4 +1,4 @@
-"""Where densities are explained by factors while the rest of a report is made."""
+"""Run the explanation of densities by factors while the rest of a report is made."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -11,13 +11,13 @@ from ..errors import DensitraceError
 
 
 @contextmanager
-def explainer(beside: bool) -> Iterator[Executor]:
-    """Where samples are explained: in another process, or in a thread of this one.
+def explainer(separate_process: bool) -> Iterator[Executor]:
+    """Open an executor for explanations: a separate process, or a thread of this one.
 
     Raises:
-        DensitraceError: the other process died before who asked has left.
+        DensitraceError: the separate process died while the context was open.
     """
-    if not beside:
+    if not separate_process:
         with ThreadPoolExecutor(1, "densitrace-explainer") as thread:
             yield thread
         return
@@ -28,13 +28,13 @@ def explainer(beside: bool) -> Iterator[Executor]:
         initargs=(f"{__package__}.explain",),
     )
     try:
-        process.submit(int)  # starts it: shap takes seconds to import
+        process.submit(int)  # start the process now: importing shap takes seconds
         yield process
     except BrokenProcessPool as error:
         raise DensitraceError(
-            "the process that explains densities by factors died: of too little memory, or as the "
-            'script that asked for it has no `if __name__ == "__main__"`; '
-            "a report without factors needs none"
+            "the process that explains densities by factors died: it ran out of memory, or the "
+            'script does not guard its work by `if __name__ == "__main__"`; '
+            "a report without factors needs no such process"
         ) from error
     finally:
-        process.shutdown(wait=False, cancel_futures=True)  # it takes a while to end
+        process.shutdown(wait=False, cancel_futures=True)  # do not wait: it takes a while to end
