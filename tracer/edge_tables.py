@@ -1,4 +1,4 @@
-"""The edges that a stratum keeps in a window: laid aside, as a table, and the traces in it."""
+"""The edges that a stratum keeps in a window: spooling, edge tables, and the traces in them."""
 
 import tempfile
 import weakref
@@ -13,14 +13,14 @@ from ..errors import StoreError
 from . import layout
 from .graph import KINDS
 
-SPOOL_BYTES = 1 << 28  # of a part's edges stay in memory, the others in a temporary file
+SPOOL_BYTES = 1 << 28  # edges of a part kept in memory; beyond it they go to a temporary file
 
 
 class EdgeSpool:
-    """The kept edges of a part's windows, from when they are found until they are written.
+    """Buffers the kept edges of a part's windows until they are written to the store.
 
     Args:
-        windows: of the part.
+        windows: number of windows in the part.
 
     Raises:
         StoreError: the temporary file cannot be written.
@@ -35,12 +35,12 @@ class EdgeSpool:
     def __init__(self, windows: int) -> None:
         self.counts = np.zeros(windows, dtype=np.int64)
         self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
-        self.close = weakref.finalize(self, self._file.close)  # by whom it is forgotten, at last
+        self.close = weakref.finalize(self, self._file.close)  # also runs on garbage collection
         self._runs: list[list[tuple[int, int]]] = [[] for _ in range(windows)]  # (offset, bytes)
         self._end = 0
 
     def add(self, window: int, edges: NDArray[Any]) -> None:
-        """Append edges, `layout.EDGE` [n], to those of a window of the part."""
+        """Append edges, `layout.EDGE` [n], to a window of the part."""
         data = edges.tobytes()
         try:
             self._file.write(data)
@@ -54,7 +54,7 @@ class EdgeSpool:
         self.counts[window] += len(edges)
 
     def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
-        """All edges, window after window, so many at a time."""
+        """All edges, window by window, in blocks of `edges` edges; the last may be smaller."""
         held: list[NDArray[Any]] = []
         count = 0
         for run in (run for runs in self._runs for run in runs):
@@ -73,7 +73,7 @@ class EdgeSpool:
 
 
 def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
-    """Edges, `layout.EDGE` [n], as `Trace.edges` gives them."""
+    """Edges, `layout.EDGE` [n], as a table in the format of `Trace.edges`."""
     columns = {name: edges[name].astype(np.int64) for name in ("head", "source", "target")}
     return pd.DataFrame(
         {
@@ -89,24 +89,25 @@ def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
 def edges_of_trace(
     edges: NDArray[Any], output: int, *, stratum: int, blocks: int, parallel: bool
 ) -> NDArray[Any]:
-    """Those edges of a window from which an output is reached (METHOD §4).
+    """Select the kept edges of a window that lead to an output (METHOD §4).
 
     Args:
         edges: `layout.EDGE` [n], all that the stratum keeps, ordered by layer and kind.
         output: column in the window.
-        stratum: that the edges were kept at.
-        blocks: of the model.
+        stratum: at which the edges were kept.
+        blocks: number of blocks of the model.
         parallel: whether a block has one node layer instead of two.
 
     Returns:
-        Some of the edges in their order; `stratum` is the sparsest whose trace holds the edge.
+        A subset of the edges in the same order, with `stratum` set to the sparsest stratum whose
+        trace holds the edge.
     """
     node = edges["layer"].astype(np.int64)
     if not parallel:
         node = 2 * node + np.isin(edges["kind"], [KINDS.index("mlp"), KINDS.index("res_mlp")])
     node_layers = blocks if parallel else 2 * blocks
     ends = np.searchsorted(node, np.arange(node_layers + 1))
-    level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared, then the bottleneck
+    level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared; below: the bottleneck
     reach = np.zeros(1 + edges["target"].max(initial=output), dtype=np.int64)
     reach[output] = stratum + 1
     for layer in reversed(range(node_layers)):

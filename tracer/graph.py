@@ -1,4 +1,4 @@
-"""Node and edge geometry: METHOD §1 and the counts of §4."""
+"""Node and edge geometry (METHOD §1) and edge counts (§4)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ Count = Literal["window", "causal"]
 
 
 def most_edges(length: int, heads: int, blocks: int) -> int:
-    """No full graph of a document of `length` tokens has more, windowed or parallel.
+    """Upper bound on the edges of a full graph over `length` tokens, whatever the wiring.
 
     Example:
         >>> most_edges(2, heads=4, blocks=1)
@@ -32,12 +32,12 @@ def full_edge_counts(
     """|E_t| of every position of a document: the edges that can reach output t (METHOD §4).
 
     Args:
-        length: positions to count for.
+        length: number of positions.
         heads: query heads of a block.
-        windows: sliding window of each block, None where attention reaches back to the start.
+        windows: sliding window of each block, None for full attention.
         parallel: whether a block has one node layer instead of two.
-        count: "window" counts the edges that exist; "causal" counts, as the papers' reference
-            does, every s <= t whatever the window.
+        count: "window" counts the edges that exist; "causal" counts every s <= t regardless of the
+            window, as the papers' reference does.
 
     Returns:
         int64 [length].
@@ -47,8 +47,8 @@ def full_edge_counts(
         array([ 7, 11])
     """
     position = np.arange(length, dtype=np.int64)
-    dense = 2 if parallel else 3  # residual(s) and MLP of a token in a block
-    # Each block's targets are the run [first, t] that can still reach the output.
+    dense = 2 if parallel else 3  # residual and MLP edges of a token in a block
+    # In each block, the targets that can still reach output t are [first, t].
     first = position.copy()
     total = np.zeros(length, dtype=np.int64)
     for window in reversed(windows):

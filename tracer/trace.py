@@ -1,4 +1,4 @@
-"""A trace: what one sequence showed at every position and stratum, and views of its graph."""
+"""A trace: the results of one sequence at every position and stratum, and views of its graph."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -18,38 +18,44 @@ if TYPE_CHECKING:
 
 
 class Graph(Protocol):
-    """Recomputes the weighted graph of a traced sequence: asked for seldom, too large to keep."""
+    """Recomputes the weighted graph of a traced sequence: rarely needed, too large to keep."""
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Normalised weights, NaN where no edge: attn [L, H, T, T], others [L, T]."""
+        """Normalised weights: attn [L, H, T, T], others [L, T]; NaN where no edge."""
         ...
 
     def edges(self, output: int, stratum: int) -> pd.DataFrame:
-        """The trace of one output as a table."""
+        """The trace of one output as a table; see `Trace.edges`."""
         ...
 
 
 class NoGraph:
-    """That of a trace which was copied or sent elsewhere, without its model."""
+    """The graph of a trace that was copied or pickled, and so lost its model."""
 
     def weights(self) -> NoReturn:
-        """Refused."""
+        """Raise InputError: the model is needed."""
         raise InputError("a trace that was copied or sent has no model with it: trace once more")
 
     def edges(self, output: int, stratum: int) -> NoReturn:
-        """Refused."""
+        """Raise InputError: the model is needed."""
         self.weights()
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One sequence of T tokens traced at K strata; with `scope="output"` T rows become one.
+    """One sequence of T tokens traced at K strata.
 
-    Strata are columns, the sparsest first. Positions outside a document (padding) are not here.
+    Rows are output positions, without padding; with `scope="output"` there is one. Columns are
+    strata, the sparsest first.
+
+    Example:
+        >>> trace = tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2]))
+        >>> trace.edges(output=-1, stratum=0).columns.tolist()
+        ['layer', 'kind', 'head', 'source', 'target', 'weight', 'stratum']
     """
 
     tokens: NDArray[np.int64]  # [T tokens of the sequence]
-    positions: NDArray[np.int64]  # [T] output position of each row, an index into `tokens`
+    positions: NDArray[np.int64]  # [T] output position of each row: index into `tokens`
     rule: Rule
     size: NDArray[np.float32]  # [T, K] edges of the trace / edges of the full graph
     edge_count: NDArray[np.int64]  # [T, K]
@@ -66,25 +72,42 @@ class Trace:
 
     @property
     def strata(self) -> NDArray[np.float64]:
-        """float64 [K]: the rule's values in column order."""
+        """float64 [K]: the rule's values, in column order."""
         return np.array(self.rule.values)
 
     def density_at(self, eps: float) -> NDArray[np.float32]:
-        """float32 [T]: the smallest size whose total variation is at most `eps` (METHOD §6)."""
+        """The smallest size whose total variation is at most `eps` (METHOD §6).
+
+        Args:
+            eps: tolerated total variation, >= 0.
+
+        Returns:
+            float32 [T] in (0, 1]; 1.0 where no stratum qualifies.
+
+        Raises:
+            InputError: a negative or non-finite `eps`.
+        """
         found = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
         return found.astype(np.float32)
 
     @property
     def auc_tv(self) -> NDArray[np.float32]:
-        """float32 [T]: total variation integrated over log10 size (METHOD §6)."""
+        """float32 [T]: the area under total variation over log10 size (METHOD §6)."""
         found = curve.auc_tv(self.size, self.errors["tv"], self.full_edge_count)
         return found.astype(np.float32)
 
     def weights(self, layer: int) -> dict[str, NDArray[np.float32]]:
-        """Normalised weights of one block's edges, NaN where there is no edge: for small T.
+        """Recompute the normalised weights of one block's edges; for small T.
+
+        Args:
+            layer: index of the block, or from the end.
 
         Returns:
-            attn [H, T target, T source]; res_attn, mlp and, in a sequential block, res_mlp [T].
+            float32, NaN where there is no edge: attn [H, T target, T source]; res_attn, mlp and,
+            in a sequential block, res_mlp [T].
+
+        Raises:
+            InputError: a layer out of range, weights of more than 4 GiB, or a copied trace.
         """
         layers = self.topology.shape[-1]
         if not -layers <= layer < layers:
@@ -92,20 +115,27 @@ class Trace:
         return {kind: array[layer] for kind, array in self.graph.weights().items()}
 
     def edges(self, output: int = -1, stratum: int = 0) -> pd.DataFrame:
-        """The trace of one output position as a table.
+        """Recompute the trace of one output position as a table.
 
         Args:
             output: position in the sequence, or from its end.
-            stratum: column, 0 the sparsest.
+            stratum: column, 0 the sparsest, or from the end.
 
         Returns:
-            One row an edge: layer (block), kind, head (-1 where it is no attention edge), source
+            One row per edge: layer (block), kind, head (-1 for other kinds than attention), source
             and target (positions), weight (normalised), stratum (the sparsest that holds it).
+
+        Raises:
+            InputError: an output or stratum out of range, or a copied trace.
         """
         return self.graph.edges(output, stratum)
 
     def to_networkx(self, output: int = -1, stratum: int = 0) -> "nx.MultiDiGraph[Any]":
-        """The trace as a graph over (node layer, position), one edge a kept edge."""
+        """The trace as a networkx graph.
+
+        Nodes are (node layer, position). Each kept edge has attributes kind, head and weight, and
+        its kind (with the head: "attn0") as key. Arguments and errors as for `edges`.
+        """
         import networkx as nx
 
         graph: nx.MultiDiGraph[Any] = nx.MultiDiGraph()
@@ -121,10 +151,10 @@ class Trace:
         return graph
 
     def to_coo(self, output: int = -1, stratum: int = 0) -> "sp.coo_array":
-        """The trace as a sparse matrix [target node, source node] of weights.
+        """The trace as a sparse float32 matrix [target node, source node] of weights.
 
-        Nodes are numbered node layer * T + position; heads between the same two nodes are
-        entries of their own, which `tocsr()` would add up.
+        Node numbers are node layer * T + position. Heads between the same two nodes are separate
+        entries, which `tocsr()` would sum. Arguments and errors as for `edges`.
         """
         import scipy.sparse as sp
 
@@ -139,7 +169,7 @@ class Trace:
     def _with_nodes(
         self, output: int, stratum: int
     ) -> list[tuple[EdgeRow, tuple[tuple[int, int], tuple[int, int]]]]:
-        """Each edge of a trace with its source and target nodes, (node layer, position)."""
+        """The edges of a trace, each with its source and target node (node layer, position)."""
         table = []
         for edge in edge_rows(self.edges(output, stratum)):
             if self.parallel:

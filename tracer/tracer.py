@@ -1,4 +1,4 @@
-"""The face of the engine: a model, its tokenizer, and `trace`."""
+"""`Tracer`: a model with its tokenizer, the public entry point of the engine."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
-# Of a config, what may differ where the model computes the same.
+# Config entries that do not change what the model computes.
 _SAYS_NOTHING = (
     "_name_or_path",
     "architectures",
@@ -49,18 +49,18 @@ _SAYS_NOTHING = (
     "dtype",
     "eos_token_id",
     "pad_token_id",
-    "quantization_config",  # the weights say it
+    "quantization_config",  # covered by the hash of the weights
     "transformers_version",
     "use_cache",
 )
-PILOT_TOKENS = 2048  # enough for the mean log size of a threshold to settle
+PILOT_TOKENS = 2048  # enough for the mean log size of each threshold to settle
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the lane loop with every edge kept is from the model's own logits."""
+    """The difference between the lane loop with every edge kept and the model's own logits."""
 
-    max_difference: float  # of logits, over the largest logit
+    max_difference: float  # largest difference of logits / largest logit
     tolerance: float
 
     @property
@@ -73,25 +73,25 @@ class Tracer:
     """Traces a causal language model.
 
     Args:
-        model: a transformers model of a declared architecture; it is put in evaluation mode. Of one
-            of text and images or sound, the language model within.
-        tokenizer: its tokenizer, or None: token ids are then the only input.
-        model_id: what to call it in stores and reports.
+        model: a transformers model of a declared architecture; it is put in evaluation mode. Of a
+            multimodal model, the language model within is traced.
+        tokenizer: its tokenizer; None if inputs are token ids only.
+        model_id: name of the model in stores and reports.
         backend: of the ops, see `densitrace info`.
-        cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
-            graphs: worth it where launching kernels takes longer than they do, for their memory.
-            Passes with the random control are not.
-        offloaded: of a model whose blocks are read when they run; see `from_pretrained`.
+        cuda_graphs: on a GPU, replay passes over batches of a shape seen before as CUDA graphs.
+            Pays off where launching kernels takes longer than running them, at a cost in memory.
+            Passes with the random control are not replayed.
+        offloaded: the blocks of a model loaded with `offload`; see `from_pretrained`.
 
     Raises:
         ModelError: an undeclared architecture, or weights that hold NaN or infinity.
-        InputError: CUDA graphs of a model whose weights come and go, or lie on several GPUs.
+        InputError: CUDA graphs with an offloaded model or one spread over several GPUs.
 
     Example:
         >>> tracer = Tracer.from_pretrained("examples/model")
         >>> trace = tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2]))
         >>> trace.size.shape
-        (7, 2)
+        (8, 2)
     """
 
     def __init__(
@@ -140,18 +140,22 @@ class Tracer:
         """Load a model and its tokenizer from a local folder or a hub id.
 
         Args:
-            path: folder or hub id. No code from it is run.
+            path: folder or hub id. Code in it is never run.
             device: a torch device, or `auto`: a GPU if there is one (the first, or torchrun's
                 `LOCAL_RANK`), else the CPU.
             dtype: a torch dtype or its name, or `auto`: as stored.
             backend, cuda_graphs: see `Tracer`.
             offload: "layers" for a model larger than memory: each block is read from safetensors
-                files when it runs, two at most are held, and every batch reads the model once.
+                files when it runs, at most two are in memory, and every batch reads the model once.
 
         Raises:
-            ModelError: nothing there, weights missing or not finite, architecture not declared;
+            ModelError: no model there, weights missing or not finite, architecture not declared;
                 with `offload`, weights that are quantised or not in safetensors.
-            InputError: an unknown device, dtype or way to offload.
+            InputError: an unknown device, dtype or `offload`.
+
+        Example:
+            >>> Tracer.from_pretrained("examples/model", dtype="bfloat16").n_heads
+            6
         """
         if offload not in (None, "layers"):
             raise InputError(f"offload={offload!r} is unknown; choose layers, or None")
@@ -173,7 +177,7 @@ class Tracer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that token ids go to."""
         return self._decoder.device
 
     @property
@@ -183,12 +187,12 @@ class Tracer:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a sequence may have; None where any length runs."""
+        """The most tokens a sequence may have; None if there is no limit."""
         return self._decoder.max_length
 
     @cached_property
     def weight_hash(self) -> str:
-        """sha256, in hex, of the names, dtypes, shapes and bytes of all weights."""
+        """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._decoder.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -199,7 +203,7 @@ class Tracer:
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """sha256, in hex, of what the tokenizer makes of text; empty without a tokenizer."""
+        """SHA-256 in hex of the tokenizer's vocabulary and rules; empty without a tokenizer."""
         if self.tokenizer is None:
             return ""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -207,14 +211,14 @@ class Tracer:
             described = repr(sorted(self.tokenizer.get_vocab().items()))
         else:
             fast = type(fast).from_str(fast.to_str())
-            fast.no_padding()  # nor truncation: as its last caller wanted it
+            fast.no_padding()  # padding and truncation are settings of the last call, not rules
             fast.no_truncation()
             described = fast.to_str()
         return hashlib.sha256(described.encode()).hexdigest()
 
     @cached_property
     def config_hash(self) -> str:
-        """sha256, in hex, of what the model's config says of how it computes."""
+        """SHA-256 in hex of the config entries that affect what the model computes."""
         config = self._decoder.model.config
         said = config.to_diff_dict()
         told = {name: value for name, value in said.items() if name not in _SAYS_NOTHING}
@@ -222,7 +226,11 @@ class Tracer:
         return hashlib.sha256(described.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds itself."""
+        """Tokenise a text, with the special tokens that the tokenizer adds.
+
+        Raises:
+            InputError: the tracer has no tokenizer.
+        """
         if self.tokenizer is None:
             raise InputError(
                 f"model {self.model_id!r} has no tokenizer: give token ids instead of text"
@@ -259,22 +267,26 @@ class Tracer:
                 the clean ones (METHOD §5).
             scope: "all" answers all positions in one pass; "output" keeps only the ancestors of
                 one position, in two passes.
-            output: that position, or from the end; read with scope="output" alone.
+            output: that position, or from the end; used with scope="output" only.
             controls: any of "inverse", "random" (METHOD §5).
             count: whether edges outside a sliding window count in the full graph ("causal", as in
                 the papers' reference) or not ("window").
-            seed: of everything random.
-            next_token: the id that follows each sequence, for the loss of its last token; one id
-                of one sequence.
-            attention_mask: [B, T], 0 on padding, for tensor input.
-            segment_ids: [B, T], which document of the row a token is in, for tensor input.
+            seed: for everything random.
+            next_token: the id that follows each sequence, for the loss of its last token; a single
+                id for a single sequence.
+            attention_mask: [B, T], 0 on padding; for tensor input.
+            segment_ids: [B, T], which document of the row a token is in; for tensor input.
 
         Returns:
             A Trace for one sequence, a list of traces otherwise.
 
         Raises:
-            InputError: arguments that cannot be used; the message says which and why.
+            InputError: an unusable argument; the message says which and why.
             NotFiniteError: the model's output is not finite on this input.
+
+        Example:
+            >>> tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2])).size.shape
+            (8, 2)
         """
         checked_rule(select)
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
@@ -300,23 +312,25 @@ class Tracer:
         observers: Sequence[Observer] = (),
         packed: bool = False,
     ) -> Iterator[list[Trace]]:
-        """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
+        """Trace all outputs of a stream of batches.
+
+        On a GPU, a batch runs while the results of the one before it are copied to the host.
 
         Args:
             batches: token ids of each row, and the id that follows each row, -1 where none does.
-            rule: a rule with cuts of its own.
+            rule: a rule with cuts (not `Size`).
             settings: see `trace`; scope="all".
-            tokens_at_once: tokens, times lanes, of a batch that are inside a block together, in
-                rows of about one length; all of them by default, at least one row.
-            observers: one a batch, or none; not with `cuda_graphs`.
-            packed: less leaves the device: what a store holds, in its types, with the topology
-                by depth quartile in place of block. For `scan`; such traces have no `to_coo`.
+            tokens_at_once: most tokens (times lanes) of a batch inside a block at a time, in rows
+                of similar length, but at least one row; all of them by default.
+            observers: one per batch, or none; not with `cuda_graphs`.
+            packed: copy to the host only what a store holds, in its dtypes, with the topology by
+                depth quartile instead of block. For `scan`; such traces have no `to_coo`.
 
         Yields:
             The traces of a batch, in order.
 
         Raises:
-            InputError, ModelError: as `trace`.
+            InputError, NotFiniteError: as `trace`.
         """
         tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
         leaving: tuple[Batch, Measured] | None = None
@@ -339,36 +353,36 @@ class Tracer:
         observer: Observer,
         tokens_at_once: int | None = None,
     ) -> None:
-        """Run a batch through the clean lane alone; an observer sees its nodes and cuts."""
+        """Run a batch through the clean lane alone; `observer` is called with nodes and cuts."""
         batch, _ = self._batch(sequences, None, None, None)
         with self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
 
     def telling(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
-        """`tell` is called inside as passes get on: of every block, and of all that follows, often.
+        """Call `tell` regularly, several times per block, while the context is open.
 
-        On a GPU, as it is told what to do; not of passes that are replayed. What `tell` raises ends
-        the pass.
+        On a GPU the calls come as work is queued, and none during replayed passes. An exception
+        from `tell` ends the pass.
         """
         return self._decoder.telling(tell)
 
     def device_seconds(self) -> float:
-        """What the device has spent on passes that trace, so far; waits for those under way.
+        """Seconds that the device has spent on tracing passes so far; waits for running passes.
 
-        On a GPU from the start of a pass to its end, by events on the stream that it is told on.
+        On a GPU measured from the start of a pass to its end, by events on the current stream.
         """
         return self._watch.seconds()
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether passes of a shape seen before are replayed."""
+        """Whether passes of a shape seen before are replayed as CUDA graphs."""
         return self._replays is not None
 
     def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
-        """How many tokens should pass a block before the next one follows.
+        """How many tokens should run through a block before the next block is read.
 
-        `tokens_at_once`, unless blocks are read from files: then as many as have lanes whose
-        states fill the memory that two blocks take, so that one reading serves them all.
+        `tokens_at_once`, unless blocks are read from files: then as many tokens as have lane states
+        that fill the memory of two blocks, so that one read of the weights serves them all.
         """
         offloaded = self._decoder.offloaded
         if offloaded is None:
@@ -386,9 +400,20 @@ class Tracer:
         count: Count = "window",
         seed: int = 0,
     ) -> Rule:
-        """The thresholds of an AutoStrata on a pilot sample of windows; other rules as they are.
+        """Choose the thresholds of an AutoStrata on a pilot sample; other rules are unchanged.
 
-        The pilot runs the clean lane alone, on windows taken evenly until it has 2048 tokens.
+        The pilot runs the clean lane alone, on evenly spaced windows of about 2048 tokens in total.
+
+        Args:
+            select: the rule.
+            windows: token ids of the windows to sample from.
+            importance, count, seed: see `trace`.
+
+        Returns:
+            A rule with cuts.
+
+        Raises:
+            InputError: no windows, or too few different sizes on the pilot sample.
         """
         if isinstance(select, Rule):
             return select
@@ -408,7 +433,7 @@ class Tracer:
         count: Count,
         seed: int,
     ) -> Rule:
-        """As `choose_strata`, on all of these windows."""
+        """`choose_strata` on all of the given windows, without sampling."""
         settings = Settings(importance, count=count, seed=seed)
         batches = [batch_of_lists([window]) for window in windows]
         return self._pilot(select, self._tracing(settings), batches)
@@ -447,9 +472,9 @@ class Tracer:
     def _traces(
         self, batch: Batch, rule: Rule, measured: Measured, outputs: Sequence[int] | None = None
     ) -> list[Trace]:
-        """A trace a row; `outputs` are the positions traced, all of them by default."""
+        """One trace per row; `outputs` are the positions traced, by default all."""
         found = measured.results()
-        ends = np.cumsum(found.scored.sum(1))  # of each row's among the scored outputs
+        ends = np.cumsum(found.scored.sum(1))  # where each row's scored outputs end
         traces = []
         for index, end in enumerate(ends):
             row = without_padding(batch, index)
@@ -484,7 +509,7 @@ class Tracer:
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
     ) -> tuple[Batch, bool]:
-        """The inputs as a checked batch on the device, and whether they are one sequence."""
+        """Check the inputs; returns a batch on the host, and whether it is a single sequence."""
         if isinstance(inputs, Mapping):
             raise InputError(
                 "inputs are a mapping, as a tokenizer returns: give its input_ids, and its "
@@ -546,15 +571,23 @@ class Tracer:
 
     @torch.inference_mode()
     def verify(self, length: int = 24, seed: int = 0) -> Verification:
-        """Compare the lane loop with every edge kept with the model's own logits.
+        """Compare the lane loop, with every edge kept, to the model's own logits.
 
         Runs seeded random tokens as a plain row and as right- and left-padded rows, with live and
         frozen attention.
 
+        Args:
+            length: tokens of the longest row.
+            seed: of the tokens.
+
         Returns:
-            The largest difference of logits over the largest logit; its tolerance is 1e-5 in
-            float32, and 8 units of rounding in half precision, where a token at the brink between
+            The largest difference of logits over the largest logit. Its tolerance is 1e-5 in
+            float32 and 8 machine epsilons in half precision, where tokens on the boundary between
             two experts may differ by more.
+
+        Example:
+            >>> tracer.verify().ok
+            True
         """
         generator = torch.Generator().manual_seed(seed)
         lengths = (length, max(1, length // 2), max(1, length - 5))
@@ -575,7 +608,7 @@ class Tracer:
                 ours = logits(self._decoder, run.hidden[:, batch.valid])
                 difference = (ours - own.float()).abs().max() / own.abs().max()
                 worst = max(worst, float(difference))
-        # In half precision the model's own roundings differ from ours by a few units each.
+        # In half precision, roundings of the model and ours differ by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
 
@@ -588,9 +621,9 @@ def _token_ids(item: Iterable[Any]) -> list[int]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite, without memory of the tensor's size."""
+    """Whether all numbers are finite, computed without a temporary of the tensor's size."""
     if not tensor.is_floating_point():
         return True
-    if tensor.dtype.itemsize == 1:  # few operations know these
+    if tensor.dtype.itemsize == 1:  # few operations support float8
         return bool(tensor.float().isfinite().all())
     return bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -1,4 +1,4 @@
-"""One batch under one set of settings: which passes over the model answer which question."""
+"""Runs the passes over the model that answer a question about a batch, and gathers the results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ from .windows import runs
 
 Scope = Literal["all", "output"]
 
-DENSE_BYTES = 1 << 32  # dense weights beyond this are refused
-ORDERED_EDGES = 1 << 24  # float32 holds every rank below this
+DENSE_BYTES = 1 << 32  # largest tensor of dense weights that is computed
+ORDERED_EDGES = 1 << 24  # float32 represents every rank below this exactly
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How edges are weighed and lanes run.
+    """How edges are weighed and lanes run; see `Tracer.trace`.
 
     Raises:
-        InputError: a value that is not one of those possible.
+        InputError: a value that is not one of the allowed ones.
     """
 
     importance: str = "norm_l1"
@@ -68,14 +68,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """What a batch showed: R output positions a row, K strata; M outputs are no padding.
+    """Results of a batch on the host: R output positions a row, M of them not padding, K strata.
 
-    What is packed (see `Tracing`) has the types and the depth quartiles of a store.
+    Packed results (see `Tracing`) have the dtypes of a store, and depth quartiles for blocks.
     """
 
     topology: NDArray[Any]  # int64 [M, K, 4 kinds, L], in row-major order of `scored`
     full: NDArray[np.int64]  # [B, R] edges of the full graph
-    scored: NDArray[np.bool_]  # [B, R]: not padding
+    scored: NDArray[np.bool_]  # [B, R]: which outputs are not padding
     surprisal: NDArray[np.float32]  # [M] nats
     model_entropy: NDArray[np.float32]  # [M] nats
     errors: dict[str, NDArray[Any]]  # float32 [M, K]
@@ -83,15 +83,15 @@ class Results:
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of a batch, perhaps still on their way to the host."""
+    """The results of a batch, possibly still being computed and copied to the host."""
 
     tracing: "Tracing"
-    positions: NDArray[np.int64]  # [B, R] places of the outputs in their documents
+    positions: NDArray[np.int64]  # [B, R] positions of the outputs in their documents
     scored: NDArray[np.bool_]  # [B, R]
     leaving: Departure
 
     def results(self) -> Results:
-        """The results, once they are here.
+        """Wait for the results.
 
         Raises:
             NotFiniteError: the model's output is not finite.
@@ -115,13 +115,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tracing:
-    """The passes over one decoder under one set of settings; batches are the host's.
+    """The passes over one decoder under one set of settings; batches are on the host.
 
-    `replays`, where given, holds CUDA graphs of passes over all outputs, from token ids to the
-    sizes and final states that are measured. Passes with the random control run as they are:
-    whether a graph holds its drawing was not tried. `tokens_at_once` bounds how many tokens,
-    times lanes, are inside a block together, at least one row of the batch.
-    `packed`: what leaves the device of all outputs is what a store holds, and no more.
+    `replays` caches CUDA graphs of passes over all outputs, from token ids to sizes and final
+    states. Passes with the random control run eagerly: capturing it is untested. `tokens_at_once`
+    bounds the tokens (times lanes) inside a block at a time, but at least one row runs. `packed`
+    copies to the host only what a store holds.
     """
 
     decoder: Decoder
@@ -142,9 +141,14 @@ class Tracing:
         observers: Sequence[Observer] = (),
         parts: Sequence[BatchPart] | None = None,
     ) -> LaneLoop:
-        """A lane loop; `weigh` replaces the importance that the settings name.
+        """Set up a lane loop.
 
-        `parts` are by default those of the batch, which is on the host then.
+        Args:
+            batch: on the host, unless `parts` are given.
+            rule: a rule with cuts.
+            weigh: replaces the importance named in the settings.
+            masked_lanes, gates, observers: see `LaneLoop`.
+            parts: of the batch; by default computed from `tokens_at_once`.
         """
         chosen = self.settings
         parts = self._parts(batch) if parts is None else parts
@@ -166,9 +170,10 @@ class Tracing:
         )
 
     def _parts(self, batch: Batch) -> Sequence[BatchPart]:
-        """What of a batch on the host is inside a block together, grouped as windows are in a scan.
+        """Divide a batch on the host into parts that run through a block one after another.
 
-        Each part with its own padding: so its bits are those that it has in a batch of its own.
+        Rows are grouped as a scan groups windows, each part with its own padding, so that results
+        are bit for bit those of a separate batch.
         """
         if self.tokens_at_once is None:
             return ()
@@ -180,7 +185,7 @@ class Tracing:
     # ---- sizes and errors --------------------------------------------------------------------
 
     def all_outputs(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Measured:
-        """Every position of every row, in one pass over the model; observers see it, if any."""
+        """Measure every position of every row in one pass over the model."""
         scored = batch.valid
         inputs = self._on_device(batch.tensors | _outputs(batch, scored))
         parts = self._parts(batch)
@@ -205,7 +210,7 @@ class Tracing:
         return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
-        """The last position of one row, in two passes: its trace, then the lanes inside it."""
+        """Measure the last position of one row in two passes: its trace, then lanes within it."""
         weigh, rule = self._as_cuts(row, rule)
         scored = torch.zeros_like(row.valid)
         scored[:, -1] = True
@@ -219,11 +224,11 @@ class Tracing:
         return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
 
     def observe(self, batch: Batch, rule: Rule, observer: Observer) -> None:
-        """The clean lane alone, seen by an observer."""
+        """Run the clean lane alone and pass its nodes to an observer."""
         self.loop(batch, rule, masked_lanes=False, observers=(observer,)).run()
 
     def sizes(self, batch: Batch, rule: Rule) -> tuple[Tensor, NDArray[np.int64]]:
-        """Edge counts int64 [B, T, K] and full counts [B, T], without masked lanes."""
+        """Trace sizes int64 [B, T, K] and full edge counts [B, T], from the clean lane alone."""
         run = self.loop(batch, rule, masked_lanes=False).run()
         counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
         return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
@@ -232,9 +237,10 @@ class Tracing:
     def _measure(
         self, outcome: Mapping[str, Tensor], following: Tensor, runs: Sequence[int] = ()
     ) -> dict[str, Tensor]:
-        """All that leaves for the host of the M outputs that are scored; see `Results`.
+        """The device tensors of `Results` for the M scored outputs.
 
-        `runs` of them are compared at a time; all at once by default.
+        Args:
+            runs: how many outputs to evaluate at a time; all at once by default.
         """
         hidden, found = outcome["hidden"], []
         sizes = list(runs) or [len(following)]
@@ -253,14 +259,14 @@ class Tracing:
 
     @torch.inference_mode()
     def _packed(self, found: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-        """The same in the types of a store, topology by depth quartile.
+        """Convert results to the dtypes of a store, topology by depth quartile.
 
-        Curves leave as float32, since that is what a store holds: packing rounds nothing.
+        Curves stay float32, as in a store, so that packing rounds nothing.
         """
         most = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
         arrays = layout.window_arrays(self.settings.controls, most)
         types = {array.name: getattr(torch, array.dtype) for array in arrays}
-        # A store counts without a sign, which torch hardly knows.
+        # A store has unsigned counts, which torch barely supports.
         types["topology"] = torch.int32 if most < 1 << 31 else torch.int64
         quartiles = {"topology": by_quartile(found["topology"])}
         return {
@@ -274,7 +280,7 @@ class Tracing:
     def full_edges(
         self, places: NDArray[np.int64], windows: Sequence[int | None]
     ) -> NDArray[np.int64]:
-        """|E| of outputs at these places of their documents, under each block's window."""
+        """|E| of outputs at these positions in their documents, given each block's window."""
         table = full_edge_counts(
             int(places.max()) + 1,
             self.decoder.heads,
@@ -287,7 +293,7 @@ class Tracing:
     # ---- the s-Trace -------------------------------------------------------------------------
 
     def _as_cuts(self, row: Batch, rule: Rule) -> tuple[Importance | None, Rule]:
-        """A `Size` rule as weights (the search's order) and cuts; other rules as they are."""
+        """Turn a `Size` rule into weights (ranks of the search) and cuts; others are unchanged."""
         if not isinstance(rule, Size):
             return None, rule
         weights, windows = self._dense(row)
@@ -307,7 +313,7 @@ class Tracing:
     # ---- the graph written out ---------------------------------------------------------------
 
     def weights(self, row: Batch) -> Weights:
-        """Normalised weights of one row, NaN where no edge: attn [L, H, T, T], others [L, T]."""
+        """Normalised weights of one row: attn [L, H, T, T], others [L, T]; NaN where no edge."""
         return self._dense(row)[0]
 
     def _dense(self, row: Batch) -> tuple[Weights, list[int | None]]:
@@ -335,7 +341,7 @@ class Tracing:
 
 
 def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
-    """The table with the edges' own weights in place of their ranks."""
+    """Replace the ranks in a table by the edges' own weights."""
     own = [
         weights["attn"][edge.layer, edge.head, edge.target, edge.source]
         if edge.kind == "attn"
@@ -347,7 +353,7 @@ def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RowGraph:
-    """The graph of one row of a batch, computed again whenever it is asked for."""
+    """The graph of one row of a batch, recomputed on every call."""
 
     tracing: Tracing
     batch: Batch  # one row, padding removed
@@ -372,20 +378,20 @@ class RowGraph:
 
 
 def without_padding(batch: Batch, index: int) -> Batch:
-    """One row of a batch, padding removed."""
+    """One row of a batch without its padding."""
     keep = batch.valid[index]
     return batch.each(lambda tensor: tensor[index][keep][None])
 
 
 def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:
-    """Of the M outputs that are scored [B, T]: places in the flat batch, and what follows."""
+    """For the M scored outputs of [B, T]: flat indices, and the ids of the following tokens."""
     place = scored.flatten().nonzero().squeeze(-1)
     return {"output": place, "following": batch.next_ids.flatten()[place]}
 
 
 @torch.inference_mode()
 def _outcome(run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is measured of a pass: of the M outputs that are scored, and the blocks' windows."""
+    """The tensors of a pass that are measured: of the M scored outputs, and blocks' windows."""
     return {
         "topology": topology,
         "hidden": run.hidden.flatten(1, 2).index_select(1, inputs["output"]),

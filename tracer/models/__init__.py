@@ -1,4 +1,4 @@
-"""The declared architectures. The only place that knows transformers' module names."""
+"""The declared architectures: the only package that knows the module names of transformers."""
 
 from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention

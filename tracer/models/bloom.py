@@ -1,4 +1,4 @@
-"""BLOOM: LayerNorm, ALiBi, one projection in front; branches that add the residual themselves."""
+"""BLOOM: LayerNorm, ALiBi, a fused projection; branches that add the residual themselves."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of each head's three parts (query, key, value) of the fused projection."""
+    """The value part of each head (query, key, value) of the fused projection."""
     return last_of_heads(attention.query_key_value, states, attention.head_dim)
 
 

@@ -1,4 +1,4 @@
-"""Cohere and Cohere-2: attention and MLP in parallel behind one LayerNorm, scaled logits."""
+"""Cohere and Cohere-2: attention and MLP in parallel after one LayerNorm, scaled logits."""
 
 from dataclasses import replace
 from typing import Any

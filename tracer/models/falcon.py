@@ -1,4 +1,4 @@
-"""Falcon: one norm or two, few key/value heads or many, ALiBi or none; attention by torch's own."""
+"""Falcon: one or two norms, few or many key/value heads, ALiBi or rotary; attention by SDPA."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .llama import PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """As the module splits its fused projection; once a query head where it repeats them."""
+    """Split by the module's own method, which may repeat values for each query head."""
     values: Tensor = attention._split_heads(attention.query_key_value(states))[2]
     return values.flatten(-2)
 
@@ -29,7 +29,7 @@ def _norms(config: Any) -> BlockNorms:
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Scaled as scores are."""
+    """The biases, scaled like the scores."""
     from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
     if not attention.config.alibi:

@@ -1,4 +1,4 @@
-"""GPT-2: LayerNorm, learned positions, projections stored input first."""
+"""GPT-2: LayerNorm, learned positions, projections stored as [inputs, outputs]."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def _unsupported(config: Any) -> str | None:
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last third of the fused projection, which is stored input first."""
+    """The values are the last third of the fused projection."""
     first = 2 * states.shape[-1]
     return outputs(attention.c_attn, states, lambda all_three: all_three[first:])
 

@@ -1,4 +1,4 @@
-"""GPT-BigCode (StarCoder 1): as GPT-2, with one key/value head or with all."""
+"""GPT-BigCode (StarCoder 1): as GPT-2, with one key/value head or one per query head."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from .linear import outputs
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last part of the fused projection, or of each head's three parts (query, key, value)."""
+    """The value part at the end of the fused projection, or of each head (query, key, value)."""
     heads, size = attention.kv_heads, attention.head_dim
     return outputs(
         attention.c_attn, states, lambda w: w.unflatten(0, (heads, -1))[:, -size:].flatten(0, 1)

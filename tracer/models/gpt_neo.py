@@ -1,4 +1,4 @@
-"""GPT-Neo: LayerNorm, learned positions, scores that are not scaled, every other block windowed."""
+"""GPT-Neo: LayerNorm, learned positions, unscaled scores, sliding windows in alternate blocks."""
 
 from dataclasses import replace
 from typing import Any

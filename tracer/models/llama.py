@@ -1,4 +1,4 @@
-"""Llama and the families wired like it: pre-norm, RMSNorm, gated MLP."""
+"""Llama and families with the same wiring: pre-norm, RMSNorm, gated MLP."""
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ PRE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="post_atten
 
 
 def llama_like(name: str, *model_types: str) -> Architecture:
-    """The declaration that Llama shares with the families that kept its names."""
+    """The declaration of Llama, for families with the same wiring and module names."""
     return Architecture(
         name=name,
         model_types=model_types,
@@ -30,7 +30,7 @@ def llama_like(name: str, *model_types: str) -> Architecture:
 
 LLAMA = llama_like("llama", "llama")
 
-# Families that kept names and wiring: what they have of their own is within attention and MLP.
+# Families with the same names and wiring, which differ only inside attention and MLP.
 SAME = tuple(
     llama_like(name, name)
     for name in (

@@ -1,4 +1,4 @@
-"""MPT: LayerNorm without biases, ALiBi, one projection in front; an MLP that adds the residual."""
+"""MPT: LayerNorm without biases, ALiBi, a fused projection; an MLP that adds the residual."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last third of the fused projection."""
+    """The values are the last third of the fused projection."""
     first = 2 * attention.hidden_size
     return _clipped(attention, outputs(attention.Wqkv, states, lambda fused: fused[first:]))
 
@@ -30,7 +30,7 @@ def _clipped(attention: Any, projected: Tensor) -> Tensor:
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """In float32, whatever the model's dtype."""
+    """The biases in float32, whatever the model's dtype."""
     from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
     heads, length = attention.n_heads, positions.shape[1]

@@ -1,4 +1,4 @@
-"""Phi (1, 1.5, 2): parallel behind one LayerNorm; Phi-3: Llama; PhiMoE: Llama with LayerNorm."""
+"""Phi (1, 1.5, 2): parallel after one LayerNorm; Phi-3: as Llama; PhiMoE: Llama with LayerNorm."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from .llama import llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of the three parts (queries, keys, values) of the fused projection."""
+    """The values are the last part of the fused projection, after queries and keys."""
     size = attention.num_key_value_heads * attention.head_dim
     return outputs(attention.qkv_proj, states, lambda all_three: all_three[-size:])
 
