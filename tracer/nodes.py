@@ -75,10 +75,6 @@ def _inverse_scale(branch: AttentionBranch, output: Tensor) -> Tensor | None:
     return None if norm is None else norm.inverse_scale(branch.block.project(output))
 
 
-def _with_lse(pattern: Pattern, lse: Tensor) -> Pattern:
-    return Pattern(**{**vars(pattern), "lse": lse})
-
-
 @dataclass(frozen=True)
 class NormImportance:
     """|e|_p over the node's sum of norms: `norm_l1`, `norm_l2`."""
@@ -95,16 +91,17 @@ class NormImportance:
         stats = kernels.attention_stats(branch.pattern, branch.v, source, backend=self.backend)
         target = _inverse_scale(branch, stats.output)
         mass = stats.mass if target is None else stats.mass * target
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), NormWeight(source, target))
-        weights = self._side(side)
-        return Node(layer, tuple(kinds), edges, weights, mass + weights.sum(0)), stats.output
+        pattern = replace(branch.pattern, lse=stats.lse)
+        edges = AttentionEdges(pattern, NormWeight(source, target))
+        node = self.mlp_node(layer, kinds, side)
+        return replace(node, edges=edges, total=mass + node.total), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = self._side(side)
         return Node(layer, tuple(kinds), None, weights, weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
-        return torch.stack([self._norm(each) for each in side])
+        return torch.stack([self._norm(vectors) for vectors in side])
 
     def _norm(self, vectors: Tensor) -> Tensor:
         # Accumulate in float32 or wider without converting the vectors.
@@ -133,10 +130,10 @@ class VectorImportance:
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
-        node = sum(vectors, attention)
-        weight = self._weight(branch, w_o, node, target)
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
-        weights = self._side(vectors, node)
+        node_vector = sum(vectors, attention)
+        weight = self._weight(branch, w_o, node_vector, target)
+        edges = AttentionEdges(replace(branch.pattern, lse=stats.lse), weight)
+        weights = self._side(vectors, node_vector)
         total = torch.ones_like(weights[0])
         if self.name == "proximity":
             total = weights.sum(0) + kernels.edge_mass(edges, backend=self.backend)
@@ -149,25 +146,25 @@ class VectorImportance:
         return Node(layer, tuple(kinds), None, weights, total)
 
     def _weight(
-        self, branch: AttentionBranch, w_o: Tensor, node: Tensor, target: Tensor | None
+        self, branch: AttentionBranch, w_o: Tensor, node_vector: Tensor, target: Tensor | None
     ) -> EdgeWeight:
         v = branch.v
         if self.name == "proximity":
-            return ProximityWeight(node, v, w_o, target)
+            return ProximityWeight(node_vector, v, w_o, target)
         root = branch.block.folded_root(branch.norms)
         norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
-        direction = kernels.product(_unit(node).flatten(0, 1), _merged(w_o))
-        by_head = direction.view(*node.shape[:2], len(w_o), -1).transpose(1, 2)
+        direction = kernels.product(_unit(node_vector).flatten(0, 1), _merged(w_o))
+        by_head = direction.view(*node_vector.shape[:2], len(w_o), -1).transpose(1, 2)
         return CosineWeight(by_head, inverse, v)
 
-    def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
+    def _side(self, side: Sequence[Tensor], node_vector: Tensor) -> Tensor:
         if self.name == "proximity":
             # Subtract entry by entry, before summing, so that |n| and |n - e| cancel exactly.
-            size = node.abs()
-            gains = [(size - (node - vector).abs_()).sum(-1) for vector in side]
+            size = node_vector.abs()
+            gains = [(size - (node_vector - vector).abs_()).sum(-1) for vector in side]
             return torch.stack(gains).clamp(min=0)
-        cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
+        cosines = [(_unit(vector) * _unit(node_vector)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2
 
 
@@ -195,10 +192,8 @@ class RandomImportance:
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         here = self._on(branch.pattern.device)
-        edges = here.edges(layer, _with_lse(branch.pattern, stats.lse))
-        weights = torch.stack([here.side(layer, kind) for kind in kinds])
-        total = torch.ones_like(weights[0])
-        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+        edges = here.edges(layer, replace(branch.pattern, lse=stats.lse))
+        return replace(here.mlp_node(layer, kinds, side), edges=edges), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         here = self._on(side[0].device)
@@ -235,9 +230,8 @@ class GivenImportance:
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         given = GivenWeight(self.weights["attn"][layer][None].to(branch.pattern.device))
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), given)
-        node = self.mlp_node(layer, kinds, side)
-        return Node(layer, node.kinds, edges, node.side, node.total), stats.output
+        edges = AttentionEdges(replace(branch.pattern, lse=stats.lse), given)
+        return replace(self.mlp_node(layer, kinds, side), edges=edges), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = torch.stack([self.weights[kind][layer][None] for kind in kinds])
