@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from . import layout
-from .graph import KINDS
+from .graph import KINDS, MLP_KINDS, node_layer
 
 SPOOL_BYTES = 1 << 28  # edges of a part kept in memory; beyond it they go to a temporary file
 
@@ -102,9 +102,8 @@ def edges_of_trace(
         A subset of the edges in the same order, with `stratum` set to the sparsest stratum whose
         trace holds the edge.
     """
-    node = edges["layer"].astype(np.int64)
-    if not parallel:
-        node = 2 * node + np.isin(edges["kind"], [KINDS.index("mlp"), KINDS.index("res_mlp")])
+    is_mlp = np.isin(edges["kind"], [KINDS.index(kind) for kind in MLP_KINDS]).astype(np.int64)
+    node = node_layer(edges["layer"].astype(np.int64), is_mlp, parallel)
     node_layers = blocks if parallel else 2 * blocks
     ends = np.searchsorted(node, np.arange(node_layers + 1))
     level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared; below: the bottleneck

@@ -1,7 +1,7 @@
 """Node and edge geometry (METHOD §1) and edge counts (§4)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,25 @@ from numpy.typing import NDArray
 KINDS = ("attn", "res_attn", "mlp", "res_mlp")  # edge kinds, in the order of every topology array
 KIND_NAMES = ("attention", "residual-attention", "mlp", "residual-mlp")
 
+MLP_KINDS = ("mlp", "res_mlp")  # in a sequential block, the edges into its second node layer
+
 Count = Literal["window", "causal"]
+Layer = TypeVar("Layer", int, NDArray[np.int64])
+
+
+def node_layer(layer: Layer, is_mlp: Layer, parallel: bool) -> Layer:
+    """The node layer that edges start from; they end at the next one (METHOD §1).
+
+    Args:
+        layer: block.
+        is_mlp: 1 for edges of `MLP_KINDS`, 0 for others.
+        parallel: whether a block has one node layer instead of two.
+
+    Example:
+        >>> node_layer(3, True, parallel=False), node_layer(3, True, parallel=True)
+        (7, 3)
+    """
+    return layer if parallel else 2 * layer + is_mlp
 
 
 def most_edges(length: int, heads: int, blocks: int) -> int:

@@ -1,5 +1,6 @@
 """A trace: the results of one sequence at every position and stratum, and views of its graph."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
+from .graph import MLP_KINDS, node_layer
 from .select import Rule
 
 if TYPE_CHECKING:
     import networkx as nx
     import scipy.sparse as sp
+
+
+Node = tuple[int, int]  # node layer, position
 
 
 class Graph(Protocol):
@@ -139,10 +144,10 @@ class Trace:
         import networkx as nx
 
         graph: nx.MultiDiGraph[Any] = nx.MultiDiGraph()
-        for edge, (start, end) in self._with_nodes(output, stratum):
+        for edge, source, target in self._with_nodes(output, stratum):
             graph.add_edge(
-                start,
-                end,
+                source,
+                target,
                 key=edge.kind if edge.kind != "attn" else f"attn{edge.head}",
                 kind=edge.kind,
                 head=edge.head,
@@ -160,21 +165,16 @@ class Trace:
 
         length = len(self.tokens)
         layers = self.topology.shape[-1] * (1 if self.parallel else 2) + 1
-        table = list(self._with_nodes(output, stratum))
-        data = np.array([edge.weight for edge, _ in table], dtype=np.float32)
-        source = [layer * length + token for _, ((layer, token), _) in table]
-        target = [layer * length + token for _, (_, (layer, token)) in table]
-        return sp.coo_array((data, (target, source)), shape=(layers * length,) * 2)
+        weights, sources, targets = [], [], []
+        for edge, source, target in self._with_nodes(output, stratum):
+            weights.append(edge.weight)
+            sources.append(source[0] * length + source[1])
+            targets.append(target[0] * length + target[1])
+        data = np.array(weights, dtype=np.float32)
+        return sp.coo_array((data, (targets, sources)), shape=(layers * length,) * 2)
 
-    def _with_nodes(
-        self, output: int, stratum: int
-    ) -> list[tuple[EdgeRow, tuple[tuple[int, int], tuple[int, int]]]]:
-        """The edges of a trace, each with its source and target node (node layer, position)."""
-        table = []
+    def _with_nodes(self, output: int, stratum: int) -> Iterator[tuple[EdgeRow, Node, Node]]:
+        """The edges of a trace, each with its source and target node."""
         for edge in edge_rows(self.edges(output, stratum)):
-            if self.parallel:
-                below = edge.layer
-            else:
-                below = 2 * edge.layer + (0 if edge.kind in ("attn", "res_attn") else 1)
-            table.append((edge, ((below, edge.source), (below + 1, edge.target))))
-        return table
+            below = node_layer(edge.layer, edge.kind in MLP_KINDS, self.parallel)
+            yield edge, (below, edge.source), (below + 1, edge.target)
