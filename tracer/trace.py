@@ -12,6 +12,7 @@ from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
 from .graph import MLP_KINDS, node_layer
+from .indices import from_start
 from .select import Rule
 
 if TYPE_CHECKING:
@@ -114,10 +115,8 @@ class Trace:
         Raises:
             InputError: a layer out of range, weights of more than 4 GiB, or a copied trace.
         """
-        layers = self.topology.shape[-1]
-        if not -layers <= layer < layers:
-            raise InputError(f"layer={layer} is outside the {layers} blocks of the model")
-        return {kind: array[layer] for kind, array in self.graph.weights().items()}
+        block = from_start("layer", layer, self.topology.shape[-1], "blocks of the model")
+        return {kind: array[block] for kind, array in self.graph.weights().items()}
 
     def edges(self, output: int = -1, stratum: int = 0) -> pd.DataFrame:
         """Recompute the trace of one output position as a table.

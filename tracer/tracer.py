@@ -20,6 +20,7 @@ from .clock import Clock, Stopwatch
 from .engine import Attention, Observer
 from .evaluate import logits
 from .graph import Count
+from .indices import from_start
 from .models import (
     Decoder,
     OffloadedBlocks,
@@ -460,13 +461,10 @@ class Tracer:
         traces = []
         for index in range(len(batch.ids)):
             row = without_padding(batch, index)
-            length = row.ids.shape[1]
-            if not -length <= output < length:
-                raise InputError(f"output={output} is outside the {length} tokens of row {index}")
-            place = output % length
+            position = from_start("output", output, row.ids.shape[1], f"tokens of row {index}")
             with self._watch.running():
-                measured = tracing.one_output(row.row(0, place + 1), rule)
-            traces += self._traces(row, rule, measured, [place])
+                measured = tracing.one_output(row.row(0, position + 1), rule)
+            traces += self._traces(row, rule, measured, [position])
         return traces
 
     def _traces(

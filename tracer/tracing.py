@@ -17,6 +17,7 @@ from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
 from .graph import Count, full_edge_counts, most_edges
+from .indices import from_start
 from .models import Decoder
 from .nodes import IMPORTANCES, GivenImportance, Importance, importance
 from .replay import Replays
@@ -365,15 +366,11 @@ class RowGraph:
 
     def edges(self, output: int, stratum: int) -> pd.DataFrame:
         """See `Trace.edges`."""
-        length = self.batch.ids.shape[1]
-        if not -length <= output < length:
-            raise InputError(f"output={output} is outside the {length} tokens of the sequence")
-        if not -len(self.rule) <= stratum < len(self.rule):
-            raise InputError(f"stratum={stratum} is outside the {len(self.rule)} strata")
-        index = output % length
+        index = from_start("output", output, self.batch.ids.shape[1], "tokens of the sequence")
+        column = from_start("stratum", stratum, len(self.rule), "strata")
         first = index - int(self.batch.positions[0, index])  # where the output's document starts
         row = self.batch.row(0, index + 1)
-        table = self.tracing.edges(row, self.rule, stratum % len(self.rule))
+        table = self.tracing.edges(row, self.rule, column)
         return table.assign(source=table.source + first, target=table.target + first)
 
 
