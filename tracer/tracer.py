@@ -1,9 +1,6 @@
 """`Tracer`: a model with its tokenizer, the public entry point of the engine."""
 
-import hashlib
-import json
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError
-from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
+from .batch import Batch, batch_of_lists, batch_of_tensor
 from .clock import Clock, Stopwatch
 from .engine import Attention, Observer
 from .evaluate import logits
+from .fingerprints import config_hash, tokenizer_hash, weight_hash
 from .graph import Count
 from .indices import from_start
+from .inputs import Inputs, batch_of_inputs, check_batch
 from .models import (
     Decoder,
     OffloadedBlocks,
@@ -39,21 +38,6 @@ from .windows import spread
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
-
-# Config entries that do not change what the model computes.
-_SAYS_NOTHING = (
-    "_name_or_path",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "quantization_config",  # covered by the hash of the weights
-    "transformers_version",
-    "use_cache",
-)
 PILOT_TOKENS = 2048  # enough for the mean log size of each threshold to settle
 
 
@@ -194,37 +178,17 @@ class Tracer:
     @cached_property
     def weight_hash(self) -> str:
         """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._decoder.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            for held in stored(self._decoder.value(name, tensor)):
-                data = held.cpu().contiguous().flatten().view(torch.uint8)
-                digest.update(data.numpy().data)
-        return digest.hexdigest()
+        return weight_hash(self._decoder)
 
     @cached_property
     def tokenizer_hash(self) -> str:
         """SHA-256 in hex of the tokenizer's vocabulary and rules; empty without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        if fast is None:
-            described = repr(sorted(self.tokenizer.get_vocab().items()))
-        else:
-            fast = type(fast).from_str(fast.to_str())
-            fast.no_padding()  # padding and truncation are settings of the last call, not rules
-            fast.no_truncation()
-            described = fast.to_str()
-        return hashlib.sha256(described.encode()).hexdigest()
+        return tokenizer_hash(self.tokenizer)
 
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 in hex of the config entries that affect what the model computes."""
-        config = self._decoder.model.config
-        said = config.to_diff_dict()
-        told = {name: value for name, value in said.items() if name not in _SAYS_NOTHING}
-        described = json.dumps(told, sort_keys=True, default=str)
-        return hashlib.sha256(described.encode()).hexdigest()
+        return config_hash(self._decoder.model.config)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a text, with the special tokens that the tokenizer adds.
@@ -336,7 +300,7 @@ class Tracer:
         tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
         leaving: tuple[Batch, Measured] | None = None
         for number, (sequences, following) in enumerate(batches):
-            batch, _ = self._batch(sequences, following, None, None)
+            batch, _ = self._batch(sequences, following)
             seen_by = observers[number : number + 1]
             with self._watch.running():
                 started = batch, tracing.all_outputs(batch, rule, seen_by)
@@ -355,7 +319,7 @@ class Tracer:
         tokens_at_once: int | None = None,
     ) -> None:
         """Run a batch through the clean lane alone; `observer` is called with nodes and cuts."""
-        batch, _ = self._batch(sequences, None, None, None)
+        batch, _ = self._batch(sequences, None)
         with self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
 
@@ -498,72 +462,19 @@ class Tracer:
             )
         return traces
 
-    # ---- input -------------------------------------------------------------------------------
-
     def _batch(
         self,
         inputs: Inputs,
         next_token: int | Sequence[int] | None,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> tuple[Batch, bool]:
         """Check the inputs; returns a batch on the host, and whether it is a single sequence."""
-        if isinstance(inputs, Mapping):
-            raise InputError(
-                "inputs are a mapping, as a tokenizer returns: give its input_ids, and its "
-                "attention_mask by name"
-            )
-        if isinstance(next_token, int):
-            next_token = [next_token]
-        if isinstance(inputs, Tensor):
-            single, ids = inputs.ndim == 1, torch.atleast_2d(inputs.cpu())
-            mask, segments = (
-                None if given is None else torch.atleast_2d(torch.as_tensor(given).cpu())
-                for given in (attention_mask, segment_ids)
-            )
-            batch = batch_of_tensor(ids, mask, segments, next_token)
-        else:
-            if attention_mask is not None or segment_ids is not None:
-                raise InputError("attention_mask and segment_ids go with a tensor of token ids")
-            sequences, single = self._sequences(inputs)
-            batch = batch_of_lists(sequences, next_token)
-        self._check(batch)
+        batch, single = batch_of_inputs(
+            inputs, self.encode, next_token, attention_mask, segment_ids
+        )
+        check_batch(batch, self.vocab_size, self.max_length, self.model_id)
         return batch, single
-
-    def _sequences(
-        self, inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-    ) -> tuple[list[list[int]], bool]:
-        if isinstance(inputs, str):
-            return [self.encode(inputs)], True
-        if len(inputs) == 0:
-            raise InputError("inputs are empty: give at least one text or sequence of token ids")
-        single = isinstance(inputs[0], int | np.integer)
-        items: Sequence[Any] = [inputs] if single else inputs
-        sequences = []
-        for item in items:
-            if isinstance(item, str):
-                sequences.append(self.encode(item))
-            elif isinstance(item, Sequence | np.ndarray | Tensor):
-                sequences.append(_token_ids(item))
-            else:
-                raise InputError(f"inputs hold {item!r}; texts or lists of token ids are needed")
-        return sequences, single
-
-    def _check(self, batch: Batch) -> None:
-        following = batch.next_ids[batch.next_ids != PADDING]
-        ids = torch.cat([batch.ids[batch.valid], following])
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise InputError(
-                f"token id {wrong} is outside the vocabulary 0..{self.vocab_size - 1} "
-                f"of model {self.model_id!r}"
-            )
-        longest, limit = int(batch.positions.max()) + 1, self.max_length
-        if limit is not None and longest > limit:
-            raise InputError(
-                f"a sequence has {longest} tokens; model {self.model_id!r} takes {limit} at most"
-            )
 
     # ---- verification ------------------------------------------------------------------------
 
@@ -609,13 +520,6 @@ class Tracer:
         # In half precision, roundings of the model and ours differ by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
-
-
-def _token_ids(item: Iterable[Any]) -> list[int]:
-    try:
-        return list(map(operator.index, item))
-    except TypeError:
-        raise InputError(f"inputs hold {item!r}, whose items are not all token ids") from None
 
 
 def _finite(tensor: Tensor) -> bool:
