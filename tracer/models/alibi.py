@@ -5,6 +5,8 @@ scores of a row share, so a bias by the key's position is enough, and a number p
 product in the score: kernels need no support for it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -52,3 +54,14 @@ def _pieces(numbers: Tensor, dtype: torch.dtype) -> list[Tensor]:
 def by_position(table: Tensor, positions: Tensor) -> Tensor:
     """Look up biases [N, H, T] of keys at positions [N, T] in a table by position [H, T]."""
     return table[:, positions].transpose(0, 1)
+
+
+def key_bias(
+    build: Callable[[Tensor, int, torch.dtype], Tensor],
+    heads: int,
+    positions: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[N, H, T]: the biases of keys at positions [N, T], from a family's `build_alibi_tensor`."""
+    table = build(torch.ones_like(positions[:1]), heads, dtype)
+    return by_position(table[:, 0], positions)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .alibi import by_position
+from .alibi import key_bias
 from .architecture import Architecture, BlockNorms, OwnAttention
-from .llama import PRE_NORM
+from .llama import ONE_NORM, PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def _norms(config: Any) -> BlockNorms:
         return PRE_NORM
     if config.new_decoder_architecture and config.num_ln_in_parallel_attn == 2:
         return BlockNorms(before_attention="ln_attn", before_mlp="ln_mlp")
-    return BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
+    return ONE_NORM
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -34,9 +34,8 @@ def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor |
 
     if not attention.config.alibi:
         return None
-    table = build_alibi_tensor(torch.ones_like(positions[:1]), attention.num_heads, dtype)
     scaling: float = attention.inv_norm_factor
-    return by_position(table[:, 0], positions) * scaling
+    return key_bias(build_alibi_tensor, attention.num_heads, positions, dtype) * scaling
 
 
 def _unsupported(config: Any) -> str | None:

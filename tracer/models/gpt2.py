@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .architecture import Architecture, BlockNorms, learned_positions
-from .linear import outputs
+from .linear import last_outputs
 
 
 def _unsupported(config: Any) -> str | None:
@@ -16,8 +16,7 @@ def _unsupported(config: Any) -> str | None:
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The values are the last third of the fused projection."""
-    first = 2 * states.shape[-1]
-    return outputs(attention.c_attn, states, lambda all_three: all_three[first:])
+    return last_outputs(attention.c_attn, states, states.shape[-1])
 
 
 GPT2 = Architecture(

@@ -2,21 +2,17 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .architecture import Architecture
-from .linear import outputs
+from .linear import last_outputs
 from .llama import PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The value part of each head (query, key, value) of the fused projection."""
-    return last_of_heads(attention.query_key_value, states, attention.head_size)
-
-
-def last_of_heads(fused: nn.Module, states: Tensor, size: int) -> Tensor:
-    """The last third of each head's outputs of a fused projection; a third has `size` of them."""
-    return outputs(fused, states, lambda w: w.unflatten(0, (-1, 3, size))[:, 2].flatten(0, 1))
+    heads, size = attention.config.num_attention_heads, attention.head_size
+    return last_outputs(attention.query_key_value, states, size, groups=heads)
 
 
 GPT_NEOX = Architecture(

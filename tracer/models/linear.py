@@ -57,6 +57,25 @@ def outputs(module: nn.Module, states: Tensor, pick: Callable[[Tensor], Tensor])
     return linear(states, weight, pick(bias) if isinstance(bias, Tensor) else None)
 
 
+def last_outputs(module: nn.Module, states: Tensor, count: int, groups: int = 1) -> Tensor:
+    """The last `count` outputs of each of `groups` equal groups of a projection's outputs.
+
+    The values of a fused projection, of all heads together or head by head.
+
+    Args:
+        module: the projection.
+        states: [..., inputs].
+
+    Returns:
+        [..., groups * count].
+    """
+
+    def last(by_output: Tensor) -> Tensor:
+        return by_output.unflatten(0, (groups, -1))[:, -count:].flatten(0, 1)
+
+    return outputs(module, states, last)
+
+
 def stored(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors stored in memory: of a quantised tensor, its integers and scales."""
     tensor = tensor.detach()

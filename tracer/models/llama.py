@@ -11,6 +11,7 @@ def _values(attention: nn.Module, states: Tensor) -> Tensor:
 
 
 PRE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+ONE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
 
 
 def llama_like(name: str, *model_types: str) -> Architecture:
@@ -31,7 +32,7 @@ def llama_like(name: str, *model_types: str) -> Architecture:
 LLAMA = llama_like("llama", "llama")
 
 # Families with the same names and wiring, which differ only inside attention and MLP.
-SAME = tuple(
+SAME_AS_LLAMA = tuple(
     llama_like(name, name)
     for name in (
         "arcee",

@@ -9,7 +9,8 @@ from torch import Tensor
 from .alibi import by_position
 from .architecture import BlockNorms, OwnAttention
 from .bloom import BLOOM
-from .linear import outputs
+from .linear import last_outputs
+from .llama import LLAMA
 
 
 def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,8 +21,8 @@ def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The values are the last third of the fused projection."""
-    first = 2 * attention.hidden_size
-    return _clipped(attention, outputs(attention.Wqkv, states, lambda fused: fused[first:]))
+    values = last_outputs(attention.Wqkv, states, attention.hidden_size)
+    return _clipped(attention, values)
 
 
 def _clipped(attention: Any, projected: Tensor) -> Tensor:
@@ -55,5 +56,5 @@ MPT = replace(
         key_bias=_key_bias,
         reads_mask=True,
     ),
-    unsupported=lambda config: None,
+    unsupported=LLAMA.unsupported,
 )

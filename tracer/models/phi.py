@@ -5,15 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .architecture import BlockNorms
-from .linear import outputs
-from .llama import llama_like
+from .linear import last_outputs
+from .llama import ONE_NORM, llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
     """The values are the last part of the fused projection, after queries and keys."""
     size = attention.num_key_value_heads * attention.head_dim
-    return outputs(attention.qkv_proj, states, lambda all_three: all_three[-size:])
+    return last_outputs(attention.qkv_proj, states, size)
 
 
 def _unsupported(config: Any) -> str | None:
@@ -27,7 +26,7 @@ PHI = replace(
     llama_like("phi", "phi"),
     final_norm="model.final_layernorm",
     output_projection="dense",
-    norms=BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm"),
+    norms=ONE_NORM,
     norm_kind="layer",
     parallel=lambda config: True,
 )
