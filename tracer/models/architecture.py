@@ -52,7 +52,7 @@ class OwnAttention:
     # to the output projection.
     project: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     # attention -> what the interface would pass besides: `scaling`, `sliding_window`, ...
-    told: Callable[[Any], dict[str, Any]] = lambda attention: {}
+    arguments: Callable[[Any], dict[str, Any]] = lambda attention: {}
     # (attention, positions [N, T], the model's dtype) -> [N, H, T]: biases on the scaled scores of
     # each head by the key's position (ALiBi), or None.
     key_bias: Callable[[Any, Tensor, torch.dtype], Tensor | None] | None = None

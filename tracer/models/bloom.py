@@ -13,8 +13,8 @@ from .llama import llama_like
 
 
 def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = attention._reshape(attention.query_key_value(states))
-    return found
+    parts: tuple[Tensor, Tensor, Tensor] = attention._reshape(attention.query_key_value(states))
+    return parts
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:

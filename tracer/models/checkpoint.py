@@ -111,7 +111,7 @@ class Checkpoint:
         Raises:
             ModelError: a tensor has another shape than expected.
         """
-        found = {}
+        kept = {}
         for own, stored in self.stored.items():
             name = own if renamed(own) not in expected else renamed(own)
             if name not in expected:
@@ -119,9 +119,9 @@ class Checkpoint:
             if stored.shape != expected[name].shape:
                 needed = f"{list(expected[name].shape)} is needed"
                 raise self.unusable(f"{own} has shape {list(stored.shape)}, {needed}")
-            found[name] = stored
-        self.stored = found
-        return sorted(expected.keys() - found.keys())
+            kept[name] = stored
+        self.stored = kept
+        return sorted(expected.keys() - kept.keys())
 
     def room(self, name: str, dtype: torch.dtype) -> int:
         """Bytes of memory that `read` needs for a tensor: a multiple of a cache line."""
@@ -162,20 +162,20 @@ class Checkpoint:
 
 def _fill(file: FileIO, flat: Tensor) -> None:
     """Read the next bytes of a file into a tensor [n]."""
-    left = flat.view(torch.uint8).numpy().data
-    while left:  # one call reads at most 2 GiB
-        count = file.readinto(left)
+    remaining = flat.view(torch.uint8).numpy().data
+    while remaining:  # one call reads at most 2 GiB
+        count = file.readinto(remaining)
         if not count:
             raise OSError("it is shorter than its header says")
-        left = left[count:]
+        remaining = remaining[count:]
 
 
 def _convert(file: FileIO, dtype: torch.dtype, flat: Tensor) -> None:
     """Read numbers of another dtype into a tensor, in chunks that fit in the cache."""
-    some = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
-    for into in flat.split(len(some)):
-        _fill(file, some[: len(into)])
-        into.copy_(some[: len(into)])
+    buffer = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
+    for chunk in flat.split(len(buffer)):
+        _fill(file, buffer[: len(chunk)])
+        chunk.copy_(buffer[: len(chunk)])
 
 
 def incomplete(model_id: str, missing: Iterable[str]) -> ModelError:
@@ -192,10 +192,10 @@ def _file(model_id: str, name: str) -> Path | None:
     if folder.is_dir():
         return folder / name if (folder / name).exists() else None
     try:
-        found = cached_file(model_id, name)
+        path = cached_file(model_id, name)
     except OSError:  # raised by transformers if the hub does not have the file
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 def _contents(file: Path) -> dict[str, Stored]:

@@ -62,13 +62,13 @@ def _attention(
 
 
 def _own_attention(
-    module: nn.Module, told: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
+    module: nn.Module, arguments: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, None]:
     """Replaces a method of an attention module that computes attention itself."""
-    return _attention(module, query, key, value, **told)[0].transpose(1, 2), None
+    return _attention(module, query, key, value, **arguments)[0].transpose(1, 2), None
 
 
-class _InPlaceOfSdpa(TorchFunctionMode):
+class _RedirectSdpa(TorchFunctionMode):
     """Redirect `scaled_dot_product_attention` to such a method while the context is open."""
 
     def __init__(self, method: Callable[..., tuple[Tensor, None]]) -> None:
@@ -158,10 +158,10 @@ class Block:
 
     def _own_branch(self, own: OwnAttention, normed: Tensor, call: dict[str, Any]) -> Tensor:
         """The output of an attention module that does not use the `AttentionInterface`."""
-        module, told = self.attention, own.told(self.attention)
+        module, arguments = self.attention, own.arguments(self.attention)
         if own.key_bias is not None:
-            told["key_bias"] = own.key_bias(module, call[_POSITIONS], self.dtype)
-        method = partial(_own_attention, module, told)
+            arguments["key_bias"] = own.key_bias(module, call[_POSITIONS], self.dtype)
+        method = partial(_own_attention, module, arguments)
         if own.project is not None:
             return self.project(method(*own.project(module, normed))[0])
         with ExitStack() as stack:
@@ -169,7 +169,7 @@ class Block:
                 stack.enter_context(_attribute(module, own.method, method))
             else:
                 stack.enter_context(_implementation(module.config, "sdpa"))
-                stack.enter_context(_InPlaceOfSdpa(method))
+                stack.enter_context(_RedirectSdpa(method))
             branch: Tensor = module(normed, **call)[0]
         return branch
 
@@ -297,7 +297,7 @@ class Decoder:
             for module in model.get_submodule(architecture.blocks).children()
         ]
         self._dequantised: Tensor | None = None  # a quantised unembedding
-        self.tell: Callable[[], None] = _nobody
+        self.tell: Callable[[], None] = _no_heartbeat
         self.offloaded = offloaded
         if offloaded is not None:
             for block in self.blocks:
@@ -378,11 +378,11 @@ class Decoder:
         own = self.architecture.own_attention
         name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
         tuples = own is not None and own.in_tuples
-        told = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
+        extra = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
         with ExitStack() as stack:
             stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, block, run_block, told, tuples)
+                forward = _block_forward(index, block, run_block, extra, tuples)
                 stack.enter_context(_attribute(block.module, "forward", forward))
             yield
 
@@ -413,11 +413,11 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _block_forward(
-    index: int, block: Block, run_block: RunBlock, told: dict[str, Any], tuples: bool
+    index: int, block: Block, run_block: RunBlock, extra: dict[str, Any], tuples: bool
 ) -> Callable[..., Tensor | tuple[Tensor]]:
     def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
         # Further positional arguments are caches and masks, which tracing does not use.
-        states = block.leave(run_block(index, hidden_states, call | told))
+        states = block.leave(run_block(index, hidden_states, call | extra))
         return (states,) if tuples else states
 
     return forward
@@ -425,7 +425,9 @@ def _block_forward(
 
 def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Move a block's keyword arguments to its device."""
-    return {name: _each(value, lambda tensor: tensor.to(device)) for name, value in call.items()}
+    return {
+        name: _map_tensors(value, lambda tensor: tensor.to(device)) for name, value in call.items()
+    }
 
 
 def part_of_call(
@@ -444,21 +446,21 @@ def part_of_call(
             return tensor
         return tensor[:, :columns]
 
-    return {name: _each(value, narrow) for name, value in call.items()}
+    return {name: _map_tensors(value, narrow) for name, value in call.items()}
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to a tensor, or to all tensors in nested tuples.
 
     A module function, not a recursive closure: a closure that refers to itself is a reference
     cycle, and would keep the captured states alive until the garbage collector runs.
     """
     if isinstance(value, tuple):
-        return tuple(_each(part, change) for part in value)
+        return tuple(_map_tensors(part, change) for part in value)
     return change(value) if isinstance(value, Tensor) else value
 
 
-def _nobody() -> None:
+def _no_heartbeat() -> None:
     """The default heartbeat: does nothing."""
 
 

@@ -10,8 +10,8 @@ from .llama import llama_like
 
 def _mlp(block: Any, states: Tensor) -> Tensor:
     """The MLP or experts; experts return flattened rows, and router scores second."""
-    found = block.feed_forward(states)
-    branch: Tensor = found[0] if isinstance(found, tuple) else found
+    result = block.feed_forward(states)
+    branch: Tensor = result[0] if isinstance(result, tuple) else result
     return branch.view_as(states)
 
 

@@ -49,7 +49,7 @@ def load(
         InputError: an unknown device or dtype.
     """
     name = str(path)
-    place, kind = _device(device), _dtype(dtype)
+    target, kind = _device(device), _dtype(dtype)
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         with _quiet():
@@ -60,8 +60,8 @@ def load(
     if info["missing_keys"]:
         raise incomplete(name, info["missing_keys"])
     model: Any = text_model(whole)
-    stays = _quantised(config) and model.device.type == place.type  # some kinds cannot be moved
-    return (model if stays else model.to(place)).eval(), _tokenizer(name)
+    stays = _quantised(config) and model.device.type == target.type  # some kinds cannot be moved
+    return (model if stays else model.to(target)).eval(), _tokenizer(name)
 
 
 def _quantised(config: Any) -> bool:
@@ -79,17 +79,17 @@ def load_offloaded(
         InputError: an unknown device or dtype.
     """
     name = str(path)
-    place, kind = _device(device), _dtype(dtype)
+    target, kind = _device(device), _dtype(dtype)
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         if _quantised(config):
             raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")
         architecture = architecture_of(text_config(config))
         checkpoint = Checkpoint.of(name)
-        stored = config.dtype or checkpoint.dtype
-        asked = kind if isinstance(kind, torch.dtype) else stored
-        model = skeleton(config, architecture, checkpoint, place, asked)
-    blocks = OffloadedBlocks(model, architecture, checkpoint, place)
+        if not isinstance(kind, torch.dtype):
+            kind = config.dtype or checkpoint.dtype
+        model = skeleton(config, architecture, checkpoint, target, kind)
+    blocks = OffloadedBlocks(model, architecture, checkpoint, target)
     return model, _tokenizer(name), blocks
 
 
@@ -153,10 +153,10 @@ def _device(device: str) -> torch.device:
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype):
         raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
-    return found
+    return named
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ MPT = replace(
     norms=BlockNorms(before_attention="norm_1", before_mlp="norm_2"),
     own_attention=OwnAttention(
         project=_project,
-        told=lambda attention: {"scaling": attention.softmax_scale},
+        arguments=lambda attention: {"scaling": attention.softmax_scale},
         key_bias=_key_bias,
         reads_mask=True,
     ),

@@ -38,9 +38,9 @@ class _Headed(PreTrainedModel):
         headed: _Headed = type(cls.__name__, (cls, *family), {"__module__": module})(decoder)
         return headed
 
-    def forward(self, input_ids: Tensor, **told: Any) -> CausalLMOutput:
+    def forward(self, input_ids: Tensor, **arguments: Any) -> CausalLMOutput:
         """Logits [N, T, V] of token ids [N, T]."""
-        states = self.model(input_ids=input_ids, **told).last_hidden_state
+        states = self.model(input_ids=input_ids, **arguments).last_hidden_state
         return CausalLMOutput(logits=self.lm_head(states))
 
 
@@ -87,8 +87,8 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
         )
     setattr(text, text.base_model_prefix, decoder)
     text.set_output_embeddings(model.get_output_embeddings())
-    within, names = name_within(model, text), text.state_dict().keys()
-    tied = {within(name): within(of) for name, of in model.all_tied_weights_keys.items()}
+    renamed, names = name_within(model, text), text.state_dict().keys()
+    tied = {renamed(name): renamed(of) for name, of in model.all_tied_weights_keys.items()}
     text.all_tied_weights_keys = {name: of for name, of in tied.items() if name in names}
     inner: Any = text.base_model
     text.config = inner.config
