@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import kernels
-from ..kernels import AttentionEdges, Pattern, RandomWeight
+from ..kernels import AttentionEdges, Pattern
 from .batch import Batch, BatchPart
 from .models import Block, Decoder, LinearNorm, call_on, part_of_call
-from .nodes import AttentionBranch, Importance, Node, RandomImportance, of_part
+from .nodes import AttentionBranch, Importance, Node, of_part
+from .random_control import Draw, draw_edges
 from .select import Rule
 
 Attention = Literal["live", "frozen"]
@@ -32,8 +33,6 @@ LANE_ROWS = 8192  # rows of masked lanes that attend together on a CPU: bounds m
 FEWEST_LANES = 4  # minimum despite LANE_ROWS: clean weights are recomputed per group of lanes
 MLP_ROWS = 512  # rows per MLP call on a CPU: intermediate results stay in the cache
 DEVICE_MLP_ROWS = 8192  # rows per MLP call on a GPU: fewer would not fill it
-
-_CONTROL_STREAM = 1 << 20  # separates the random control's numbers from the random importance's
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class NodeLevels:
             return pad(tensor, (0, columns - tensor.shape[-1]))
 
         maps = [part.attention for part in parts if part.attention is not None]
-        square = [pad(wide(each), (0, 0, 0, columns - each.shape[-1])) for each in maps]
+        square = [pad(wide(levels), (0, 0, 0, columns - levels.shape[-1])) for levels in maps]
         return cls(
             parts[0].layer,
             torch.cat([wide(part.side) for part in parts]),
@@ -71,15 +70,7 @@ class LaneRun:
 
     hidden: Tensor  # [lanes, B, T, D] states after the final norm, lane 0 clean
     levels: list[NodeLevels]  # from the embedding up
-    windows: list[int | None]  # sliding window of each block
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Attention edges drawn at random: those whose random weight exceeds the cut."""
-
-    cuts: Tensor  # float32 [K, B, T]
-    weight: RandomWeight
+    attention_windows: list[int | None]  # sliding window of each block
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ class LaneLoop:
     observers: Sequence[Observer] = ()
     parts: Sequence[BatchPart] = ()
     _levels: list[NodeLevels] = field(default_factory=list, init=False)
-    _windows: list[int | None] = field(default_factory=list, init=False)
+    _attention_windows: list[int | None] = field(default_factory=list, init=False)
 
     @property
     def lanes(self) -> int:
@@ -160,7 +151,7 @@ class LaneLoop:
     @torch.inference_mode()
     def run(self) -> LaneRun:
         """Run the model once."""
-        self._levels, self._windows = [], []
+        self._levels, self._attention_windows = [], []
         batch = self.batch
         states = self.decoder.hidden_states(
             batch.ids.repeat(self.lanes, 1),
@@ -170,7 +161,7 @@ class LaneLoop:
         )
         self.batch = batch
         hidden = states.unflatten(0, (self.lanes, -1)).to(batch.ids.device)
-        return LaneRun(hidden, self._levels, self._windows)
+        return LaneRun(hidden, self._levels, self._attention_windows)
 
     # ---- one block ---------------------------------------------------------------------------
 
@@ -181,18 +172,19 @@ class LaneLoop:
         hidden, call = hidden.to(block.device), call_on(call, block.device)
         if len(self.parts) <= 1:
             return self._block(layer, block, hidden, call)
-        place = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
+        # [lanes, B] row of each lane of each sequence
+        rows = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
         passes = []
         for part in self.parts:
-            some, index = self._of_part(part), place[:, part.rows].flatten()
-            its_call = part_of_call(call, hidden, index, part.columns)
+            loop, index = self._of_part(part), rows[:, part.rows].flatten()
+            part_call = part_of_call(call, hidden, index, part.columns)
             states = hidden[index, : part.columns]
             # In place: a block's input is not read again.
-            hidden[index, : part.columns] = some._block(layer, block, states, its_call)
-            passes.append(some)
-        levels = zip(*(some._levels for some in passes), strict=True)
+            hidden[index, : part.columns] = loop._block(layer, block, states, part_call)
+            passes.append(loop)
+        levels = zip(*(loop._levels for loop in passes), strict=True)
         self._levels += [NodeLevels.of_parts(node, hidden.shape[1]) for node in levels]
-        self._windows += passes[0]._windows
+        self._attention_windows += passes[0]._attention_windows
         return hidden
 
     def _of_part(self, part: BatchPart) -> "LaneLoop":
@@ -221,11 +213,11 @@ class LaneLoop:
             rows = self._masked(states)
             residual, mlp = keep.rows("res_mlp"), keep.rows("mlp")
             rows.masked_fill_(~(residual | mlp)[:, None], 0)
-            for some in self._mlp_rows(mlp):
-                before = rows[some]
-                branch = self._kept_mlp(block, before, mlp[some])
-                torch.addcmul(branch, before, residual[some, None], out=before)
-                _put(rows, some, before)
+            for index in self._mlp_rows(mlp):
+                before = rows[index]
+                branch = self._kept_mlp(block, before, mlp[index])
+                torch.addcmul(branch, before, residual[index, None], out=before)
+                _put(rows, index, before)
         return states
 
     def _parallel_block(
@@ -241,8 +233,9 @@ class LaneLoop:
         if self.masked_lanes:
             before, rows = self._masked(hidden), self._masked(states)
             mlp = keep.rows("mlp")
-            for some in self._mlp_rows(mlp):
-                _put(rows, some, rows[some].add_(self._kept_mlp(block, before[some], mlp[some])))
+            for index in self._mlp_rows(mlp):
+                branch = self._kept_mlp(block, before[index], mlp[index])
+                _put(rows, index, rows[index].add_(branch))
         return states
 
     def _attend(
@@ -272,24 +265,24 @@ class LaneLoop:
             node, output = self.importance.attention_node(
                 layer, branch, tuple(side), list(side.values())
             )
-            self._windows.append(pattern.window)
+            self._attention_windows.append(pattern.window)
             selected.append(self._select(node))
             return output
 
         states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         clean = self._clean(hidden)
-        its_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
-        torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
+        clean_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
+        torch.add(clean, block.attend(clean, clean_call, attend), out=self._clean(states))
         keep = selected[0]
-        for some in self._lane_runs():
-            its_call = part_of_call(call, hidden, some.rows)
-            branch = self._lane_branch(block, keep, some, hidden[some.rows], its_call)
-            kept = keep.side["res_attn"][some.lanes].flatten(0, 1)[..., None]
-            torch.addcmul(branch, hidden[some.rows], kept, out=states[some.rows])
+        for span in self._lane_spans():
+            span_call = part_of_call(call, hidden, span.rows)
+            branch = self._lane_branch(block, keep, span, hidden[span.rows], span_call)
+            kept = keep.side["res_attn"][span.lanes].flatten(0, 1)[..., None]
+            torch.addcmul(branch, hidden[span.rows], kept, out=states[span.rows])
         return keep, states
 
     def _lane_branch(
-        self, block: Block, keep: Selection, some: LaneSpan, hidden: Tensor, call: dict[str, Any]
+        self, block: Block, keep: Selection, span: LaneSpan, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
         """The attention branch [n * B, T, D] of n masked lanes, from states of that shape.
 
@@ -302,36 +295,36 @@ class LaneLoop:
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             q, k = by_lane(pattern.q), by_lane(pattern.k)
             live = replace(pattern, q=q, k=k, segments=self.batch.segments)
-            return self._lane_attention(keep, some, by_lane(value), live).flatten(0, 1)
+            return self._lane_attention(keep, span, by_lane(value), live).flatten(0, 1)
 
         if self.attention == "live":
             return block.attend(hidden, call, attend)
-        output = self._lane_attention(keep, some, by_lane(block.values(hidden)), None)
+        output = self._lane_attention(keep, span, by_lane(block.values(hidden)), None)
         return block.leave_attention(output.flatten(0, 1))
 
     def _lane_attention(
-        self, keep: Selection, some: LaneSpan, value: Tensor, live: Pattern | None
+        self, keep: Selection, span: LaneSpan, value: Tensor, live: Pattern | None
     ) -> Tensor:
         """Attention output [n, B, H, T, d_v] of n masked lanes."""
         edges, cuts = keep.node.edges, keep.cuts
         assert edges is not None  # only called for attention nodes
-        if some.group == "random":
+        if span.group == "random":
             assert keep.drawn is not None  # always drawn when this control is on
             # The kept edges are drawn at random; frozen attention is still the clean lane's.
             edges, cuts = AttentionEdges(edges.pattern, keep.drawn.weight), keep.drawn.cuts
         return kernels.lane_attention(
             edges,
-            cuts[some.strata],
+            cuts[span.strata],
             value,
             live,
-            invert=some.group == "inverse",
+            invert=span.group == "inverse",
             dtype=value.dtype,  # what the projection expects
             backend=self.backend,
         )
 
     # ---- lanes and rows ----------------------------------------------------------------------
 
-    def _lane_runs(self) -> Iterator[LaneSpan]:
+    def _lane_spans(self) -> Iterator[LaneSpan]:
         """The masked lanes: on a CPU a bounded number at a time, on a GPU group by group."""
         if not self.masked_lanes:
             return
@@ -374,9 +367,9 @@ class LaneLoop:
         branch = torch.empty_like(states, memory_format=torch.contiguous_format)
         rows, before = branch.view(-1, branch.shape[-1]), states.flatten(0, 1)
         at_once = MLP_ROWS if self.host_reads else DEVICE_MLP_ROWS
-        for some in _all_rows(len(rows), at_once):
+        for chunk in _all_rows(len(rows), at_once):
             self.decoder.tell()
-            rows[some] = block.mlp(before[some])
+            rows[chunk] = block.mlp(before[chunk])
         return branch
 
     def _mlp_rows(self, kept: Tensor) -> Iterator[slice | Tensor]:
@@ -384,10 +377,10 @@ class LaneLoop:
 
         On a GPU the host would have to wait for the mask, and norm importances drop few rows.
         """
-        runs = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
-        for some in runs:
+        chunks = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
+        for chunk in chunks:
             self.decoder.tell()
-            yield some
+            yield chunk
 
     def _kept_mlp(self, block: Block, rows: Tensor, kept: Tensor) -> Tensor:
         """The MLP branch [n, D] of rows [n, D], zero where a mask [n] drops it."""
@@ -406,8 +399,8 @@ class LaneLoop:
         degrees = dict(zip(node.kinds, above.int(), strict=True))
         attention = None
         if node.edges is not None:
-            found = kernels.edge_levels(node.edges, cuts, backend=self.backend)
-            attention, degrees["attn"] = found.levels, found.degrees
+            level_map = kernels.edge_levels(node.edges, cuts, backend=self.backend)
+            attention, degrees["attn"] = level_map.levels, level_map.degrees
         side_level = above.sum(1).amax(0).to(torch.uint8)
         index = len(self._levels)
         self._levels.append(NodeLevels(node.layer, side_level, degrees, attention))
@@ -417,17 +410,22 @@ class LaneLoop:
         if self.gates is not None:
             inside = self.gates[index].to(cuts.device)
             cuts = cuts.masked_fill(~inside, torch.inf)
-        drawn, dense = self._draws(node, degrees, inside)
+        eligible = self._eligible(node.layer)
+        drawn, drawn_side = None, {}
+        if "random" in self.controls:
+            drawn, drawn_side = draw_edges(
+                node, degrees, inside, eligible, self.batch, self.seed, self.backend
+            )
         keep = {
-            kind: self._side_keep(kind, node.side[e] > cuts, dense)
-            for e, kind in enumerate(node.kinds)
+            kind: self._side_keep(kind, side > cuts, drawn_side)
+            for kind, side in zip(node.kinds, node.side, strict=True)
         }
         if "mlp" in keep:
-            keep["mlp"] &= self._eligible(node.layer)  # skip MLPs whose output is never read
+            keep["mlp"] &= eligible  # skip MLPs whose output is never read
         return Selection(node, cuts, keep, drawn)
 
     def _side_keep(self, kind: str, above: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """bool [masked lanes, B, T]: where side edges are kept; controls keep all residuals."""
+        """bool [masked lanes, B, T]: where a side edge is kept; controls keep all residuals."""
         keep = [above]
         for control in self.controls:
             if kind.startswith("res_"):
@@ -444,42 +442,6 @@ class LaneLoop:
             eligible[:, :-1] = False
         return eligible
 
-    def _draws(
-        self, node: Node, degrees: dict[str, Tensor], inside: Tensor | None
-    ) -> tuple[Draw | None, dict[str, Tensor]]:
-        """Draw as many edges of each kind at random as the trace keeps in this block.
-
-        Returns:
-            The attention edges drawn, and bool [K, B, T] by kind of side edge.
-        """
-        if "random" not in self.controls:
-            return None, {}
-        control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
-        in_graph, cuts, side = self._eligible(node.layer), None, {}
-        if node.edges is not None:
-            edges = control.edges(node.layer, node.edges.pattern)
-            cuts = torch.full_like(degrees["attn"], torch.inf, dtype=torch.float32)
-        if "mlp" in degrees:
-            weight = control.side(node.layer, "mlp")
-            side["mlp"] = torch.zeros_like(degrees["mlp"], dtype=torch.bool)
-        for document in range(self.batch.documents):
-            own = self.batch.segments == document
-            eligible = in_graph & own
-            counts = {
-                kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
-                for kind, degree in degrees.items()
-            }
-            if cuts is not None:
-                cut = kernels.random_cuts(edges, eligible, counts["attn"], backend=self.backend)
-                cuts = torch.where(own, cut[..., None], cuts)
-            if side:
-                drawn = weight.masked_fill(~eligible, -1.0)
-                # Rank of each token's edge, heaviest first.
-                place = drawn.argsort(-1, descending=True).argsort(-1)
-                side["mlp"] |= place < counts["mlp"][..., None]
-        attention = None if cuts is None else Draw(cuts, control.weight(node.layer))
-        return attention, side
-
 
 def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
     """The rows that a mask [rows] keeps, a bounded number at a time.
@@ -488,15 +450,15 @@ def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
     """
     index = kept.nonzero().squeeze(-1)  # synchronises on a GPU
     for start in range(0, len(index), MLP_ROWS):
-        some = index[start : start + MLP_ROWS]
-        first, last = int(some[0]), int(some[-1])
-        yield slice(first, last + 1) if last - first + 1 == len(some) else some
+        chunk = index[start : start + MLP_ROWS]
+        first, last = int(chunk[0]), int(chunk[-1])
+        yield slice(first, last + 1) if last - first + 1 == len(chunk) else chunk
 
 
-def _put(rows: Tensor, some: slice | Tensor, values: Tensor) -> None:
-    """Write back values read as `rows[some]`; a slice is a view and needs no copy."""
-    if not isinstance(some, slice):
-        rows[some] = values
+def _put(rows: Tensor, index: slice | Tensor, values: Tensor) -> None:
+    """Write back values read as `rows[index]`; a slice is a view and needs no copy."""
+    if not isinstance(index, slice):
+        rows[index] = values
 
 
 def _all_rows(rows: int, at_once: int) -> Iterator[slice]:

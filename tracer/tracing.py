@@ -103,7 +103,7 @@ class Measured:
                 "the model's output holds NaN or infinity on this input: its weights or its "
                 f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
             )
-        windows = [int(window) or None for window in arrays.pop("windows")]
+        windows = [int(window) or None for window in arrays.pop("attention_windows")]
         return Results(
             topology=arrays.pop("topology"),
             full=self.tracing.full_edges(self.positions, windows),
@@ -232,7 +232,7 @@ class Tracing:
         """Trace sizes int64 [B, T, K] and full edge counts [B, T], from the clean lane alone."""
         run = self.loop(batch, rule, masked_lanes=False).run()
         counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
-        return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
+        return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.attention_windows)
 
     @torch.inference_mode()
     def _measure(
@@ -252,7 +252,7 @@ class Tracing:
         return {
             "topology": outcome["topology"],
             "finite": torch.isfinite(hidden[0]).all(),
-            "windows": outcome["windows"],
+            "attention_windows": outcome["attention_windows"],
             "surprisal": torch.cat([each.surprisal for each in found]),
             "model_entropy": torch.cat([each.model_entropy for each in found]),
             **{name: torch.cat([each.errors[name] for each in found]) for name in found[0].errors},
@@ -328,7 +328,7 @@ class Tracing:
         dense = DenseWeights(self.backend)
         nothing = GivenCuts([torch.inf])
         run = self.loop(row, nothing, masked_lanes=False, observers=(dense,)).run()
-        return dense.by_kind(), run.windows
+        return dense.by_kind(), run.attention_windows
 
     def edges(self, row: Batch, rule: Rule, stratum: int) -> pd.DataFrame:
         """The trace of the last position of one row at one stratum, as a table."""
@@ -392,5 +392,5 @@ def _outcome(run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]) -> di
     return {
         "topology": topology,
         "hidden": run.hidden.flatten(1, 2).index_select(1, inputs["output"]),
-        "windows": torch.tensor([window or 0 for window in run.windows]),
+        "attention_windows": torch.tensor([window or 0 for window in run.attention_windows]),
     }

@@ -350,7 +350,7 @@ def test_gated_rows(folder: Folder) -> None:
         for tokens in (None, 7)
     )
     torch.testing.assert_close(some.hidden, whole.hidden, atol=2e-5, rtol=2e-5)
-    assert some.windows == whole.windows
+    assert some.attention_windows == whole.attention_windows
 
 
 def test_outputs_are_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

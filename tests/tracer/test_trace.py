@@ -30,7 +30,7 @@ from densitrace import (
     Tracer,
     kernels,
 )
-from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer import random_control
 from densitrace.tracer.graph import KINDS
 from densitrace.tracer.models import loading
 
@@ -144,10 +144,10 @@ def test_random_control_keeps_as_many_edges(
     """Per block and kind the drawn edges are as many as the trace keeps, in the graph there is."""
     tracer = Tracer(tiny_model(family))
     drawn: dict[tuple[int, str], list[int]] = {}
-    original = LaneLoop._draws
+    original = random_control.draw_edges
 
-    def spy(self: LaneLoop, node: Any, degrees: Any, inside: Any) -> Any:
-        attention, side = original(self, node, degrees, inside)
+    def spy(node: Any, *arguments: Any) -> Any:
+        attention, side = original(node, *arguments)
         eligible = torch.ones(len(IDS), dtype=torch.bool)
         if scope == "output" and node.layer == tracer.n_layers - 1:
             eligible[:-1] = False
@@ -159,7 +159,7 @@ def test_random_control_keeps_as_many_edges(
             drawn[node.layer, kind] = (kept.sum(1) * eligible).sum(-1).tolist()
         return attention, side
 
-    monkeypatch.setattr(LaneLoop, "_draws", spy)
+    monkeypatch.setattr("densitrace.tracer.engine.draw_edges", spy)
     trace = one(tracer, scope=scope, controls=("random",))
     for (layer, kind), counts in drawn.items():
         column = KINDS.index(kind)
