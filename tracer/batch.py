@@ -32,18 +32,18 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device."""
-        return self.each(lambda tensor: to_device(tensor, device))
+        return self.map(lambda tensor: to_device(tensor, device))
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to every tensor of the batch."""
-        return self.of({name: change(tensor) for name, tensor in self.tensors.items()})
+        return self.with_tensors({name: change(tensor) for name, tensor in self.tensors.items()})
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The batch's tensors by field name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def of(self, tensors: Mapping[str, Any]) -> "Batch":
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "Batch":
         """Replace the batch's tensors by those of the same name; other names are ignored."""
         return replace(self, **{name: tensors[name] for name in self.tensors})
 
@@ -51,17 +51,17 @@ class Batch:
     def lengths(self) -> NDArray[np.int64]:
         """int64 [B]: columns of each row up to its last token; synchronises with the device."""
         columns = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
-        found: NDArray[np.int64] = (columns * self.valid).amax(1).numpy(force=True)
-        return found
+        lengths: NDArray[np.int64] = (columns * self.valid).amax(1).numpy(force=True)
+        return lengths
 
     def part(self, part: "BatchPart") -> "Batch":
         """Slice out some rows, without the trailing padding that they share."""
-        return self.each(lambda tensor: tensor[part.rows, : part.columns])
+        return self.map(lambda tensor: tensor[part.rows, : part.columns])
 
     def row(self, index: int, end: int) -> "Batch":
         """A one-row batch: the tokens before column `end` that belong to its last document."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]
-        return self.each(lambda tensor: tensor[index, :end][keep][None])
+        return self.map(lambda tensor: tensor[index, :end][keep][None])
 
 
 @dataclass(frozen=True)

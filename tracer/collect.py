@@ -54,11 +54,11 @@ class DenseWeights:
     _nodes: list[dict[str, Tensor]] = field(default_factory=list)
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
-        found = dict(zip(node.kinds, _normalised(node.side, node.total)[:, 0], strict=True))
+        by_kind = dict(zip(node.kinds, _normalised(node.side, node.total)[:, 0], strict=True))
         if node.edges is not None:
             weights = kernels.edge_weights(node.edges, backend=self.backend)
-            found["attn"] = _normalised(weights, node.total[:, None, :, None])[0]
-        self._nodes.append(found)
+            by_kind["attn"] = _normalised(weights, node.total[:, None, :, None])[0]
+        self._nodes.append(by_kind)
 
     def by_kind(self) -> Weights:
         """The weights stacked over blocks, for the edge kinds that the model has."""
@@ -93,14 +93,14 @@ def _side_edges(weight: Tensor, cuts: Tensor) -> EdgeTable:
     return EdgeTable.of(row, head, token, token, weight[row, token], stratum)
 
 
-def _records(node: Node, kind: str, found: EdgeTable) -> tuple[Rows, NDArray[Any]]:
-    edges = np.empty(len(found.head), dtype=layout.EDGE)
+def _records(node: Node, kind: str, table: EdgeTable) -> tuple[Rows, NDArray[Any]]:
+    edges = np.empty(len(table.head), dtype=layout.EDGE)
     edges["layer"], edges["kind"] = node.layer, KINDS.index(kind)
-    weight = _normalised(found.weight, node.total[found.sequence, found.target])
-    for name, column in (vars(found) | {"weight": weight}).items():
+    weight = _normalised(table.weight, node.total[table.sequence, table.target])
+    for name, column in (vars(table) | {"weight": weight}).items():
         if name != "sequence":
             edges[name] = column.cpu().numpy()
-    return found.sequence.cpu().numpy(), edges
+    return table.sequence.cpu().numpy(), edges
 
 
 @dataclass
@@ -110,7 +110,7 @@ class EdgeCollector:
     gates: list[Tensor]  # bool [K, 1, T] for each node layer, from the embedding up
     stratum: int
     backend: str = "auto"
-    _found: list[NDArray[Any]] = field(default_factory=list)
+    _edges: list[NDArray[Any]] = field(default_factory=list)
     _seen: int = 0
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
@@ -118,11 +118,11 @@ class EdgeCollector:
         outside = ~self.gates[self._seen].to(cuts.device)
         gated = cuts.masked_fill(outside, torch.inf)[: self.stratum + 1]
         self._seen += 1
-        self._found.extend(edges for _, edges in _kept_edges(node, gated, self.backend))
+        self._edges.extend(edges for _, edges in _kept_edges(node, gated, self.backend))
 
     def table(self) -> pd.DataFrame:
         """The collected edges, one row each, ordered by layer, kind, head, target and source."""
-        return edge_table(np.concatenate(self._found))
+        return edge_table(np.concatenate(self._edges))
 
 
 @dataclass

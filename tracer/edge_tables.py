@@ -55,17 +55,17 @@ class EdgeSpool:
 
     def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
         """All edges, window by window, in blocks of `edges` edges; the last may be smaller."""
-        held: list[NDArray[Any]] = []
+        pending: list[NDArray[Any]] = []
         count = 0
         for run in (run for runs in self._runs for run in runs):
-            found = self._read(*run)
-            while count + len(found) >= edges:
-                yield np.concatenate([*held, found[: edges - count]])
-                held, found, count = [], found[edges - count :], 0
-            held.append(found)
-            count += len(found)
+            piece = self._read(*run)
+            while count + len(piece) >= edges:
+                yield np.concatenate([*pending, piece[: edges - count]])
+                pending, piece, count = [], piece[edges - count :], 0
+            pending.append(piece)
+            count += len(piece)
         if count:
-            yield np.concatenate(held)
+            yield np.concatenate(pending)
 
     def _read(self, offset: int, size: int) -> NDArray[Any]:
         self._file.seek(offset)
@@ -114,6 +114,7 @@ def edges_of_trace(
         level[here] = np.minimum(level[here], reach[edges["target"][here]])
         reach = np.zeros_like(reach)
         np.maximum.at(reach, edges["source"][here], level[here])
-    found = edges[level > 0]
-    found["stratum"] = stratum + 1 - level[level > 0]
-    return found
+    reached = level > 0
+    selected = edges[reached]
+    selected["stratum"] = stratum + 1 - level[reached]
+    return selected

@@ -411,7 +411,8 @@ class LaneLoop:
             inside = self.gates[index].to(cuts.device)
             cuts = cuts.masked_fill(~inside, torch.inf)
         eligible = self._eligible(node.layer)
-        drawn, drawn_side = None, {}
+        drawn: Draw | None = None
+        drawn_side: dict[str, Tensor] = {}
         if "random" in self.controls:
             drawn, drawn_side = draw_edges(
                 node, degrees, inside, eligible, self.batch, self.seed, self.backend

@@ -38,7 +38,7 @@ def evaluate(
     """
     weight, bias = decoder.unembedding
     hidden, next_ids = hidden.to(weight.device), next_ids.to(weight.device)
-    found = kernels.output_errors(
+    result = kernels.output_errors(
         hidden[0],
         hidden[1:],
         weight,
@@ -51,10 +51,10 @@ def evaluate(
     errors = {}
     groups = ("", *(f"_{control}" for control in controls))
     for measure in MEASURES:
-        by_group = getattr(found, measure).unflatten(0, (len(groups), -1))
+        by_group = getattr(result, measure).unflatten(0, (len(groups), -1))
         for group, values in zip(groups, by_group, strict=True):
             errors[measure + group] = values.T
-    return Evaluation(errors, found.clean_loss, found.clean_entropy)
+    return Evaluation(errors, result.clean_loss, result.clean_entropy)
 
 
 def logits(decoder: Decoder, hidden: Tensor) -> Tensor:

@@ -91,8 +91,8 @@ class Replays:
                 self._refused.add(key)
                 return run(inputs)
         self._graphs.move_to_end(key)
-        held, replay = self._graphs[key]
-        for name, tensor in held.items():
+        captured_inputs, replay = self._graphs[key]
+        for name, tensor in captured_inputs.items():
             tensor.copy_(inputs[name])
         # Clone: the next replay may overwrite these tensors while they are still being copied out.
         return {name: tensor.clone() for name, tensor in replay().items()}
@@ -100,6 +100,6 @@ class Replays:
     def _capture(self, key: Hashable, run: Pass, inputs: Tensors) -> None:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
-        held = {name: tensor.clone() for name, tensor in inputs.items()}
-        (device,) = {tensor.device for tensor in held.values()}
-        self._graphs[key] = held, self.capture(lambda: run(held), device)
+        captured_inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        (device,) = {tensor.device for tensor in captured_inputs.values()}
+        self._graphs[key] = captured_inputs, self.capture(lambda: run(captured_inputs), device)

@@ -274,8 +274,8 @@ class AutoStrata:
         # Interpolate over the sorted sizes, in log tau where both neighbours are positive. The
         # small slope separates equal sizes, so that interpolation beyond a plateau starts at its
         # end.
-        place = np.arange(len(tau))
-        position = np.interp(wanted, growing + 1e-9 * place, place)
+        index = np.arange(len(tau))
+        position = np.interp(wanted, growing + 1e-9 * index, index)
         low, high = np.floor(position).astype(int), np.ceil(position).astype(int)
         part = position - low
         decades = (tau[low] > 0) & (tau[high] > 0)

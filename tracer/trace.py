@@ -93,14 +93,14 @@ class Trace:
         Raises:
             InputError: a negative or non-finite `eps`.
         """
-        found = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
-        return found.astype(np.float32)
+        density = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
+        return density.astype(np.float32)
 
     @property
     def auc_tv(self) -> NDArray[np.float32]:
         """float32 [T]: the area under total variation over log10 size (METHOD §6)."""
-        found = curve.auc_tv(self.size, self.errors["tv"], self.full_edge_count)
-        return found.astype(np.float32)
+        area = curve.auc_tv(self.size, self.errors["tv"], self.full_edge_count)
+        return area.astype(np.float32)
 
     def weights(self, layer: int) -> dict[str, NDArray[np.float32]]:
         """Recompute the normalised weights of one block's edges; for small T.

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -257,11 +257,11 @@ class Tracer:
         settings = Settings(importance, attention, scope, tuple(controls), count, seed)
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
         tracing = self._tracing(settings)
-        rule = self._chosen(select, tracing, batch)
+        rule = self._with_strata(select, tracing, batch)
         if isinstance(rule, Size) and scope != "output":
             raise InputError("Size orders the edges of one output: it needs scope='output'")
         if scope == "output":
-            traces = self._one_output_each(tracing, batch, rule, output)
+            traces = self._trace_one_output(tracing, batch, rule, output)
         else:
             with self._watch.running():
                 measured = tracing.all_outputs(batch, rule)
@@ -301,9 +301,9 @@ class Tracer:
         leaving: tuple[Batch, Measured] | None = None
         for number, (sequences, following) in enumerate(batches):
             batch, _ = self._batch(sequences, following)
-            seen_by = observers[number : number + 1]
+            observer = observers[number : number + 1]
             with self._watch.running():
-                started = batch, tracing.all_outputs(batch, rule, seen_by)
+                started = batch, tracing.all_outputs(batch, rule, observer)
             if leaving is not None:
                 yield self._traces(leaving[0], rule, leaving[1])
             leaving = started
@@ -386,8 +386,8 @@ class Tracer:
         if not windows:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
         pilot = spread(np.array([len(window) for window in windows]), PILOT_TOKENS)
-        about: dict[str, Any] = {"importance": importance, "count": count, "seed": seed}
-        return self.strata_on(select, [windows[place] for place in pilot], **about)
+        sample = [windows[index] for index in pilot]
+        return self.strata_on(select, sample, importance=importance, count=count, seed=seed)
 
     def strata_on(
         self,
@@ -403,7 +403,7 @@ class Tracer:
         batches = [batch_of_lists([window]) for window in windows]
         return self._pilot(select, self._tracing(settings), batches)
 
-    def _chosen(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
+    def _with_strata(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
         return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
 
     def _pilot(self, select: AutoStrata, tracing: Tracing, batches: Sequence[Batch]) -> Rule:
@@ -419,7 +419,7 @@ class Tracer:
     def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
         return Tracing(self._decoder, settings, self.backend, self._replays, tokens_at_once)
 
-    def _one_output_each(
+    def _trace_one_output(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int
     ) -> list[Trace]:
         traces = []
@@ -435,14 +435,14 @@ class Tracer:
         self, batch: Batch, rule: Rule, measured: Measured, outputs: Sequence[int] | None = None
     ) -> list[Trace]:
         """One trace per row; `outputs` are the positions traced, by default all."""
-        found = measured.results()
-        ends = np.cumsum(found.scored.sum(1))  # where each row's scored outputs end
+        results = measured.results()
+        ends = np.cumsum(results.scored.sum(1))  # where each row's scored outputs end
         traces = []
         for index, end in enumerate(ends):
             row = without_padding(batch, index)
-            scored = found.scored[index]
+            scored = results.scored[index]
             run = slice(end - scored.sum(), end)
-            topology, full = found.topology[run], found.full[index][scored]
+            topology, full = results.topology[run], results.full[index][scored]
             edge_count = topology.sum((-2, -1), dtype=np.int64)
             traces.append(
                 Trace(
@@ -452,9 +452,9 @@ class Tracer:
                     size=(edge_count / full[:, None]).astype(np.float32),
                     edge_count=edge_count,
                     full_edge_count=full,
-                    errors={name: values[run] for name, values in found.errors.items()},
-                    surprisal=found.surprisal[run],
-                    model_entropy=found.model_entropy[run],
+                    errors={name: values[run] for name, values in results.errors.items()},
+                    surprisal=results.surprisal[run],
+                    model_entropy=results.model_entropy[run],
                     topology=topology,
                     parallel=self._decoder.parallel,
                     graph=RowGraph(measured.tracing, row, rule),

@@ -25,7 +25,7 @@ from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, by_quartile, output_trace
 from .transfer import Departure, to_device
-from .windows import runs
+from .windows import consecutive_batches
 
 Scope = Literal["all", "output"]
 
@@ -151,20 +151,20 @@ class Tracing:
             masked_lanes, gates, observers: see `LaneLoop`.
             parts: of the batch; by default computed from `tokens_at_once`.
         """
-        chosen = self.settings
+        settings = self.settings
         parts = self._parts(batch) if parts is None else parts
         batch = batch.to(self.decoder.device)
         return LaneLoop(
             self.decoder,
             batch,
-            weigh or importance(chosen.importance, chosen.seed, batch.positions, self.backend),
+            weigh or importance(settings.importance, settings.seed, batch.positions, self.backend),
             rule,
-            attention=chosen.attention,
-            controls=chosen.controls if masked_lanes else (),
+            attention=settings.attention,
+            controls=settings.controls if masked_lanes else (),
             masked_lanes=masked_lanes,
             gates=gates,
             output_only=gates is not None,
-            seed=chosen.seed,
+            seed=settings.seed,
             backend=self.backend,
             observers=observers,
             parts=parts,
@@ -180,7 +180,8 @@ class Tracing:
             return ()
         lengths = batch.lengths
         return [
-            BatchPart(rows, int(lengths[rows].max())) for rows in runs(lengths, self.tokens_at_once)
+            BatchPart(rows, int(lengths[rows].max()))
+            for rows in consecutive_batches(lengths, self.tokens_at_once)
         ]
 
     # ---- sizes and errors --------------------------------------------------------------------
@@ -192,7 +193,9 @@ class Tracing:
         parts = self._parts(batch)
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            run = self.loop(batch.of(inputs), rule, observers=observers, parts=parts).run()
+            run = self.loop(
+                batch.with_tensors(inputs), rule, observers=observers, parts=parts
+            ).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             outputs = inputs["output"].to(counts.device)
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
@@ -204,11 +207,11 @@ class Tracing:
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
             outcome = self.replays((shapes, self.settings, rule), one_pass, inputs)
-        runs = [int(scored[part.rows].sum()) for part in parts]
-        found = self._measure(outcome, inputs["following"], runs)
+        sizes = [int(scored[part.rows].sum()) for part in parts]
+        tensors = self._measure(outcome, inputs["following"], sizes)
         if self.packed:
-            found = self._packed(found, batch.ids.shape[1])
-        return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
+            tensors = self._packed(tensors, batch.ids.shape[1])
+        return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(tensors))
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
         """Measure the last position of one row in two passes: its trace, then lanes within it."""
@@ -220,9 +223,9 @@ class Tracing:
         trace = output_trace(levels, len(rule), len(self.decoder.blocks))
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
         outcome = _outcome(run, trace.counts.flatten(0, 1), inputs)
-        found = self._measure(outcome, inputs["following"])
+        tensors = self._measure(outcome, inputs["following"])
         last = scored[:, -1:].numpy()
-        return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
+        return Measured(self, row.positions[:, -1:].numpy(), last, Departure(tensors))
 
     def observe(self, batch: Batch, rule: Rule, observer: Observer) -> None:
         """Run the clean lane alone and pass its nodes to an observer."""
@@ -236,60 +239,60 @@ class Tracing:
 
     @torch.inference_mode()
     def _measure(
-        self, outcome: Mapping[str, Tensor], following: Tensor, runs: Sequence[int] = ()
+        self, outcome: Mapping[str, Tensor], following: Tensor, sizes: Sequence[int] = ()
     ) -> dict[str, Tensor]:
         """The device tensors of `Results` for the M scored outputs.
 
         Args:
-            runs: how many outputs to evaluate at a time; all at once by default.
+            sizes: how many outputs to evaluate at a time; all at once by default.
         """
-        hidden, found = outcome["hidden"], []
-        sizes = list(runs) or [len(following)]
-        for states, ids in zip(hidden.split(sizes, 1), following.split(sizes), strict=True):
+        hidden, controls = outcome["hidden"], self.settings.controls
+        at_once = list(sizes) or [len(following)]
+        parts = []
+        for states, ids in zip(hidden.split(at_once, 1), following.split(at_once), strict=True):
             self.decoder.tell()
-            controls = self.settings.controls
-            found.append(evaluate(self.decoder, states, ids, controls, self.backend))
+            parts.append(evaluate(self.decoder, states, ids, controls, self.backend))
         return {
             "topology": outcome["topology"],
             "finite": torch.isfinite(hidden[0]).all(),
             "attention_windows": outcome["attention_windows"],
-            "surprisal": torch.cat([each.surprisal for each in found]),
-            "model_entropy": torch.cat([each.model_entropy for each in found]),
-            **{name: torch.cat([each.errors[name] for each in found]) for name in found[0].errors},
+            "surprisal": torch.cat([part.surprisal for part in parts]),
+            "model_entropy": torch.cat([part.model_entropy for part in parts]),
+            **{name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors},
         }
 
     @torch.inference_mode()
-    def _packed(self, found: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    def _packed(self, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
         """Convert results to the dtypes of a store, topology by depth quartile.
 
         Curves stay float32, as in a store, so that packing rounds nothing.
         """
-        most = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
-        arrays = layout.window_arrays(self.settings.controls, most)
+        largest = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
+        arrays = layout.window_arrays(self.settings.controls, largest)
         types = {array.name: getattr(torch, array.dtype) for array in arrays}
         # A store has unsigned counts, which torch barely supports.
-        types["topology"] = torch.int32 if most < 1 << 31 else torch.int64
-        quartiles = {"topology": by_quartile(found["topology"])}
+        types["topology"] = torch.int32 if largest < 1 << 31 else torch.int64
+        quartiles = {"topology": by_quartile(tensors["topology"])}
         return {
             name: tensor.to(types.get(name, tensor.dtype))
-            for name, tensor in (found | quartiles).items()
+            for name, tensor in (tensors | quartiles).items()
         }
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: to_device(tensor, self.decoder.device) for name, tensor in tensors.items()}
 
     def full_edges(
-        self, places: NDArray[np.int64], windows: Sequence[int | None]
+        self, positions: NDArray[np.int64], windows: Sequence[int | None]
     ) -> NDArray[np.int64]:
         """|E| of outputs at these positions in their documents, given each block's window."""
         table = full_edge_counts(
-            int(places.max()) + 1,
+            int(positions.max()) + 1,
             self.decoder.heads,
             windows,
             self.decoder.parallel,
             self.settings.count,
         )
-        return np.asarray(table[places])
+        return np.asarray(table[positions])
 
     # ---- the s-Trace -------------------------------------------------------------------------
 
@@ -377,13 +380,13 @@ class RowGraph:
 def without_padding(batch: Batch, index: int) -> Batch:
     """One row of a batch without its padding."""
     keep = batch.valid[index]
-    return batch.each(lambda tensor: tensor[index][keep][None])
+    return batch.map(lambda tensor: tensor[index][keep][None])
 
 
 def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:
     """For the M scored outputs of [B, T]: flat indices, and the ids of the following tokens."""
-    place = scored.flatten().nonzero().squeeze(-1)
-    return {"output": place, "following": batch.next_ids.flatten()[place]}
+    output = scored.flatten().nonzero().squeeze(-1)
+    return {"output": output, "following": batch.next_ids.flatten()[output]}
 
 
 @torch.inference_mode()

@@ -31,9 +31,9 @@ def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
         return {name: tensor.to(device) for name, tensor in tensors.items()}
     stream = _side_stream(device, "arrivals")
     with torch.cuda.stream(stream):
-        there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     stream.synchronize()
-    return there
+    return copies
 
 
 def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -56,7 +56,7 @@ class Departure:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._host = dict(tensors)
-        self._left: list[torch.cuda.Event] = []
+        self._copied: list[torch.cuda.Event] = []
         for device in {tensor.device for tensor in tensors.values()}:
             if device.type == "cuda":
                 self._leave(device)
@@ -70,10 +70,10 @@ class Departure:
                     host = torch.empty_like(tensor, device="cpu", pin_memory=True)
                     self._host[name] = host.copy_(tensor, non_blocking=True)
                     tensor.record_stream(stream)  # keep its memory until the copy is done
-            self._left.append(stream.record_event())
+            self._copied.append(stream.record_event())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Wait for the copies and return the tensors as arrays."""
-        for event in self._left:
+        for event in self._copied:
             event.synchronize()
         return {name: tensor.numpy(force=True) for name, tensor in self._host.items()}

@@ -69,8 +69,8 @@ class Plan:
 
     def ids(self, window: int) -> list[int]:
         """The token ids of a window."""
-        found: list[int] = self.tokens[self.place(window)].tolist()
-        return found
+        ids: list[int] = self.tokens[self.place(window)].tolist()
+        return ids
 
     def next_token(self, window: int) -> int:
         """The token that follows a window in its document, -1 at the document's end."""
@@ -108,19 +108,19 @@ def plan_windows(
     """
     if not isinstance(context, int) or context < 1:
         raise InputError(f"context={context}: a window holds 1, 2, 3, ... tokens at most")
-    without: list[str] = []
-    with spool, closing(_encoded(documents, encode)) as found:
-        for document, encoded in found:
+    without_tokens: list[str] = []
+    with spool, closing(_encoded(documents, encode)) as pairs:
+        for document, encoded in pairs:
             if encoded.ids:
                 spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
                 added(len(encoded.ids))
             else:
-                without.append(document.source)
+                without_tokens.append(document.source)
     if not len(spool):
         raise CorpusError("the corpus holds no token: " + NO_TOKENS + ", of any text")
     if report is not None:
-        report.documents -= len(without)
-        for source in without:
+        report.documents -= len(without_tokens)
+        for source in without_tokens:
             report.skip(NO_TOKENS, source)
     return plan_of(spool, context)
 
@@ -148,27 +148,30 @@ def _encoded(
 ) -> Generator[tuple[Document, Encoded], None, None]:
     """Documents and their tokens; reading, tokenising and the caller's work run concurrently."""
 
-    def runs(waiting: Iterable[list[Document]]) -> Iterator[Iterable[tuple[Document, Encoded]]]:
-        for run in waiting:
-            yield zip(run, encode([document.text for document in run]), strict=True)
+    def encode_all(
+        groups: Iterable[list[Document]],
+    ) -> Iterator[Iterable[tuple[Document, Encoded]]]:
+        for group in groups:
+            yield zip(group, encode([document.text for document in group]), strict=True)
 
-    with closing(ahead(_together(documents))) as read, closing(ahead(runs(read))) as encoded:
-        for run in encoded:
-            yield from run
+    with closing(ahead(_groups(documents))) as read, closing(ahead(encode_all(read))) as encoded:
+        for pairs in encoded:
+            yield from pairs
 
 
-def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Group consecutive documents for one tokenizer call each."""
-    run: list[Document] = []
+    group: list[Document] = []
     characters = 0
     for document in documents:
-        if run and (len(run) == TOGETHER or characters + len(document.text) > TOGETHER_CHARACTERS):
-            yield run
-            run, characters = [], 0
-        run.append(document)
-        characters += len(document.text)
-    if run:
-        yield run
+        longer = characters + len(document.text)
+        if group and (len(group) == TOGETHER or longer > TOGETHER_CHARACTERS):
+            yield group
+            group, longer = [], len(document.text)
+        group.append(document)
+        characters = longer
+    if group:
+        yield group
 
 
 # ---- windows that are traced together ------------------------------------------------------------
@@ -192,21 +195,23 @@ def batches(
         [[1], [0, 2], [3]]
     """
     order = np.argsort(-lengths, kind="stable")
-    return [order[run].tolist() for run in runs(lengths[order], tokens, padding)]
+    return [order[run].tolist() for run in consecutive_batches(lengths[order], tokens, padding)]
 
 
-def runs(lengths: NDArray[np.integer], tokens: int, padding: float = MOST_PADDING) -> list[slice]:
+def consecutive_batches(
+    lengths: NDArray[np.integer], tokens: int, padding: float = MOST_PADDING
+) -> list[slice]:
     """Group consecutive windows by the limits of `batches`, without sorting them."""
-    found: list[slice] = []
-    start = longest = held = 0
+    groups: list[slice] = []
+    start = longest = filled = 0
     for window, length in enumerate(lengths.tolist()):
         longer = max(longest, length)
         padded = (window + 1 - start) * longer
-        if window > start and (padded > tokens or padded > (1 + padding) * (held + length)):
-            found.append(slice(start, window))
-            start, longer, held = window, length, 0
-        longest, held = longer, held + length
-    return [*found, slice(start, len(lengths))] if len(lengths) else []
+        if window > start and (padded > tokens or padded > (1 + padding) * (filled + length)):
+            groups.append(slice(start, window))
+            start, longer, filled = window, length, 0
+        longest, filled = longer, filled + length
+    return [*groups, slice(start, len(lengths))] if len(lengths) else []
 
 
 def joined(
@@ -218,21 +223,21 @@ def joined(
         >>> joined([[1], [0, 2], [3]], np.array([30, 90, 29, 20]), 300)
         [[1, 0, 2], [3]]
     """
-    found: list[list[int]] = []
+    larger: list[list[int]] = []
     for group in groups:
-        longest = max(lengths[[*(found[-1] if found else ()), *group]])
-        if found and (len(found[-1]) + len(group)) * longest <= tokens:
-            found[-1] += group
+        longest = max(lengths[[*(larger[-1] if larger else ()), *group]])
+        if larger and (len(larger[-1]) + len(group)) * longest <= tokens:
+            larger[-1] += group
         else:
-            found.append([*group])
-    return found
+            larger.append([*group])
+    return larger
 
 
 def spread(lengths: NDArray[np.integer], tokens: int) -> NDArray[np.int64]:
     """Indices of evenly spaced windows that hold about `tokens` tokens in total."""
     wanted = min(len(lengths), max(1, round(tokens / max(1.0, lengths.mean()))))
-    places: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
-    return np.unique(places)
+    windows: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
+    return np.unique(windows)
 
 
 def _ids(encoded: Encoded, document: Document, vocab_size: int | None) -> NDArray[np.int32]:

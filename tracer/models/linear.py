@@ -71,7 +71,8 @@ def last_outputs(module: nn.Module, states: Tensor, count: int, groups: int = 1)
     """
 
     def last(by_output: Tensor) -> Tensor:
-        return by_output.unflatten(0, (groups, -1))[:, -count:].flatten(0, 1)
+        by_group: Tensor = by_output.unflatten(0, (groups, -1))
+        return by_group[:, -count:].flatten(0, 1)
 
     return outputs(module, states, last)
 
