@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 KINDS = ("attn", "res_attn", "mlp", "res_mlp")  # edge kinds, in the order of every topology array
 KIND_NAMES = ("attention", "residual-attention", "mlp", "residual-mlp")
 
+QUARTILES = 4  # of depth, by which a store counts the edges of traces
 MLP_KINDS = ("mlp", "res_mlp")  # in a sequential block, the edges into its second node layer
 
 Count = Literal["window", "causal"]

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .. import kernels
 from .engine import NodeLevels
-from .graph import KINDS
-from .layout import QUARTILES
+from .graph import KINDS, QUARTILES
 
 
 @dataclass(frozen=True)
