@@ -127,7 +127,7 @@ def batch_of_tensor(
     if attention_mask is not None:
         segments = segments.masked_fill(attention_mask.to(ids) == 0, PADDING)
     if (segments == PADDING).all(1).any():
-        raise InputError("inputs hold a row of padding alone: every row needs a token")
+        raise InputError("inputs hold a row with only padding: every row needs a token")
     positions, starts = _positions(segments)
     _check_runs(segments, starts)
     padding = segments == PADDING
@@ -160,4 +160,4 @@ def _check_runs(segments: Tensor, starts: Tensor) -> None:
         heads = [segment for segment, first in zip(row, start, strict=True) if first]
         documents = [segment for segment in heads if segment != PADDING]
         if len(set(documents)) < len(documents):
-            raise InputError("segment_ids come back after another segment: each must be one run")
+            raise InputError("segment_ids return to an earlier segment: each must be one run")

@@ -87,7 +87,7 @@ class Rule:
         Raises:
             InputError: the rule has no cuts (`Size`).
         """
-        raise InputError(f"{type(self).__name__} has no cut of its own at a node")
+        raise InputError(f"{type(self).__name__} has no cuts at nodes")
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds and `Rule.from_json` reads."""
@@ -301,5 +301,7 @@ DEFAULT_STRATA = AutoStrata(12)
 def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
     """Return the rule unchanged; raises InputError if it is not a rule."""
     if not isinstance(select, Rule | AutoStrata):
-        raise InputError(f"select={select!r} is no rule: give Threshold({select!r}), say")
+        raise InputError(
+            f"select={select!r} is not a rule: give Threshold({select!r}), for example"
+        )
     return select

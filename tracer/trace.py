@@ -40,7 +40,7 @@ class NoGraph:
 
     def weights(self) -> NoReturn:
         """Raise InputError: the model is needed."""
-        raise InputError("a trace that was copied or sent has no model with it: trace once more")
+        raise InputError("a copied or unpickled trace has no model: trace the input again")
 
     def edges(self, output: int, stratum: int) -> NoReturn:
         """Raise InputError: the model is needed."""

@@ -90,14 +90,12 @@ class Tracer:
         offloaded: OffloadedBlocks | None = None,
     ) -> None:
         if cuda_graphs and offloaded is not None:
-            raise InputError("cuda_graphs replay weights that stay where they are: not offloaded")
+            raise InputError("cuda_graphs need weights that stay in place: not an offloaded model")
         model = text_model(model)
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:
-            raise InputError(
-                "cuda_graphs hold what one GPU does: this model is spread over several"
-            )
+            raise InputError("cuda_graphs need a model on one GPU: this one is spread over several")
         for name, parameter in model.named_parameters():
             if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")

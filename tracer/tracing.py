@@ -201,7 +201,7 @@ class Tracing:
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
 
         if observers and self.replays is not None:
-            raise InputError("cuda_graphs replay passes in which nothing is observed")
+            raise InputError("cuda_graphs cannot be combined with observers")
         if self.replays is None or "random" in self.settings.controls:
             outcome = one_pass(inputs)
         else:

@@ -107,7 +107,7 @@ def plan_windows(
         CorpusError: no document has a token.
     """
     if not isinstance(context, int) or context < 1:
-        raise InputError(f"context={context}: a window holds 1, 2, 3, ... tokens at most")
+        raise InputError(f"context={context!r} is not a whole number of tokens >= 1")
     without_tokens: list[str] = []
     with spool, closing(_encoded(documents, encode)) as pairs:
         for document, encoded in pairs:

@@ -311,7 +311,7 @@ def test_impossible_auto_strata(n: Any) -> None:
         (IDS, {"next_token": [99]}, "token id 99"),
         (IDS, {"attention_mask": torch.ones(1, 8)}, "go with a tensor"),
         (torch.tensor([IDS]), {"attention_mask": torch.ones(1, 7)}, "attention_mask has shape"),
-        (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "padding alone"),
+        (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "only padding"),
         (torch.tensor([IDS]), {"segment_ids": torch.arange(8)[None] % 2}, "each must be one run"),
     ],
 )
@@ -363,7 +363,7 @@ def test_a_copy_holds_no_model(tracer: Tracer) -> None:
     sent = copy.copy(trace)
     np.testing.assert_array_equal(sent.size, trace.size)
     for ask in (lambda: sent.edges(), lambda: sent.weights(0)):
-        with pytest.raises(InputError, match="trace once more"):
+        with pytest.raises(InputError, match="trace the input again"):
             ask()
     with pytest.raises(InputError, match="layer=3 is outside the 3 blocks"):
         trace.weights(3)

@@ -40,7 +40,7 @@ def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor |
 
 def _unsupported(config: Any) -> str | None:
     if config.alibi and config.multi_query and not config.new_decoder_architecture:
-        return "alibi=True, multi_query=True: biases of heads on keys that they share"
+        return "alibi=True, multi_query=True: heads with different biases share their keys"
     return None
 
 

@@ -18,7 +18,7 @@ def _values(attention: Any, states: Tensor) -> Tensor:
 def _unsupported(config: Any) -> str | None:
     window = config.sliding_window
     if window is not None and window < config.max_position_embeddings:
-        return f"sliding_window={window}: its attention is not told of windows"
+        return f"sliding_window={window}: its attention module does not pass on the window"
     return None
 
 
