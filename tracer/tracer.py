@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError, ModelError
 from .batch import Batch, batch_of_lists, batch_of_tensor
 from .clock import Clock, Stopwatch
+from .cuda_graphs import GraphCache
 from .engine import Attention, Observer
 from .evaluate import logits
 from .fingerprints import config_hash, tokenizer_hash, weight_hash
@@ -29,7 +30,6 @@ from .models import (
     stored,
     text_model,
 )
-from .replay import Replays
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
@@ -104,7 +104,7 @@ class Tracer:
         self.architecture = architecture.name
         self.backend = backend
         self._watch = Stopwatch(Clock(self.device))
-        self._replays = Replays() if cuda_graphs and self.device.type == "cuda" else None
+        self._graphs = GraphCache() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
         self.parallel = self._decoder.parallel
@@ -339,7 +339,7 @@ class Tracer:
     @property
     def cuda_graphs(self) -> bool:
         """Whether passes of a shape seen before are replayed as CUDA graphs."""
-        return self._replays is not None
+        return self._graphs is not None
 
     def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
         """How many tokens should run through a block before the next block is read.
@@ -415,7 +415,7 @@ class Tracer:
         return select.choose(tried, np.concatenate(sizes))
 
     def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
-        return Tracing(self._decoder, settings, self.backend, self._replays, tokens_at_once)
+        return Tracing(self._decoder, settings, self.backend, self._graphs, tokens_at_once)
 
     def _trace_one_output(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int

@@ -14,13 +14,13 @@ from ..errors import InputError, NotFiniteError
 from . import layout
 from .batch import Batch, BatchPart
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
+from .cuda_graphs import GraphCache
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
 from .graph import Count, full_edge_counts, most_edges
 from .indices import from_start
 from .models import Decoder
 from .nodes import IMPORTANCES, GivenImportance, Importance, importance
-from .replay import Replays
 from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, by_quartile, output_trace
@@ -118,7 +118,7 @@ class Measured:
 class Tracing:
     """The passes over one decoder under one set of settings; batches are on the host.
 
-    `replays` caches CUDA graphs of passes over all outputs, from token ids to sizes and final
+    `graphs` caches CUDA graphs of passes over all outputs, from token ids to sizes and final
     states. Passes with the random control run eagerly: capturing it is untested. `tokens_at_once`
     bounds the tokens (times lanes) inside a block at a time, but at least one row runs. `packed`
     copies to the host only what a store holds.
@@ -127,7 +127,7 @@ class Tracing:
     decoder: Decoder
     settings: Settings
     backend: str = "auto"
-    replays: Replays | None = None
+    graphs: GraphCache | None = None
     tokens_at_once: int | None = None
     packed: bool = False
 
@@ -200,13 +200,13 @@ class Tracing:
             outputs = inputs["output"].to(counts.device)
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
 
-        if observers and self.replays is not None:
+        if observers and self.graphs is not None:
             raise InputError("cuda_graphs cannot be combined with observers")
-        if self.replays is None or "random" in self.settings.controls:
+        if self.graphs is None or "random" in self.settings.controls:
             outcome = one_pass(inputs)
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
-            outcome = self.replays((shapes, self.settings, rule), one_pass, inputs)
+            outcome = self.graphs((shapes, self.settings, rule), one_pass, inputs)
         sizes = [int(scored[part.rows].sum()) for part in parts]
         tensors = self._measure(outcome, inputs["following"], sizes)
         if self.packed:

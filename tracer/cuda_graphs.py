@@ -56,12 +56,12 @@ def captured(run: Run, device: torch.device) -> Run:
 
 
 @dataclass
-class Replays:
+class GraphCache:
     """An LRU cache of CUDA graphs by shape.
 
     Example:
-        >>> replays = Replays()
-        >>> outputs = replays(("scan", ids.shape), run, {"ids": ids})  # doctest: +SKIP
+        >>> graphs = GraphCache()
+        >>> outputs = graphs(("scan", ids.shape), run, {"ids": ids})  # doctest: +SKIP
     """
 
     capture: Capture = captured
