@@ -274,7 +274,7 @@ class _Scan:
         """Thresholds that are chosen are chosen on a pilot spread over these windows."""
         if isinstance(self.select, Rule):
             return self.select
-        return self.tracer.strata_on(
+        return self.tracer.choose_strata_from_windows(
             self.select,
             [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
             importance=self.settings.importance,

@@ -385,9 +385,11 @@ class Tracer:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
         pilot = spread(np.array([len(window) for window in windows]), PILOT_TOKENS)
         sample = [windows[index] for index in pilot]
-        return self.strata_on(select, sample, importance=importance, count=count, seed=seed)
+        return self.choose_strata_from_windows(
+            select, sample, importance=importance, count=count, seed=seed
+        )
 
-    def strata_on(
+    def choose_strata_from_windows(
         self,
         select: AutoStrata,
         windows: Sequence[Sequence[int]],
