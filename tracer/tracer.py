@@ -341,7 +341,7 @@ class Tracer:
         """Whether passes of a shape seen before are replayed as CUDA graphs."""
         return self._graphs is not None
 
-    def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
+    def tokens_per_weight_read(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
         """How many tokens should run through a block before the next block is read.
 
         `tokens_at_once`, unless blocks are read from files: then as many tokens as have lane states

@@ -372,11 +372,11 @@ def test_one_reading_serves_more_than_one_batch(byte_folder: Path) -> None:
     assert blocks is not None
     block = offloaded._decoder.model.model.layers[0]
     assert blocks.largest == sum(parameter.numel() for parameter in block.parameters())
-    assert resident.tokens_a_reading(RULE, Settings(), 8) == 8
+    assert resident.tokens_per_weight_read(RULE, Settings(), 8) == 8
     # 4 lanes of width 16: a token takes 64 numbers, a block 2 * 16 * 16 + 2 * 16 * 8 + ...
     expected = 2 * blocks.largest // 64
-    assert offloaded.tokens_a_reading(RULE, Settings(), 8) == expected > 8
-    assert offloaded.tokens_a_reading(RULE, Settings(), 10**6) == 10**6
+    assert offloaded.tokens_per_weight_read(RULE, Settings(), 8) == expected > 8
+    assert offloaded.tokens_per_weight_read(RULE, Settings(), 10**6) == 10**6
 
 
 # ---- on the command line -------------------------------------------------------------------------
