@@ -239,7 +239,9 @@ class GivenImportance:
         return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
 
 
-def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -> Importance:
+def importance(
+    name: ImportanceName, seed: int, positions: Tensor, backend: str = "auto"
+) -> Importance:
     """Look up an importance by name; `seed` and `positions` [B, T] are for the random one."""
     match name:
         case "norm_l1":
@@ -252,7 +254,6 @@ def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -
             return VectorImportance("cosine", backend)
         case "random":
             return RandomImportance(seed, positions, backend)
-    raise KeyError(name)  # unreachable: `Settings` checks names
 
 
 def of_part(importance: Importance, part: BatchPart) -> Importance:

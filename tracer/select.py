@@ -17,7 +17,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .nodes import Node
+    from .nodes import ImportanceName, Node
 
 MAX_STRATA = 255  # levels are stored in eight bits
 
@@ -241,7 +241,7 @@ class AutoStrata:
         return {"name": self.name, "n": self.n}
 
     @staticmethod
-    def pilot(importance: str, n: int = 12) -> Threshold:
+    def pilot(importance: "ImportanceName", n: int = 12) -> Threshold:
         """The thresholds that a pilot for n strata tries, dense where the importance's weights lie.
 
         Args:

@@ -30,6 +30,7 @@ from .models import (
     stored,
     text_model,
 )
+from .nodes import ImportanceName
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
@@ -207,7 +208,7 @@ class Tracer:
         self,
         inputs: Inputs,
         *,
-        importance: str = "norm_l1",
+        importance: ImportanceName = "norm_l1",
         select: Rule | AutoStrata = DEFAULT_STRATA,
         attention: Attention = "live",
         scope: Scope = "all",
@@ -359,7 +360,7 @@ class Tracer:
         select: Rule | AutoStrata,
         windows: Sequence[Sequence[int]],
         *,
-        importance: str = "norm_l1",
+        importance: ImportanceName = "norm_l1",
         count: Count = "window",
         seed: int = 0,
     ) -> Rule:
@@ -394,7 +395,7 @@ class Tracer:
         select: AutoStrata,
         windows: Sequence[Sequence[int]],
         *,
-        importance: str,
+        importance: ImportanceName,
         count: Count,
         seed: int,
     ) -> Rule:

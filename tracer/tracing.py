@@ -20,7 +20,7 @@ from .evaluate import evaluate
 from .graph import Count, full_edge_counts, most_edges
 from .indices import from_start
 from .models import Decoder
-from .nodes import IMPORTANCES, GivenImportance, Importance, importance
+from .nodes import IMPORTANCES, GivenImportance, Importance, ImportanceName, importance
 from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, by_quartile, output_trace
@@ -41,7 +41,7 @@ class Settings:
         InputError: a value that is not one of the allowed ones.
     """
 
-    importance: str = "norm_l1"
+    importance: ImportanceName = "norm_l1"
     attention: Attention = "live"
     scope: Scope = "all"
     controls: tuple[str, ...] = ()

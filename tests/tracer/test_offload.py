@@ -33,6 +33,7 @@ from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.evaluate import Evaluation, evaluate
 from densitrace.tracer.models import Decoder, checkpoint, offload
 from densitrace.tracer.models.checkpoint import Checkpoint
+from densitrace.tracer.nodes import ImportanceName
 from densitrace.tracer.tracing import Settings, Tracing
 from densitrace.tracer.windows import batches
 
@@ -309,7 +310,7 @@ def test_rows_of_many_lengths_are_as_in_batches_of_their_own(family: str, folder
 @pytest.mark.parametrize("importance", ["norm_l1", "random"])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", VARIANTS)
-def test_some_rows_at_once(family: str, attention: Any, importance: str) -> None:
+def test_some_rows_at_once(family: str, attention: Any, importance: ImportanceName) -> None:
     """Products of fewer rows: the same to rounding."""
     decoder = Tracer(tiny_model(family))._decoder
     settings = Settings(importance, attention, controls=("inverse", "random"))
