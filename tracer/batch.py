@@ -143,7 +143,13 @@ def batch_of_tensor(
         last = (torch.arange(ids.shape[1]) * ~padding).argmax(1)
         next_ids[torch.arange(len(ids)), last] = torch.as_tensor(next_tokens, dtype=torch.int64)
     next_ids = next_ids.masked_fill(padding, PADDING)
-    return Batch(ids, segments.int(), positions, next_ids, int(segments.max()) + 1)
+    return Batch(
+        ids=ids,
+        segments=segments.int(),
+        positions=positions,
+        next_ids=next_ids,
+        documents=int(segments.max()) + 1,
+    )
 
 
 def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:

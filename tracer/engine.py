@@ -53,14 +53,15 @@ class NodeLevels:
 
         maps = [part.attention for part in parts if part.attention is not None]
         square = [pad(wide(levels), (0, 0, 0, columns - levels.shape[-1])) for levels in maps]
+        degrees = {
+            kind: torch.cat([wide(part.degrees[kind]) for part in parts], 1)
+            for kind in parts[0].degrees
+        }
         return cls(
-            parts[0].layer,
-            torch.cat([wide(part.side) for part in parts]),
-            {
-                kind: torch.cat([wide(part.degrees[kind]) for part in parts], 1)
-                for kind in parts[0].degrees
-            },
-            torch.cat(square) if square else None,
+            layer=parts[0].layer,
+            side=torch.cat([wide(part.side) for part in parts]),
+            degrees=degrees,
+            attention=torch.cat(square) if square else None,
         )
 
 
@@ -161,7 +162,9 @@ class LaneLoop:
         )
         self.batch = batch
         hidden = states.unflatten(0, (self.lanes, -1)).to(batch.ids.device)
-        return LaneRun(hidden, self._levels, self._attention_windows)
+        return LaneRun(
+            hidden=hidden, levels=self._levels, attention_windows=self._attention_windows
+        )
 
     # ---- one block ---------------------------------------------------------------------------
 
@@ -261,7 +264,7 @@ class LaneLoop:
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             clean = replace(pattern, segments=self.batch.segments)
-            branch = AttentionBranch(block, clean, value, (*norms, *final))
+            branch = AttentionBranch(block, clean, v=value, norms=(*norms, *final))
             node, output = self.importance.attention_node(
                 layer, branch, tuple(side), list(side.values())
             )
@@ -336,7 +339,8 @@ class LaneLoop:
             for first in range(0, strata, at_once):
                 self.decoder.tell()
                 end = min(strata, first + at_once)
-                yield LaneSpan(group, slice(first, end), number * strata, batch)
+                run = slice(first, end)
+                yield LaneSpan(group, strata=run, offset=number * strata, batch=batch)
 
     def _clean(self, states: Tensor) -> Tensor:
         """The clean lane [B, T, D] of states [lanes * B, T, D]."""
@@ -403,7 +407,9 @@ class LaneLoop:
             attention, degrees["attn"] = level_map.levels, level_map.degrees
         side_level = above.sum(1).amax(0).to(torch.uint8)
         index = len(self._levels)
-        self._levels.append(NodeLevels(node.layer, side_level, degrees, attention))
+        self._levels.append(
+            NodeLevels(layer=node.layer, side=side_level, degrees=degrees, attention=attention)
+        )
         if not self.masked_lanes:
             return Selection(node, cuts)
         inside = None
@@ -415,7 +421,13 @@ class LaneLoop:
         drawn_side: dict[str, Tensor] = {}
         if "random" in self.controls:
             drawn, drawn_side = draw_edges(
-                node, degrees, inside, eligible, self.batch, self.seed, self.backend
+                node,
+                degrees,
+                inside=inside,
+                eligible=eligible,
+                batch=self.batch,
+                seed=self.seed,
+                backend=self.backend,
             )
         keep = {
             kind: self._side_keep(kind, side > cuts, drawn_side)
@@ -423,7 +435,7 @@ class LaneLoop:
         }
         if "mlp" in keep:
             keep["mlp"] &= eligible  # skip MLPs whose output is never read
-        return Selection(node, cuts, keep, drawn)
+        return Selection(node, cuts, side=keep, drawn=drawn)
 
     def _side_keep(self, kind: str, above: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """bool [masked lanes, B, T]: where a side edge is kept; controls keep all residuals."""

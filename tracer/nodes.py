@@ -98,7 +98,7 @@ class NormImportance:
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = self._side(side)
-        return Node(layer, tuple(kinds), None, weights, weights.sum(0))
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
         return torch.stack([self._norm(vectors) for vectors in side])
@@ -137,13 +137,14 @@ class VectorImportance:
         total = torch.ones_like(weights[0])
         if self.name == "proximity":
             total = weights.sum(0) + kernels.edge_mass(edges, backend=self.backend)
-        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+        node = Node(layer, tuple(kinds), edges=edges, side=weights, total=total)
+        return node, stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         vectors = [vector.float() for vector in side]
         weights = self._side(vectors, sum(vectors[1:], vectors[0]))
         total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
-        return Node(layer, tuple(kinds), None, weights, total)
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
     def _weight(
         self, branch: AttentionBranch, w_o: Tensor, node_vector: Tensor, target: Tensor | None
@@ -198,7 +199,8 @@ class RandomImportance:
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         here = self._on(side[0].device)
         weights = torch.stack([here.side(layer, kind) for kind in kinds])
-        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+        total = torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
     def _on(self, device: torch.device) -> "RandomImportance":
         return replace(self, positions=self.positions.to(device))
@@ -236,7 +238,8 @@ class GivenImportance:
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = torch.stack([self.weights[kind][layer][None] for kind in kinds])
         weights = weights.to(side[0].device)
-        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+        total = torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
 
 def importance(

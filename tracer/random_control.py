@@ -24,6 +24,7 @@ class Draw:
 def draw_edges(
     node: Node,
     degrees: dict[str, Tensor],
+    *,
     inside: Tensor | None,
     eligible: Tensor,
     batch: Batch,

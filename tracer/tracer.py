@@ -253,7 +253,14 @@ class Tracer:
             (8, 2)
         """
         checked_rule(select)
-        settings = Settings(importance, attention, scope, tuple(controls), count, seed)
+        settings = Settings(
+            importance=importance,
+            attention=attention,
+            scope=scope,
+            controls=tuple(controls),
+            count=count,
+            seed=seed,
+        )
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
         tracing = self._tracing(settings)
         rule = self._with_strata(select, tracing, batch)
@@ -400,7 +407,7 @@ class Tracer:
         seed: int,
     ) -> Rule:
         """`choose_strata` on all of the given windows, without sampling."""
-        settings = Settings(importance, count=count, seed=seed)
+        settings = Settings(importance=importance, count=count, seed=seed)
         batches = [batch_of_lists([window]) for window in windows]
         return self._pilot(select, self._tracing(settings), batches)
 
@@ -418,7 +425,13 @@ class Tracer:
         return select.choose(tried, np.concatenate(sizes))
 
     def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
-        return Tracing(self._decoder, settings, self.backend, self._graphs, tokens_at_once)
+        return Tracing(
+            self._decoder,
+            settings,
+            backend=self.backend,
+            graphs=self._graphs,
+            tokens_at_once=tokens_at_once,
+        )
 
     def _trace_one_output(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int
@@ -513,7 +526,8 @@ class Tracer:
                 use_cache=False,
             ).logits[batch.valid]
             for attention in ("live", "frozen"):
-                tracing = Tracing(self._decoder, Settings(attention=attention), self.backend)
+                settings = Settings(attention=attention)
+                tracing = Tracing(self._decoder, settings, backend=self.backend)
                 run = tracing.loop(batch, GivenCuts([-1.0])).run()
                 ours = logits(self._decoder, run.hidden[:, batch.valid])
                 difference = (ours - own.float()).abs().max() / own.abs().max()

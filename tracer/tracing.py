@@ -154,11 +154,13 @@ class Tracing:
         settings = self.settings
         parts = self._parts(batch) if parts is None else parts
         batch = batch.to(self.decoder.device)
+        if weigh is None:
+            weigh = importance(settings.importance, settings.seed, batch.positions, self.backend)
         return LaneLoop(
-            self.decoder,
-            batch,
-            weigh or importance(settings.importance, settings.seed, batch.positions, self.backend),
-            rule,
+            decoder=self.decoder,
+            batch=batch,
+            importance=weigh,
+            rule=rule,
             attention=settings.attention,
             controls=settings.controls if masked_lanes else (),
             masked_lanes=masked_lanes,
@@ -211,7 +213,12 @@ class Tracing:
         tensors = self._measure(outcome, inputs["following"], sizes)
         if self.packed:
             tensors = self._packed(tensors, batch.ids.shape[1])
-        return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(tensors))
+        return Measured(
+            tracing=self,
+            positions=batch.positions.numpy(),
+            scored=scored.numpy(),
+            leaving=Departure(tensors),
+        )
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
         """Measure the last position of one row in two passes: its trace, then lanes within it."""
@@ -224,8 +231,12 @@ class Tracing:
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
         outcome = _outcome(run, trace.counts.flatten(0, 1), inputs)
         tensors = self._measure(outcome, inputs["following"])
-        last = scored[:, -1:].numpy()
-        return Measured(self, row.positions[:, -1:].numpy(), last, Departure(tensors))
+        return Measured(
+            tracing=self,
+            positions=row.positions[:, -1:].numpy(),
+            scored=scored[:, -1:].numpy(),
+            leaving=Departure(tensors),
+        )
 
     def observe(self, batch: Batch, rule: Rule, observer: Observer) -> None:
         """Run the clean lane alone and pass its nodes to an observer."""
@@ -286,11 +297,11 @@ class Tracing:
     ) -> NDArray[np.int64]:
         """|E| of outputs at these positions in their documents, given each block's window."""
         table = full_edge_counts(
-            int(positions.max()) + 1,
-            self.decoder.heads,
-            windows,
-            self.decoder.parallel,
-            self.settings.count,
+            length=int(positions.max()) + 1,
+            heads=self.decoder.heads,
+            windows=windows,
+            parallel=self.decoder.parallel,
+            count=self.settings.count,
         )
         return np.asarray(table[positions])
 

@@ -146,8 +146,8 @@ def test_random_control_keeps_as_many_edges(
     drawn: dict[tuple[int, str], list[int]] = {}
     original = random_control.draw_edges
 
-    def spy(node: Any, *arguments: Any) -> Any:
-        attention, side = original(node, *arguments)
+    def spy(node: Any, degrees: Any, **context: Any) -> Any:
+        attention, side = original(node, degrees, **context)
         eligible = torch.ones(len(IDS), dtype=torch.bool)
         if scope == "output" and node.layer == tracer.n_layers - 1:
             eligible[:-1] = False

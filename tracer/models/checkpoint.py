@@ -212,6 +212,9 @@ def _contents(file: Path) -> dict[str, Stored]:
             raise SafetensorError(f"{name} is stored as {entry['dtype']}")
         start, _ = entry["data_offsets"]
         contents[name] = Stored(
-            file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start
+            file=file,
+            dtype=_DTYPES[entry["dtype"]],
+            shape=tuple(entry["shape"]),
+            start=8 + length + start,
         )
     return contents
