@@ -131,12 +131,12 @@ def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
 
     timed = measure_on(work.ids.device, replayed, {"as it is": as_it_is})
     low, ratio, high = timed.over("as it is")
-    replays = graph.tracing.replays
-    assert replays is not None
+    graphs = graph.tracing.graphs
+    assert graphs is not None
     record.add(
         title, "scan with sizes, as a CUDA graph", ms=1e3 * timed.seconds, x_as_it_is=ratio,
         from_=low, to=high, tokens_a_second=work.ids.numel() / timed.seconds,
-        captured="yes" if replays._graphs else "no: both as they are",
+        captured="yes" if graphs._graphs else "no: both as they are",
     )  # fmt: skip
 
 

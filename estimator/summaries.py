@@ -8,8 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
-from ..tracer.graph import KIND_NAMES
-from ..tracer.layout import QUARTILES
+from ..tracer.graph import KIND_NAMES, QUARTILES
 from ..tracer.store import Store
 from .density import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands

@@ -1,4 +1,4 @@
-"""Token ids as a padded batch that knows its documents."""
+"""Padded batches of token ids, with the documents of each row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,61 +12,61 @@ from torch import Tensor
 from ..errors import InputError
 from .transfer import to_device
 
-PADDING = -1  # segment of padding, and the next token where there is none
+PADDING = -1  # segment of padding tokens, and the next id of a document's last token
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens; a row holds one document or several, and padding on either side."""
+    """B rows of T tokens; a row holds one or several documents, padded on either side."""
 
     ids: Tensor  # int64 [B, T]
     segments: Tensor  # int32 [B, T]: documents numbered within the row, PADDING on padding
-    positions: Tensor  # int64 [B, T]: place within the document
-    next_ids: Tensor  # int64 [B, T]: the token that follows, PADDING where none does
-    documents: int = 1  # in a row, at most
+    positions: Tensor  # int64 [B, T]: position within the document
+    next_ids: Tensor  # int64 [B, T]: the following token, PADDING where there is none
+    documents: int = 1  # the most in any row
 
     @property
     def valid(self) -> Tensor:
-        """bool [B, T]: not padding."""
+        """bool [B, T]: which tokens are not padding."""
         return self.segments != PADDING
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        return self.each(lambda tensor: to_device(tensor, device))
+        """Copy the batch to a device."""
+        return self.map(lambda tensor: to_device(tensor, device))
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with its tensors changed."""
-        return self.of({name: change(tensor) for name, tensor in self.tensors.items()})
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to every tensor of the batch."""
+        return self.with_tensors({name: change(tensor) for name, tensor in self.tensors.items()})
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
+        """The batch's tensors by field name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def of(self, tensors: Mapping[str, Any]) -> "Batch":
-        """The same batch with others, of which more may be given than it has."""
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "Batch":
+        """Replace the batch's tensors by those of the same name; other names are ignored."""
         return replace(self, **{name: tensors[name] for name in self.tensors})
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """int64 [B]: columns of each row up to its last token; waits for a device."""
+        """int64 [B]: columns of each row up to its last token; synchronises with the device."""
         columns = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
-        found: NDArray[np.int64] = (columns * self.valid).amax(1).numpy(force=True)
-        return found
+        lengths: NDArray[np.int64] = (columns * self.valid).amax(1).numpy(force=True)
+        return lengths
 
     def part(self, part: "BatchPart") -> "Batch":
-        """Some rows, without the padding that all of them end with."""
-        return self.each(lambda tensor: tensor[part.rows, : part.columns])
+        """Slice out some rows, without the trailing padding that they share."""
+        return self.map(lambda tensor: tensor[part.rows, : part.columns])
 
     def row(self, index: int, end: int) -> "Batch":
-        """One row as a batch of its own: tokens up to `end`, of the document that ends there."""
+        """A one-row batch: the tokens before column `end` that belong to its last document."""
         keep = self.segments[index, :end] == self.segments[index, end - 1]
-        return self.each(lambda tensor: tensor[index, :end][keep][None])
+        return self.map(lambda tensor: tensor[index, :end][keep][None])
 
 
 @dataclass(frozen=True)
 class BatchPart:
-    """Rows of a batch, up to the column at which the longest of them ends."""
+    """Rows of a batch, cut at the column where the longest of them ends."""
 
     rows: slice
     columns: int
@@ -75,11 +75,14 @@ class BatchPart:
 def batch_of_lists(
     sequences: Sequence[Sequence[int]], next_tokens: Sequence[int] | None = None
 ) -> Batch:
-    """Right-padded rows of one document each.
+    """Build a right-padded batch with one document a row.
 
     Args:
-        sequences: token ids, at least one each.
+        sequences: token ids of each row, at least one.
         next_tokens: the token that follows each sequence; PADDING where unknown.
+
+    Raises:
+        InputError: no sequence, or an empty one.
     """
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise InputError("inputs hold an empty sequence: every text needs at least one token")
@@ -98,10 +101,16 @@ def batch_of_tensor(
     segment_ids: Tensor | None = None,
     next_tokens: Sequence[int] | None = None,
 ) -> Batch:
-    """Rows as given, padded on either side; `segment_ids` [B, T] tells documents apart.
+    """Build a batch from token ids [B, T], padded on either side.
+
+    Args:
+        ids: integer [B, T].
+        attention_mask: [B, T], 0 on padding.
+        segment_ids: [B, T], the document of each token; each document is one contiguous run.
+        next_tokens: the token that follows each row; PADDING where unknown.
 
     Raises:
-        InputError: shapes that differ, rows without tokens, segments that are not runs.
+        InputError: shapes that differ, rows without tokens, documents that are not contiguous.
     """
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
         raise InputError(
@@ -118,11 +127,11 @@ def batch_of_tensor(
     if attention_mask is not None:
         segments = segments.masked_fill(attention_mask.to(ids) == 0, PADDING)
     if (segments == PADDING).all(1).any():
-        raise InputError("inputs hold a row of padding alone: every row needs a token")
+        raise InputError("inputs hold a row with only padding: every row needs a token")
     positions, starts = _positions(segments)
     _check_runs(segments, starts)
     padding = segments == PADDING
-    # Documents in their order; padding as if it were a first token, whatever it is.
+    # Number the documents in order; give padding id 0 and position 0.
     segments = ((starts & ~padding).cumsum(1) - 1).masked_fill(padding, PADDING)
     ids, positions = ids.masked_fill(padding, 0), positions.masked_fill(padding, 0)
     next_ids = torch.full_like(ids, PADDING)
@@ -134,11 +143,17 @@ def batch_of_tensor(
         last = (torch.arange(ids.shape[1]) * ~padding).argmax(1)
         next_ids[torch.arange(len(ids)), last] = torch.as_tensor(next_tokens, dtype=torch.int64)
     next_ids = next_ids.masked_fill(padding, PADDING)
-    return Batch(ids, segments.int(), positions, next_ids, int(segments.max()) + 1)
+    return Batch(
+        ids=ids,
+        segments=segments.int(),
+        positions=positions,
+        next_ids=next_ids,
+        documents=int(segments.max()) + 1,
+    )
 
 
 def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 [B, T] place within the run of equal segments, and bool [B, T] where runs start."""
+    """int64 [B, T] position within the run of equal segments; bool [B, T] where runs start."""
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
     index = torch.arange(segments.shape[1]).expand_as(segments)
@@ -151,4 +166,4 @@ def _check_runs(segments: Tensor, starts: Tensor) -> None:
         heads = [segment for segment, first in zip(row, start, strict=True) if first]
         documents = [segment for segment in heads if segment != PADDING]
         if len(set(documents)) < len(documents):
-            raise InputError("segment_ids come back after another segment: each must be one run")
+            raise InputError("segment_ids return to an earlier segment: each must be one run")

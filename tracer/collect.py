@@ -1,4 +1,4 @@
-"""Observers of the lane loop that write out what it normally does not keep: for small T."""
+"""Observers of the lane loop that record edge weights and kept edges."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from .graph import KINDS
 from .nodes import Node
 
 Weights = dict[str, NDArray[np.float32]]  # attn [L, H, T, T], others [L, T]; NaN: no edge
-Rows = NDArray[np.int32]  # of the batch, one an edge
+Rows = NDArray[np.int32]  # [edges] row of the batch that each edge belongs to
 
 
 class EdgeRow(NamedTuple):
@@ -28,7 +28,7 @@ class EdgeRow(NamedTuple):
 
     layer: int  # block
     kind: str
-    head: int  # -1: no attention edge
+    head: int  # -1 for other kinds than attention
     source: int  # position
     target: int
     weight: float  # normalised
@@ -36,7 +36,7 @@ class EdgeRow(NamedTuple):
 
 
 def edge_rows(table: pd.DataFrame) -> Iterator[EdgeRow]:
-    """The rows of an edge table, typed."""
+    """Iterate over an edge table as typed rows."""
     columns = (table[name].tolist() for name in EdgeRow._fields)
     return (EdgeRow(*row) for row in zip(*columns, strict=True))
 
@@ -48,20 +48,20 @@ def _normalised(weights: Tensor, total: Tensor) -> Tensor:
 
 @dataclass
 class DenseWeights:
-    """The normalised weights of every edge of a batch of one row."""
+    """Observer: the normalised weights of all edges of a one-row batch, for small T."""
 
     backend: str = "auto"
     _nodes: list[dict[str, Tensor]] = field(default_factory=list)
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
-        found = dict(zip(node.kinds, _normalised(node.side, node.total)[:, 0], strict=True))
+        by_kind = dict(zip(node.kinds, _normalised(node.side, node.total)[:, 0], strict=True))
         if node.edges is not None:
             weights = kernels.edge_weights(node.edges, backend=self.backend)
-            found["attn"] = _normalised(weights, node.total[:, None, :, None])[0]
-        self._nodes.append(found)
+            by_kind["attn"] = _normalised(weights, node.total[:, None, :, None])[0]
+        self._nodes.append(by_kind)
 
     def by_kind(self) -> Weights:
-        """Stacked over blocks; a kind that the wiring lacks is left out."""
+        """The weights stacked over blocks, for the edge kinds that the model has."""
         return {
             kind: np.stack([node[kind].cpu().numpy() for node in self._nodes if kind in node])
             for kind in KINDS
@@ -70,10 +70,10 @@ class DenseWeights:
 
 
 def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[Rows, NDArray[Any]]]:
-    """The edges of the last stratum, ordered by kind, row of the batch, head, target and source.
+    """The edges of the last stratum, ordered by kind, batch row, head, target and source.
 
-    As tables come, of which one is on the device at a time: the rows of the batch [n] that edges
-    are of, and the edges, `layout.EDGE` [n], with normalised weights.
+    Yields one table at a time, so that only one is on the device: the batch row of each edge [n],
+    and the edges, `layout.EDGE` [n], with normalised weights.
     """
     for kind in KINDS:
         if kind == "attn" and node.edges is not None:
@@ -86,59 +86,59 @@ def _kept_edges(node: Node, cuts: Tensor, backend: str) -> Iterator[tuple[Rows, 
 
 
 def _side_edges(weight: Tensor, cuts: Tensor) -> EdgeTable:
-    """The edges of one kind that is not attention, by their weights [B, T]."""
+    """The kept edges of one side kind (not attention) with weights [B, T]."""
     row, token = (weight > cuts[-1]).nonzero(as_tuple=True)
     stratum = (weight <= cuts)[:, row, token].sum(0)
     head = torch.full_like(token, -1)
     return EdgeTable.of(row, head, token, token, weight[row, token], stratum)
 
 
-def _records(node: Node, kind: str, found: EdgeTable) -> tuple[Rows, NDArray[Any]]:
-    edges = np.empty(len(found.head), dtype=layout.EDGE)
+def _records(node: Node, kind: str, table: EdgeTable) -> tuple[Rows, NDArray[Any]]:
+    edges = np.empty(len(table.head), dtype=layout.EDGE)
     edges["layer"], edges["kind"] = node.layer, KINDS.index(kind)
-    weight = _normalised(found.weight, node.total[found.sequence, found.target])
-    for name, column in (vars(found) | {"weight": weight}).items():
+    weight = _normalised(table.weight, node.total[table.sequence, table.target])
+    for name, column in (vars(table) | {"weight": weight}).items():
         if name != "sequence":
             edges[name] = column.cpu().numpy()
-    return found.sequence.cpu().numpy(), edges
+    return table.sequence.cpu().numpy(), edges
 
 
 @dataclass
 class EdgeCollector:
-    """The edges of the traces of one output at one stratum, of a batch of one row."""
+    """Observer: the edges of one output's trace at one stratum, in a one-row batch."""
 
     gates: list[Tensor]  # bool [K, 1, T] for each node layer, from the embedding up
     stratum: int
     backend: str = "auto"
-    _found: list[NDArray[Any]] = field(default_factory=list)
+    _edges: list[NDArray[Any]] = field(default_factory=list)
     _seen: int = 0
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
-        # Traces nest, and so do the nodes in them: a gated cut is a cut like any other.
+        # Traces nest, and so do their nodes: gated cuts stay sorted like any others.
         outside = ~self.gates[self._seen].to(cuts.device)
         gated = cuts.masked_fill(outside, torch.inf)[: self.stratum + 1]
         self._seen += 1
-        self._found.extend(edges for _, edges in _kept_edges(node, gated, self.backend))
+        self._edges.extend(edges for _, edges in _kept_edges(node, gated, self.backend))
 
     def table(self) -> pd.DataFrame:
-        """One row an edge, ordered by layer, kind, head, target and source."""
-        return edge_table(np.concatenate(self._found))
+        """The collected edges, one row each, ordered by layer, kind, head, target and source."""
+        return edge_table(np.concatenate(self._edges))
 
 
 @dataclass
 class EdgeRecorder:
-    """Lays aside the edges of a batch that a stratum keeps, as they come; of windows of a part.
+    """Observer: spools the edges that a stratum keeps in the windows of a part.
 
-    It takes the rows of the batch together, or some after others as `LaneLoop.parts` has it, and
-    holds two tables of `kernels.collect_edges` at most, in 22 bytes an edge.
+    Sees the rows of the batch all at once, or group by group (`LaneLoop.parts`). Holds at most two
+    tables of `kernels.collect_edges`, 22 bytes an edge.
     """
 
-    windows: Sequence[int]  # of each row of the batch: its place in the part
+    windows: Sequence[int]  # index in the part of each row's window
     lengths: NDArray[np.int32]  # tokens of each row, padded on the right
     stratum: int
     spool: EdgeSpool
     backend: str = "auto"
-    _rows: Counter[tuple[int, bool]] = field(default_factory=Counter)  # seen of each node layer
+    _rows: Counter[tuple[int, bool]] = field(default_factory=Counter)  # rows seen per node layer
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
         rows, length = node.total.shape
@@ -148,7 +148,7 @@ class EdgeRecorder:
         padding = torch.arange(length, device=cuts.device) >= lengths[:, None]
         kept = cuts[: self.stratum + 1].masked_fill(padding, torch.inf)
         for row, edges in _kept_edges(node, kept, self.backend):
-            # A window's edges come in the order in which a store has them.
+            # The edges of a window already come in the store's order.
             ends = np.searchsorted(row, np.arange(rows + 1, dtype=row.dtype))
             for index, window in enumerate(self.windows[seen : seen + rows]):
                 if ends[index] < ends[index + 1]:

@@ -1,9 +1,8 @@
-"""From a size-error curve to one number per token: how dense the computation was (METHOD §6).
+"""Density of a token from its size-error curve (METHOD §6).
 
-A curve is what one output position gives over the K strata: `size` [..., K], the relative trace
-sizes in column order, sparsest stratum first, and an `error` [..., K] per size. The axis is
-log10 of the size. A trace cannot be smaller than one edge, so sizes below `1 / full_edge_count`
-are taken as one edge. NumPy alone; any leading shape; nothing here knows of models or stores.
+The curve of an output position has K strata, sparsest first: `size` [..., K], the relative trace
+sizes, and `error` [..., K]. Its axis is log10 of the size. A trace has at least one edge, so sizes
+below `1 / full_edge_count` are raised to it. Depends on NumPy alone; any leading shape.
 """
 
 from typing import NamedTuple
@@ -13,25 +12,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 
-ROWS = 8192  # curves computed at a time, so that they stay in the cache
+ROWS = 8192  # curves computed at a time, to stay in the cache
 Floats = NDArray[np.floating]
 
 
 def density_at(size: ArrayLike, error: ArrayLike, eps: float, full_edge_count: ArrayLike) -> Floats:
     """The smallest relative size whose error is at most `eps`.
 
-    The first stratum, sparsest first, with `error <= eps` is found and the crossing interpolated
-    linearly in log10 of the size between it and the stratum before it. If it is the first
-    stratum, the answer is that stratum's size; if no stratum qualifies, 1.0.
+    Takes the sparsest stratum with `error <= eps` and interpolates the crossing linearly in log10
+    of the size between it and the stratum before it. If there is none before it, the result is its
+    size; if no stratum qualifies, 1.0.
 
     Args:
         size: float [..., K], relative trace sizes (edges / full edges), sparsest stratum first.
-        error: float [..., K], the error of each stratum, lower is better (the papers use TV).
-        eps: the tolerated error, in the error's unit, >= 0.
+        error: float [..., K], error of each stratum, lower is better (the papers use TV).
+        eps: tolerated error, in the error's unit, >= 0.
         full_edge_count: int [...], edges of the full graph of each output position.
 
     Returns:
-        float [...] in (0, 1], at least float32, as precise as `size`. NaN where the row has a
+        float [...] in (0, 1], in the dtype of `size`, at least float32. NaN where the row has a
         NaN or no edges (padding).
 
     Raises:
@@ -49,8 +48,8 @@ def density_at(size: ArrayLike, error: ArrayLike, eps: float, full_edge_count: A
 def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats:
     """The area under the error curve over log10 of the size: the papers' scalar density.
 
-    Trapezoid from the smallest stratum to size 1, where the curve ends at error 0: the full
-    graph is the model itself. Unit: total variation x decades. Higher is denser.
+    Trapezoid rule from the smallest stratum to size 1, where the error is 0 because the full graph
+    is the model itself. Unit: total variation x decades. Higher is denser.
 
     Args:
         size: float [..., K], relative trace sizes, sparsest stratum first.
@@ -58,7 +57,7 @@ def auc_tv(size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike) -> Floats
         full_edge_count: int [...], edges of the full graph of each output position.
 
     Returns:
-        float [...], at least float32, as precise as `size`. NaN where the row has a NaN or no
+        float [...], in the dtype of `size`, at least float32. NaN where the row has a NaN or no
         edges (padding).
 
     Raises:
@@ -83,6 +82,9 @@ def density_and_auc(
         eps: see `density_at`.
         full_edge_count: int [N].
 
+    Returns:
+        Both, float64 [N].
+
     Example:
         >>> size, tv = np.array([[0.01, 0.1]]), np.array([[1.0, 0.5]])
         >>> [value.tolist() for value in density_and_auc(size, tv, 0.5, [1000])]
@@ -98,12 +100,12 @@ def density_and_auc(
 
 
 class _Curves(NamedTuple):
-    """log10 sizes and errors in float64 with rows that do not count replaced, and which count."""
+    """Validated curves in float64; rows that are not valid hold placeholders."""
 
-    log_size: Floats
-    error: Floats
-    valid: NDArray[np.bool_]
-    dtype: np.dtype[np.floating]  # of what is computed of them
+    log_size: Floats  # [..., K] log10 of the size
+    error: Floats  # [..., K]
+    valid: NDArray[np.bool_]  # [...] rows without NaN and with edges
+    dtype: np.dtype[np.floating]  # of the results
 
     def crossing(self, eps: float) -> Floats:
         """See `density_at`."""
@@ -117,9 +119,9 @@ class _Curves(NamedTuple):
             np.take_along_axis(log_size, i, -1)[..., 0] for i in (first, before)
         )
         err_first, err_before = (np.take_along_axis(err, i, -1)[..., 0] for i in (first, before))
-        # err_before > eps >= err_first wherever there is a stratum before the first to qualify.
+        # err_before > eps >= err_first wherever a stratum precedes the first that qualifies.
         drop = err_before - err_first
-        # An infinite error before it (KL can be) leaves nothing to interpolate: the stratum itself.
+        # After an infinite error (KL can be) nothing can be interpolated: take the stratum itself.
         part = np.divide(
             err_before - eps, drop, out=np.ones_like(drop), where=(drop > 0) & np.isfinite(drop)
         )
@@ -130,7 +132,7 @@ class _Curves(NamedTuple):
     def area(self) -> Floats:
         """See `auc_tv`."""
         log_size, err, valid, dtype = self
-        to_the_end = -log_size[..., -1] * err[..., -1] / 2  # where both are 0
+        to_the_end = -log_size[..., -1] * err[..., -1] / 2  # the end point: log size 0, error 0
         area = np.trapezoid(err, log_size, axis=-1) + to_the_end
         return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
 

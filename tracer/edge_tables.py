@@ -1,4 +1,4 @@
-"""The edges that a stratum keeps in a window: laid aside, as a table, and the traces in it."""
+"""The edges that a stratum keeps in a window: spooling, edge tables, and the traces in them."""
 
 import tempfile
 import weakref
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from . import layout
-from .graph import KINDS
+from .graph import KINDS, MLP_KINDS, node_layer
 
-SPOOL_BYTES = 1 << 28  # of a part's edges stay in memory, the others in a temporary file
+SPOOL_BYTES = 1 << 28  # edges of a part kept in memory; beyond it they go to a temporary file
 
 
 class EdgeSpool:
-    """The kept edges of a part's windows, from when they are found until they are written.
+    """Buffers the kept edges of a part's windows until they are written to the store.
 
     Args:
-        windows: of the part.
+        windows: number of windows in the part.
 
     Raises:
         StoreError: the temporary file cannot be written.
@@ -35,12 +35,12 @@ class EdgeSpool:
     def __init__(self, windows: int) -> None:
         self.counts = np.zeros(windows, dtype=np.int64)
         self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
-        self.close = weakref.finalize(self, self._file.close)  # by whom it is forgotten, at last
+        self.close = weakref.finalize(self, self._file.close)  # also runs on garbage collection
         self._runs: list[list[tuple[int, int]]] = [[] for _ in range(windows)]  # (offset, bytes)
         self._end = 0
 
     def add(self, window: int, edges: NDArray[Any]) -> None:
-        """Append edges, `layout.EDGE` [n], to those of a window of the part."""
+        """Append edges, `layout.EDGE` [n], to a window of the part."""
         data = edges.tobytes()
         try:
             self._file.write(data)
@@ -54,18 +54,18 @@ class EdgeSpool:
         self.counts[window] += len(edges)
 
     def blocks(self, edges: int) -> Iterator[NDArray[Any]]:
-        """All edges, window after window, so many at a time."""
-        held: list[NDArray[Any]] = []
+        """All edges, window by window, in blocks of `edges` edges; the last may be smaller."""
+        pending: list[NDArray[Any]] = []
         count = 0
         for run in (run for runs in self._runs for run in runs):
-            found = self._read(*run)
-            while count + len(found) >= edges:
-                yield np.concatenate([*held, found[: edges - count]])
-                held, found, count = [], found[edges - count :], 0
-            held.append(found)
-            count += len(found)
+            piece = self._read(*run)
+            while count + len(piece) >= edges:
+                yield np.concatenate([*pending, piece[: edges - count]])
+                pending, piece, count = [], piece[edges - count :], 0
+            pending.append(piece)
+            count += len(piece)
         if count:
-            yield np.concatenate(held)
+            yield np.concatenate(pending)
 
     def _read(self, offset: int, size: int) -> NDArray[Any]:
         self._file.seek(offset)
@@ -73,7 +73,7 @@ class EdgeSpool:
 
 
 def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
-    """Edges, `layout.EDGE` [n], as `Trace.edges` gives them."""
+    """Edges, `layout.EDGE` [n], as a table in the format of `Trace.edges`."""
     columns = {name: edges[name].astype(np.int64) for name in ("head", "source", "target")}
     return pd.DataFrame(
         {
@@ -89,24 +89,24 @@ def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
 def edges_of_trace(
     edges: NDArray[Any], output: int, *, stratum: int, blocks: int, parallel: bool
 ) -> NDArray[Any]:
-    """Those edges of a window from which an output is reached (METHOD §4).
+    """Select the kept edges of a window that lead to an output (METHOD §4).
 
     Args:
         edges: `layout.EDGE` [n], all that the stratum keeps, ordered by layer and kind.
         output: column in the window.
-        stratum: that the edges were kept at.
-        blocks: of the model.
+        stratum: at which the edges were kept.
+        blocks: number of blocks of the model.
         parallel: whether a block has one node layer instead of two.
 
     Returns:
-        Some of the edges in their order; `stratum` is the sparsest whose trace holds the edge.
+        A subset of the edges in the same order, with `stratum` set to the sparsest stratum whose
+        trace holds the edge.
     """
-    node = edges["layer"].astype(np.int64)
-    if not parallel:
-        node = 2 * node + np.isin(edges["kind"], [KINDS.index("mlp"), KINDS.index("res_mlp")])
+    is_mlp = np.isin(edges["kind"], [KINDS.index(kind) for kind in MLP_KINDS]).astype(np.int64)
+    node = node_layer(edges["layer"].astype(np.int64), is_mlp, parallel)
     node_layers = blocks if parallel else 2 * blocks
     ends = np.searchsorted(node, np.arange(node_layers + 1))
-    level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared, then the bottleneck
+    level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared; below: the bottleneck
     reach = np.zeros(1 + edges["target"].max(initial=output), dtype=np.int64)
     reach[output] = stratum + 1
     for layer in reversed(range(node_layers)):
@@ -114,6 +114,7 @@ def edges_of_trace(
         level[here] = np.minimum(level[here], reach[edges["target"][here]])
         reach = np.zeros_like(reach)
         np.maximum.at(reach, edges["source"][here], level[here])
-    found = edges[level > 0]
-    found["stratum"] = stratum + 1 - level[level > 0]
-    return found
+    reached = level > 0
+    selected = edges[reached]
+    selected["stratum"] = stratum + 1 - level[reached]
+    return selected

@@ -1,12 +1,12 @@
 """The lane loop: clean and masked streams advance through the model together (METHOD §5).
 
 Lane 0 is the clean forward pass. At each block it yields the weights of all edges into the block's
-nodes, a rule turns them into cuts, and the other lanes, one a stratum and again one a stratum for
-every control, use the cuts at once. Under frozen attention no lane but the clean one has queries
-and keys. MLP branches are computed on a CPU for the tokens that keep them. On a device, where the
-host would have to wait for what is kept, they are computed for all and dropped: nothing in the loop
-makes the host wait. Nothing of size T x T x heads is kept: per node layer there remain the level
-map (T x T bytes) and the in-degrees.
+nodes, a rule turns them into cuts, and the masked lanes use the cuts at once: one lane per stratum,
+and again one per stratum for each control. With frozen attention only the clean lane has queries
+and keys. On a CPU, MLP branches are computed only for the tokens that keep them. On a GPU this
+would make the host wait for the mask, so they are computed for all tokens and masked afterwards;
+nothing in the loop synchronises. No tensor of size T x T x heads is kept: what remains of a node
+layer is the level map (T x T bytes) and the in-degrees.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,73 +18,65 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import kernels
-from ..kernels import AttentionEdges, Pattern, RandomWeight
+from ..kernels import AttentionEdges, Pattern
 from .batch import Batch, BatchPart
 from .models import Block, Decoder, LinearNorm, call_on, part_of_call
-from .nodes import AttentionBranch, Importance, Node, RandomImportance, of_part
+from .nodes import AttentionBranch, Importance, Node, of_part
+from .random_control import Draw, draw_edges
 from .select import Rule
 
 Attention = Literal["live", "frozen"]
 Control = Literal["inverse", "random"]
 CONTROLS: tuple[str, ...] = get_args(Control)
 
-LANE_ROWS = 8192  # of masked lanes that attend together on a CPU: bounds what they hold
-FEWEST_LANES = 4  # however long they are: the clean weights are computed once for all of them
-MLP_ROWS = 512  # rows through an MLP at a time: what it writes between its products stays cached
-DEVICE_MLP_ROWS = 8192  # elsewhere, where a product of fewer rows would not fill the device
-
-_CONTROL_STREAM = 1 << 20  # random numbers of the control, apart from those of the importance
+LANE_ROWS = 8192  # rows of masked lanes that attend together on a CPU: bounds memory
+FEWEST_LANES = 4  # minimum despite LANE_ROWS: clean weights are recomputed per group of lanes
+MLP_ROWS = 512  # rows per MLP call on a CPU: intermediate results stay in the cache
+DEVICE_MLP_ROWS = 8192  # rows per MLP call on a GPU: fewer would not fill it
 
 
 @dataclass(frozen=True)
 class NodeLevels:
-    """What remains of a node layer for the sizes: the levels and numbers of its kept in-edges."""
+    """Levels and in-degrees of a node layer: all that computing sizes needs of it."""
 
-    layer: int
-    side: Tensor  # uint8 [B, T]: most cuts cleared by a side edge
-    degrees: dict[str, Tensor]  # int32 [K, B, T] kept in-edges by kind
+    layer: int  # block
+    side: Tensor  # uint8 [B, T]: highest level of a side edge
+    degrees: dict[str, Tensor]  # int32 [K, B, T] kept in-edges, by kind
     attention: Tensor | None = None  # uint8 [B, T, T] level map of the attention edges
 
     @classmethod
     def of_parts(cls, parts: Sequence["NodeLevels"], columns: int) -> "NodeLevels":
-        """A node layer of a batch from those of its parts, in order; 0 in columns they lack."""
+        """Join the node layers of a batch's parts, in order, padded with 0 to `columns`."""
 
         def wide(tensor: Tensor) -> Tensor:
             return pad(tensor, (0, columns - tensor.shape[-1]))
 
         maps = [part.attention for part in parts if part.attention is not None]
-        square = [pad(wide(each), (0, 0, 0, columns - each.shape[-1])) for each in maps]
+        square = [pad(wide(levels), (0, 0, 0, columns - levels.shape[-1])) for levels in maps]
+        degrees = {
+            kind: torch.cat([wide(part.degrees[kind]) for part in parts], 1)
+            for kind in parts[0].degrees
+        }
         return cls(
-            parts[0].layer,
-            torch.cat([wide(part.side) for part in parts]),
-            {
-                kind: torch.cat([wide(part.degrees[kind]) for part in parts], 1)
-                for kind in parts[0].degrees
-            },
-            torch.cat(square) if square else None,
+            layer=parts[0].layer,
+            side=torch.cat([wide(part.side) for part in parts]),
+            degrees=degrees,
+            attention=torch.cat(square) if square else None,
         )
 
 
 @dataclass(frozen=True)
 class LaneRun:
-    """The outcome of one pass over the model."""
+    """The result of one pass over the model."""
 
-    hidden: Tensor  # [1 + lanes, B, T, D] final-normed states, lane 0 clean
+    hidden: Tensor  # [lanes, B, T, D] states after the final norm, lane 0 clean
     levels: list[NodeLevels]  # from the embedding up
-    windows: list[int | None]  # sliding window of each block
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Edges drawn at random: those whose random weight exceeds the cut."""
-
-    cuts: Tensor  # float32 [K, B, T]
-    weight: RandomWeight  # of attention edges
+    attention_windows: list[int | None]  # sliding window of each block
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What the lanes keep of a node's in-edges."""
+    """Which in-edges of a node each lane keeps."""
 
     node: Node
     cuts: Tensor  # float32 [K, B, T], +inf at nodes outside the trace
@@ -92,13 +84,13 @@ class Selection:
     drawn: Draw | None = None  # attention edges of the random control
 
     def rows(self, kind: str) -> Tensor:
-        """bool [masked lanes * B * T]: which rows of the masked lanes keep a side edge."""
+        """bool [masked lanes * B * T]: which rows of the masked lanes keep this side edge."""
         return self.side[kind].flatten()
 
 
 @dataclass(frozen=True)
 class LaneSpan:
-    """Masked lanes of one group that run together."""
+    """A run of masked lanes of one group that are computed together."""
 
     group: str  # "trace", or a control
     strata: slice
@@ -107,28 +99,28 @@ class LaneSpan:
 
     @property
     def lanes(self) -> slice:
-        """Their place among the masked lanes."""
+        """Indices among the masked lanes."""
         return slice(self.offset + self.strata.start, self.offset + self.strata.stop)
 
     @property
     def rows(self) -> slice:
-        """Their rows of the whole batch, in which the clean lane comes first."""
+        """Rows in the batch of all lanes, which starts with the clean lane."""
         lanes = self.lanes
         return slice((1 + lanes.start) * self.batch, (1 + lanes.stop) * self.batch)
 
 
-Observer = Callable[[Node, Tensor], None]  # sees each node and its cuts [K, B, T]
+Observer = Callable[[Node, Tensor], None]  # called with each node layer and its cuts [K, B, T]
 
 
 @dataclass
 class LaneLoop:
     """One pass over the model for one batch.
 
-    `gates`, where given, holds for each node layer (from the embedding up) which strata's traces a
-    node is in, bool [K, B, T]: `scope="output"`. A node outside keeps nothing.
+    `gates` (for `scope="output"`) says for each node layer, from the embedding up, which strata's
+    traces a node is in: bool [K, B, T]. A node outside a trace keeps nothing.
 
-    `parts`, where given, bounds what a block holds while it runs: they pass it one after another,
-    with all their lanes. Observers then see each of these for itself.
+    `parts` bounds the memory of a block: the parts of the batch run through it one after another,
+    each with all its lanes. Observers are then called for each part separately.
     """
 
     decoder: Decoder
@@ -139,28 +131,28 @@ class LaneLoop:
     controls: Sequence[str] = ()
     masked_lanes: bool = True  # False: the clean lane alone, for weights, levels and sizes
     gates: Sequence[Tensor] | None = None
-    output_only: bool = False  # of the last block, only the last token's nodes are in the graph
+    output_only: bool = False  # in the last block, only the last token's nodes are in the graph
     seed: int = 0
     backend: str = "auto"
     observers: Sequence[Observer] = ()
     parts: Sequence[BatchPart] = ()
     _levels: list[NodeLevels] = field(default_factory=list, init=False)
-    _windows: list[int | None] = field(default_factory=list, init=False)
+    _attention_windows: list[int | None] = field(default_factory=list, init=False)
 
     @property
     def lanes(self) -> int:
-        """Streams in the batch, the clean one included."""
+        """Number of lanes, including the clean one."""
         return 1 + (len(self.rule) * (1 + len(self.controls)) if self.masked_lanes else 0)
 
     @property
     def host_reads(self) -> bool:
-        """Whether the host may read what a block computes: on a device it would wait for it."""
+        """Whether the host may read computed values: on a CPU, where this does not synchronise."""
         return self.batch.ids.device.type == "cpu"
 
     @torch.inference_mode()
     def run(self) -> LaneRun:
         """Run the model once."""
-        self._levels, self._windows = [], []
+        self._levels, self._attention_windows = [], []
         batch = self.batch
         states = self.decoder.hidden_states(
             batch.ids.repeat(self.lanes, 1),
@@ -170,33 +162,36 @@ class LaneLoop:
         )
         self.batch = batch
         hidden = states.unflatten(0, (self.lanes, -1)).to(batch.ids.device)
-        return LaneRun(hidden, self._levels, self._windows)
+        return LaneRun(
+            hidden=hidden, levels=self._levels, attention_windows=self._attention_windows
+        )
 
     # ---- one block ---------------------------------------------------------------------------
 
     def _run_block(self, layer: int, hidden: Tensor, call: dict[str, Any]) -> Tensor:
         block = self.decoder.blocks[layer]
-        # A model may be spread over devices: what a block reads is where its weights are.
+        # A model may be spread over several devices: move inputs to the block's.
         self.batch = self.batch.to(block.device)
         hidden, call = hidden.to(block.device), call_on(call, block.device)
         if len(self.parts) <= 1:
             return self._block(layer, block, hidden, call)
-        place = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
+        # [lanes, B] row of each lane of each sequence
+        rows = torch.arange(len(hidden), device=hidden.device).unflatten(0, (self.lanes, -1))
         passes = []
         for part in self.parts:
-            some, index = self._of_part(part), place[:, part.rows].flatten()
-            its_call = part_of_call(call, hidden, index, part.columns)
+            loop, index = self._of_part(part), rows[:, part.rows].flatten()
+            part_call = part_of_call(call, hidden, index, part.columns)
             states = hidden[index, : part.columns]
-            # In place: nobody reads a block's input again.
-            hidden[index, : part.columns] = some._block(layer, block, states, its_call)
-            passes.append(some)
-        levels = zip(*(some._levels for some in passes), strict=True)
+            # In place: a block's input is not read again.
+            hidden[index, : part.columns] = loop._block(layer, block, states, part_call)
+            passes.append(loop)
+        levels = zip(*(loop._levels for loop in passes), strict=True)
         self._levels += [NodeLevels.of_parts(node, hidden.shape[1]) for node in levels]
-        self._windows += passes[0]._windows
+        self._attention_windows += passes[0]._attention_windows
         return hidden
 
     def _of_part(self, part: BatchPart) -> "LaneLoop":
-        """This pass for a part of the batch alone, from the node layer on that comes next."""
+        """A loop over one part of the batch, starting at the next node layer."""
         gates = self.gates
         if gates is not None:
             gates = [gate[:, part.rows, : part.columns] for gate in gates[len(self._levels) :]]
@@ -221,11 +216,11 @@ class LaneLoop:
             rows = self._masked(states)
             residual, mlp = keep.rows("res_mlp"), keep.rows("mlp")
             rows.masked_fill_(~(residual | mlp)[:, None], 0)
-            for some in self._mlp_rows(mlp):
-                before = rows[some]
-                branch = self._kept_mlp(block, before, mlp[some])
-                torch.addcmul(branch, before, residual[some, None], out=before)
-                _put(rows, some, before)
+            for index in self._mlp_rows(mlp):
+                before = rows[index]
+                branch = self._kept_mlp(block, before, mlp[index])
+                torch.addcmul(branch, before, residual[index, None], out=before)
+                _put(rows, index, before)
         return states
 
     def _parallel_block(
@@ -241,8 +236,9 @@ class LaneLoop:
         if self.masked_lanes:
             before, rows = self._masked(hidden), self._masked(states)
             mlp = keep.rows("mlp")
-            for some in self._mlp_rows(mlp):
-                _put(rows, some, rows[some].add_(self._kept_mlp(block, before[some], mlp[some])))
+            for index in self._mlp_rows(mlp):
+                branch = self._kept_mlp(block, before[index], mlp[index])
+                _put(rows, index, rows[index].add_(branch))
         return states
 
     def _attend(
@@ -256,11 +252,11 @@ class LaneLoop:
         """The attention half of a block.
 
         Args:
-            side: the clean lane's other edge vectors [B, T, D] into the attention node, by kind.
+            side: the clean lane's side edge vectors [B, T, D] into the attention node, by kind.
 
         Returns:
-            What the lanes keep of the attention node, and, in a tensor of its own, their states
-            [lanes * B, T, D] with the attention branch added to the residual they keep.
+            What the lanes keep of the attention node, and a new tensor of their states
+            [lanes * B, T, D]: attention branch plus the residual where kept.
         """
         selected: list[Selection] = []
         norms = () if block.attention_norm is None else (block.attention_norm,)
@@ -268,32 +264,32 @@ class LaneLoop:
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             clean = replace(pattern, segments=self.batch.segments)
-            branch = AttentionBranch(block, clean, value, (*norms, *final))
+            branch = AttentionBranch(block, clean, v=value, norms=(*norms, *final))
             node, output = self.importance.attention_node(
                 layer, branch, tuple(side), list(side.values())
             )
-            self._windows.append(pattern.window)
+            self._attention_windows.append(pattern.window)
             selected.append(self._select(node))
             return output
 
         states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         clean = self._clean(hidden)
-        its_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
-        torch.add(clean, block.attend(clean, its_call, attend), out=self._clean(states))
+        clean_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
+        torch.add(clean, block.attend(clean, clean_call, attend), out=self._clean(states))
         keep = selected[0]
-        for some in self._lane_runs():
-            its_call = part_of_call(call, hidden, some.rows)
-            branch = self._lane_branch(block, keep, some, hidden[some.rows], its_call)
-            kept = keep.side["res_attn"][some.lanes].flatten(0, 1)[..., None]
-            torch.addcmul(branch, hidden[some.rows], kept, out=states[some.rows])
+        for span in self._lane_spans():
+            span_call = part_of_call(call, hidden, span.rows)
+            branch = self._lane_branch(block, keep, span, hidden[span.rows], span_call)
+            kept = keep.side["res_attn"][span.lanes].flatten(0, 1)[..., None]
+            torch.addcmul(branch, hidden[span.rows], kept, out=states[span.rows])
         return keep, states
 
     def _lane_branch(
-        self, block: Block, keep: Selection, some: LaneSpan, hidden: Tensor, call: dict[str, Any]
+        self, block: Block, keep: Selection, span: LaneSpan, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
         """The attention branch [n * B, T, D] of n masked lanes, from states of that shape.
 
-        Frozen lanes read the clean attention weights: they have values, but no queries and keys.
+        Frozen lanes reuse the clean attention weights: they compute values but no queries or keys.
         """
 
         def by_lane(tensor: Tensor) -> Tensor:
@@ -302,37 +298,37 @@ class LaneLoop:
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             q, k = by_lane(pattern.q), by_lane(pattern.k)
             live = replace(pattern, q=q, k=k, segments=self.batch.segments)
-            return self._lane_attention(keep, some, by_lane(value), live).flatten(0, 1)
+            return self._lane_attention(keep, span, by_lane(value), live).flatten(0, 1)
 
         if self.attention == "live":
             return block.attend(hidden, call, attend)
-        output = self._lane_attention(keep, some, by_lane(block.values(hidden)), None)
+        output = self._lane_attention(keep, span, by_lane(block.values(hidden)), None)
         return block.leave_attention(output.flatten(0, 1))
 
     def _lane_attention(
-        self, keep: Selection, some: LaneSpan, value: Tensor, live: Pattern | None
+        self, keep: Selection, span: LaneSpan, value: Tensor, live: Pattern | None
     ) -> Tensor:
         """Attention output [n, B, H, T, d_v] of n masked lanes."""
         edges, cuts = keep.node.edges, keep.cuts
-        assert edges is not None  # called with attention nodes alone
-        if some.group == "random":
-            assert keep.drawn is not None  # drawn with every selection of this control
-            # Which edges flow is drawn; along what attention they flow is still the clean's.
+        assert edges is not None  # only called for attention nodes
+        if span.group == "random":
+            assert keep.drawn is not None  # always drawn when this control is on
+            # The kept edges are drawn at random; frozen attention is still the clean lane's.
             edges, cuts = AttentionEdges(edges.pattern, keep.drawn.weight), keep.drawn.cuts
         return kernels.lane_attention(
             edges,
-            cuts[some.strata],
+            cuts[span.strata],
             value,
             live,
-            invert=some.group == "inverse",
-            dtype=value.dtype,  # in which the projection reads it
+            invert=span.group == "inverse",
+            dtype=value.dtype,  # what the projection expects
             backend=self.backend,
         )
 
     # ---- lanes and rows ----------------------------------------------------------------------
 
-    def _lane_runs(self) -> Iterator[LaneSpan]:
-        """The masked lanes, as many at a time as the device takes."""
+    def _lane_spans(self) -> Iterator[LaneSpan]:
+        """The masked lanes: on a CPU a bounded number at a time, on a GPU group by group."""
         if not self.masked_lanes:
             return
         strata, batch = len(self.rule), len(self.batch.ids)
@@ -343,25 +339,26 @@ class LaneLoop:
             for first in range(0, strata, at_once):
                 self.decoder.tell()
                 end = min(strata, first + at_once)
-                yield LaneSpan(group, slice(first, end), number * strata, batch)
+                run = slice(first, end)
+                yield LaneSpan(group, strata=run, offset=number * strata, batch=batch)
 
     def _clean(self, states: Tensor) -> Tensor:
         """The clean lane [B, T, D] of states [lanes * B, T, D]."""
         return states[: len(self.batch.ids)]
 
     def _masked(self, states: Tensor) -> Tensor:
-        """The rows [masked lanes * B * T, D] of the masked lanes, in place."""
+        """A view [masked lanes * B * T, D] of the masked lanes' states."""
         return states[len(self.batch.ids) :].view(-1, states.shape[-1])
 
     def _folded(self, layer: int, vectors: tuple[Tensor, ...]) -> list[Tensor]:
-        """Clean edge vectors [B, T, D] into the last node of a block, as their norms are taken."""
+        """Clean edge vectors [B, T, D] into a block's last node, the final norm folded in."""
         folded = list(vectors)
         for norm in self._final(layer):
             folded = [norm.fold(vector) for vector in folded]
         return folded
 
     def _final(self, layer: int) -> tuple[LinearNorm, ...]:
-        """The final norm where the last node of this block is followed by it (METHOD §7)."""
+        """The final norm if it follows this block's last node (METHOD §7)."""
         return (self.decoder.final_norm,) if self._is_last(layer) else ()
 
     def _is_last(self, layer: int) -> bool:
@@ -374,31 +371,31 @@ class LaneLoop:
         branch = torch.empty_like(states, memory_format=torch.contiguous_format)
         rows, before = branch.view(-1, branch.shape[-1]), states.flatten(0, 1)
         at_once = MLP_ROWS if self.host_reads else DEVICE_MLP_ROWS
-        for some in _all_rows(len(rows), at_once):
+        for chunk in _all_rows(len(rows), at_once):
             self.decoder.tell()
-            rows[some] = block.mlp(before[some])
+            rows[chunk] = block.mlp(before[chunk])
         return branch
 
     def _mlp_rows(self, kept: Tensor) -> Iterator[slice | Tensor]:
-        """Rows of the masked lanes to run an MLP on: those kept, or all that may be.
+        """Rows of the masked lanes to run an MLP on: on a CPU those kept, on a GPU all.
 
-        Which are kept the host would have to wait for, and the norms seldom drop many.
+        On a GPU the host would have to wait for the mask, and norm importances drop few rows.
         """
-        runs = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
-        for some in runs:
+        chunks = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
+        for chunk in chunks:
             self.decoder.tell()
-            yield some
+            yield chunk
 
     def _kept_mlp(self, block: Block, rows: Tensor, kept: Tensor) -> Tensor:
         """The MLP branch [n, D] of rows [n, D], zero where a mask [n] drops it."""
         branch = block.mlp(rows)
-        # Filled, not multiplied: the branch of a dropped row may be infinite.
+        # Fill rather than multiply: the branch of a dropped row may be infinite.
         return branch if self.host_reads else branch.masked_fill_(~kept[:, None], 0)
 
     # ---- selection ---------------------------------------------------------------------------
 
     def _select(self, node: Node) -> Selection:
-        """Cuts of a node, its levels for the sizes, and what each lane keeps of it."""
+        """Compute a node's cuts, record its levels, and decide what each lane keeps."""
         cuts = self.rule.cuts(node, self.backend)
         for observe in self.observers:
             observe(node, cuts)
@@ -406,28 +403,42 @@ class LaneLoop:
         degrees = dict(zip(node.kinds, above.int(), strict=True))
         attention = None
         if node.edges is not None:
-            found = kernels.edge_levels(node.edges, cuts, backend=self.backend)
-            attention, degrees["attn"] = found.levels, found.degrees
+            level_map = kernels.edge_levels(node.edges, cuts, backend=self.backend)
+            attention, degrees["attn"] = level_map.levels, level_map.degrees
         side_level = above.sum(1).amax(0).to(torch.uint8)
         index = len(self._levels)
-        self._levels.append(NodeLevels(node.layer, side_level, degrees, attention))
+        self._levels.append(
+            NodeLevels(layer=node.layer, side=side_level, degrees=degrees, attention=attention)
+        )
         if not self.masked_lanes:
             return Selection(node, cuts)
         inside = None
         if self.gates is not None:
             inside = self.gates[index].to(cuts.device)
             cuts = cuts.masked_fill(~inside, torch.inf)
-        drawn, dense = self._draws(node, degrees, inside)
+        eligible = self._eligible(node.layer)
+        drawn: Draw | None = None
+        drawn_side: dict[str, Tensor] = {}
+        if "random" in self.controls:
+            drawn, drawn_side = draw_edges(
+                node,
+                degrees,
+                inside=inside,
+                eligible=eligible,
+                batch=self.batch,
+                seed=self.seed,
+                backend=self.backend,
+            )
         keep = {
-            kind: self._side_keep(kind, node.side[e] > cuts, dense)
-            for e, kind in enumerate(node.kinds)
+            kind: self._side_keep(kind, side > cuts, drawn_side)
+            for kind, side in zip(node.kinds, node.side, strict=True)
         }
         if "mlp" in keep:
-            keep["mlp"] &= self._eligible(node.layer)  # nobody reads the others
-        return Selection(node, cuts, keep, drawn)
+            keep["mlp"] &= eligible  # skip MLPs whose output is never read
+        return Selection(node, cuts, side=keep, drawn=drawn)
 
     def _side_keep(self, kind: str, above: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """bool [masked lanes, B, T]: who keeps this side edge; controls keep every residual."""
+        """bool [masked lanes, B, T]: where a side edge is kept; controls keep all residuals."""
         keep = [above]
         for control in self.controls:
             if kind.startswith("res_"):
@@ -437,66 +448,30 @@ class LaneLoop:
         return torch.cat(keep)
 
     def _eligible(self, layer: int) -> Tensor:
-        """bool [B, T]: whose nodes in this block are in the graph."""
+        """bool [B, T]: tokens whose nodes in this block are in the graph."""
         eligible = self.batch.valid
         if self.output_only and self._is_last(layer):
             eligible = eligible.clone()
             eligible[:, :-1] = False
         return eligible
 
-    def _draws(
-        self, node: Node, degrees: dict[str, Tensor], inside: Tensor | None
-    ) -> tuple[Draw | None, dict[str, Tensor]]:
-        """As many edges of each kind as the trace keeps in this block, drawn at random.
-
-        Returns:
-            The attention edges drawn, and of side edges bool [K, B, T] by kind.
-        """
-        if "random" not in self.controls:
-            return None, {}
-        control = RandomImportance(self.seed ^ _CONTROL_STREAM, self.batch.positions, self.backend)
-        in_graph, cuts, side = self._eligible(node.layer), None, {}
-        if node.edges is not None:
-            edges = control.edges(node.layer, node.edges.pattern)
-            cuts = torch.full_like(degrees["attn"], torch.inf, dtype=torch.float32)
-        if "mlp" in degrees:
-            weight = control.side(node.layer, "mlp")
-            side["mlp"] = torch.zeros_like(degrees["mlp"], dtype=torch.bool)
-        for document in range(self.batch.documents):
-            own = self.batch.segments == document
-            eligible = in_graph & own
-            counts = {
-                kind: (degree * eligible * (1 if inside is None else inside)).sum(-1)  # [K, B]
-                for kind, degree in degrees.items()
-            }
-            if cuts is not None:
-                cut = kernels.random_cuts(edges, eligible, counts["attn"], backend=self.backend)
-                cuts = torch.where(own, cut[..., None], cuts)
-            if side:
-                drawn = weight.masked_fill(~eligible, -1.0)
-                # The place of each token's edge when the heaviest comes first.
-                place = drawn.argsort(-1, descending=True).argsort(-1)
-                side["mlp"] |= place < counts["mlp"][..., None]
-        attention = None if cuts is None else Draw(cuts, control.weight(node.layer))
-        return attention, side
-
 
 def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:
     """The rows that a mask [rows] keeps, a bounded number at a time.
 
-    Rows that lie side by side come as a slice, which is read without gathering it.
+    Contiguous rows are yielded as a slice, which needs no gather.
     """
-    index = kept.nonzero().squeeze(-1)  # its length is what the host waits for
+    index = kept.nonzero().squeeze(-1)  # synchronises on a GPU
     for start in range(0, len(index), MLP_ROWS):
-        some = index[start : start + MLP_ROWS]
-        first, last = int(some[0]), int(some[-1])
-        yield slice(first, last + 1) if last - first + 1 == len(some) else some
+        chunk = index[start : start + MLP_ROWS]
+        first, last = int(chunk[0]), int(chunk[-1])
+        yield slice(first, last + 1) if last - first + 1 == len(chunk) else chunk
 
 
-def _put(rows: Tensor, some: slice | Tensor, values: Tensor) -> None:
-    """Write back what was read as `rows[some]`: of a slice that is the rows themselves."""
-    if not isinstance(some, slice):
-        rows[some] = values
+def _put(rows: Tensor, index: slice | Tensor, values: Tensor) -> None:
+    """Write back values read as `rows[index]`; a slice is a view and needs no copy."""
+    if not isinstance(index, slice):
+        rows[index] = values
 
 
 def _all_rows(rows: int, at_once: int) -> Iterator[slice]:

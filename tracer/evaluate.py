@@ -1,4 +1,4 @@
-"""Errors of the lanes' predictions against the clean one (METHOD §6)."""
+"""Errors of the masked lanes' predictions against the clean lane's (METHOD §6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ MEASURES = ("tv", "kl", "top1", "nucleus", "loss", "entropy")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors of M tokens, by measure and group of lanes."""
+    """Errors of M tokens, by measure and lane group."""
 
-    errors: dict[str, Tensor]  # float32 [M, K]; `tv`, ..., and `tv_inverse`, ... of controls
+    errors: dict[str, Tensor]  # float32 [M, K]; `tv`, ..., for controls `tv_inverse`, ...
     surprisal: Tensor  # float32 [M], nats; NaN where no token follows
     model_entropy: Tensor  # float32 [M], nats
 
@@ -31,12 +31,14 @@ def evaluate(
     """Compare the masked lanes with the clean one.
 
     Args:
-        hidden: [1 + K * (1 + controls), M, D] final-normed states.
+        decoder: the model, whose unembedding is used.
+        hidden: [1 + K * (1 + controls), M, D] states after the final norm, clean lane first.
         next_ids: int64 [M], -1 where no token follows.
+        controls: names of the control lanes, in order.
     """
     weight, bias = decoder.unembedding
     hidden, next_ids = hidden.to(weight.device), next_ids.to(weight.device)
-    found = kernels.output_errors(
+    result = kernels.output_errors(
         hidden[0],
         hidden[1:],
         weight,
@@ -49,14 +51,14 @@ def evaluate(
     errors = {}
     groups = ("", *(f"_{control}" for control in controls))
     for measure in MEASURES:
-        by_group = getattr(found, measure).unflatten(0, (len(groups), -1))
+        by_group = getattr(result, measure).unflatten(0, (len(groups), -1))
         for group, values in zip(groups, by_group, strict=True):
             errors[measure + group] = values.T
-    return Evaluation(errors, found.clean_loss, found.clean_entropy)
+    return Evaluation(errors, result.clean_loss, result.clean_entropy)
 
 
 def logits(decoder: Decoder, hidden: Tensor) -> Tensor:
-    """float32 [..., V]: the logits of final-normed states [..., D]."""
+    """float32 [..., V]: logits of states [..., D] after the final norm."""
     weight, bias = decoder.unembedding
     result = torch.nn.functional.linear(
         hidden.float(), weight.float(), None if bias is None else bias.float()

@@ -1,7 +1,7 @@
-"""Node and edge geometry: METHOD §1 and the counts of §4."""
+"""Node and edge geometry (METHOD §1) and edge counts (§4)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +9,30 @@ from numpy.typing import NDArray
 KINDS = ("attn", "res_attn", "mlp", "res_mlp")  # edge kinds, in the order of every topology array
 KIND_NAMES = ("attention", "residual-attention", "mlp", "residual-mlp")
 
+QUARTILES = 4  # of depth, by which a store counts the edges of traces
+MLP_KINDS = ("mlp", "res_mlp")  # in a sequential block, the edges into its second node layer
+
 Count = Literal["window", "causal"]
+Layer = TypeVar("Layer", int, NDArray[np.int64])
+
+
+def node_layer(layer: Layer, is_mlp: Layer, parallel: bool) -> Layer:
+    """The node layer that edges start from; they end at the next one (METHOD §1).
+
+    Args:
+        layer: block.
+        is_mlp: 1 for edges of `MLP_KINDS`, 0 for others.
+        parallel: whether a block has one node layer instead of two.
+
+    Example:
+        >>> node_layer(3, True, parallel=False), node_layer(3, True, parallel=True)
+        (7, 3)
+    """
+    return layer if parallel else 2 * layer + is_mlp
 
 
 def most_edges(length: int, heads: int, blocks: int) -> int:
-    """No full graph of a document of `length` tokens has more, windowed or parallel.
+    """Upper bound on the edges of a full graph over `length` tokens, whatever the wiring.
 
     Example:
         >>> most_edges(2, heads=4, blocks=1)
@@ -32,12 +51,12 @@ def full_edge_counts(
     """|E_t| of every position of a document: the edges that can reach output t (METHOD §4).
 
     Args:
-        length: positions to count for.
+        length: number of positions.
         heads: query heads of a block.
-        windows: sliding window of each block, None where attention reaches back to the start.
+        windows: sliding window of each block, None for full attention.
         parallel: whether a block has one node layer instead of two.
-        count: "window" counts the edges that exist; "causal" counts, as the papers' reference
-            does, every s <= t whatever the window.
+        count: "window" counts the edges that exist; "causal" counts every s <= t regardless of the
+            window, as the papers' reference does.
 
     Returns:
         int64 [length].
@@ -47,8 +66,8 @@ def full_edge_counts(
         array([ 7, 11])
     """
     position = np.arange(length, dtype=np.int64)
-    dense = 2 if parallel else 3  # residual(s) and MLP of a token in a block
-    # Each block's targets are the run [first, t] that can still reach the output.
+    dense = 2 if parallel else 3  # residual and MLP edges of a token in a block
+    # In each block, the targets that can still reach output t are [first, t].
     first = position.copy()
     total = np.zeros(length, dtype=np.int64)
     for window in reversed(windows):

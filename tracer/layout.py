@@ -16,7 +16,6 @@ from .graph import KIND_NAMES
 
 FORMAT = "densitrace traces"
 FORMAT_VERSION = 2
-QUARTILES = 4
 PART_VALUES = 1 << 20  # a part holds as many (token, stratum) pairs at most, but for one window
 FEWEST_VALUES = 1 << 16  # and no fewer where there are, as each part has a file of every array
 PARTS = 64  # of a corpus that makes parts between the two: enough to share among workers

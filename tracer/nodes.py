@@ -1,4 +1,4 @@
-"""The nodes of a block as a selection rule sees them: all their in-edges, weighed (METHOD §2)."""
+"""Importances: the weights of all in-edges of a node (METHOD §2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from ..kernels import (
 from .batch import BatchPart
 from .graph import KINDS
 
-if TYPE_CHECKING:  # who reads a store waits for no transformers
+if TYPE_CHECKING:  # reading a store must not import transformers
     from .models import Block, LinearNorm
 
 ImportanceName = Literal["norm_l1", "norm_l2", "proximity", "cosine", "random"]
@@ -30,13 +30,13 @@ IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
 
 @dataclass(frozen=True)
 class Node:
-    """The nodes of one node layer, one a token, with the weights of all their in-edges."""
+    """The nodes of one node layer, one per token, with the weights of all their in-edges."""
 
-    layer: int  # of the block
-    kinds: tuple[str, ...]  # of the side edges: those that are not attention
-    edges: AttentionEdges | None  # None: an MLP node, without attention edges
+    layer: int  # block
+    kinds: tuple[str, ...]  # kinds of the E side edges (all but attention)
+    edges: AttentionEdges | None  # None for an MLP node
     side: Tensor  # float32 [E, B, T]
-    total: Tensor  # float32 [B, T]: Z_t, what a normalised weight is divided by
+    total: Tensor  # float32 [B, T]: Z_t, the divisor of normalised weights
 
 
 @dataclass(frozen=True)
@@ -46,39 +46,38 @@ class AttentionBranch:
     block: "Block"
     pattern: Pattern
     v: Tensor  # [B, G, T, d_v]
-    norms: "tuple[LinearNorm, ...]"  # linearised norms that every attention edge passes through
+    norms: "tuple[LinearNorm, ...]"  # linearised norms that all attention edges pass through
 
 
 class Importance(Protocol):
-    """Weighs the in-edges of nodes. Side vectors come with a final norm folded in."""
+    """Weighs the in-edges of nodes.
+
+    Side vectors [B, T, D] already have the final norm folded in where it applies (METHOD §7).
+    """
 
     def attention_node(
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
-        """The node, and the branch's attention output [B, H, T, d_v]."""
+        """Weigh a node with attention edges; returns it and the attention output [B, H, T, d_v]."""
         ...
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
-        """The node of a sequential block's MLP half."""
+        """Weigh the node after a sequential block's MLP half."""
         ...
 
 
 def _inverse_scale(branch: AttentionBranch, output: Tensor) -> Tensor | None:
-    """1 / rho_t of the norm after attention: float32 [B, T]; None where there is none.
+    """1 / rho_t of the norm after attention: float32 [B, T]; None without such a norm.
 
-    The final norm's scale is common to all edges of a node and drops out of every importance.
+    The final norm's scale is common to all edges of a node and cancels in every importance.
     """
     norm = branch.block.attention_norm
     return None if norm is None else norm.inverse_scale(branch.block.project(output))
 
 
-def _with_lse(pattern: Pattern, lse: Tensor) -> Pattern:
-    return Pattern(**{**vars(pattern), "lse": lse})
-
-
 @dataclass(frozen=True)
 class NormImportance:
-    """|e|_p over the sum of the node's: `norm_l1`, `norm_l2`."""
+    """|e|_p over the node's sum of norms: `norm_l1`, `norm_l2`."""
 
     p: int
     backend: str = "auto"
@@ -92,19 +91,20 @@ class NormImportance:
         stats = kernels.attention_stats(branch.pattern, branch.v, source, backend=self.backend)
         target = _inverse_scale(branch, stats.output)
         mass = stats.mass if target is None else stats.mass * target
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), NormWeight(source, target))
-        weights = self._side(side)
-        return Node(layer, tuple(kinds), edges, weights, mass + weights.sum(0)), stats.output
+        pattern = replace(branch.pattern, lse=stats.lse)
+        edges = AttentionEdges(pattern, NormWeight(source, target))
+        node = self.mlp_node(layer, kinds, side)
+        return replace(node, edges=edges, total=mass + node.total), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = self._side(side)
-        return Node(layer, tuple(kinds), None, weights, weights.sum(0))
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=weights.sum(0))
 
     def _side(self, side: Sequence[Tensor]) -> Tensor:
-        return torch.stack([self._norm(each) for each in side])
+        return torch.stack([self._norm(vectors) for vectors in side])
 
     def _norm(self, vectors: Tensor) -> Tensor:
-        # Summed in float32 or better, without a copy in it.
+        # Accumulate in float32 or wider without converting the vectors.
         wide = torch.promote_types(vectors.dtype, torch.float32)
         norm: Tensor = torch.linalg.vector_norm(vectors, self.p, -1, dtype=wide)
         return norm.float()
@@ -123,65 +123,66 @@ class VectorImportance:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         w_o = branch.block.folded_w_o(branch.norms)
         target = _inverse_scale(branch, stats.output)
-        # The node vector is the sum of its edges: the projection's bias is no edge (METHOD §1).
+        # The node vector is the sum of its edges, so without the projection's bias (METHOD §1).
         merged = stats.output.transpose(1, 2).flatten(2)
         attention = kernels.product(merged.flatten(0, 1), _merged(w_o).T)
         attention = attention.view(*merged.shape[:2], -1)
         if target is not None:
             attention = attention * target[..., None]
         vectors = [vector.float() for vector in side]
-        node = sum(vectors, attention)
-        weight = self._weight(branch, w_o, node, target)
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), weight)
-        weights = self._side(vectors, node)
+        node_vector = sum(vectors, attention)
+        weight = self._weight(branch, w_o, node_vector, target)
+        edges = AttentionEdges(replace(branch.pattern, lse=stats.lse), weight)
+        weights = self._side(vectors, node_vector)
         total = torch.ones_like(weights[0])
         if self.name == "proximity":
             total = weights.sum(0) + kernels.edge_mass(edges, backend=self.backend)
-        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+        node = Node(layer, tuple(kinds), edges=edges, side=weights, total=total)
+        return node, stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         vectors = [vector.float() for vector in side]
         weights = self._side(vectors, sum(vectors[1:], vectors[0]))
         total = weights.sum(0) if self.name == "proximity" else torch.ones_like(weights[0])
-        return Node(layer, tuple(kinds), None, weights, total)
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
     def _weight(
-        self, branch: AttentionBranch, w_o: Tensor, node: Tensor, target: Tensor | None
+        self, branch: AttentionBranch, w_o: Tensor, node_vector: Tensor, target: Tensor | None
     ) -> EdgeWeight:
         v = branch.v
         if self.name == "proximity":
-            return ProximityWeight(node, v, w_o, target)
+            return ProximityWeight(node_vector, v, w_o, target)
         root = branch.block.folded_root(branch.norms)
         norms = kernels.source_norms(v, root, 2, backend=self.backend)
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
-        direction = kernels.product(_unit(node).flatten(0, 1), _merged(w_o))
-        by_head = direction.view(*node.shape[:2], len(w_o), -1).transpose(1, 2)
+        direction = kernels.product(_unit(node_vector).flatten(0, 1), _merged(w_o))
+        by_head = direction.view(*node_vector.shape[:2], len(w_o), -1).transpose(1, 2)
         return CosineWeight(by_head, inverse, v)
 
-    def _side(self, side: Sequence[Tensor], node: Tensor) -> Tensor:
+    def _side(self, side: Sequence[Tensor], node_vector: Tensor) -> Tensor:
         if self.name == "proximity":
-            # Entry by entry, so that |n| and |n - e| cancel before they are summed.
-            size = node.abs()
-            gains = [(size - (node - vector).abs_()).sum(-1) for vector in side]
+            # Subtract entry by entry, before summing, so that |n| and |n - e| cancel exactly.
+            size = node_vector.abs()
+            gains = [(size - (node_vector - vector).abs_()).sum(-1) for vector in side]
             return torch.stack(gains).clamp(min=0)
-        cosines = [(_unit(vector) * _unit(node)).sum(-1).clamp(-1, 1) for vector in side]
+        cosines = [(_unit(vector) * _unit(node_vector)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2
 
 
 def _merged(w_o: Tensor) -> Tensor:
-    """[D, H * d_v] of [H, D, d_v], as the model has it: without a copy where that is what it is."""
+    """Reshape [H, D, d_v] to the model's own layout [D, H * d_v]; a view if it has that layout."""
     return w_o.transpose(0, 1).flatten(1)
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors [..., D] scaled to length 1; the zero vector stays, so its cosine is 0."""
+    """Scale vectors [..., D] to length 1; zero vectors stay zero, so their cosine is 0."""
     norms = vectors.norm(2, -1, keepdim=True)
     return torch.where(norms > 0, vectors / norms, 0.0)
 
 
 @dataclass(frozen=True)
 class RandomImportance:
-    """Uniform in [0, 1), by hash: the control."""
+    """Uniform in [0, 1), from a hash of seed, edge and position: the `random` control."""
 
     seed: int
     positions: Tensor  # int64 [B, T]
@@ -192,37 +193,36 @@ class RandomImportance:
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         here = self._on(branch.pattern.device)
-        edges = here.edges(layer, _with_lse(branch.pattern, stats.lse))
-        weights = torch.stack([here.side(layer, kind) for kind in kinds])
-        total = torch.ones_like(weights[0])
-        return Node(layer, tuple(kinds), edges, weights, total), stats.output
+        edges = here.edges(layer, replace(branch.pattern, lse=stats.lse))
+        return replace(here.mlp_node(layer, kinds, side), edges=edges), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         here = self._on(side[0].device)
         weights = torch.stack([here.side(layer, kind) for kind in kinds])
-        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+        total = torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
     def _on(self, device: torch.device) -> "RandomImportance":
         return replace(self, positions=self.positions.to(device))
 
     def edges(self, layer: int, pattern: Pattern) -> AttentionEdges:
-        """The attention edges of a block, weighed at random."""
+        """The attention edges of a block with random weights."""
         return AttentionEdges(pattern, self.weight(layer))
 
     def weight(self, layer: int) -> RandomWeight:
-        """The random weight of a block's attention edges."""
+        """The random weights of a block's attention edges."""
         return RandomWeight(self.seed, 2 * layer, self.positions)
 
     def side(self, layer: int, kind: str) -> Tensor:
-        """float32 [B, T]: the random weight of a side edge of each token."""
-        # Filled on the device: a copy of a number would make the host wait.
+        """float32 [B, T]: the random weight of each token's side edge of a kind."""
+        # Fill on the device: copying a scalar there would synchronise.
         label = torch.full((), KINDS.index(kind), device=self.positions.device)
         return kernels.hash_uniform(self.seed, 2 * layer + 1, label, self.positions)
 
 
 @dataclass(frozen=True)
 class GivenImportance:
-    """Weights written out, by layer and kind: how an order over all edges enters the lanes."""
+    """Explicit weights by layer and kind: how the s-Trace's order of edges enters the lanes."""
 
     weights: dict[str, Tensor]  # attn [L, H, T, T]; others [L, T]
     backend: str = "auto"
@@ -232,18 +232,20 @@ class GivenImportance:
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         given = GivenWeight(self.weights["attn"][layer][None].to(branch.pattern.device))
-        edges = AttentionEdges(_with_lse(branch.pattern, stats.lse), given)
-        node = self.mlp_node(layer, kinds, side)
-        return Node(layer, node.kinds, edges, node.side, node.total), stats.output
+        edges = AttentionEdges(replace(branch.pattern, lse=stats.lse), given)
+        return replace(self.mlp_node(layer, kinds, side), edges=edges), stats.output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
         weights = torch.stack([self.weights[kind][layer][None] for kind in kinds])
         weights = weights.to(side[0].device)
-        return Node(layer, tuple(kinds), None, weights, torch.ones_like(weights[0]))
+        total = torch.ones_like(weights[0])
+        return Node(layer, tuple(kinds), edges=None, side=weights, total=total)
 
 
-def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -> Importance:
-    """The importance of that name; the random one is seeded and knows positions [B, T]."""
+def importance(
+    name: ImportanceName, seed: int, positions: Tensor, backend: str = "auto"
+) -> Importance:
+    """Look up an importance by name; `seed` and `positions` [B, T] are for the random one."""
     match name:
         case "norm_l1":
             return NormImportance(1, backend)
@@ -255,11 +257,10 @@ def importance(name: str, seed: int, positions: Tensor, backend: str = "auto") -
             return VectorImportance("cosine", backend)
         case "random":
             return RandomImportance(seed, positions, backend)
-    raise KeyError(name)  # names are checked at the face
 
 
 def of_part(importance: Importance, part: BatchPart) -> Importance:
-    """The importance of a part of a batch: the random one knows its positions."""
+    """Restrict an importance to a part of the batch: slices the random one's positions."""
     if isinstance(importance, RandomImportance):
         return replace(importance, positions=importance.positions[part.rows, : part.columns])
     return importance

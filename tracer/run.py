@@ -88,7 +88,7 @@ class Run:
     def work(self) -> None:
         store = self.store
         self._claims = Claims(store.place, self.lease_seconds)
-        self._tokens_together = self.tracer.tokens_a_reading(
+        self._tokens_together = self.tracer.tokens_per_weight_read(
             store.rule, self.settings, self.batch_tokens
         )
         taken: set[int] = set()

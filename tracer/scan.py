@@ -19,6 +19,7 @@ from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
+from .nodes import ImportanceName
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
 from .place import KEPT, Folder, Place, place_of, writing
 from .progress import Reporter, default_reporter
@@ -45,7 +46,7 @@ def scan(
     *,
     select: Rule | AutoStrata = DEFAULT_STRATA,
     context: int = 512,
-    importance: str = "norm_l1",
+    importance: ImportanceName = "norm_l1",
     attention: Attention = "live",
     scope: Scope = "all",
     count: Count = "window",
@@ -274,7 +275,7 @@ class _Scan:
         """Thresholds that are chosen are chosen on a pilot spread over these windows."""
         if isinstance(self.select, Rule):
             return self.select
-        return self.tracer.strata_on(
+        return self.tracer.choose_strata_from_windows(
             self.select,
             [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
             importance=self.settings.importance,

@@ -1,6 +1,7 @@
 """Selection rules: each turns the weights of a node's in-edges into cuts (METHOD §3).
 
-Who reads a store needs their values alone: torch, which takes a second to import, comes with cuts.
+torch is imported only in `cuts`: reading a store needs the rules' values, but not a second of
+import time.
 """
 
 import math
@@ -16,22 +17,25 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .nodes import Node
+    from .nodes import ImportanceName, Node
 
 MAX_STRATA = 255  # levels are stored in eight bits
 
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """A selection rule with one value a stratum, sorted so that the sparsest comes first.
+    """A selection rule with one value per stratum, sorted so that the sparsest comes first.
+
+    Args:
+        values: 1 to 255 different numbers within the rule's range.
 
     Raises:
-        InputError: values that are no numbers, out of range, repeated, none or more than 255.
+        InputError: values that are not numbers, out of range, repeated, none or more than 255.
     """
 
     values: tuple[float, ...]
     name: ClassVar[str] = ""
-    sparsest: ClassVar[str] = "smallest"  # whether small or large values keep little
+    sparsest: ClassVar[str] = "smallest"  # which values keep the fewest edges: or "largest"
     lower: ClassVar[float] = 0.0
     upper: ClassVar[float] = 1.0
     allows_lower: ClassVar[bool] = False
@@ -71,8 +75,19 @@ class Rule:
         return len(self.values)
 
     def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
-        """float32 [K, B, T]: an edge is kept iff its unnormalised weight exceeds the cut."""
-        raise InputError(f"{type(self).__name__} has no cut of its own at a node")
+        """Compute the cuts of a node.
+
+        Args:
+            node: the weights of its in-edges.
+            backend: of the ops, see `densitrace info`.
+
+        Returns:
+            float32 [K, B, T]: an edge is kept iff its unnormalised weight exceeds the cut.
+
+        Raises:
+            InputError: the rule has no cuts (`Size`).
+        """
+        raise InputError(f"{type(self).__name__} has no cuts at nodes")
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds and `Rule.from_json` reads."""
@@ -80,7 +95,11 @@ class Rule:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Rule | AutoStrata":
-        """The rule that `to_json` described."""
+        """Rebuild a rule from the output of `to_json`.
+
+        Raises:
+            InputError: the rule's name is unknown.
+        """
         if data["name"] == AutoStrata.name:
             return AutoStrata(data["n"])
         rules: tuple[type[Rule], ...] = (Threshold, Nucleus, TopFraction, Size)
@@ -91,7 +110,10 @@ class Rule:
 
 
 class Threshold(Rule):
-    """Keep an edge iff its normalised weight exceeds tau, 0 <= tau < 1.
+    """Keep an edge iff its normalised weight exceeds tau.
+
+    Args:
+        values: thresholds tau, 0 <= tau < 1, one per stratum.
 
     Example:
         >>> Threshold([1e-3, 1e-2]).values
@@ -113,30 +135,44 @@ class Threshold(Rule):
 
 
 class Nucleus(Rule):
-    """Keep the fewest of a node's heaviest edges whose weights sum to at least p, 0 < p <= 1.
+    """Keep the fewest heaviest in-edges of a node whose normalised weights sum to at least p.
 
     Edges that tie with the last one are all kept; the papers' reference cuts such ties by order.
+
+    Args:
+        values: shares p, 0 < p <= 1, one per stratum.
+
+    Example:
+        >>> Nucleus([0.9, 0.5]).values
+        (0.5, 0.9)
     """
 
     name = "nucleus"
 
     def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
-        """Between the edge that crosses p * Z_t and the next lighter one."""
+        """A value between the edge that reaches p * Z_t and the next lighter one."""
         from .. import kernels
 
         return kernels.nucleus_cuts(node.edges, node.side, self.values, node.total, backend=backend)
 
 
 class TopFraction(Rule):
-    """Keep ceil(s * n) of a node's n in-edges, the heaviest, 0 < s <= 1.
+    """Keep the ceil(s * n) heaviest of a node's n in-edges.
 
-    An edge that ties with the heaviest one left out is left out too.
+    Edges that tie with the heaviest dropped one are dropped too.
+
+    Args:
+        values: fractions s, 0 < s <= 1, one per stratum.
+
+    Example:
+        >>> TopFraction([0.5, 0.1]).values
+        (0.1, 0.5)
     """
 
     name = "top_fraction"
 
     def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
-        """Between the lightest edge kept and the heaviest left out."""
+        """A value between the lightest kept edge and the heaviest dropped one."""
         from .. import kernels
 
         return kernels.fraction_cuts(node.edges, node.side, self.values, backend=backend)
@@ -145,8 +181,15 @@ class TopFraction(Rule):
 class Size(Rule):
     """The s-Trace: the first int(s * |E_t|) edges of a best-first search from one output.
 
-    It has no cut at a node and needs `scope="output"`; METHOD §4 shows that its strata are
-    threshold traces at the output's own thresholds.
+    Has no cut at a node and needs `scope="output"`; METHOD §4 shows that its strata are threshold
+    traces at the output's own thresholds.
+
+    Args:
+        values: sizes s, 0 < s <= 1, one per stratum.
+
+    Example:
+        >>> Size([0.5, 0.1]).values
+        (0.1, 0.5)
     """
 
     name = "size"
@@ -154,13 +197,13 @@ class Size(Rule):
 
 @dataclass(frozen=True)
 class GivenCuts(Rule):
-    """Cuts that do not depend on the node: how an order over all edges enters the lanes."""
+    """The same given cuts at every node: how the s-Trace's order of edges enters the lanes."""
 
     def __init__(self, cuts: Sequence[float]) -> None:
         object.__setattr__(self, "values", tuple(cuts))
 
     def cuts(self, node: "Node", backend: str = "auto") -> "Tensor":
-        """The same cuts everywhere."""
+        """The given cuts at every token."""
         import torch
 
         from ..kernels.constants import on_device
@@ -171,12 +214,19 @@ class GivenCuts(Rule):
 
 @dataclass(frozen=True)
 class AutoStrata:
-    """n thresholds chosen on a pilot sample so that mean trace sizes are even in log s.
+    """Choose n thresholds on a pilot sample so that mean trace sizes are evenly spaced in log s.
 
-    The full graph, whose size and error are known to be 1 and 0, is left out as the next step.
+    The full graph would be the next step; it is left out, as its size is 1 and its error 0.
+
+    Args:
+        n: number of strata, 1 to 255.
 
     Raises:
         InputError: n outside 1..255.
+
+    Example:
+        >>> AutoStrata(6)
+        AutoStrata(n=6)
     """
 
     n: int
@@ -191,29 +241,41 @@ class AutoStrata:
         return {"name": self.name, "n": self.n}
 
     @staticmethod
-    def pilot(importance: str, n: int = 12) -> Threshold:
-        """The thresholds that a pilot of n strata tries: fine where that importance lives."""
+    def pilot(importance: "ImportanceName", n: int = 12) -> Threshold:
+        """The thresholds that a pilot for n strata tries, dense where the importance's weights lie.
+
+        Args:
+            importance: norm_l1, norm_l2, proximity, cosine or random.
+            n: number of strata to choose later.
+        """
         tried = 48 if n <= 48 else MAX_STRATA - 1
         if importance in ("cosine", "random"):
             return Threshold(np.linspace(0.0, 0.995, tried))
-        # Of residual and MLP the heavier has half the weight, so below 0.5 no trace is empty.
+        # The heavier of residual and MLP has at least half the weight: below 0.5 no trace is empty.
         return Threshold(np.concatenate([[0.0], np.geomspace(1e-7, 0.499, tried)]))
 
     def choose(self, tried: Threshold, sizes: NDArray[np.floating]) -> Threshold:
-        """n thresholds between those tried, even in mean log size from sparsest to fullest.
+        """Choose n thresholds between those tried, evenly spaced in mean log size.
 
         Args:
             tried: the pilot's thresholds.
-            sizes: [tokens, len(tried)] trace sizes of the pilot, none of them zero.
+            sizes: [tokens, len(tried)] trace sizes of the pilot, all above zero.
+
+        Returns:
+            A rule with n thresholds.
+
+        Raises:
+            InputError: the pilot shows fewer than n different sizes.
         """
         log_size = np.log10(sizes).mean(0)
         tau = np.array(tried.values)
         growing = np.maximum.accumulate(log_size)
         wanted = np.linspace(growing[0], growing[-1], self.n + 1)[:-1]
-        # Interpolating in the order of sizes; in log tau where tau spans decades. The small slope
-        # parts equal sizes, so that what lies beyond a run of them is sought beyond its end.
-        place = np.arange(len(tau))
-        position = np.interp(wanted, growing + 1e-9 * place, place)
+        # Interpolate over the sorted sizes, in log tau where both neighbours are positive. The
+        # small slope separates equal sizes, so that interpolation beyond a plateau starts at its
+        # end.
+        index = np.arange(len(tau))
+        position = np.interp(wanted, growing + 1e-9 * index, index)
         low, high = np.floor(position).astype(int), np.ceil(position).astype(int)
         part = position - low
         decades = (tau[low] > 0) & (tau[high] > 0)
@@ -237,7 +299,9 @@ DEFAULT_STRATA = AutoStrata(12)
 
 
 def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
-    """A rule as it is; InputError where something else was given for one."""
+    """Return the rule unchanged; raises InputError if it is not a rule."""
     if not isinstance(select, Rule | AutoStrata):
-        raise InputError(f"select={select!r} is no rule: give Threshold({select!r}), say")
+        raise InputError(
+            f"select={select!r} is not a rule: give Threshold({select!r}), for example"
+        )
     return select

@@ -1,4 +1,4 @@
-"""Trace sizes from levels and in-degrees, by bottlenecks down the node layers (METHOD §4)."""
+"""Trace sizes from levels and in-degrees: bottlenecks from the top node layer down (METHOD §4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from torch import Tensor
 
 from .. import kernels
 from .engine import NodeLevels
-from .graph import KINDS
-from .layout import QUARTILES
+from .graph import KINDS, QUARTILES
 
 
 @dataclass(frozen=True)
 class OutputTrace:
-    """The traces of one output position a row, the last token's."""
+    """The traces of the last position of each row."""
 
     counts: Tensor  # int64 [B, 1, K, 4 kinds, L]
     gates: list[Tensor]  # bool [K, B, T] for each node layer, from the embedding up
@@ -24,23 +23,28 @@ class OutputTrace:
 def all_traces(
     levels: Sequence[NodeLevels], strata: int, layers: int, backend: str = "auto"
 ) -> Tensor:
-    """Edges of the trace of every output position, by kind and block.
+    """Edge counts of the traces of all output positions, by kind and block.
 
-    One (max, min) product a node layer serves all strata and all outputs.
+    One (max, min) product per node layer serves all strata and all outputs.
+
+    Args:
+        levels: node layers from the embedding up.
+        strata: K.
+        layers: number of blocks.
 
     Returns:
         int64 [B, T, K, 4 kinds, L].
     """
     batch, length = levels[0].side.shape
     device = levels[0].side.device
-    # [K, B, T, 4, L] while counting, so that each count is one contiguous run of outputs
+    # [4, L, K, B, T] while counting: each block's counts of one kind are contiguous
     counts = torch.zeros(
         len(KINDS), layers, strata, batch, length, dtype=torch.int64, device=device
     )
     own = torch.eye(length, dtype=torch.uint8, device=device) * strata
     reach = own.expand(batch, -1, -1).contiguous()  # beta_t(j) [B, T output, T node]
     for node in reversed(levels):
-        reach = reach.to(node.side.device)  # blocks may be on several
+        reach = reach.to(node.side.device)  # blocks may be on several devices
         for kind, degrees in node.degrees.items():
             sizes = kernels.trace_sizes(reach, degrees, backend=backend)
             counts[KINDS.index(kind), node.layer] += sizes.to(device)
@@ -54,11 +58,11 @@ def all_traces(
 
 
 def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> OutputTrace:
-    """The trace of the last token's output: its size, and which nodes it holds."""
+    """The trace of the last position: its edge counts, and which nodes it holds."""
     batch, length = levels[0].side.shape
     device = levels[0].side.device
     counts = torch.zeros(batch, 1, strata, len(KINDS), layers, dtype=torch.int64, device=device)
-    needed = torch.arange(strata, 0, -1, device=device)[:, None, None]  # level of stratum k
+    needed = torch.arange(strata, 0, -1, device=device)[:, None, None]  # lowest level in stratum k
     reach = torch.zeros(batch, length, dtype=torch.uint8, device=device)
     reach[:, -1] = strata
     gates = []
@@ -78,14 +82,14 @@ def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> Outp
 
 
 def by_quartile(topology: Tensor) -> Tensor:
-    """[..., L] edges by block as int64 [..., 4] by depth quartile: block l is in 4 l // L."""
+    """Sum edge counts by block [..., L] into int64 [..., 4] by depth quartile, 4 l // L."""
     blocks = topology.shape[-1]
     firsts = [-(-blocks * quartile // QUARTILES) for quartile in range(QUARTILES + 1)]
     return torch.stack([topology[..., run].sum(-1) for run in starmap(slice, pairwise(firsts))], -1)
 
 
 def _with_side(attention: Tensor, side: Tensor) -> Tensor:
-    """The level map [B, T, T] with the side edges, which lead from a token to itself."""
+    """The level map [B, T, T] with the side edges on its diagonal: they stay on their token."""
     levels = attention.clone()
     diagonal = levels.diagonal(dim1=1, dim2=2)
     diagonal.copy_(torch.maximum(diagonal, side))

@@ -21,7 +21,7 @@ from zarr.storage import LocalStore
 from ..errors import StoreError
 from . import layout
 from .corpus import CorpusReport
-from .graph import KIND_NAMES
+from .graph import KIND_NAMES, QUARTILES
 from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
@@ -164,7 +164,7 @@ def _create_arrays(
         "column": plan.longest,
         "stratum": len(rule),
         "edge_kind": len(KIND_NAMES),
-        "depth_quartile": layout.QUARTILES,
+        "depth_quartile": QUARTILES,
     }
     for spec in layout.window_arrays(recipe.controls, most_edges):
         shape = tuple(extent[dim] for dim in spec.dims)

@@ -1,5 +1,6 @@
-"""A trace: what one sequence showed at every position and stratum, and views of its graph."""
+"""A trace: the results of one sequence at every position and stratum, and views of its graph."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
+from .graph import MLP_KINDS, node_layer
+from .indices import from_start
 from .select import Rule
 
 if TYPE_CHECKING:
@@ -17,39 +20,48 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 
+Node = tuple[int, int]  # node layer, position
+
+
 class Graph(Protocol):
-    """Recomputes the weighted graph of a traced sequence: asked for seldom, too large to keep."""
+    """Recomputes the weighted graph of a traced sequence: rarely needed, too large to keep."""
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Normalised weights, NaN where no edge: attn [L, H, T, T], others [L, T]."""
+        """Normalised weights: attn [L, H, T, T], others [L, T]; NaN where no edge."""
         ...
 
     def edges(self, output: int, stratum: int) -> pd.DataFrame:
-        """The trace of one output as a table."""
+        """The trace of one output as a table; see `Trace.edges`."""
         ...
 
 
 class NoGraph:
-    """That of a trace which was copied or sent elsewhere, without its model."""
+    """The graph of a trace that was copied or pickled, and so lost its model."""
 
     def weights(self) -> NoReturn:
-        """Refused."""
-        raise InputError("a trace that was copied or sent has no model with it: trace once more")
+        """Raise InputError: the model is needed."""
+        raise InputError("a copied or unpickled trace has no model: trace the input again")
 
     def edges(self, output: int, stratum: int) -> NoReturn:
-        """Refused."""
+        """Raise InputError: the model is needed."""
         self.weights()
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One sequence of T tokens traced at K strata; with `scope="output"` T rows become one.
+    """One sequence of T tokens traced at K strata.
 
-    Strata are columns, the sparsest first. Positions outside a document (padding) are not here.
+    Rows are output positions, without padding; with `scope="output"` there is one. Columns are
+    strata, the sparsest first.
+
+    Example:
+        >>> trace = tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2]))
+        >>> trace.edges(output=-1, stratum=0).columns.tolist()
+        ['layer', 'kind', 'head', 'source', 'target', 'weight', 'stratum']
     """
 
     tokens: NDArray[np.int64]  # [T tokens of the sequence]
-    positions: NDArray[np.int64]  # [T] output position of each row, an index into `tokens`
+    positions: NDArray[np.int64]  # [T] output position of each row: index into `tokens`
     rule: Rule
     size: NDArray[np.float32]  # [T, K] edges of the trace / edges of the full graph
     edge_count: NDArray[np.int64]  # [T, K]
@@ -66,53 +78,75 @@ class Trace:
 
     @property
     def strata(self) -> NDArray[np.float64]:
-        """float64 [K]: the rule's values in column order."""
+        """float64 [K]: the rule's values, in column order."""
         return np.array(self.rule.values)
 
     def density_at(self, eps: float) -> NDArray[np.float32]:
-        """float32 [T]: the smallest size whose total variation is at most `eps` (METHOD §6)."""
-        found = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
-        return found.astype(np.float32)
+        """The smallest size whose total variation is at most `eps` (METHOD §6).
+
+        Args:
+            eps: tolerated total variation, >= 0.
+
+        Returns:
+            float32 [T] in (0, 1]; 1.0 where no stratum qualifies.
+
+        Raises:
+            InputError: a negative or non-finite `eps`.
+        """
+        density = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
+        return density.astype(np.float32)
 
     @property
     def auc_tv(self) -> NDArray[np.float32]:
-        """float32 [T]: total variation integrated over log10 size (METHOD §6)."""
-        found = curve.auc_tv(self.size, self.errors["tv"], self.full_edge_count)
-        return found.astype(np.float32)
+        """float32 [T]: the area under total variation over log10 size (METHOD §6)."""
+        area = curve.auc_tv(self.size, self.errors["tv"], self.full_edge_count)
+        return area.astype(np.float32)
 
     def weights(self, layer: int) -> dict[str, NDArray[np.float32]]:
-        """Normalised weights of one block's edges, NaN where there is no edge: for small T.
+        """Recompute the normalised weights of one block's edges; for small T.
+
+        Args:
+            layer: index of the block, or from the end.
 
         Returns:
-            attn [H, T target, T source]; res_attn, mlp and, in a sequential block, res_mlp [T].
+            float32, NaN where there is no edge: attn [H, T target, T source]; res_attn, mlp and,
+            in a sequential block, res_mlp [T].
+
+        Raises:
+            InputError: a layer out of range, weights of more than 4 GiB, or a copied trace.
         """
-        layers = self.topology.shape[-1]
-        if not -layers <= layer < layers:
-            raise InputError(f"layer={layer} is outside the {layers} blocks of the model")
-        return {kind: array[layer] for kind, array in self.graph.weights().items()}
+        block = from_start("layer", layer, self.topology.shape[-1], "blocks of the model")
+        return {kind: array[block] for kind, array in self.graph.weights().items()}
 
     def edges(self, output: int = -1, stratum: int = 0) -> pd.DataFrame:
-        """The trace of one output position as a table.
+        """Recompute the trace of one output position as a table.
 
         Args:
             output: position in the sequence, or from its end.
-            stratum: column, 0 the sparsest.
+            stratum: column, 0 the sparsest, or from the end.
 
         Returns:
-            One row an edge: layer (block), kind, head (-1 where it is no attention edge), source
+            One row per edge: layer (block), kind, head (-1 for other kinds than attention), source
             and target (positions), weight (normalised), stratum (the sparsest that holds it).
+
+        Raises:
+            InputError: an output or stratum out of range, or a copied trace.
         """
         return self.graph.edges(output, stratum)
 
     def to_networkx(self, output: int = -1, stratum: int = 0) -> "nx.MultiDiGraph[Any]":
-        """The trace as a graph over (node layer, position), one edge a kept edge."""
+        """The trace as a networkx graph.
+
+        Nodes are (node layer, position). Each kept edge has attributes kind, head and weight, and
+        its kind (with the head: "attn0") as key. Arguments and errors as for `edges`.
+        """
         import networkx as nx
 
         graph: nx.MultiDiGraph[Any] = nx.MultiDiGraph()
-        for edge, (start, end) in self._with_nodes(output, stratum):
+        for edge, source, target in self._with_nodes(output, stratum):
             graph.add_edge(
-                start,
-                end,
+                source,
+                target,
                 key=edge.kind if edge.kind != "attn" else f"attn{edge.head}",
                 kind=edge.kind,
                 head=edge.head,
@@ -121,30 +155,25 @@ class Trace:
         return graph
 
     def to_coo(self, output: int = -1, stratum: int = 0) -> "sp.coo_array":
-        """The trace as a sparse matrix [target node, source node] of weights.
+        """The trace as a sparse float32 matrix [target node, source node] of weights.
 
-        Nodes are numbered node layer * T + position; heads between the same two nodes are
-        entries of their own, which `tocsr()` would add up.
+        Node numbers are node layer * T + position. Heads between the same two nodes are separate
+        entries, which `tocsr()` would sum. Arguments and errors as for `edges`.
         """
         import scipy.sparse as sp
 
         length = len(self.tokens)
         layers = self.topology.shape[-1] * (1 if self.parallel else 2) + 1
-        table = list(self._with_nodes(output, stratum))
-        data = np.array([edge.weight for edge, _ in table], dtype=np.float32)
-        source = [layer * length + token for _, ((layer, token), _) in table]
-        target = [layer * length + token for _, (_, (layer, token)) in table]
-        return sp.coo_array((data, (target, source)), shape=(layers * length,) * 2)
+        weights, sources, targets = [], [], []
+        for edge, source, target in self._with_nodes(output, stratum):
+            weights.append(edge.weight)
+            sources.append(source[0] * length + source[1])
+            targets.append(target[0] * length + target[1])
+        data = np.array(weights, dtype=np.float32)
+        return sp.coo_array((data, (targets, sources)), shape=(layers * length,) * 2)
 
-    def _with_nodes(
-        self, output: int, stratum: int
-    ) -> list[tuple[EdgeRow, tuple[tuple[int, int], tuple[int, int]]]]:
-        """Each edge of a trace with its source and target nodes, (node layer, position)."""
-        table = []
+    def _with_nodes(self, output: int, stratum: int) -> Iterator[tuple[EdgeRow, Node, Node]]:
+        """The edges of a trace, each with its source and target node."""
         for edge in edge_rows(self.edges(output, stratum)):
-            if self.parallel:
-                below = edge.layer
-            else:
-                below = 2 * edge.layer + (0 if edge.kind in ("attn", "res_attn") else 1)
-            table.append((edge, ((below, edge.source), (below + 1, edge.target))))
-        return table
+            below = node_layer(edge.layer, edge.kind in MLP_KINDS, self.parallel)
+            yield edge, (below, edge.source), (below + 1, edge.target)

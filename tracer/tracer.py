@@ -1,25 +1,26 @@
-"""The face of the engine: a model, its tokenizer, and `trace`."""
+"""`Tracer`: a model with its tokenizer, the public entry point of the engine."""
 
-import hashlib
-import json
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError
-from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
+from .batch import Batch, batch_of_lists, batch_of_tensor
 from .clock import Clock, Stopwatch
+from .cuda_graphs import GraphCache
 from .engine import Attention, Observer
 from .evaluate import logits
+from .fingerprints import config_hash, tokenizer_hash, weight_hash
 from .graph import Count
+from .indices import from_start
+from .inputs import Inputs, batch_of_inputs, check_batch
 from .models import (
     Decoder,
     OffloadedBlocks,
@@ -29,7 +30,7 @@ from .models import (
     stored,
     text_model,
 )
-from .replay import Replays
+from .nodes import ImportanceName
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
 from .trace import Trace
 from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
@@ -38,29 +39,14 @@ from .windows import spread
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
-
-# Of a config, what may differ where the model computes the same.
-_SAYS_NOTHING = (
-    "_name_or_path",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "quantization_config",  # the weights say it
-    "transformers_version",
-    "use_cache",
-)
-PILOT_TOKENS = 2048  # enough for the mean log size of a threshold to settle
+PILOT_TOKENS = 2048  # enough for the mean log size of each threshold to settle
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the lane loop with every edge kept is from the model's own logits."""
+    """The difference between the lane loop with every edge kept and the model's own logits."""
 
-    max_difference: float  # of logits, over the largest logit
+    max_difference: float  # largest difference of logits / largest logit
     tolerance: float
 
     @property
@@ -73,25 +59,25 @@ class Tracer:
     """Traces a causal language model.
 
     Args:
-        model: a transformers model of a declared architecture; it is put in evaluation mode. Of one
-            of text and images or sound, the language model within.
-        tokenizer: its tokenizer, or None: token ids are then the only input.
-        model_id: what to call it in stores and reports.
+        model: a transformers model of a declared architecture; it is put in evaluation mode. Of a
+            multimodal model, the language model within is traced.
+        tokenizer: its tokenizer; None if inputs are token ids only.
+        model_id: name of the model in stores and reports.
         backend: of the ops, see `densitrace info`.
-        cuda_graphs: on a GPU, passes over batches of a shape seen before are replayed as CUDA
-            graphs: worth it where launching kernels takes longer than they do, for their memory.
-            Passes with the random control are not.
-        offloaded: of a model whose blocks are read when they run; see `from_pretrained`.
+        cuda_graphs: on a GPU, replay passes over batches of a shape seen before as CUDA graphs.
+            Pays off where launching kernels takes longer than running them, at a cost in memory.
+            Passes with the random control are not replayed.
+        offloaded: the blocks of a model loaded with `offload`; see `from_pretrained`.
 
     Raises:
         ModelError: an undeclared architecture, or weights that hold NaN or infinity.
-        InputError: CUDA graphs of a model whose weights come and go, or lie on several GPUs.
+        InputError: CUDA graphs with an offloaded model or one spread over several GPUs.
 
     Example:
         >>> tracer = Tracer.from_pretrained("examples/model")
         >>> trace = tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2]))
         >>> trace.size.shape
-        (7, 2)
+        (8, 2)
     """
 
     def __init__(
@@ -105,14 +91,12 @@ class Tracer:
         offloaded: OffloadedBlocks | None = None,
     ) -> None:
         if cuda_graphs and offloaded is not None:
-            raise InputError("cuda_graphs replay weights that stay where they are: not offloaded")
+            raise InputError("cuda_graphs need weights that stay in place: not an offloaded model")
         model = text_model(model)
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:
-            raise InputError(
-                "cuda_graphs hold what one GPU does: this model is spread over several"
-            )
+            raise InputError("cuda_graphs need a model on one GPU: this one is spread over several")
         for name, parameter in model.named_parameters():
             if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
@@ -121,7 +105,7 @@ class Tracer:
         self.architecture = architecture.name
         self.backend = backend
         self._watch = Stopwatch(Clock(self.device))
-        self._replays = Replays() if cuda_graphs and self.device.type == "cuda" else None
+        self._graphs = GraphCache() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
         self.parallel = self._decoder.parallel
@@ -140,18 +124,22 @@ class Tracer:
         """Load a model and its tokenizer from a local folder or a hub id.
 
         Args:
-            path: folder or hub id. No code from it is run.
+            path: folder or hub id. Code in it is never run.
             device: a torch device, or `auto`: a GPU if there is one (the first, or torchrun's
                 `LOCAL_RANK`), else the CPU.
             dtype: a torch dtype or its name, or `auto`: as stored.
             backend, cuda_graphs: see `Tracer`.
             offload: "layers" for a model larger than memory: each block is read from safetensors
-                files when it runs, two at most are held, and every batch reads the model once.
+                files when it runs, at most two are in memory, and every batch reads the model once.
 
         Raises:
-            ModelError: nothing there, weights missing or not finite, architecture not declared;
+            ModelError: no model there, weights missing or not finite, architecture not declared;
                 with `offload`, weights that are quantised or not in safetensors.
-            InputError: an unknown device, dtype or way to offload.
+            InputError: an unknown device, dtype or `offload`.
+
+        Example:
+            >>> Tracer.from_pretrained("examples/model", dtype="bfloat16").n_heads
+            6
         """
         if offload not in (None, "layers"):
             raise InputError(f"offload={offload!r} is unknown; choose layers, or None")
@@ -173,7 +161,7 @@ class Tracer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that token ids go to."""
         return self._decoder.device
 
     @property
@@ -183,46 +171,30 @@ class Tracer:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a sequence may have; None where any length runs."""
+        """The most tokens a sequence may have; None if there is no limit."""
         return self._decoder.max_length
 
     @cached_property
     def weight_hash(self) -> str:
-        """sha256, in hex, of the names, dtypes, shapes and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._decoder.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            for held in stored(self._decoder.value(name, tensor)):
-                data = held.cpu().contiguous().flatten().view(torch.uint8)
-                digest.update(data.numpy().data)
-        return digest.hexdigest()
+        """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
+        return weight_hash(self._decoder)
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """sha256, in hex, of what the tokenizer makes of text; empty without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        if fast is None:
-            described = repr(sorted(self.tokenizer.get_vocab().items()))
-        else:
-            fast = type(fast).from_str(fast.to_str())
-            fast.no_padding()  # nor truncation: as its last caller wanted it
-            fast.no_truncation()
-            described = fast.to_str()
-        return hashlib.sha256(described.encode()).hexdigest()
+        """SHA-256 in hex of the tokenizer's vocabulary and rules; empty without a tokenizer."""
+        return tokenizer_hash(self.tokenizer)
 
     @cached_property
     def config_hash(self) -> str:
-        """sha256, in hex, of what the model's config says of how it computes."""
-        config = self._decoder.model.config
-        said = config.to_diff_dict()
-        told = {name: value for name, value in said.items() if name not in _SAYS_NOTHING}
-        described = json.dumps(told, sort_keys=True, default=str)
-        return hashlib.sha256(described.encode()).hexdigest()
+        """SHA-256 in hex of the config entries that affect what the model computes."""
+        return config_hash(self._decoder.model.config)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds itself."""
+        """Tokenise a text, with the special tokens that the tokenizer adds.
+
+        Raises:
+            InputError: the tracer has no tokenizer.
+        """
         if self.tokenizer is None:
             raise InputError(
                 f"model {self.model_id!r} has no tokenizer: give token ids instead of text"
@@ -236,7 +208,7 @@ class Tracer:
         self,
         inputs: Inputs,
         *,
-        importance: str = "norm_l1",
+        importance: ImportanceName = "norm_l1",
         select: Rule | AutoStrata = DEFAULT_STRATA,
         attention: Attention = "live",
         scope: Scope = "all",
@@ -259,32 +231,43 @@ class Tracer:
                 the clean ones (METHOD §5).
             scope: "all" answers all positions in one pass; "output" keeps only the ancestors of
                 one position, in two passes.
-            output: that position, or from the end; read with scope="output" alone.
+            output: that position, or from the end; used with scope="output" only.
             controls: any of "inverse", "random" (METHOD §5).
             count: whether edges outside a sliding window count in the full graph ("causal", as in
                 the papers' reference) or not ("window").
-            seed: of everything random.
-            next_token: the id that follows each sequence, for the loss of its last token; one id
-                of one sequence.
-            attention_mask: [B, T], 0 on padding, for tensor input.
-            segment_ids: [B, T], which document of the row a token is in, for tensor input.
+            seed: for everything random.
+            next_token: the id that follows each sequence, for the loss of its last token; a single
+                id for a single sequence.
+            attention_mask: [B, T], 0 on padding; for tensor input.
+            segment_ids: [B, T], which document of the row a token is in; for tensor input.
 
         Returns:
             A Trace for one sequence, a list of traces otherwise.
 
         Raises:
-            InputError: arguments that cannot be used; the message says which and why.
+            InputError: an unusable argument; the message says which and why.
             NotFiniteError: the model's output is not finite on this input.
+
+        Example:
+            >>> tracer.trace("The cat sat on the mat", select=Threshold([1e-3, 1e-2])).size.shape
+            (8, 2)
         """
         checked_rule(select)
-        settings = Settings(importance, attention, scope, tuple(controls), count, seed)
+        settings = Settings(
+            importance=importance,
+            attention=attention,
+            scope=scope,
+            controls=tuple(controls),
+            count=count,
+            seed=seed,
+        )
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
         tracing = self._tracing(settings)
-        rule = self._chosen(select, tracing, batch)
+        rule = self._with_strata(select, tracing, batch)
         if isinstance(rule, Size) and scope != "output":
             raise InputError("Size orders the edges of one output: it needs scope='output'")
         if scope == "output":
-            traces = self._one_output_each(tracing, batch, rule, output)
+            traces = self._trace_one_output(tracing, batch, rule, output)
         else:
             with self._watch.running():
                 measured = tracing.all_outputs(batch, rule)
@@ -300,31 +283,33 @@ class Tracer:
         observers: Sequence[Observer] = (),
         packed: bool = False,
     ) -> Iterator[list[Trace]]:
-        """Trace all outputs of batch after batch; a GPU runs one while the one before it leaves.
+        """Trace all outputs of a stream of batches.
+
+        On a GPU, a batch runs while the results of the one before it are copied to the host.
 
         Args:
             batches: token ids of each row, and the id that follows each row, -1 where none does.
-            rule: a rule with cuts of its own.
+            rule: a rule with cuts (not `Size`).
             settings: see `trace`; scope="all".
-            tokens_at_once: tokens, times lanes, of a batch that are inside a block together, in
-                rows of about one length; all of them by default, at least one row.
-            observers: one a batch, or none; not with `cuda_graphs`.
-            packed: less leaves the device: what a store holds, in its types, with the topology
-                by depth quartile in place of block. For `scan`; such traces have no `to_coo`.
+            tokens_at_once: most tokens (times lanes) of a batch inside a block at a time, in rows
+                of similar length, but at least one row; all of them by default.
+            observers: one per batch, or none; not with `cuda_graphs`.
+            packed: copy to the host only what a store holds, in its dtypes, with the topology by
+                depth quartile instead of block. For `scan`; such traces have no `to_coo`.
 
         Yields:
             The traces of a batch, in order.
 
         Raises:
-            InputError, ModelError: as `trace`.
+            InputError, NotFiniteError: as `trace`.
         """
         tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
         leaving: tuple[Batch, Measured] | None = None
         for number, (sequences, following) in enumerate(batches):
-            batch, _ = self._batch(sequences, following, None, None)
-            seen_by = observers[number : number + 1]
+            batch, _ = self._batch(sequences, following)
+            observer = observers[number : number + 1]
             with self._watch.running():
-                started = batch, tracing.all_outputs(batch, rule, seen_by)
+                started = batch, tracing.all_outputs(batch, rule, observer)
             if leaving is not None:
                 yield self._traces(leaving[0], rule, leaving[1])
             leaving = started
@@ -339,36 +324,36 @@ class Tracer:
         observer: Observer,
         tokens_at_once: int | None = None,
     ) -> None:
-        """Run a batch through the clean lane alone; an observer sees its nodes and cuts."""
-        batch, _ = self._batch(sequences, None, None, None)
+        """Run a batch through the clean lane alone; `observer` is called with nodes and cuts."""
+        batch, _ = self._batch(sequences, None)
         with self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
 
     def telling(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
-        """`tell` is called inside as passes get on: of every block, and of all that follows, often.
+        """Call `tell` regularly, several times per block, while the context is open.
 
-        On a GPU, as it is told what to do; not of passes that are replayed. What `tell` raises ends
-        the pass.
+        On a GPU the calls come as work is queued, and none during replayed passes. An exception
+        from `tell` ends the pass.
         """
         return self._decoder.telling(tell)
 
     def device_seconds(self) -> float:
-        """What the device has spent on passes that trace, so far; waits for those under way.
+        """Seconds that the device has spent on tracing passes so far; waits for running passes.
 
-        On a GPU from the start of a pass to its end, by events on the stream that it is told on.
+        On a GPU measured from the start of a pass to its end, by events on the current stream.
         """
         return self._watch.seconds()
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether passes of a shape seen before are replayed."""
-        return self._replays is not None
+        """Whether passes of a shape seen before are replayed as CUDA graphs."""
+        return self._graphs is not None
 
-    def tokens_a_reading(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
-        """How many tokens should pass a block before the next one follows.
+    def tokens_per_weight_read(self, rule: Rule, settings: Settings, tokens_at_once: int) -> int:
+        """How many tokens should run through a block before the next block is read.
 
-        `tokens_at_once`, unless blocks are read from files: then as many as have lanes whose
-        states fill the memory that two blocks take, so that one reading serves them all.
+        `tokens_at_once`, unless blocks are read from files: then as many tokens as have lane states
+        that fill the memory of two blocks, so that one read of the weights serves them all.
         """
         offloaded = self._decoder.offloaded
         if offloaded is None:
@@ -382,13 +367,24 @@ class Tracer:
         select: Rule | AutoStrata,
         windows: Sequence[Sequence[int]],
         *,
-        importance: str = "norm_l1",
+        importance: ImportanceName = "norm_l1",
         count: Count = "window",
         seed: int = 0,
     ) -> Rule:
-        """The thresholds of an AutoStrata on a pilot sample of windows; other rules as they are.
+        """Choose the thresholds of an AutoStrata on a pilot sample; other rules are unchanged.
 
-        The pilot runs the clean lane alone, on windows taken evenly until it has 2048 tokens.
+        The pilot runs the clean lane alone, on evenly spaced windows of about 2048 tokens in total.
+
+        Args:
+            select: the rule.
+            windows: token ids of the windows to sample from.
+            importance, count, seed: see `trace`.
+
+        Returns:
+            A rule with cuts.
+
+        Raises:
+            InputError: no windows, or too few different sizes on the pilot sample.
         """
         if isinstance(select, Rule):
             return select
@@ -396,24 +392,26 @@ class Tracer:
         if not windows:
             raise InputError("AutoStrata needs at least one window to try thresholds on")
         pilot = spread(np.array([len(window) for window in windows]), PILOT_TOKENS)
-        about: dict[str, Any] = {"importance": importance, "count": count, "seed": seed}
-        return self.strata_on(select, [windows[place] for place in pilot], **about)
+        sample = [windows[index] for index in pilot]
+        return self.choose_strata_from_windows(
+            select, sample, importance=importance, count=count, seed=seed
+        )
 
-    def strata_on(
+    def choose_strata_from_windows(
         self,
         select: AutoStrata,
         windows: Sequence[Sequence[int]],
         *,
-        importance: str,
+        importance: ImportanceName,
         count: Count,
         seed: int,
     ) -> Rule:
-        """As `choose_strata`, on all of these windows."""
-        settings = Settings(importance, count=count, seed=seed)
+        """`choose_strata` on all of the given windows, without sampling."""
+        settings = Settings(importance=importance, count=count, seed=seed)
         batches = [batch_of_lists([window]) for window in windows]
         return self._pilot(select, self._tracing(settings), batches)
 
-    def _chosen(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
+    def _with_strata(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
         return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
 
     def _pilot(self, select: AutoStrata, tracing: Tracing, batches: Sequence[Batch]) -> Rule:
@@ -427,35 +425,38 @@ class Tracer:
         return select.choose(tried, np.concatenate(sizes))
 
     def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
-        return Tracing(self._decoder, settings, self.backend, self._replays, tokens_at_once)
+        return Tracing(
+            self._decoder,
+            settings,
+            backend=self.backend,
+            graphs=self._graphs,
+            tokens_at_once=tokens_at_once,
+        )
 
-    def _one_output_each(
+    def _trace_one_output(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int
     ) -> list[Trace]:
         traces = []
         for index in range(len(batch.ids)):
             row = without_padding(batch, index)
-            length = row.ids.shape[1]
-            if not -length <= output < length:
-                raise InputError(f"output={output} is outside the {length} tokens of row {index}")
-            place = output % length
+            position = from_start("output", output, row.ids.shape[1], f"tokens of row {index}")
             with self._watch.running():
-                measured = tracing.one_output(row.row(0, place + 1), rule)
-            traces += self._traces(row, rule, measured, [place])
+                measured = tracing.one_output(row.row(0, position + 1), rule)
+            traces += self._traces(row, rule, measured, [position])
         return traces
 
     def _traces(
         self, batch: Batch, rule: Rule, measured: Measured, outputs: Sequence[int] | None = None
     ) -> list[Trace]:
-        """A trace a row; `outputs` are the positions traced, all of them by default."""
-        found = measured.results()
-        ends = np.cumsum(found.scored.sum(1))  # of each row's among the scored outputs
+        """One trace per row; `outputs` are the positions traced, by default all."""
+        results = measured.results()
+        ends = np.cumsum(results.scored.sum(1))  # where each row's scored outputs end
         traces = []
         for index, end in enumerate(ends):
             row = without_padding(batch, index)
-            scored = found.scored[index]
+            scored = results.scored[index]
             run = slice(end - scored.sum(), end)
-            topology, full = found.topology[run], found.full[index][scored]
+            topology, full = results.topology[run], results.full[index][scored]
             edge_count = topology.sum((-2, -1), dtype=np.int64)
             traces.append(
                 Trace(
@@ -465,9 +466,9 @@ class Tracer:
                     size=(edge_count / full[:, None]).astype(np.float32),
                     edge_count=edge_count,
                     full_edge_count=full,
-                    errors={name: values[run] for name, values in found.errors.items()},
-                    surprisal=found.surprisal[run],
-                    model_entropy=found.model_entropy[run],
+                    errors={name: values[run] for name, values in results.errors.items()},
+                    surprisal=results.surprisal[run],
+                    model_entropy=results.model_entropy[run],
                     topology=topology,
                     parallel=self._decoder.parallel,
                     graph=RowGraph(measured.tracing, row, rule),
@@ -475,86 +476,41 @@ class Tracer:
             )
         return traces
 
-    # ---- input -------------------------------------------------------------------------------
-
     def _batch(
         self,
         inputs: Inputs,
         next_token: int | Sequence[int] | None,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> tuple[Batch, bool]:
-        """The inputs as a checked batch on the device, and whether they are one sequence."""
-        if isinstance(inputs, Mapping):
-            raise InputError(
-                "inputs are a mapping, as a tokenizer returns: give its input_ids, and its "
-                "attention_mask by name"
-            )
-        if isinstance(next_token, int):
-            next_token = [next_token]
-        if isinstance(inputs, Tensor):
-            single, ids = inputs.ndim == 1, torch.atleast_2d(inputs.cpu())
-            mask, segments = (
-                None if given is None else torch.atleast_2d(torch.as_tensor(given).cpu())
-                for given in (attention_mask, segment_ids)
-            )
-            batch = batch_of_tensor(ids, mask, segments, next_token)
-        else:
-            if attention_mask is not None or segment_ids is not None:
-                raise InputError("attention_mask and segment_ids go with a tensor of token ids")
-            sequences, single = self._sequences(inputs)
-            batch = batch_of_lists(sequences, next_token)
-        self._check(batch)
+        """Check the inputs; returns a batch on the host, and whether it is a single sequence."""
+        batch, single = batch_of_inputs(
+            inputs, self.encode, next_token, attention_mask, segment_ids
+        )
+        check_batch(batch, self.vocab_size, self.max_length, self.model_id)
         return batch, single
-
-    def _sequences(
-        self, inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-    ) -> tuple[list[list[int]], bool]:
-        if isinstance(inputs, str):
-            return [self.encode(inputs)], True
-        if len(inputs) == 0:
-            raise InputError("inputs are empty: give at least one text or sequence of token ids")
-        single = isinstance(inputs[0], int | np.integer)
-        items: Sequence[Any] = [inputs] if single else inputs
-        sequences = []
-        for item in items:
-            if isinstance(item, str):
-                sequences.append(self.encode(item))
-            elif isinstance(item, Sequence | np.ndarray | Tensor):
-                sequences.append(_token_ids(item))
-            else:
-                raise InputError(f"inputs hold {item!r}; texts or lists of token ids are needed")
-        return sequences, single
-
-    def _check(self, batch: Batch) -> None:
-        following = batch.next_ids[batch.next_ids != PADDING]
-        ids = torch.cat([batch.ids[batch.valid], following])
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise InputError(
-                f"token id {wrong} is outside the vocabulary 0..{self.vocab_size - 1} "
-                f"of model {self.model_id!r}"
-            )
-        longest, limit = int(batch.positions.max()) + 1, self.max_length
-        if limit is not None and longest > limit:
-            raise InputError(
-                f"a sequence has {longest} tokens; model {self.model_id!r} takes {limit} at most"
-            )
 
     # ---- verification ------------------------------------------------------------------------
 
     @torch.inference_mode()
     def verify(self, length: int = 24, seed: int = 0) -> Verification:
-        """Compare the lane loop with every edge kept with the model's own logits.
+        """Compare the lane loop, with every edge kept, to the model's own logits.
 
         Runs seeded random tokens as a plain row and as right- and left-padded rows, with live and
         frozen attention.
 
+        Args:
+            length: tokens of the longest row.
+            seed: of the tokens.
+
         Returns:
-            The largest difference of logits over the largest logit; its tolerance is 1e-5 in
-            float32, and 8 units of rounding in half precision, where a token at the brink between
+            The largest difference of logits over the largest logit. Its tolerance is 1e-5 in
+            float32 and 8 machine epsilons in half precision, where tokens on the boundary between
             two experts may differ by more.
+
+        Example:
+            >>> tracer.verify().ok
+            True
         """
         generator = torch.Generator().manual_seed(seed)
         lengths = (length, max(1, length // 2), max(1, length - 5))
@@ -570,27 +526,21 @@ class Tracer:
                 use_cache=False,
             ).logits[batch.valid]
             for attention in ("live", "frozen"):
-                tracing = Tracing(self._decoder, Settings(attention=attention), self.backend)
+                settings = Settings(attention=attention)
+                tracing = Tracing(self._decoder, settings, backend=self.backend)
                 run = tracing.loop(batch, GivenCuts([-1.0])).run()
                 ours = logits(self._decoder, run.hidden[:, batch.valid])
                 difference = (ours - own.float()).abs().max() / own.abs().max()
                 worst = max(worst, float(difference))
-        # In half precision the model's own roundings differ from ours by a few units each.
+        # In half precision, roundings of the model and ours differ by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
 
 
-def _token_ids(item: Iterable[Any]) -> list[int]:
-    try:
-        return list(map(operator.index, item))
-    except TypeError:
-        raise InputError(f"inputs hold {item!r}, whose items are not all token ids") from None
-
-
 def _finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite, without memory of the tensor's size."""
+    """Whether all numbers are finite, computed without a temporary of the tensor's size."""
     if not tensor.is_floating_point():
         return True
-    if tensor.dtype.itemsize == 1:  # few operations know these
+    if tensor.dtype.itemsize == 1:  # few operations support float8
         return bool(tensor.float().isfinite().all())
     return bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -1,4 +1,4 @@
-"""One batch under one set of settings: which passes over the model answer which question."""
+"""Runs the passes over the model that answer a question about a batch, and gathers the results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,33 +14,34 @@ from ..errors import InputError, NotFiniteError
 from . import layout
 from .batch import Batch, BatchPart
 from .collect import DenseWeights, EdgeCollector, Weights, edge_rows
+from .cuda_graphs import GraphCache
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
 from .graph import Count, full_edge_counts, most_edges
+from .indices import from_start
 from .models import Decoder
-from .nodes import IMPORTANCES, GivenImportance, Importance, importance
-from .replay import Replays
+from .nodes import IMPORTANCES, GivenImportance, Importance, ImportanceName, importance
 from .search import ranks
 from .select import GivenCuts, Rule, Size
 from .sizes import all_traces, by_quartile, output_trace
 from .transfer import Departure, to_device
-from .windows import runs
+from .windows import consecutive_batches
 
 Scope = Literal["all", "output"]
 
-DENSE_BYTES = 1 << 32  # dense weights beyond this are refused
-ORDERED_EDGES = 1 << 24  # float32 holds every rank below this
+DENSE_BYTES = 1 << 32  # largest tensor of dense weights that is computed
+ORDERED_EDGES = 1 << 24  # float32 represents every rank below this exactly
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How edges are weighed and lanes run.
+    """How edges are weighed and lanes run; see `Tracer.trace`.
 
     Raises:
-        InputError: a value that is not one of those possible.
+        InputError: a value that is not one of the allowed ones.
     """
 
-    importance: str = "norm_l1"
+    importance: ImportanceName = "norm_l1"
     attention: Attention = "live"
     scope: Scope = "all"
     controls: tuple[str, ...] = ()
@@ -68,14 +69,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """What a batch showed: R output positions a row, K strata; M outputs are no padding.
+    """Results of a batch on the host: R output positions a row, M of them not padding, K strata.
 
-    What is packed (see `Tracing`) has the types and the depth quartiles of a store.
+    Packed results (see `Tracing`) have the dtypes of a store, and depth quartiles for blocks.
     """
 
     topology: NDArray[Any]  # int64 [M, K, 4 kinds, L], in row-major order of `scored`
     full: NDArray[np.int64]  # [B, R] edges of the full graph
-    scored: NDArray[np.bool_]  # [B, R]: not padding
+    scored: NDArray[np.bool_]  # [B, R]: which outputs are not padding
     surprisal: NDArray[np.float32]  # [M] nats
     model_entropy: NDArray[np.float32]  # [M] nats
     errors: dict[str, NDArray[Any]]  # float32 [M, K]
@@ -83,15 +84,15 @@ class Results:
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of a batch, perhaps still on their way to the host."""
+    """The results of a batch, possibly still being computed and copied to the host."""
 
     tracing: "Tracing"
-    positions: NDArray[np.int64]  # [B, R] places of the outputs in their documents
+    positions: NDArray[np.int64]  # [B, R] positions of the outputs in their documents
     scored: NDArray[np.bool_]  # [B, R]
     leaving: Departure
 
     def results(self) -> Results:
-        """The results, once they are here.
+        """Wait for the results.
 
         Raises:
             NotFiniteError: the model's output is not finite.
@@ -102,7 +103,7 @@ class Measured:
                 "the model's output holds NaN or infinity on this input: its weights or its "
                 f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
             )
-        windows = [int(window) or None for window in arrays.pop("windows")]
+        windows = [int(window) or None for window in arrays.pop("attention_windows")]
         return Results(
             topology=arrays.pop("topology"),
             full=self.tracing.full_edges(self.positions, windows),
@@ -115,19 +116,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tracing:
-    """The passes over one decoder under one set of settings; batches are the host's.
+    """The passes over one decoder under one set of settings; batches are on the host.
 
-    `replays`, where given, holds CUDA graphs of passes over all outputs, from token ids to the
-    sizes and final states that are measured. Passes with the random control run as they are:
-    whether a graph holds its drawing was not tried. `tokens_at_once` bounds how many tokens,
-    times lanes, are inside a block together, at least one row of the batch.
-    `packed`: what leaves the device of all outputs is what a store holds, and no more.
+    `graphs` caches CUDA graphs of passes over all outputs, from token ids to sizes and final
+    states. Passes with the random control run eagerly: capturing it is untested. `tokens_at_once`
+    bounds the tokens (times lanes) inside a block at a time, but at least one row runs. `packed`
+    copies to the host only what a store holds.
     """
 
     decoder: Decoder
     settings: Settings
     backend: str = "auto"
-    replays: Replays | None = None
+    graphs: GraphCache | None = None
     tokens_at_once: int | None = None
     packed: bool = False
 
@@ -142,71 +142,87 @@ class Tracing:
         observers: Sequence[Observer] = (),
         parts: Sequence[BatchPart] | None = None,
     ) -> LaneLoop:
-        """A lane loop; `weigh` replaces the importance that the settings name.
+        """Set up a lane loop.
 
-        `parts` are by default those of the batch, which is on the host then.
+        Args:
+            batch: on the host, unless `parts` are given.
+            rule: a rule with cuts.
+            weigh: replaces the importance named in the settings.
+            masked_lanes, gates, observers: see `LaneLoop`.
+            parts: of the batch; by default computed from `tokens_at_once`.
         """
-        chosen = self.settings
+        settings = self.settings
         parts = self._parts(batch) if parts is None else parts
         batch = batch.to(self.decoder.device)
+        if weigh is None:
+            weigh = importance(settings.importance, settings.seed, batch.positions, self.backend)
         return LaneLoop(
-            self.decoder,
-            batch,
-            weigh or importance(chosen.importance, chosen.seed, batch.positions, self.backend),
-            rule,
-            attention=chosen.attention,
-            controls=chosen.controls if masked_lanes else (),
+            decoder=self.decoder,
+            batch=batch,
+            importance=weigh,
+            rule=rule,
+            attention=settings.attention,
+            controls=settings.controls if masked_lanes else (),
             masked_lanes=masked_lanes,
             gates=gates,
             output_only=gates is not None,
-            seed=chosen.seed,
+            seed=settings.seed,
             backend=self.backend,
             observers=observers,
             parts=parts,
         )
 
     def _parts(self, batch: Batch) -> Sequence[BatchPart]:
-        """What of a batch on the host is inside a block together, grouped as windows are in a scan.
+        """Divide a batch on the host into parts that run through a block one after another.
 
-        Each part with its own padding: so its bits are those that it has in a batch of its own.
+        Rows are grouped as a scan groups windows, each part with its own padding, so that results
+        are bit for bit those of a separate batch.
         """
         if self.tokens_at_once is None:
             return ()
         lengths = batch.lengths
         return [
-            BatchPart(rows, int(lengths[rows].max())) for rows in runs(lengths, self.tokens_at_once)
+            BatchPart(rows, int(lengths[rows].max()))
+            for rows in consecutive_batches(lengths, self.tokens_at_once)
         ]
 
     # ---- sizes and errors --------------------------------------------------------------------
 
     def all_outputs(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Measured:
-        """Every position of every row, in one pass over the model; observers see it, if any."""
+        """Measure every position of every row in one pass over the model."""
         scored = batch.valid
         inputs = self._on_device(batch.tensors | _outputs(batch, scored))
         parts = self._parts(batch)
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            run = self.loop(batch.of(inputs), rule, observers=observers, parts=parts).run()
+            run = self.loop(
+                batch.with_tensors(inputs), rule, observers=observers, parts=parts
+            ).run()
             counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
             outputs = inputs["output"].to(counts.device)
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
 
-        if observers and self.replays is not None:
-            raise InputError("cuda_graphs replay passes in which nothing is observed")
-        if self.replays is None or "random" in self.settings.controls:
+        if observers and self.graphs is not None:
+            raise InputError("cuda_graphs cannot be combined with observers")
+        if self.graphs is None or "random" in self.settings.controls:
             outcome = one_pass(inputs)
         else:
             shapes = tuple(tensor.shape for tensor in inputs.values())
             extents = tuple((part.rows.start, part.rows.stop, part.columns) for part in parts)
-            outcome = self.replays((shapes, extents, self.settings, rule), one_pass, inputs)
-        runs = [int(scored[part.rows].sum()) for part in parts]
-        found = self._measure(outcome, inputs["following"], runs)
+            outcome = self.graphs((shapes, extents, self.settings, rule), one_pass, inputs)
+        sizes = [int(scored[part.rows].sum()) for part in parts]
+        tensors = self._measure(outcome, inputs["following"], sizes)
         if self.packed:
-            found = self._packed(found, batch.ids.shape[1])
-        return Measured(self, batch.positions.numpy(), scored.numpy(), Departure(found))
+            tensors = self._packed(tensors, batch.ids.shape[1])
+        return Measured(
+            tracing=self,
+            positions=batch.positions.numpy(),
+            scored=scored.numpy(),
+            leaving=Departure(tensors),
+        )
 
     def one_output(self, row: Batch, rule: Rule) -> Measured:
-        """The last position of one row, in two passes: its trace, then the lanes inside it."""
+        """Measure the last position of one row in two passes: its trace, then lanes within it."""
         weigh, rule = self._as_cuts(row, rule)
         scored = torch.zeros_like(row.valid)
         scored[:, -1] = True
@@ -215,80 +231,85 @@ class Tracing:
         trace = output_trace(levels, len(rule), len(self.decoder.blocks))
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
         outcome = _outcome(run, trace.counts.flatten(0, 1), inputs)
-        found = self._measure(outcome, inputs["following"])
-        last = scored[:, -1:].numpy()
-        return Measured(self, row.positions[:, -1:].numpy(), last, Departure(found))
+        tensors = self._measure(outcome, inputs["following"])
+        return Measured(
+            tracing=self,
+            positions=row.positions[:, -1:].numpy(),
+            scored=scored[:, -1:].numpy(),
+            leaving=Departure(tensors),
+        )
 
     def observe(self, batch: Batch, rule: Rule, observer: Observer) -> None:
-        """The clean lane alone, seen by an observer."""
+        """Run the clean lane alone and pass its nodes to an observer."""
         self.loop(batch, rule, masked_lanes=False, observers=(observer,)).run()
 
     def sizes(self, batch: Batch, rule: Rule) -> tuple[Tensor, NDArray[np.int64]]:
-        """Edge counts int64 [B, T, K] and full counts [B, T], without masked lanes."""
+        """Trace sizes int64 [B, T, K] and full edge counts [B, T], from the clean lane alone."""
         run = self.loop(batch, rule, masked_lanes=False).run()
         counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
-        return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.windows)
+        return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.attention_windows)
 
     @torch.inference_mode()
     def _measure(
-        self, outcome: Mapping[str, Tensor], following: Tensor, runs: Sequence[int] = ()
+        self, outcome: Mapping[str, Tensor], following: Tensor, sizes: Sequence[int] = ()
     ) -> dict[str, Tensor]:
-        """All that leaves for the host of the M outputs that are scored; see `Results`.
+        """The device tensors of `Results` for the M scored outputs.
 
-        `runs` of them are compared at a time; all at once by default.
+        Args:
+            sizes: how many outputs to evaluate at a time; all at once by default.
         """
-        hidden, found = outcome["hidden"], []
-        sizes = list(runs) or [len(following)]
-        for states, ids in zip(hidden.split(sizes, 1), following.split(sizes), strict=True):
+        hidden, controls = outcome["hidden"], self.settings.controls
+        at_once = list(sizes) or [len(following)]
+        parts = []
+        for states, ids in zip(hidden.split(at_once, 1), following.split(at_once), strict=True):
             self.decoder.tell()
-            controls = self.settings.controls
-            found.append(evaluate(self.decoder, states, ids, controls, self.backend))
+            parts.append(evaluate(self.decoder, states, ids, controls, self.backend))
         return {
             "topology": outcome["topology"],
             "finite": torch.isfinite(hidden[0]).all(),
-            "windows": outcome["windows"],
-            "surprisal": torch.cat([each.surprisal for each in found]),
-            "model_entropy": torch.cat([each.model_entropy for each in found]),
-            **{name: torch.cat([each.errors[name] for each in found]) for name in found[0].errors},
+            "attention_windows": outcome["attention_windows"],
+            "surprisal": torch.cat([part.surprisal for part in parts]),
+            "model_entropy": torch.cat([part.model_entropy for part in parts]),
+            **{name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors},
         }
 
     @torch.inference_mode()
-    def _packed(self, found: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-        """The same in the types of a store, topology by depth quartile.
+    def _packed(self, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+        """Convert results to the dtypes of a store, topology by depth quartile.
 
-        Curves leave as float32, since that is what a store holds: packing rounds nothing.
+        Curves stay float32, as in a store, so that packing rounds nothing.
         """
-        most = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
-        arrays = layout.window_arrays(self.settings.controls, most)
+        largest = most_edges(length, self.decoder.heads, len(self.decoder.blocks))
+        arrays = layout.window_arrays(self.settings.controls, largest)
         types = {array.name: getattr(torch, array.dtype) for array in arrays}
-        # A store counts without a sign, which torch hardly knows.
-        types["topology"] = torch.int32 if most < 1 << 31 else torch.int64
-        quartiles = {"topology": by_quartile(found["topology"])}
+        # A store has unsigned counts, which torch barely supports.
+        types["topology"] = torch.int32 if largest < 1 << 31 else torch.int64
+        quartiles = {"topology": by_quartile(tensors["topology"])}
         return {
             name: tensor.to(types.get(name, tensor.dtype))
-            for name, tensor in (found | quartiles).items()
+            for name, tensor in (tensors | quartiles).items()
         }
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: to_device(tensor, self.decoder.device) for name, tensor in tensors.items()}
 
     def full_edges(
-        self, places: NDArray[np.int64], windows: Sequence[int | None]
+        self, positions: NDArray[np.int64], windows: Sequence[int | None]
     ) -> NDArray[np.int64]:
-        """|E| of outputs at these places of their documents, under each block's window."""
+        """|E| of outputs at these positions in their documents, given each block's window."""
         table = full_edge_counts(
-            int(places.max()) + 1,
-            self.decoder.heads,
-            windows,
-            self.decoder.parallel,
-            self.settings.count,
+            length=int(positions.max()) + 1,
+            heads=self.decoder.heads,
+            windows=windows,
+            parallel=self.decoder.parallel,
+            count=self.settings.count,
         )
-        return np.asarray(table[places])
+        return np.asarray(table[positions])
 
     # ---- the s-Trace -------------------------------------------------------------------------
 
     def _as_cuts(self, row: Batch, rule: Rule) -> tuple[Importance | None, Rule]:
-        """A `Size` rule as weights (the search's order) and cuts; other rules as they are."""
+        """Turn a `Size` rule into weights (ranks of the search) and cuts; others are unchanged."""
         if not isinstance(rule, Size):
             return None, rule
         weights, windows = self._dense(row)
@@ -308,7 +329,7 @@ class Tracing:
     # ---- the graph written out ---------------------------------------------------------------
 
     def weights(self, row: Batch) -> Weights:
-        """Normalised weights of one row, NaN where no edge: attn [L, H, T, T], others [L, T]."""
+        """Normalised weights of one row: attn [L, H, T, T], others [L, T]; NaN where no edge."""
         return self._dense(row)[0]
 
     def _dense(self, row: Batch) -> tuple[Weights, list[int | None]]:
@@ -322,7 +343,7 @@ class Tracing:
         dense = DenseWeights(self.backend)
         nothing = GivenCuts([torch.inf])
         run = self.loop(row, nothing, masked_lanes=False, observers=(dense,)).run()
-        return dense.by_kind(), run.windows
+        return dense.by_kind(), run.attention_windows
 
     def edges(self, row: Batch, rule: Rule, stratum: int) -> pd.DataFrame:
         """The trace of the last position of one row at one stratum, as a table."""
@@ -336,7 +357,7 @@ class Tracing:
 
 
 def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
-    """The table with the edges' own weights in place of their ranks."""
+    """Replace the ranks in a table by the edges' own weights."""
     own = [
         weights["attn"][edge.layer, edge.head, edge.target, edge.source]
         if edge.kind == "attn"
@@ -348,7 +369,7 @@ def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RowGraph:
-    """The graph of one row of a batch, computed again whenever it is asked for."""
+    """The graph of one row of a batch, recomputed on every call."""
 
     tracing: Tracing
     batch: Batch  # one row, padding removed
@@ -360,35 +381,31 @@ class RowGraph:
 
     def edges(self, output: int, stratum: int) -> pd.DataFrame:
         """See `Trace.edges`."""
-        length = self.batch.ids.shape[1]
-        if not -length <= output < length:
-            raise InputError(f"output={output} is outside the {length} tokens of the sequence")
-        if not -len(self.rule) <= stratum < len(self.rule):
-            raise InputError(f"stratum={stratum} is outside the {len(self.rule)} strata")
-        index = output % length
+        index = from_start("output", output, self.batch.ids.shape[1], "tokens of the sequence")
+        column = from_start("stratum", stratum, len(self.rule), "strata")
         first = index - int(self.batch.positions[0, index])  # where the output's document starts
         row = self.batch.row(0, index + 1)
-        table = self.tracing.edges(row, self.rule, stratum % len(self.rule))
+        table = self.tracing.edges(row, self.rule, column)
         return table.assign(source=table.source + first, target=table.target + first)
 
 
 def without_padding(batch: Batch, index: int) -> Batch:
-    """One row of a batch, padding removed."""
+    """One row of a batch without its padding."""
     keep = batch.valid[index]
-    return batch.each(lambda tensor: tensor[index][keep][None])
+    return batch.map(lambda tensor: tensor[index][keep][None])
 
 
 def _outputs(batch: Batch, scored: Tensor) -> dict[str, Tensor]:
-    """Of the M outputs that are scored [B, T]: places in the flat batch, and what follows."""
-    place = scored.flatten().nonzero().squeeze(-1)
-    return {"output": place, "following": batch.next_ids.flatten()[place]}
+    """For the M scored outputs of [B, T]: flat indices, and the ids of the following tokens."""
+    output = scored.flatten().nonzero().squeeze(-1)
+    return {"output": output, "following": batch.next_ids.flatten()[output]}
 
 
 @torch.inference_mode()
 def _outcome(run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is measured of a pass: of the M outputs that are scored, and the blocks' windows."""
+    """The tensors of a pass that are measured: of the M scored outputs, and blocks' windows."""
     return {
         "topology": topology,
         "hidden": run.hidden.flatten(1, 2).index_select(1, inputs["output"]),
-        "windows": torch.tensor([window or 0 for window in run.windows]),
+        "attention_windows": torch.tensor([window or 0 for window in run.attention_windows]),
     }

@@ -1,4 +1,4 @@
-"""Tensors between host and device, such that neither waits for the other without need."""
+"""Copies between host and device that overlap with computation."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; the host goes on while it is copied there."""
+    """Copy a tensor to a device without blocking the host."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -18,26 +18,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @cache
 def _side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
-    """What leaves does not wait for what arrives."""
+    """One stream per device and direction, so that copies out do not wait for copies in."""
     return torch.cuda.Stream(device)
 
 
 def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Tensors of the host on a device, copied beside what it does; this thread waits for them.
+    """Copy host tensors to a device on a side stream; blocks the calling thread, not the device.
 
-    On a GPU they are those of another stream than the one that uses them: see `taken`.
+    On a GPU the copies belong to the side stream: call `taken` before using them.
     """
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
     stream = _side_stream(device, "arrivals")
     with torch.cuda.stream(stream):
-        there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     stream.synchronize()
-    return there
+    return copies
 
 
 def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What arrived, with its memory kept until what the device is told from now on is done."""
+    """Mark arrived tensors as used by the current stream, so their memory is not reused early."""
     for tensor in tensors.values():
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
@@ -45,17 +45,18 @@ def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 class Departure:
-    """Tensors on their way from a device to the host, beside what the device does next.
+    """An asynchronous copy of tensors from a device to the host.
 
-    They go into pinned buffers on a stream of their own. Tensors on a CPU are there already.
+    The copies run on a side stream into pinned buffers, while the device goes on with other work.
+    Tensors on a CPU are used as they are.
 
     Args:
-        tensors: by name; nothing may write to them any more.
+        tensors: by name; must not be written to any more.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._host = dict(tensors)
-        self._left: list[torch.cuda.Event] = []
+        self._copied: list[torch.cuda.Event] = []
         for device in {tensor.device for tensor in tensors.values()}:
             if device.type == "cuda":
                 self._leave(device)
@@ -68,11 +69,11 @@ class Departure:
                 if tensor.device == device:
                     host = torch.empty_like(tensor, device="cpu", pin_memory=True)
                     self._host[name] = host.copy_(tensor, non_blocking=True)
-                    tensor.record_stream(stream)  # its memory is taken until the copy is done
-            self._left.append(stream.record_event())
+                    tensor.record_stream(stream)  # keep its memory until the copy is done
+            self._copied.append(stream.record_event())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The tensors as arrays, once they have arrived."""
-        for event in self._left:
+        """Wait for the copies and return the tensors as arrays."""
+        for event in self._copied:
             event.synchronize()
         return {name: tensor.numpy(force=True) for name, tensor in self._host.items()}

@@ -1,4 +1,4 @@
-"""A corpus as windows: what is scanned, planned before anything is traced."""
+"""Cuts a corpus into windows, planned before tracing starts, and groups windows into batches."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -13,10 +13,10 @@ from .corpus import CorpusReport, Document
 from .spool import Spool
 
 NO_TOKENS = "the tokenizer makes no token of it"
-TOGETHER = 256  # documents that the tokenizer is given at once, to divide among its threads
-TOGETHER_CHARACTERS = 1 << 18  # of them, at most
-MOST_PADDING = 0.05  # of a batch's tokens, at most
-NONE = -1  # where there is no next token, no character span, no token
+TOGETHER = 256  # most documents per tokenizer call, which spreads them over its threads
+TOGETHER_CHARACTERS = 1 << 18  # most characters per tokenizer call
+MOST_PADDING = 0.05  # most padding in a batch, as a share of its tokens
+NONE = -1  # stands for no next token, no character span, no token
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Encoded:
     """The tokens of a text."""
 
     ids: list[int]
-    spans: list[tuple[int, int]] | None = None  # characters [start, end) of each, where known
+    spans: list[tuple[int, int]] | None = None  # characters [start, end) of each, if known
 
 
 Encode = Callable[[Sequence[str]], Sequence[Encoded]]
@@ -32,14 +32,14 @@ Encode = Callable[[Sequence[str]], Sequence[Encoded]]
 
 @dataclass(frozen=True)
 class Plan:
-    """M documents cut into N windows; tokens lie one after the other, in the documents' order."""
+    """M documents cut into N windows; tokens are concatenated in document order."""
 
-    documents: Spool | None  # M, in the order scanned; None in the plan of a part or head
+    documents: Spool | None  # the M documents; None in the plan of a part or head
     tokens: NDArray[np.int32]  # [all tokens]
     spans: NDArray[np.int32]  # [all tokens, 2] characters [start, end), -1 where unknown
-    first: NDArray[np.int64]  # [M + 1] where each document's tokens begin, and the end
+    first: NDArray[np.int64]  # [M + 1] offset of each document's tokens, and the end
     document: NDArray[np.int32]  # [N] document of each window
-    window_start: NDArray[np.int32]  # [N] first token of each window, counted in its document
+    window_start: NDArray[np.int32]  # [N] first token of each window, within its document
     length: NDArray[np.int32]  # [N] tokens of each window
 
     @property
@@ -53,7 +53,7 @@ class Plan:
         return int(self.length.max())
 
     def head(self, windows: int) -> "Plan":
-        """The first windows alone."""
+        """The plan of the first `windows` windows."""
         return replace(
             self,
             documents=None,
@@ -63,14 +63,14 @@ class Plan:
         )
 
     def place(self, window: int) -> slice:
-        """Where the tokens of a window lie in `tokens` and `spans`."""
+        """The slice of `tokens` and `spans` that a window covers."""
         start = int(self.first[self.document[window]]) + int(self.window_start[window])
         return slice(start, start + int(self.length[window]))
 
     def ids(self, window: int) -> list[int]:
         """The token ids of a window."""
-        found: list[int] = self.tokens[self.place(window)].tolist()
-        return found
+        ids: list[int] = self.tokens[self.place(window)].tolist()
+        return ids
 
     def next_token(self, window: int) -> int:
         """The token that follows a window in its document, -1 at the document's end."""
@@ -90,43 +90,43 @@ def plan_windows(
 ) -> Plan:
     """Tokenise documents and cut them into windows of at most `context` tokens.
 
-    A beginning-of-text token stands only where the tokenizer puts it, at a document's start. What
-    is held in memory is a few documents, and some bytes of each document and window.
+    Only the tokenizer adds beginning-of-text tokens, at document starts. Memory holds a few
+    documents at a time, and some bytes per document and window.
 
     Args:
         documents: see `read_corpus`.
-        encode: the tokenizer, of several texts.
-        context: tokens a window, at most.
-        spool: takes the documents that have a token, and these.
-        vocab_size: of the model; ids beyond it are refused.
-        report: receives the documents of which the tokenizer makes no token.
-        added: told of the tokens of each document that is in the spool.
+        encode: tokenises several texts.
+        context: most tokens per window.
+        spool: stores the documents that have tokens, and the tokens.
+        vocab_size: of the model; larger ids are refused.
+        report: receives the documents without tokens.
+        added: called with the token count of each document added to the spool.
 
     Raises:
         InputError: context below 1, a token id outside the vocabulary.
         CorpusError: no document has a token.
     """
     if not isinstance(context, int) or context < 1:
-        raise InputError(f"context={context}: a window holds 1, 2, 3, ... tokens at most")
-    without: list[str] = []
-    with spool, closing(_encoded(documents, encode)) as found:
-        for document, encoded in found:
+        raise InputError(f"context={context!r} is not a whole number of tokens >= 1")
+    without_tokens: list[str] = []
+    with spool, closing(_encoded(documents, encode)) as pairs:
+        for document, encoded in pairs:
             if encoded.ids:
                 spool.add(document, _ids(encoded, document, vocab_size), _spans(encoded))
                 added(len(encoded.ids))
             else:
-                without.append(document.source)
+                without_tokens.append(document.source)
     if not len(spool):
         raise CorpusError("the corpus holds no token: " + NO_TOKENS + ", of any text")
     if report is not None:
-        report.documents -= len(without)
-        for source in without:
+        report.documents -= len(without_tokens)
+        for source in without_tokens:
             report.skip(NO_TOKENS, source)
     return plan_of(spool, context)
 
 
 def plan_of(spool: Spool, context: int) -> Plan:
-    """The documents of a spool, cut into windows of at most `context` tokens."""
+    """Cut the documents of a spool into windows of at most `context` tokens."""
     sizes = spool.sizes
     windows = -(-sizes // context)
     owner = np.repeat(np.arange(len(sizes)), windows)
@@ -146,29 +146,32 @@ def plan_of(spool: Spool, context: int) -> Plan:
 def _encoded(
     documents: Iterable[Document], encode: Encode
 ) -> Generator[tuple[Document, Encoded], None, None]:
-    """Documents and their tokens: some are read while others are tokenised and a third are used."""
+    """Documents and their tokens; reading, tokenising and the caller's work run concurrently."""
 
-    def runs(waiting: Iterable[list[Document]]) -> Iterator[Iterable[tuple[Document, Encoded]]]:
-        for run in waiting:
-            yield zip(run, encode([document.text for document in run]), strict=True)
+    def encode_all(
+        groups: Iterable[list[Document]],
+    ) -> Iterator[Iterable[tuple[Document, Encoded]]]:
+        for group in groups:
+            yield zip(group, encode([document.text for document in group]), strict=True)
 
-    with closing(ahead(_together(documents))) as read, closing(ahead(runs(read))) as encoded:
-        for run in encoded:
-            yield from run
+    with closing(ahead(_groups(documents))) as read, closing(ahead(encode_all(read))) as encoded:
+        for pairs in encoded:
+            yield from pairs
 
 
-def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Runs of documents, few enough to be tokenised at once."""
-    run: list[Document] = []
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Group consecutive documents for one tokenizer call each."""
+    group: list[Document] = []
     characters = 0
     for document in documents:
-        if run and (len(run) == TOGETHER or characters + len(document.text) > TOGETHER_CHARACTERS):
-            yield run
-            run, characters = [], 0
-        run.append(document)
-        characters += len(document.text)
-    if run:
-        yield run
+        longer = characters + len(document.text)
+        if group and (len(group) == TOGETHER or longer > TOGETHER_CHARACTERS):
+            yield group
+            group, longer = [], len(document.text)
+        group.append(document)
+        characters = longer
+    if group:
+        yield group
 
 
 # ---- windows that are traced together ------------------------------------------------------------
@@ -177,59 +180,64 @@ def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def batches(
     lengths: NDArray[np.int32], tokens: int, padding: float = MOST_PADDING
 ) -> list[list[int]]:
-    """Windows grouped by similar length.
+    """Group windows of similar length.
 
     Args:
         lengths: tokens of each window.
-        tokens: of a group of more than one window with its padding, at most.
-        padding: most of it in a group, as a share of its tokens.
+        tokens: most tokens, padding included, in a group of several windows.
+        padding: most padding in a group, as a share of its tokens.
+
+    Returns:
+        The windows of each group, longest first.
 
     Example:
         >>> batches(np.array([30, 90, 29, 20]), 90)
         [[1], [0, 2], [3]]
     """
     order = np.argsort(-lengths, kind="stable")
-    return [order[run].tolist() for run in runs(lengths[order], tokens, padding)]
+    return [order[run].tolist() for run in consecutive_batches(lengths[order], tokens, padding)]
 
 
-def runs(lengths: NDArray[np.integer], tokens: int, padding: float = MOST_PADDING) -> list[slice]:
-    """Windows that lie side by side grouped as `batches` groups them, which sorts them first."""
-    found: list[slice] = []
-    start = longest = held = 0
+def consecutive_batches(
+    lengths: NDArray[np.integer], tokens: int, padding: float = MOST_PADDING
+) -> list[slice]:
+    """Group consecutive windows by the limits of `batches`, without sorting them."""
+    groups: list[slice] = []
+    start = longest = filled = 0
     for window, length in enumerate(lengths.tolist()):
         longer = max(longest, length)
         padded = (window + 1 - start) * longer
-        if window > start and (padded > tokens or padded > (1 + padding) * (held + length)):
-            found.append(slice(start, window))
-            start, longer, held = window, length, 0
-        longest, held = longer, held + length
-    return [*found, slice(start, len(lengths))] if len(lengths) else []
+        if window > start and (padded > tokens or padded > (1 + padding) * (filled + length)):
+            groups.append(slice(start, window))
+            start, longer, filled = window, length, 0
+        longest, filled = longer, filled + length
+    return [*groups, slice(start, len(lengths))] if len(lengths) else []
 
 
 def joined(
     groups: Sequence[Sequence[int]], lengths: NDArray[np.int32], tokens: int
 ) -> list[list[int]]:
-    """Groups of windows side by side joined to larger ones, of so many tokens at most with padding.
+    """Join consecutive groups of windows into groups of at most `tokens` tokens, padding included.
 
     Example:
         >>> joined([[1], [0, 2], [3]], np.array([30, 90, 29, 20]), 300)
         [[1, 0, 2], [3]]
     """
-    found: list[list[int]] = []
+    larger: list[list[int]] = []
     for group in groups:
-        longest = max(lengths[[*(found[-1] if found else ()), *group]])
-        if found and (len(found[-1]) + len(group)) * longest <= tokens:
-            found[-1] += group
+        longest = max(lengths[[*(larger[-1] if larger else ()), *group]])
+        if larger and (len(larger[-1]) + len(group)) * longest <= tokens:
+            larger[-1] += group
         else:
-            found.append([*group])
-    return found
+            larger.append([*group])
+    return larger
 
 
 def spread(lengths: NDArray[np.integer], tokens: int) -> NDArray[np.int64]:
-    """Windows taken evenly over all until they hold about `tokens` tokens."""
+    """Indices of evenly spaced windows that hold about `tokens` tokens in total."""
     wanted = min(len(lengths), max(1, round(tokens / max(1.0, lengths.mean()))))
-    places: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
-    return np.unique(places)
+    windows: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
+    return np.unique(windows)
 
 
 def _ids(encoded: Encoded, document: Document, vocab_size: int | None) -> NDArray[np.int32]:

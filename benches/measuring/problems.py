@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from densitrace import Threshold, Tracer
 from densitrace.kernels import AttentionEdges, Pattern, ProximityWeight
 from densitrace.tracer.batch import batch_of_lists
+from densitrace.tracer.cuda_graphs import GraphCache
 from densitrace.tracer.engine import LaneRun
 from densitrace.tracer.evaluate import evaluate
 from densitrace.tracer.nodes import AttentionBranch, Node, NormImportance
-from densitrace.tracer.replay import Replays
 from densitrace.tracer.sizes import all_traces
 from densitrace.tracer.tracing import Measured, Settings, Tracing
 
@@ -153,7 +153,7 @@ class Work:
     def replayed(self) -> "Work":
         """The same passes, a scan of all outputs replayed as a CUDA graph from its third on."""
         other = copy(self)
-        other.tracing = replace(self.tracing, replays=Replays())
+        other.tracing = replace(self.tracing, graphs=GraphCache())
         return other
 
     def afresh(self) -> "Work":

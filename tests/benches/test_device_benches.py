@@ -120,7 +120,7 @@ def test_a_row_says_whether_the_pass_was_captured(
     """One that was refused runs as it is."""
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     results = SimpleNamespace(results=lambda: None)
-    tracing = SimpleNamespace(replays=SimpleNamespace(_graphs=graphs))
+    tracing = SimpleNamespace(graphs=SimpleNamespace(_graphs=graphs))
     monkeypatch.setattr(work, "scan", lambda: results)
     monkeypatch.setattr(
         work, "replayed", lambda: SimpleNamespace(scan=lambda: results, tracing=tracing)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from densitrace import Threshold, Trace, Tracer
+from densitrace.tracer.nodes import ImportanceName
 
 CPU = torch.device("cpu")
 IDS = torch.randint(96, (2, 19), generator=torch.Generator().manual_seed(0))
@@ -43,7 +44,7 @@ def test_logits_are_the_same(small: LlamaForCausalLM, by: Enlargement) -> None:
 
 
 @pytest.mark.parametrize("importance", ["norm_l1", "proximity"])
-def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
+def test_traces_are_the_same(small: LlamaForCausalLM, importance: ImportanceName) -> None:
     """Where heads are as many, so that each edge weighs what it did."""
     large = enlarged(small, Enlargement(hidden=2, head_dim=2, inner=3), CPU, torch.float32)
     counts = []

@@ -35,8 +35,8 @@ from densitrace import (
 from densitrace.kernels import cpu
 from densitrace.tracer import edge_tables, layout
 from densitrace.tracer.cli import cli
+from densitrace.tracer.cuda_graphs import GraphCache
 from densitrace.tracer.edge_tables import EdgeSpool
-from densitrace.tracer.replay import Replays
 from densitrace.tracer.run import Limits
 
 RULE = Threshold([0.2, 0.05, 0.01])
@@ -241,7 +241,7 @@ def test_what_does_not_go_with_edges(
     size = OPTIONS | {"select": Size([0.1]), "scope": "output", "edges": 0}
     with pytest.raises(InputError, match="not with Size"):
         scan(byte_tracer, corpus, tmp_path / "s", **size)
-    monkeypatch.setattr(byte_tracer, "_replays", Replays())
+    monkeypatch.setattr(byte_tracer, "_graphs", GraphCache())
     with pytest.raises(InputError, match="edges=1 and cuda_graphs exclude one another"):
         scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
 

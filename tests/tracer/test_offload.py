@@ -33,6 +33,7 @@ from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.evaluate import Evaluation, evaluate
 from densitrace.tracer.models import Decoder, checkpoint, offload
 from densitrace.tracer.models.checkpoint import Checkpoint
+from densitrace.tracer.nodes import ImportanceName
 from densitrace.tracer.tracing import Settings, Tracing
 from densitrace.tracer.windows import batches
 
@@ -309,7 +310,7 @@ def test_rows_of_many_lengths_are_as_in_batches_of_their_own(family: str, folder
 @pytest.mark.parametrize("importance", ["norm_l1", "random"])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", VARIANTS)
-def test_some_rows_at_once(family: str, attention: Any, importance: str) -> None:
+def test_some_rows_at_once(family: str, attention: Any, importance: ImportanceName) -> None:
     """Products of fewer rows: the same to rounding."""
     decoder = Tracer(tiny_model(family))._decoder
     settings = Settings(importance, attention, controls=("inverse", "random"))
@@ -350,7 +351,7 @@ def test_gated_rows(folder: Folder) -> None:
         for tokens in (None, 7)
     )
     torch.testing.assert_close(some.hidden, whole.hidden, atol=2e-5, rtol=2e-5)
-    assert some.windows == whole.windows
+    assert some.attention_windows == whole.attention_windows
 
 
 def test_outputs_are_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +373,11 @@ def test_one_reading_serves_more_than_one_batch(byte_folder: Path) -> None:
     assert blocks is not None
     block = offloaded._decoder.model.model.layers[0]
     assert blocks.largest == sum(parameter.numel() for parameter in block.parameters())
-    assert resident.tokens_a_reading(RULE, Settings(), 8) == 8
+    assert resident.tokens_per_weight_read(RULE, Settings(), 8) == 8
     # 4 lanes of width 16: a token takes 64 numbers, a block 2 * 16 * 16 + 2 * 16 * 8 + ...
     expected = 2 * blocks.largest // 64
-    assert offloaded.tokens_a_reading(RULE, Settings(), 8) == expected > 8
-    assert offloaded.tokens_a_reading(RULE, Settings(), 10**6) == 10**6
+    assert offloaded.tokens_per_weight_read(RULE, Settings(), 8) == expected > 8
+    assert offloaded.tokens_per_weight_read(RULE, Settings(), 10**6) == 10**6
 
 
 # ---- on the command line -------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from densitrace import Rule, Threshold, Trace
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.evaluate import logits
+from densitrace.tracer.nodes import ImportanceName
 from densitrace.tracer.search import best_first
 from densitrace.tracer.sizes import output_trace
 from densitrace.tracer.tracing import Settings, Tracing
@@ -32,7 +33,7 @@ class Case:
 
     family: str
     length: str
-    importance: str
+    importance: ImportanceName
     rule: str
 
     @property
@@ -118,7 +119,7 @@ def test_logits(family: str, length: str) -> None:
 @pytest.mark.parametrize("importance", WEIGHT_TOLERANCE)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights(family: str, length: str, importance: str) -> None:
+def test_weights(family: str, length: str, importance: ImportanceName) -> None:
     arrays = golden(family, length)
     trace = tracer_of(family).trace(
         arrays["ids"].tolist(), importance=importance, select=Threshold([0.1])

@@ -39,7 +39,7 @@ from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
-from densitrace.tracer.windows import Plan, batches, joined, runs
+from densitrace.tracer.windows import Plan, batches, consecutive_batches, joined
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -167,7 +167,7 @@ def test_batches_hold_each_window_once_and_stay_small(
     assert len(together) <= len(groups)
     # Of groups that are joined, each run of rows is one of them again.
     for joint in joined(groups, array, 3 * tokens):
-        within = [joint[run] for run in runs(array[joint], tokens, padding)]
+        within = [joint[run] for run in consecutive_batches(array[joint], tokens, padding)]
         assert within == groups[: len(within)]
         groups = groups[len(within) :]
     assert not groups

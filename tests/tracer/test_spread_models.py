@@ -18,6 +18,7 @@ from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.engine import Attention, LaneLoop
 from densitrace.tracer.models import architecture_of
 from densitrace.tracer.models.decoder import Decoder
+from densitrace.tracer.nodes import ImportanceName
 from densitrace.tracer.sizes import all_traces, output_trace
 from densitrace.tracer.tracing import Settings, Tracing
 
@@ -76,7 +77,7 @@ def zeros_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_on_two_devices(
     family: str,
     attention: Attention,
-    importance: str,
+    importance: ImportanceName,
     zeros_come_back: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

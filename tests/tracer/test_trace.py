@@ -30,7 +30,7 @@ from densitrace import (
     Tracer,
     kernels,
 )
-from densitrace.tracer.engine import LaneLoop
+from densitrace.tracer import random_control
 from densitrace.tracer.graph import KINDS
 from densitrace.tracer.models import loading
 
@@ -144,10 +144,10 @@ def test_random_control_keeps_as_many_edges(
     """Per block and kind the drawn edges are as many as the trace keeps, in the graph there is."""
     tracer = Tracer(tiny_model(family))
     drawn: dict[tuple[int, str], list[int]] = {}
-    original = LaneLoop._draws
+    original = random_control.draw_edges
 
-    def spy(self: LaneLoop, node: Any, degrees: Any, inside: Any) -> Any:
-        attention, side = original(self, node, degrees, inside)
+    def spy(node: Any, degrees: Any, **context: Any) -> Any:
+        attention, side = original(node, degrees, **context)
         eligible = torch.ones(len(IDS), dtype=torch.bool)
         if scope == "output" and node.layer == tracer.n_layers - 1:
             eligible[:-1] = False
@@ -159,7 +159,7 @@ def test_random_control_keeps_as_many_edges(
             drawn[node.layer, kind] = (kept.sum(1) * eligible).sum(-1).tolist()
         return attention, side
 
-    monkeypatch.setattr(LaneLoop, "_draws", spy)
+    monkeypatch.setattr("densitrace.tracer.engine.draw_edges", spy)
     trace = one(tracer, scope=scope, controls=("random",))
     for (layer, kind), counts in drawn.items():
         column = KINDS.index(kind)
@@ -311,7 +311,7 @@ def test_impossible_auto_strata(n: Any) -> None:
         (IDS, {"next_token": [99]}, "token id 99"),
         (IDS, {"attention_mask": torch.ones(1, 8)}, "go with a tensor"),
         (torch.tensor([IDS]), {"attention_mask": torch.ones(1, 7)}, "attention_mask has shape"),
-        (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "padding alone"),
+        (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "only padding"),
         (torch.tensor([IDS]), {"segment_ids": torch.arange(8)[None] % 2}, "each must be one run"),
     ],
 )
@@ -363,7 +363,7 @@ def test_a_copy_holds_no_model(tracer: Tracer) -> None:
     sent = copy.copy(trace)
     np.testing.assert_array_equal(sent.size, trace.size)
     for ask in (lambda: sent.edges(), lambda: sent.weights(0)):
-        with pytest.raises(InputError, match="trace once more"):
+        with pytest.raises(InputError, match="trace the input again"):
             ask()
     with pytest.raises(InputError, match="layer=3 is outside the 3 blocks"):
         trace.weights(3)

@@ -1,4 +1,4 @@
-"""The declared architectures. The only place that knows transformers' module names."""
+"""The declared architectures: the only package that knows the module names of transformers."""
 
 from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
@@ -17,7 +17,7 @@ from .gpt_neox import GPT_NEOX
 from .gptj import CODEGEN, GPTJ
 from .granite import GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
 from .linear import stored
-from .llama import LLAMA, SAME
+from .llama import LLAMA, SAME_AS_LLAMA
 from .llama4 import LLAMA4
 from .loading import load, load_offloaded
 from .mimo import MIMO
@@ -37,25 +37,55 @@ from .text import text_model
 from .xglm import XGLM
 
 for _architecture in (
-    *(
-        LLAMA,
-        *SAME,
-        LLAMA4,
-        MISTRAL,
-        MIMO,
-        QWEN2,
-        QWEN2_MOE,
-        QWEN3,
-        GLM,
-        GLM4,
-        DEEPSEEK,
-        MINICPM3,
-        APERTUS,
-    ),
-    *(GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX, NANOCHAT),
-    *(OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, EXAONE4, GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA),
-    *(PHI, PHI3, PHIMOE, COHERE, COHERE2_MOE, STABLELM, STARCODER2, NEMOTRON, DBRX),
-    *(GPT2, GPT_BIGCODE, GPT_NEOX, OPT, BIOGPT, GPT_NEO, GPTJ, CODEGEN, FALCON, BLOOM, MPT),
+    LLAMA,
+    *SAME_AS_LLAMA,
+    LLAMA4,
+    MISTRAL,
+    MIMO,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3,
+    GLM,
+    GLM4,
+    DEEPSEEK,
+    MINICPM3,
+    APERTUS,
+    GRANITE,
+    GRANITE_MOE,
+    GRANITE_SHARED,
+    HYPERCLOVAX,
+    NANOCHAT,
+    OLMO,
+    OLMO2,
+    OLMO3,
+    OLMOE,
+    FLEX_OLMO,
+    EXAONE4,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GEMMA4,
+    VAULTGEMMA,
+    PHI,
+    PHI3,
+    PHIMOE,
+    COHERE,
+    COHERE2_MOE,
+    STABLELM,
+    STARCODER2,
+    NEMOTRON,
+    DBRX,
+    GPT2,
+    GPT_BIGCODE,
+    GPT_NEOX,
+    OPT,
+    BIOGPT,
+    GPT_NEO,
+    GPTJ,
+    CODEGEN,
+    FALCON,
+    BLOOM,
+    MPT,
     XGLM,
 ):
     declare(_architecture)

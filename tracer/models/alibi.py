@@ -1,31 +1,33 @@
-"""ALiBi: biases on scores, one a head and key, as more entries of queries and keys.
+"""ALiBi: score biases per head and key, as additional entries of queries and keys.
 
-A score's bias is linear in the distance between its two tokens. As softmax takes no notice of what
-all scores of a row have in common, the key's position alone will do, and a number of the key is one
-more product: no kernel has to know of it.
+A score's bias is linear in the distance between its two tokens. Softmax ignores terms that all
+scores of a row share, so a bias by the key's position is enough, and a number per key is one more
+product in the score: kernels need no support for it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_PIECES = 3  # numbers of 8 bits that make one of 24
-_ALIGNED = 8  # entries of a head are a multiple of it
+_PIECES = 3  # 8-bit mantissas (bfloat16) that add up to a 24-bit one (float32)
+_ALIGNED = 8  # head sizes are padded to a multiple of this
 
 
 def biased(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose scaled product has a bias added to it.
+    """Extend queries and keys so that their scaled product includes a bias.
 
-    1 / scale and the bias are each written as sums of numbers of the queries' dtype, so that in 16
-    bits a bias loses no more than the model's own rounding took of it.
+    1 / scale and the bias are split into sums of numbers of the queries' dtype, so that in 16 bits
+    the bias loses no precision beyond the model's own rounding.
 
     Args:
-        query, key: [N, H, T, d], of one dtype.
+        query, key: [N, H, T, d], of the same dtype.
         bias: [N, H, T], by key.
-        scale: of the product.
+        scale: factor on the product.
 
     Returns:
-        Both [N, H, T, d + a few].
+        Query and key [N, H, T, d + a few].
     """
     ones = _pieces(torch.tensor(1 / scale, dtype=torch.float64), key.dtype)
     biases = _pieces(bias, key.dtype)
@@ -40,7 +42,7 @@ def biased(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tuple[Tens
 
 
 def _pieces(numbers: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """What sums up to numbers, in a dtype: one piece where it holds them as they are."""
+    """Split numbers into summands of a dtype; one piece if it represents them exactly."""
     pieces = [numbers.to(dtype)]
     if dtype.itemsize < min(numbers.dtype.itemsize, 4):
         for _ in range(_PIECES - 1):
@@ -50,5 +52,16 @@ def _pieces(numbers: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def by_position(table: Tensor, positions: Tensor) -> Tensor:
-    """[N, H, T]: the biases of keys at positions [N, T], of those of positions 0, 1, ... [H, T]."""
+    """Look up biases [N, H, T] of keys at positions [N, T] in a table by position [H, T]."""
     return table[:, positions].transpose(0, 1)
+
+
+def key_bias(
+    build: Callable[[Tensor, int, torch.dtype], Tensor],
+    heads: int,
+    positions: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[N, H, T]: the biases of keys at positions [N, T], from a family's `build_alibi_tensor`."""
+    table = build(torch.ones_like(positions[:1]), heads, dtype)
+    return by_position(table[:, 0], positions)

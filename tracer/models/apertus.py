@@ -1,4 +1,4 @@
-"""Apertus: Llama's wiring, its own names of norms; an MLP without a gate."""
+"""Apertus: wired like Llama with other norm names; an MLP without a gate."""
 
 from dataclasses import replace
 

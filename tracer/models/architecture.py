@@ -1,8 +1,7 @@
-"""What densitrace has to know of a family of models: where its parts are and how a block is wired.
+"""The declaration of a model family: where its modules are and how a block is wired.
 
-A declaration names modules; it copies no code. Rotary embeddings, query/key norms, biases and
-masks stay the business of the model's own modules. docs/declare-architecture.md shows how to
-write one.
+A declaration names modules and copies no code: rotary embeddings, query/key norms, biases and masks
+are left to the model's own modules. docs/declare-architecture.md shows how to write one.
 """
 
 from collections.abc import Callable
@@ -24,13 +23,13 @@ def _nothing(config: Any) -> None:
 
 
 def learned_positions(config: Any) -> int:
-    """The tokens that a table of learned positions is for."""
+    """The size of the table of learned positions, in tokens."""
     return int(config.max_position_embeddings)
 
 
 @dataclass(frozen=True)
 class BlockNorms:
-    """Names of a block's norms; None where the wiring has none at that place."""
+    """Names of a block's norms; None where the wiring has none."""
 
     before_attention: str | None = None
     after_attention: str | None = None
@@ -40,32 +39,33 @@ class BlockNorms:
 
 @dataclass(frozen=True)
 class OwnAttention:
-    """How a family computes attention whose modules do not ask transformers' `AttentionInterface`.
+    """How to intercept attention that does not go through transformers' `AttentionInterface`.
 
-    They are older than it, and so their blocks may give a tuple, the states first. Where the module
-    has no method of its own for it, it calls torch's `scaled_dot_product_attention` if its config
-    says sdpa, or `project` is what it does before.
+    Such modules predate the interface; their blocks may also return tuples, states first. If
+    neither `method` nor `project` is given, the module is expected to call torch's
+    `scaled_dot_product_attention` when its config says sdpa.
     """
 
-    # Of the attention: (query, key, value, ...) -> (output [N, H, T, d_v], weights).
+    # Name of the attention's method (query, key, value, ...) -> (output [N, H, T, d_v], weights).
     method: str | None = None
-    # (attention, its input) -> query, key and value [N, H, T, d]; the output projection follows.
+    # (attention, its input) -> query, key and value [N, H, T, d]; replaces the module's forward up
+    # to the output projection.
     project: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-    # What the interface would be told besides: `scaling`, `sliding_window`, ...
-    told: Callable[[Any], dict[str, Any]] = lambda attention: {}
-    # (attention, positions [N, T], the model's dtype) -> [N, H, T]: what is added to the scaled
-    # scores of each head by the position of the key (ALiBi), or None.
+    # attention -> what the interface would pass besides: `scaling`, `sliding_window`, ...
+    arguments: Callable[[Any], dict[str, Any]] = lambda attention: {}
+    # (attention, positions [N, T], the model's dtype) -> [N, H, T]: biases on the scaled scores of
+    # each head by the key's position (ALiBi), or None.
     key_bias: Callable[[Any, Tensor, torch.dtype], Tensor | None] | None = None
-    in_tuples: bool = True  # what the blocks give
-    reads_mask: bool = False  # the model computes with its mask: there has to be one
+    in_tuples: bool = True  # whether blocks return tuples
+    reads_mask: bool = False  # whether the model computes with its mask and so must get one
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One family of decoders.
 
-    The wiring (sequential, post-norm, sandwich) follows from which norms there are; `parallel`
-    says whether attention and MLP both read the block's input.
+    Which norms are named determines the wiring (sequential, post-norm, sandwich); `parallel` says
+    whether attention and MLP both read the block's input.
     """
 
     name: str
@@ -74,36 +74,37 @@ class Architecture:
     final_norm: str
     attention: str  # within a block
     output_projection: str  # within the attention
-    mlp: str | Callable[[Any, Tensor], Tensor]  # within a block, or of a block and its states
+    mlp: str | Callable[[Any, Tensor], Tensor]  # within a block, or (block, states) -> branch
     values: Callable[[nn.Module, Tensor], Tensor]  # (attention, its input) -> [N, T, G * d_v]
-    norms: BlockNorms | Callable[[Any], BlockNorms]  # of all models, or by the config
+    norms: BlockNorms | Callable[[Any], BlockNorms]  # fixed, or config -> norms
     norm_kind: NormKind = "rms"
-    norm_eps: float | None = None  # where the norms' modules do not say
+    norm_eps: float | None = None  # if the norms' modules do not hold it
     own_attention: OwnAttention | None = None
-    longest: Callable[[Any], int | None] = _nothing  # tokens that a sequence may have
+    # Functions below take the model's config.
+    longest: Callable[[Any], int | None] = _nothing  # most tokens of a sequence
     parallel: Callable[[Any], bool] = _never
-    branch_scale: Callable[[Any], float | None] = _nothing  # factor on what each branch adds
-    block_scale: str | None = None  # within a block: factor on all that leaves it
+    branch_scale: Callable[[Any], float | None] = _nothing  # factor on each branch
+    block_scale: str | None = None  # within a block: factor on its output
     logit_scale: Callable[[Any], float | None] = _nothing
     logit_softcap: Callable[[Any], float | None] = _nothing
-    unsupported: Callable[[Any], str | None] = _nothing  # why a config is refused
+    unsupported: Callable[[Any], str | None] = _nothing  # why a config is refused, or None
 
 
 @dataclass(frozen=True)
 class LinearNorm:
-    """A norm as a linear map at given statistics: e -> gamma * (e [- mean e]) / scale.
+    """A norm as a linear map at fixed statistics: e -> gamma * (e [- mean e]) / scale.
 
     The map without its scale is folded into projections and edge vectors; the scale is one number
-    a token. A LayerNorm's beta belongs to the node and enters nowhere (METHOD §1).
+    per token. A LayerNorm's beta belongs to the node and is not used (METHOD §1).
     """
 
-    gamma: Tensor  # float32 [D]; [1] of a norm without weights
+    gamma: Tensor  # float32 [D]; [1] for a norm without weights
     centred: bool
     eps: float
 
     @classmethod
     def of(cls, module: nn.Module, architecture: Architecture) -> "LinearNorm":
-        """Read off a norm module of a family."""
+        """Build the map of a norm module of a family."""
         kind, eps = architecture.norm_kind, architecture.norm_eps
         has_weights = any(True for _ in module.parameters())
         weight = module.get_parameter("weight").detach().float() if has_weights else torch.ones(1)
@@ -114,7 +115,7 @@ class LinearNorm:
         return cls(gamma, kind.startswith("layer"), eps)
 
     def fold(self, vectors: Tensor) -> Tensor:
-        """Edge vectors [..., D] through the map, without the scale."""
+        """Apply the map without its scale to edge vectors [..., D]."""
         vectors = vectors.float()
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)

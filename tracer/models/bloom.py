@@ -1,4 +1,4 @@
-"""BLOOM: LayerNorm, ALiBi, one projection in front; branches that add the residual themselves."""
+"""BLOOM: LayerNorm, ALiBi, a fused projection; branches that add the residual themselves."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,27 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .alibi import by_position
+from .alibi import key_bias
 from .architecture import OwnAttention
-from .gpt_neox import last_of_heads
+from .linear import last_outputs
 from .llama import llama_like
 
 
 def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = attention._reshape(attention.query_key_value(states))
-    return found
+    parts: tuple[Tensor, Tensor, Tensor] = attention._reshape(attention.query_key_value(states))
+    return parts
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of each head's three parts (query, key, value) of the fused projection."""
-    return last_of_heads(attention.query_key_value, states, attention.head_dim)
+    """The value part of each head (query, key, value) of the fused projection."""
+    heads, size = attention.num_heads, attention.head_dim
+    return last_outputs(attention.query_key_value, states, size, groups=heads)
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor:
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-    table = build_alibi_tensor(torch.ones_like(positions[:1]), attention.num_heads, dtype)
-    return by_position(table[:, 0], positions)
+    return key_bias(build_alibi_tensor, attention.num_heads, positions, dtype)
 
 
 def _unsupported(config: Any) -> str | None:

@@ -1,7 +1,7 @@
-"""The safetensors files of a model, read tensor by tensor.
+"""Reads the safetensors files of a model tensor by tensor.
 
-Tensors are read, not mapped: pages of a mapping come in while a product waits for them, and go when
-the system says so.
+Files are read, not memory-mapped: mapped pages would be loaded during the computation that needs
+them, and evicted whenever the system decides.
 """
 
 import json
@@ -19,8 +19,8 @@ from transformers.utils.hub import cached_file
 from ...errors import ModelError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_LINE = 64  # bytes
-_AT_ONCE = 1 << 20  # bytes that are converted at a time
+_LINE = 64  # bytes of a cache line
+_AT_ONCE = 1 << 20  # bytes converted at a time
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,16 +37,16 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is."""
+    """Location and format of a tensor in a file."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int  # of its bytes in the file
+    start: int  # byte offset in the file
 
 
 class Checkpoint:
-    """The tensors of a model by the names of its state dict.
+    """The stored tensors of a model, by name.
 
     Args:
         model_id: the folder or hub id, for messages.
@@ -67,10 +67,10 @@ class Checkpoint:
 
     @classmethod
     def of(cls, model_id: str) -> "Checkpoint":
-        """The checkpoint of a local folder or a hub id: one file, or several with an index.
+        """Open the checkpoint of a local folder or hub id: one file, or several with an index.
 
         Raises:
-            ModelError: there is none in safetensors, or a file of it is missing.
+            ModelError: there are no safetensors files, or one is missing.
         """
         whole = _file(model_id, _WHOLE)
         if whole is not None:
@@ -89,29 +89,29 @@ class Checkpoint:
         return cls(model_id, [file for file in files.values() if file is not None])
 
     def unusable(self, reason: str) -> ModelError:
-        """What is raised where the checkpoint cannot be used."""
+        """The error to raise if the checkpoint cannot be used."""
         return ModelError(f"model {self.model_id!r} cannot be loaded: {reason}")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its first tensor of floating point."""
+        """The dtype of the first floating-point tensor; float32 without one."""
         dtypes = (stored.dtype for stored in self.stored.values())
         return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def rename(self, expected: Mapping[str, Tensor], renamed: Callable[[str], str]) -> list[str]:
-        """Take the names of a state dict, and forget what it does not have.
+        """Rename the tensors as in a state dict, and drop those that it does not have.
 
         Args:
             expected: the state dict.
-            renamed: the name in the state dict of what the files call otherwise.
+            renamed: maps a name in the files to a name in the state dict.
 
         Returns:
-            The names that are missing.
+            The names of missing tensors.
 
         Raises:
-            ModelError: a tensor of another shape.
+            ModelError: a tensor has another shape than expected.
         """
-        found = {}
+        kept = {}
         for own, stored in self.stored.items():
             name = own if renamed(own) not in expected else renamed(own)
             if name not in expected:
@@ -119,31 +119,32 @@ class Checkpoint:
             if stored.shape != expected[name].shape:
                 needed = f"{list(expected[name].shape)} is needed"
                 raise self.unusable(f"{own} has shape {list(stored.shape)}, {needed}")
-            found[name] = stored
-        self.stored = found
-        return sorted(expected.keys() - found.keys())
+            kept[name] = stored
+        self.stored = kept
+        return sorted(expected.keys() - kept.keys())
 
     def room(self, name: str, dtype: torch.dtype) -> int:
-        """Bytes in which `read` finds a place for a tensor: a multiple of a cache line."""
+        """Bytes of memory that `read` needs for a tensor: a multiple of a cache line."""
         size = dtype.itemsize * prod(self.stored[name].shape)
         return _LINE * (2 + size // _LINE)
 
     def read(self, name: str, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
-        """A tensor, converted to a dtype, on the host.
+        """Read a tensor to the host and convert it to a dtype.
 
         Args:
-            into: uint8 [>= room(name, dtype)] memory to read into, which starts a cache line; by
-                default, memory of its own.
+            into: uint8 [>= room(name, dtype)], memory to read into, aligned to a cache line; newly
+                allocated by default.
 
         Raises:
-            ModelError: the file is gone, or shorter than it was.
+            ModelError: the file is gone or truncated.
         """
         stored, shift = self.stored[name], 0
         if into is None:
             into = torch.empty(self.room(name, dtype), dtype=torch.uint8)
         if stored.dtype == dtype:
-            # Where a mapping of the file would have it within a cache line: matrix products give
-            # other last bits elsewhere, and results are to be those of the same model in memory.
+            # Use the same offset within a cache line as a memory mapping of the file would have:
+            # the last bits of matrix products depend on it, and results must equal those of the
+            # same model loaded normally.
             shift = stored.start % _LINE // dtype.itemsize * dtype.itemsize
         size = dtype.itemsize * prod(stored.shape)
         flat = into[shift : shift + size].view(dtype)
@@ -160,25 +161,25 @@ class Checkpoint:
 
 
 def _fill(file: FileIO, flat: Tensor) -> None:
-    """The next bytes of a file into a tensor [n]."""
-    left = flat.view(torch.uint8).numpy().data
-    while left:  # one call reads 2 GiB at most
-        count = file.readinto(left)
+    """Read the next bytes of a file into a tensor [n]."""
+    remaining = flat.view(torch.uint8).numpy().data
+    while remaining:  # one call reads at most 2 GiB
+        count = file.readinto(remaining)
         if not count:
             raise OSError("it is shorter than its header says")
-        left = left[count:]
+        remaining = remaining[count:]
 
 
 def _convert(file: FileIO, dtype: torch.dtype, flat: Tensor) -> None:
-    """The same for numbers of another dtype, a cached number of them at a time."""
-    some = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
-    for into in flat.split(len(some)):
-        _fill(file, some[: len(into)])
-        into.copy_(some[: len(into)])
+    """Read numbers of another dtype into a tensor, in chunks that fit in the cache."""
+    buffer = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
+    for chunk in flat.split(len(buffer)):
+        _fill(file, buffer[: len(chunk)])
+        chunk.copy_(buffer[: len(chunk)])
 
 
 def incomplete(model_id: str, missing: Iterable[str]) -> ModelError:
-    """What is raised where weights are missing."""
+    """The error to raise if weights are missing."""
     names = sorted(missing)
     return ModelError(
         f"model {model_id!r} lacks {len(names)} of its weights, {names[0]} among them; "
@@ -191,16 +192,16 @@ def _file(model_id: str, name: str) -> Path | None:
     if folder.is_dir():
         return folder / name if (folder / name).exists() else None
     try:
-        found = cached_file(model_id, name)
-    except OSError:  # what transformers raises for a file that the hub does not have
+        path = cached_file(model_id, name)
+    except OSError:  # raised by transformers if the hub does not have the file
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 def _contents(file: Path) -> dict[str, Stored]:
-    """What a file holds: its first 8 bytes are the length of a header in JSON, data follow."""
+    """Parse a file's header: 8 bytes with the length of the JSON that follows, then the data."""
     with safe_open(file, framework="pt", backend="pread"):
-        pass  # the library knows what a sound header is
+        pass  # the library validates the header
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -211,6 +212,9 @@ def _contents(file: Path) -> dict[str, Stored]:
             raise SafetensorError(f"{name} is stored as {entry['dtype']}")
         start, _ = entry["data_offsets"]
         contents[name] = Stored(
-            file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start
+            file=file,
+            dtype=_DTYPES[entry["dtype"]],
+            shape=tuple(entry["shape"]),
+            start=8 + length + start,
         )
     return contents

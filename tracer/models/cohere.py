@@ -1,14 +1,13 @@
-"""Cohere and Cohere-2: attention and MLP in parallel behind one LayerNorm, scaled logits."""
+"""Cohere and Cohere-2: attention and MLP in parallel after one LayerNorm, scaled logits."""
 
 from dataclasses import replace
 from typing import Any
 
-from .architecture import BlockNorms
-from .llama import llama_like
+from .llama import ONE_NORM, llama_like
 
 COHERE = replace(
     llama_like("cohere", "cohere", "cohere2"),
-    norms=BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm"),
+    norms=ONE_NORM,
     norm_kind="layer",
     parallel=lambda config: True,
     logit_scale=lambda config: config.logit_scale,

@@ -1,4 +1,4 @@
-"""DBRX: LayerNorm, one projection in front whose outputs are clipped, experts."""
+"""DBRX: LayerNorm, a fused projection whose outputs are clipped, experts."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from .architecture import BlockNorms
-from .linear import outputs
+from .linear import last_outputs
 from .llama import llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of the three parts (queries, keys, values) of the fused projection."""
+    """The values are the last part of the fused projection, after queries and keys."""
     size, bound = attention.num_key_value_heads * attention.head_dim, attention.clip_qkv
-    values = outputs(attention.Wqkv, states, lambda fused: fused[-size:])
-    return values.clamp(-bound, bound)
+    return last_outputs(attention.Wqkv, states, size).clamp(-bound, bound)
 
 
 DBRX = replace(

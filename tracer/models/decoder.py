@@ -1,8 +1,8 @@
-"""A transformers decoder seen through its declaration, and the seam where tracing enters it.
+"""A transformers decoder seen through its declaration, and the hooks by which tracing enters it.
 
 The model's own top-level forward runs: it embeds tokens and prepares rotary tables. While tracing,
-each block's `forward` is set on the instance to a function of ours, and attention comes to us
-through transformers' `AttentionInterface`; a context manager puts everything back.
+each block instance's `forward` is replaced by ours, and attention calls ours through transformers'
+`AttentionInterface`; a context manager restores everything.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,10 +26,10 @@ from .offload import OffloadedBlocks
 Attend = Callable[[Pattern, Tensor], Tensor]
 RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
 
-_NAME = "densitrace"  # of the attention function, in transformers' registries
-_EMPTY_MASK = "densitrace_empty_mask"  # the same for a model that computes with its mask
+_NAME = "densitrace"  # of our attention function in transformers' registries
+_EMPTY_MASK = "densitrace_empty_mask"  # the same, for models that compute with their mask
 _HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
-_POSITIONS = "densitrace_positions"  # of a block's call, where keys are biased by them
+_POSITIONS = "densitrace_positions"  # keyword of a block's call, for ALiBi
 
 
 def _attention(
@@ -45,7 +45,7 @@ def _attention(
     key_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls for attention: hands all variants on as one `Pattern`."""
+    """Our attention function for transformers: passes all variants on as one `Pattern`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if key_bias is not None:
         query, key = biased(query, key, key_bias, scale)
@@ -62,14 +62,14 @@ def _attention(
 
 
 def _own_attention(
-    module: nn.Module, told: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
+    module: nn.Module, arguments: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, None]:
-    """What takes the place of a method that computes attention itself."""
-    return _attention(module, query, key, value, **told)[0].transpose(1, 2), None
+    """Replaces a method of an attention module that computes attention itself."""
+    return _attention(module, query, key, value, **arguments)[0].transpose(1, 2), None
 
 
-class _InPlaceOfSdpa(TorchFunctionMode):
-    """Inside, a call of `scaled_dot_product_attention` is one of a method as above."""
+class _RedirectSdpa(TorchFunctionMode):
+    """Redirect `scaled_dot_product_attention` to such a method while the context is open."""
 
     def __init__(self, method: Callable[..., tuple[Tensor, None]]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _InPlaceOfSdpa(TorchFunctionMode):
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No T x T mask: the engine knows each row's segments (and padding) itself."""
+    """Build no T x T mask: the engine handles segments and padding itself."""
 
 
 def _empty_mask(*_: Any, **__: Any) -> Tensor:
@@ -97,7 +97,7 @@ AttentionMaskInterface.register(_EMPTY_MASK, _empty_mask)
 
 
 class Block:
-    """One block: its branches as functions, and what its edges are weighed with."""
+    """One block: its branches as functions, and the matrices that weigh its edges."""
 
     def __init__(
         self,
@@ -128,23 +128,26 @@ class Block:
 
     @property
     def device(self) -> torch.device:
-        """Where the block's weights are: models spread over devices have several."""
+        """The device of the block's weights; a model may be spread over several."""
         return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the block computes in."""
+        """The dtype that the block computes in."""
         return self._weight.dtype
 
     @property
     def _weight(self) -> Tensor:
-        """One that no quantisation touches, unless no norm has any."""
+        """A weight that is not quantised: a norm's, or the projection's if norms have none."""
         modules = (self._before_attention, self._after_attention, self.projection)
         weights: Iterator[Tensor | None] = (getattr(m, "weight", None) for m in modules)
         return next(w for w in weights if w is not None and w.is_floating_point())
 
     def attend(self, states: Tensor, call: dict[str, Any], attend: Attend) -> Tensor:
-        """The attention branch [N, T, D] of states [N, T, D]; `attend` is its softmax part."""
+        """Compute the attention branch [N, T, D] of states [N, T, D].
+
+        `attend` is called with pattern and values in place of the softmax attention.
+        """
         normed = states if self._before_attention is None else self._before_attention(states)
         with _attribute(self.attention, _HOOK, attend):
             if self._own is None:
@@ -154,11 +157,11 @@ class Block:
         return self._added(branch, self._after_attention)
 
     def _own_branch(self, own: OwnAttention, normed: Tensor, call: dict[str, Any]) -> Tensor:
-        """The attention module's output, however it comes to it."""
-        module, told = self.attention, own.told(self.attention)
+        """The output of an attention module that does not use the `AttentionInterface`."""
+        module, arguments = self.attention, own.arguments(self.attention)
         if own.key_bias is not None:
-            told["key_bias"] = own.key_bias(module, call[_POSITIONS], self.dtype)
-        method = partial(_own_attention, module, told)
+            arguments["key_bias"] = own.key_bias(module, call[_POSITIONS], self.dtype)
+        method = partial(_own_attention, module, arguments)
         if own.project is not None:
             return self.project(method(*own.project(module, normed))[0])
         with ExitStack() as stack:
@@ -166,40 +169,40 @@ class Block:
                 stack.enter_context(_attribute(module, own.method, method))
             else:
                 stack.enter_context(_implementation(module.config, "sdpa"))
-                stack.enter_context(_InPlaceOfSdpa(method))
+                stack.enter_context(_RedirectSdpa(method))
             branch: Tensor = module(normed, **call)[0]
         return branch
 
     def values(self, states: Tensor) -> Tensor:
-        """The values [N, G, T, d_v] that attention reads from states [N, T, D]."""
+        """Project states [N, T, D] to values [N, G, T, d_v]."""
         normed = states if self._before_attention is None else self._before_attention(states)
         values: Tensor = self._values(self.attention, normed)
         by_head: Tensor = values.unflatten(-1, (-1, self.w_o.shape[-1]))
         return by_head.transpose(1, 2)
 
     def leave_attention(self, output: Tensor) -> Tensor:
-        """The attention branch [N, T, D] of attention outputs [N, H, T, d_v]."""
+        """Compute the attention branch [N, T, D] from attention outputs [N, H, T, d_v]."""
         return self._added(self.project(output), self._after_attention)
 
     def mlp(self, rows: Tensor) -> Tensor:
-        """The MLP branch [n, D] of rows [n, D], its norms included.
+        """Compute the MLP branch [n, D] of rows [n, D], norms included.
 
-        Norms and MLPs act on each row alone, so rows of any sequence and lane may be passed
-        together; the module sees them as one sequence.
+        Norms and MLPs act on each row separately, so rows of different sequences and lanes may be
+        passed together; the module sees them as one sequence.
         """
         normed = rows if self._before_mlp is None else self._before_mlp(rows)
         branch: Tensor | tuple[Tensor, ...] = self.mlp_module(normed[None])
-        if isinstance(branch, tuple):  # the scores of a router come second
+        if isinstance(branch, tuple):  # router scores come second
             branch = branch[0]
         return self._added(branch[0], self._after_mlp)
 
     def leave(self, states: Tensor) -> Tensor:
-        """States that leave the block, in place of those that its branches have added up to."""
+        """Scale the block's output states in place, if the architecture does."""
         name = self._architecture.block_scale
         return states if name is None else states.mul_(getattr(self.module, name))
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
-        """What a branch adds to the residual stream."""
+        """Apply the norm and scale after a branch: what it adds to the residual stream."""
         added: Tensor = branch if norm is None else norm(branch)
         return added if self._scale == 1 else added * self._scale
 
@@ -211,16 +214,16 @@ class Block:
 
     @cached_property
     def attention_norm(self) -> LinearNorm | None:
-        """The norm after attention, if there is one."""
+        """The linearised norm after attention, if there is one."""
         norm = self._after_attention
         return None if norm is None else LinearNorm.of(norm, self._architecture)
 
     @cached_property
     def w_o(self) -> Tensor:
-        """[H, D, d_v]: the output projection by head, with the factor on what it adds.
+        """[H, D, d_v]: the output projection by head, times the factor on the branch.
 
-        float32 on a CPU, whose ops read no other. On a GPU it stays in the dtype of the model, in
-        which one product of it is exact; not so where there is a factor.
+        float32 on a CPU, whose ops require it. On a GPU in the model's dtype, in which a single
+        product is exact, or in float32 if there is a factor.
         """
         weight = matrix(self.projection, self.dtype)
         if self._scale != 1:
@@ -231,9 +234,9 @@ class Block:
         return by_head if by_head.stride(-1) == 1 else by_head.contiguous()
 
     def folded_w_o(self, norms: tuple[LinearNorm, ...]) -> Tensor:
-        """[H, D, d_v]: the output projection seen through linearised norms, cached.
+        """[H, D, d_v]: the output projection with linearised norms folded in, cached.
 
-        float32 where there are norms, else as `w_o`.
+        float32 if there are norms, else as `w_o`.
         """
         folded = self.w_o
         for norm in norms:
@@ -244,9 +247,9 @@ class Block:
         return folded
 
     def folded_root(self, norms: tuple[LinearNorm, ...]) -> Tensor:
-        """float32 [H, d_v, d_v]: a matrix R with |R v| = |W v| for W of `folded_w_o`, cached.
+        """float32 [H, d_v, d_v]: R with |R v|_2 = |W v|_2 for W of `folded_w_o`, cached.
 
-        A root of the Gram matrix, R^T R = W^T W: lengths at the price of d_v rows in place of D.
+        A square root of the Gram matrix, R^T R = W^T W: norms cost d_v rows instead of D.
         """
         key = tuple(map(id, norms))
         if key not in self._roots:
@@ -257,7 +260,7 @@ class Block:
         return self._roots[key][1]
 
     def forget_weights(self, *_: Any) -> None:
-        """Drop what is derived from weights."""
+        """Drop everything derived from weights; also a forward hook."""
         self._folded.clear()
         self._roots.clear()
         for name in ("attention_norm", "w_o"):
@@ -267,8 +270,8 @@ class Block:
 class Decoder:
     """A causal language model of a declared family.
 
-    `offloaded`, where given, gives the blocks of the model their weights while they run. `tell` is
-    called by whoever computes with it, as it gets on; see `telling`.
+    `offloaded` provides the blocks' weights while they run. Code that runs the model calls `tell`
+    regularly; see `telling`.
     """
 
     def __init__(
@@ -294,7 +297,7 @@ class Decoder:
             for module in model.get_submodule(architecture.blocks).children()
         ]
         self._dequantised: Tensor | None = None  # a quantised unembedding
-        self.tell: Callable[[], None] = _nobody
+        self.tell: Callable[[], None] = _no_heartbeat
         self.offloaded = offloaded
         if offloaded is not None:
             for block in self.blocks:
@@ -304,29 +307,29 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """The device that token ids go to."""
         device: torch.device = self.model.device
         return device
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding table: ids lie below it."""
+        """Rows of the embedding table: the exclusive upper bound of token ids."""
         return int(self.model.get_input_embeddings().get_parameter("weight").shape[0])
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a sequence may have; None where any length runs."""
+        """The most tokens a sequence may have; None if there is no limit."""
         return self.architecture.longest(self.model.config)
 
     @property
     def _inner(self) -> nn.Module:
-        """The model without its unembedding; Llama 4's class does not know its name."""
+        """The model without its unembedding; Llama 4's `base_model` is the whole model."""
         inner: nn.Module = self.model.base_model
         return self.model.get_submodule("model") if inner is self.model else inner
 
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
-        """(weight [V, D], bias [V] or None)."""
+        """The unembedding's weight [V, D], and its bias [V] or None."""
         head = self.model.get_output_embeddings()
         return self._table(head), getattr(head, "bias", None)
 
@@ -338,18 +341,21 @@ class Decoder:
         return self._dequantised
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
-        """What a parameter or an entry of the model's state dict holds, wherever it is."""
+        """The values of a parameter or state dict entry, read from a file if offloaded."""
         return tensor if self.offloaded is None else self.offloaded.value(name, tensor)
 
     def hidden_states(
         self, ids: Tensor, positions: Tensor, mask: Tensor, run_block: RunBlock
     ) -> Tensor:
-        """Final-normed states [N, T, D] of the model run with `run_block` in place of its blocks.
+        """Run the model with `run_block` in place of its blocks.
 
         Args:
             ids, positions: int64 [N, T].
-            mask: int64 [N, T], 0 on padding; read by the models' own checks only.
+            mask: int64 [N, T], 0 on padding; only the models' own checks read it.
             run_block: (block index, states, the block's keyword arguments) -> states.
+
+        Returns:
+            States [N, T, D] after the final norm.
         """
         with self._seam(run_block, positions):
             output = self._inner(
@@ -360,7 +366,7 @@ class Decoder:
 
     @contextmanager
     def telling(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Inside, `tell` is called."""
+        """Call `tell` regularly while the context is open."""
         before, self.tell = self.tell, tell
         try:
             yield
@@ -372,18 +378,18 @@ class Decoder:
         own = self.architecture.own_attention
         name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
         tuples = own is not None and own.in_tuples
-        told = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
+        extra = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
         with ExitStack() as stack:
             stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, block, run_block, told, tuples)
+                forward = _block_forward(index, block, run_block, extra, tuples)
                 stack.enter_context(_attribute(block.module, "forward", forward))
             yield
 
 
 @contextmanager
 def _implementation(config: Any, name: str) -> Iterator[None]:
-    """Inside, attention is computed as a config may say."""
+    """Set the attention implementation of a config while the context is open."""
     before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
@@ -393,7 +399,7 @@ def _implementation(config: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, an object has an attribute of its own; then what it had, if it had any."""
+    """Set an attribute on an instance while the context is open, then restore or remove it."""
     missing = object()
     before = vars(owner).get(name, missing)
     setattr(owner, name, value)
@@ -407,28 +413,29 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _block_forward(
-    index: int, block: Block, run_block: RunBlock, told: dict[str, Any], tuples: bool
+    index: int, block: Block, run_block: RunBlock, extra: dict[str, Any], tuples: bool
 ) -> Callable[..., Tensor | tuple[Tensor]]:
     def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
-        # Positional arguments after the states are caches and masks, which tracing has none of.
-        states = block.leave(run_block(index, hidden_states, call | told))
+        # Further positional arguments are caches and masks, which tracing does not use.
+        states = block.leave(run_block(index, hidden_states, call | extra))
         return (states,) if tuples else states
 
     return forward
 
 
 def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A block's keyword arguments on its device."""
-    return {name: _each(value, lambda tensor: tensor.to(device)) for name, value in call.items()}
+    """Move a block's keyword arguments to its device."""
+    return {
+        name: _map_tensors(value, lambda tensor: tensor.to(device)) for name, value in call.items()
+    }
 
 
 def part_of_call(
     call: dict[str, Any], states: Tensor, rows: slice | Tensor, columns: int | None = None
 ) -> dict[str, Any]:
-    """A block's keyword arguments for some rows of its states [N, T, D] alone, and columns.
+    """Slice a block's keyword arguments for some rows and columns of its states [N, T, D].
 
-    Rotary tables and position ids have the states' N and T in front, or 1 and T; the rest serves
-    all of them.
+    Rotary tables and position ids start with dimensions N, T or 1, T; others are passed unchanged.
     """
     front = states.shape[:2]
 
@@ -439,21 +446,22 @@ def part_of_call(
             return tensor
         return tensor[:, :columns]
 
-    return {name: _each(value, narrow) for name, value in call.items()}
+    return {name: _map_tensors(value, narrow) for name, value in call.items()}
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A value with its tensors changed, those in tuples too.
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to a tensor, or to all tensors in nested tuples.
 
-    Were `change` to call itself, the states that it knows would live until cycles are collected.
+    A module function, not a recursive closure: a closure that refers to itself is a reference
+    cycle, and would keep the captured states alive until the garbage collector runs.
     """
     if isinstance(value, tuple):
-        return tuple(_each(part, change) for part in value)
+        return tuple(_map_tensors(part, change) for part in value)
     return change(value) if isinstance(value, Tensor) else value
 
 
-def _nobody() -> None:
-    """Is told."""
+def _no_heartbeat() -> None:
+    """The default heartbeat: does nothing."""
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""DeepSeek-V2, V3 and others: Llama's wiring, with values that come of a latent vector."""
+"""DeepSeek-V2, V3 and others: wired like Llama, with values expanded from a latent vector."""
 
 from dataclasses import replace
 from math import sqrt
@@ -10,7 +10,7 @@ from .llama import llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The second of each head's two parts (key, value) that the latent vector expands to."""
+    """The value part of each head (key, value) that the latent vector expands to."""
     latent = attention.kv_a_proj_with_mqa(states)[..., : attention.kv_lora_rank]
     whole: Tensor = attention.kv_b_proj(attention.kv_a_layernorm(latent))
     values: Tensor = whole.unflatten(-1, (attention.num_heads, -1))[

@@ -1,17 +1,17 @@
-"""Falcon: one norm or two, few key/value heads or many, ALiBi or none; attention by torch's own."""
+"""Falcon: one or two norms, few or many key/value heads, ALiBi or rotary; attention by SDPA."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .alibi import by_position
+from .alibi import key_bias
 from .architecture import Architecture, BlockNorms, OwnAttention
-from .llama import PRE_NORM
+from .llama import ONE_NORM, PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """As the module splits its fused projection; once a query head where it repeats them."""
+    """Split by the module's own method, which may repeat values for each query head."""
     values: Tensor = attention._split_heads(attention.query_key_value(states))[2]
     return values.flatten(-2)
 
@@ -25,23 +25,22 @@ def _norms(config: Any) -> BlockNorms:
         return PRE_NORM
     if config.new_decoder_architecture and config.num_ln_in_parallel_attn == 2:
         return BlockNorms(before_attention="ln_attn", before_mlp="ln_mlp")
-    return BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
+    return ONE_NORM
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Scaled as scores are."""
+    """The biases, scaled like the scores."""
     from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
     if not attention.config.alibi:
         return None
-    table = build_alibi_tensor(torch.ones_like(positions[:1]), attention.num_heads, dtype)
     scaling: float = attention.inv_norm_factor
-    return by_position(table[:, 0], positions) * scaling
+    return key_bias(build_alibi_tensor, attention.num_heads, positions, dtype) * scaling
 
 
 def _unsupported(config: Any) -> str | None:
     if config.alibi and config.multi_query and not config.new_decoder_architecture:
-        return "alibi=True, multi_query=True: biases of heads on keys that they share"
+        return "alibi=True, multi_query=True: heads with different biases share their keys"
     return None
 
 

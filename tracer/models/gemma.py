@@ -1,4 +1,4 @@
-"""Gemma and VaultGemma: RMSNorm with weight 1 + w; Gemma 2 to 4 (text): after branches, too."""
+"""Gemma, VaultGemma: RMSNorm with weight 1 + w; Gemma 2 to 4 (text): norms after branches too."""
 
 from dataclasses import replace
 from typing import Any
@@ -40,7 +40,7 @@ VAULTGEMMA = replace(
 
 
 def _normed_values(attention: Any, states: Tensor) -> Tensor:
-    """Of a projection of their own, or of the keys'; normed head by head."""
+    """Values from their own projection or the keys', normalised per head."""
     projection = attention.k_proj if attention.v_proj is None else attention.v_proj
     by_head = projection(states).unflatten(-1, (-1, attention.head_dim))
     values: Tensor = attention.v_norm(by_head)
@@ -48,7 +48,7 @@ def _normed_values(attention: Any, states: Tensor) -> Tensor:
 
 
 def _mlp(block: Any, states: Tensor) -> Tensor:
-    """From the states before any norm, which experts have one of their own for."""
+    """The MLP from states before any norm, since experts have a separate one."""
     dense: Tensor = block.mlp(block.pre_feedforward_layernorm(states))
     if not getattr(block, "enable_moe_block", False):
         return dense

@@ -1,4 +1,4 @@
-"""GLM and GLM-4.5 (experts), wired as Llama; GLM-4 and Kolibri: norms around each branch."""
+"""GLM and GLM-4.5 (experts), wired like Llama; GLM-4 and Kolibri: norms around each branch."""
 
 from dataclasses import replace
 

@@ -1,11 +1,11 @@
-"""GPT-2: LayerNorm, learned positions, projections stored input first."""
+"""GPT-2: LayerNorm, learned positions, projections stored as [inputs, outputs]."""
 
 from typing import Any
 
 from torch import Tensor
 
 from .architecture import Architecture, BlockNorms, learned_positions
-from .linear import outputs
+from .linear import last_outputs
 
 
 def _unsupported(config: Any) -> str | None:
@@ -15,9 +15,8 @@ def _unsupported(config: Any) -> str | None:
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last third of the fused projection, which is stored input first."""
-    first = 2 * states.shape[-1]
-    return outputs(attention.c_attn, states, lambda all_three: all_three[first:])
+    """The values are the last third of the fused projection."""
+    return last_outputs(attention.c_attn, states, states.shape[-1])
 
 
 GPT2 = Architecture(

@@ -1,4 +1,4 @@
-"""GPT-BigCode (StarCoder 1): as GPT-2, with one key/value head or with all."""
+"""GPT-BigCode (StarCoder 1): as GPT-2, with one key/value head or one per query head."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,15 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from .gpt2 import GPT2
-from .linear import outputs
+from .linear import last_outputs
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last part of the fused projection, or of each head's three parts (query, key, value)."""
+    """The value part at the end of the fused projection, or of each head (query, key, value)."""
     heads, size = attention.kv_heads, attention.head_dim
-    return outputs(
-        attention.c_attn, states, lambda w: w.unflatten(0, (heads, -1))[:, -size:].flatten(0, 1)
-    )
+    return last_outputs(attention.c_attn, states, size, groups=heads)
 
 
 GPT_BIGCODE = replace(GPT2, name="gpt_bigcode", model_types=("gpt_bigcode",), values=_values)

@@ -1,4 +1,4 @@
-"""GPT-Neo: LayerNorm, learned positions, scores that are not scaled, every other block windowed."""
+"""GPT-Neo: LayerNorm, learned positions, unscaled scores, sliding windows in alternate blocks."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from .architecture import BlockNorms, OwnAttention, learned_positions
 from .llama import llama_like
 
 
-def _told(attention: Any) -> dict[str, Any]:
+def _arguments(attention: Any) -> dict[str, Any]:
     local = attention.attention_type == "local"
     return {"scaling": 1.0, "sliding_window": attention.config.window_size if local else None}
 
@@ -20,6 +20,6 @@ GPT_NEO = replace(
     output_projection="out_proj",
     norms=BlockNorms(before_attention="ln_1", before_mlp="ln_2"),
     norm_kind="layer",
-    own_attention=OwnAttention("_attn", told=_told),
+    own_attention=OwnAttention("_attn", arguments=_arguments),
     longest=learned_positions,
 )

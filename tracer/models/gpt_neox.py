@@ -1,22 +1,18 @@
-"""GPT-NeoX: attention and MLP in parallel (or in sequence, as the config says), LayerNorm."""
+"""GPT-NeoX: attention and MLP in parallel or, by the config, in sequence; LayerNorm."""
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .architecture import Architecture
-from .linear import outputs
+from .linear import last_outputs
 from .llama import PRE_NORM
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of each head's three parts (query, key, value) of the fused projection."""
-    return last_of_heads(attention.query_key_value, states, attention.head_size)
-
-
-def last_of_heads(fused: nn.Module, states: Tensor, size: int) -> Tensor:
-    """The last of each head's three parts of a fused projection, each of some size."""
-    return outputs(fused, states, lambda w: w.unflatten(0, (-1, 3, size))[:, 2].flatten(0, 1))
+    """The value part of each head (query, key, value) of the fused projection."""
+    heads, size = attention.config.num_attention_heads, attention.head_size
+    return last_outputs(attention.query_key_value, states, size, groups=heads)
 
 
 GPT_NEOX = Architecture(

@@ -1,4 +1,4 @@
-"""GPT-J and CodeGen: parallel behind one LayerNorm, attention of their own."""
+"""GPT-J and CodeGen: attention and MLP in parallel after one LayerNorm, custom attention."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from .linear import outputs
 
 
 def _codegen_values(attention: Any, states: Tensor) -> Tensor:
-    """The middle of the three parts (query, value, key) of each quarter of the fused projection."""
+    """The middle third (query, value, key) of each quarter of the fused projection."""
     parts = (4, 3, attention.embed_dim // 4)
     return outputs(
         attention.qkv_proj, states, lambda fused: fused.unflatten(0, parts)[:, 1].flatten(0, 1)

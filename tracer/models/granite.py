@@ -1,4 +1,4 @@
-"""Granite: Llama with a factor on what each branch adds; with experts; HyperCLOVA X, normed too."""
+"""Granite: Llama with a factor on each branch; with experts; HyperCLOVA X: norms after branches."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ GRANITE_MOE = replace(
 
 
 def _shared(block: Any, states: Tensor) -> Tensor:
-    """Experts, and what all tokens share, if there is any."""
+    """The experts, plus the shared MLP if there is one."""
     experts: Tensor = block.block_sparse_moe(states)
     return experts if block.shared_mlp is None else experts + block.shared_mlp(states)
 

@@ -1,4 +1,4 @@
-"""Projections whose weights may be quantised: what they multiply by, and what memory holds."""
+"""Matrices, partial outputs and stored tensors of projections that may be quantised."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a projection holds its matrix as numbers to multiply by."""
+    """Whether a projection's weight is an ordinary matrix, neither quantised nor wrapped."""
     if type(module) not in (nn.Linear, Conv1D):
         return False
     weight = module.get_parameter("weight")
@@ -20,13 +20,13 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """[outputs, inputs]: what a projection multiplies by, in the dtype that holds it.
+    """The matrix of a projection [outputs, inputs], in the dtype of its weight.
 
-    A quantised one is asked: it is given the unit vectors, and answers in float32.
+    A quantised projection is evaluated on the unit vectors instead; the result is float32.
 
     Args:
         module: the projection.
-        dtype: of the states that a quantised one takes.
+        dtype: of the inputs of a quantised projection.
     """
     if is_plain(module):
         weight = module.get_parameter("weight").detach()
@@ -39,12 +39,15 @@ def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 def outputs(module: nn.Module, states: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
-    """Some of a projection's outputs [..., some], and no others where it holds its matrix plainly.
+    """Some outputs of a projection; a plain one computes no others.
 
     Args:
         module: the projection.
         states: [..., inputs].
-        pick: what is wanted, along the first dimension, of a tensor [outputs, ...].
+        pick: selects outputs along the first dimension of a tensor [outputs, ...].
+
+    Returns:
+        [..., selected outputs].
     """
     if not is_plain(module):
         whole: Tensor = module(states)
@@ -54,8 +57,28 @@ def outputs(module: nn.Module, states: Tensor, pick: Callable[[Tensor], Tensor])
     return linear(states, weight, pick(bias) if isinstance(bias, Tensor) else None)
 
 
+def last_outputs(module: nn.Module, states: Tensor, count: int, groups: int = 1) -> Tensor:
+    """The last `count` outputs of each of `groups` equal groups of a projection's outputs.
+
+    The values of a fused projection, of all heads together or head by head.
+
+    Args:
+        module: the projection.
+        states: [..., inputs].
+
+    Returns:
+        [..., groups * count].
+    """
+
+    def last(by_output: Tensor) -> Tensor:
+        by_group: Tensor = by_output.unflatten(0, (groups, -1))
+        return by_group[:, -count:].flatten(0, 1)
+
+    return outputs(module, states, last)
+
+
 def stored(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that are in memory: of a quantised one, its numbers and their scales."""
+    """The tensors stored in memory: of a quantised tensor, its integers and scales."""
     tensor = tensor.detach()
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor

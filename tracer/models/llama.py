@@ -1,4 +1,4 @@
-"""Llama and the families wired like it: pre-norm, RMSNorm, gated MLP."""
+"""Llama and families with the same wiring: pre-norm, RMSNorm, gated MLP."""
 
 from torch import Tensor, nn
 
@@ -11,10 +11,11 @@ def _values(attention: nn.Module, states: Tensor) -> Tensor:
 
 
 PRE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+ONE_NORM = BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm")
 
 
 def llama_like(name: str, *model_types: str) -> Architecture:
-    """The declaration that Llama shares with the families that kept its names."""
+    """The declaration of Llama, for families with the same wiring and module names."""
     return Architecture(
         name=name,
         model_types=model_types,
@@ -30,8 +31,8 @@ def llama_like(name: str, *model_types: str) -> Architecture:
 
 LLAMA = llama_like("llama", "llama")
 
-# Families that kept names and wiring: what they have of their own is within attention and MLP.
-SAME = tuple(
+# Families with the same names and wiring, which differ only inside attention and MLP.
+SAME_AS_LLAMA = tuple(
     llama_like(name, name)
     for name in (
         "arcee",

@@ -1,4 +1,4 @@
-"""Llama 4 (text), as far as one chunk of its attention goes; experts."""
+"""Llama 4 (text), up to the length of one attention chunk; experts."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,14 +9,14 @@ from .llama import llama_like
 
 
 def _mlp(block: Any, states: Tensor) -> Tensor:
-    """Experts give rows of no sequence, and the scores of their router."""
-    found = block.feed_forward(states)
-    branch: Tensor = found[0] if isinstance(found, tuple) else found
+    """The MLP or experts; experts return flattened rows, and router scores second."""
+    result = block.feed_forward(states)
+    branch: Tensor = result[0] if isinstance(result, tuple) else result
     return branch.view_as(states)
 
 
 def _longest(config: Any) -> int:
-    """Up to where chunks, and temperatures that grow with the position, make no difference."""
+    """The length up to which attention chunks and temperature tuning have no effect."""
     if not config.attn_temperature_tuning:
         return int(config.attention_chunk_size)
     return int(min(config.attention_chunk_size, config.floor_scale - 1))

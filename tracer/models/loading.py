@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer from a folder or a hub id; what fails is one clear line."""
+"""Loads a model and its tokenizer from a folder or a hub id, with one-line errors."""
 
 import logging
 import os
@@ -20,8 +20,8 @@ from .text import auto_model, text_config, text_model
 
 log = logging.getLogger(__name__)
 
-# transformers replaces functions of its own while it loads a model, and puts back what it found:
-# of two threads that do so at once, one would leave the other's in place for good.
+# transformers patches its own functions while it loads a model: two threads at once could leave
+# each other's patches in place.
 _ONE_AT_A_TIME = Lock()
 
 _TOKENIZER_FILES = (
@@ -36,7 +36,7 @@ _TOKENIZER_FILES = (
 def load(
     path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """A model in evaluation mode on a device, and its tokenizer if it has one.
+    """Load a model in evaluation mode onto a device, and its tokenizer if it has one.
 
     Args:
         path: a local folder or a hub id.
@@ -45,11 +45,11 @@ def load(
         dtype: a torch dtype or its name, or `auto`: as stored.
 
     Raises:
-        ModelError: nothing there, no weights, some weights missing, architecture not declared.
+        ModelError: no model there, weights missing, architecture not declared.
         InputError: an unknown device or dtype.
     """
     name = str(path)
-    place, kind = _device(device), _dtype(dtype)
+    target, kind = _device(device), _dtype(dtype)
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         with _quiet():
@@ -60,41 +60,41 @@ def load(
     if info["missing_keys"]:
         raise incomplete(name, info["missing_keys"])
     model: Any = text_model(whole)
-    stays = _quantised(config) and model.device.type == place.type  # some cannot be moved
-    return (model if stays else model.to(place)).eval(), _tokenizer(name)
+    stays = _quantised(config) and model.device.type == target.type  # some kinds cannot be moved
+    return (model if stays else model.to(target)).eval(), _tokenizer(name)
 
 
 def _quantised(config: Any) -> bool:
-    """Whether a checkpoint holds other numbers than the model computes with."""
+    """Whether the checkpoint is quantised."""
     return getattr(config, "quantization_config", None) is not None
 
 
 def load_offloaded(
     path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, OffloadedBlocks]:
-    """As `load`, for a model larger than memory: its blocks are read when they run.
+    """Load a model larger than memory, whose blocks are read when they run; see `load`.
 
     Raises:
-        ModelError: as `load`; and weights that are not in safetensors, or quantised.
+        ModelError: as `load`; also weights that are quantised or not in safetensors.
         InputError: an unknown device or dtype.
     """
     name = str(path)
-    place, kind = _device(device), _dtype(dtype)
+    target, kind = _device(device), _dtype(dtype)
     with _ONE_AT_A_TIME, _one_line(name):
         config = _config(name)
         if _quantised(config):
             raise ModelError(f"model {name!r} is quantised: its blocks cannot be read one by one")
         architecture = architecture_of(text_config(config))
         checkpoint = Checkpoint.of(name)
-        stored = config.dtype or checkpoint.dtype
-        asked = kind if isinstance(kind, torch.dtype) else stored
-        model = skeleton(config, architecture, checkpoint, place, asked)
-    blocks = OffloadedBlocks(model, architecture, checkpoint, place)
+        if not isinstance(kind, torch.dtype):
+            kind = config.dtype or checkpoint.dtype
+        model = skeleton(config, architecture, checkpoint, target, kind)
+    blocks = OffloadedBlocks(model, architecture, checkpoint, target)
     return model, _tokenizer(name), blocks
 
 
 def _config(name: str) -> Any:
-    """The config of a model of a declared architecture."""
+    """Load a model's config and check that its architecture is declared."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     architecture_of(text_config(config))
     return config
@@ -102,7 +102,7 @@ def _config(name: str) -> Any:
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """What a library raises while a model is loaded becomes a ModelError."""
+    """Turn exceptions of libraries during loading into a one-line ModelError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -111,7 +111,7 @@ def _one_line(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar: progress is the caller's to show."""
+    """Hide transformers' progress bar: showing progress is up to the caller."""
     shown = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()
     try:
@@ -141,7 +141,7 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        # torchrun starts several processes a machine, which see all its devices.
+        # torchrun starts several processes per machine, each of which sees all devices.
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device("cuda", rank % torch.cuda.device_count())
     try:
@@ -153,10 +153,10 @@ def _device(device: str) -> torch.device:
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype):
         raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
-    return found
+    return named
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""MiMo-V2-Flash: Llama's wiring, values scaled; sinks and more key/value heads where windowed."""
+"""MiMo-V2-Flash: Llama's wiring, scaled values; windowed blocks have sinks and more KV heads."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""MPT: LayerNorm without biases, ALiBi, one projection in front; an MLP that adds the residual."""
+"""MPT: LayerNorm without biases, ALiBi, a fused projection; an MLP that adds the residual."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 from .alibi import by_position
 from .architecture import BlockNorms, OwnAttention
 from .bloom import BLOOM
-from .linear import outputs
+from .linear import last_outputs
+from .llama import LLAMA
 
 
 def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,9 +20,9 @@ def _project(attention: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last third of the fused projection."""
-    first = 2 * attention.hidden_size
-    return _clipped(attention, outputs(attention.Wqkv, states, lambda fused: fused[first:]))
+    """The values are the last third of the fused projection."""
+    values = last_outputs(attention.Wqkv, states, attention.hidden_size)
+    return _clipped(attention, values)
 
 
 def _clipped(attention: Any, projected: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def _clipped(attention: Any, projected: Tensor) -> Tensor:
 
 
 def _key_bias(attention: Any, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """In float32, whatever the model's dtype."""
+    """The biases in float32, whatever the model's dtype."""
     from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
     heads, length = attention.n_heads, positions.shape[1]
@@ -51,9 +52,9 @@ MPT = replace(
     norms=BlockNorms(before_attention="norm_1", before_mlp="norm_2"),
     own_attention=OwnAttention(
         project=_project,
-        told=lambda attention: {"scaling": attention.softmax_scale},
+        arguments=lambda attention: {"scaling": attention.softmax_scale},
         key_bias=_key_bias,
         reads_mask=True,
     ),
-    unsupported=lambda config: None,
+    unsupported=LLAMA.unsupported,
 )

@@ -1,4 +1,4 @@
-"""nanochat: Llama's wiring and names, norms without weights, logits that are soft-capped."""
+"""nanochat: Llama's wiring and names, norms without weights, soft-capped logits."""
 
 from dataclasses import replace
 

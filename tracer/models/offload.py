@@ -1,9 +1,9 @@
 """Models larger than memory: a block's weights are read when it runs and dropped afterwards.
 
-What is outside the blocks stays in memory: embeddings, final norm, unembedding, buffers. While a
-block computes, a thread reads the next one, so there is room for two; after the last block comes
-the first again, of the next pass. The same room is filled again and again: to get fresh memory
-takes longer than to fill it.
+Embeddings, final norm, unembedding and buffers stay in memory. While a block computes, a thread
+reads the next one into the other of two memory regions; after the last block it reads the first
+again, for the next pass. The regions are reused because allocating memory takes longer than filling
+it.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,14 +30,14 @@ def skeleton(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model whose blocks have no weights yet; everything else is on a device.
+    """Build a model whose blocks have no weights; everything else is loaded to a device.
 
     Args:
-        config: transformers' own.
-        checkpoint: takes the names of the model's state dict.
+        config: the transformers config.
+        checkpoint: its tensors are renamed as in the model's state dict.
 
     Raises:
-        ModelError: weights are missing or have other shapes.
+        ModelError: weights are missing or have wrong shapes.
     """
     with torch.device("meta"):
         whole: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
@@ -45,7 +45,7 @@ def skeleton(
     buffers = dict(model.named_buffers())
     for name, buffer in buffers.items():
         _put(model, name, torch.empty_like(buffer, device="cpu"))
-    model.initialize_weights()  # computes the buffers; parameters have no memory to be written to
+    model.initialize_weights()  # computes the buffers; parameters are on `meta` and have no data
     stored, within = model.state_dict().keys(), f"{architecture.blocks}."
     for name in buffers:
         comes_and_goes = name in stored and name.startswith(within)
@@ -65,9 +65,9 @@ def skeleton(
 def _renaming(
     whole: PreTrainedModel, model: PreTrainedModel, checkpoint: Checkpoint
 ) -> Callable[[str], str]:
-    """What a model within a whole one calls a tensor of the whole one's file.
+    """A function from names in the files of `whole` to names in `model`, which is within it.
 
-    transformers itself has other names for some tensors than the file.
+    Applies transformers' own renaming of checkpoint tensors first.
     """
     steps = get_model_conversion_mapping(whole)
     names = [step for step in steps if isinstance(step, WeightRenaming)]
@@ -79,14 +79,14 @@ def _renaming(
 
 
 class OffloadedBlocks:
-    """The blocks of a skeleton, each with its weights while its module runs and no longer.
+    """Loads the weights of a skeleton's blocks while their modules run, by hooks.
 
-    Whoever keeps a weight, or a view of it, longer than that finds another block's numbers in it.
+    Do not keep a weight, or a view of it, beyond that: its memory is reused for another block.
 
     Args:
-        model: a `skeleton`; hooks on its blocks' modules do the rest.
-        architecture: where the blocks are.
-        checkpoint: with the names of the model's state dict.
+        model: a `skeleton`.
+        architecture: says where the blocks are.
+        checkpoint: with tensors named as in the model's state dict.
         device: where the blocks run.
     """
 
@@ -102,30 +102,30 @@ class OffloadedBlocks:
         self._empty = [block.state_dict() for block in self._blocks]  # on `meta`
         self._prefix = f"{architecture.blocks}."
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="densitrace-reader")
-        most = max(map(self._room, range(len(self._blocks))))
+        size = max(map(self._room, range(len(self._blocks))))
         pinned = device.type == "cuda"
-        self._rooms = [torch.empty(most, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self._next_room = 0  # not that of the block being read, or of the one that runs
+        self._rooms = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._next_room = 0  # the one that the next read fills; the other has the last block read
         self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
-        self._left: torch.cuda.Event | None = None  # when the device is done with the last block
+        self._left: torch.cuda.Event | None = None  # the device's end of the last block
         for index, block in enumerate(self._blocks):
             block.register_forward_pre_hook(partial(self._enter, index))
             block.register_forward_hook(partial(self._leave, index), always_call=True)
 
     @property
     def largest(self) -> int:
-        """Numbers in the largest block."""
+        """Number of elements in the largest block."""
         sizes = (sum(tensor.numel() for tensor in empty.values()) for empty in self._empty)
         return int(max(sizes))
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
-        """What a tensor of the state dict holds; between passes, and until asked for another."""
+        """The values of a state dict tensor; only between passes, valid until the next call."""
         if not tensor.is_meta:
             return tensor
         return self._checkpoint.read(name, tensor.dtype, self._rooms[self._next_room])
 
     def _enter(self, index: int, *_: Any) -> None:
-        """Give a block its weights, and let those of the next one be read."""
+        """Give a block its weights, and start reading those of the next one."""
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != index:
             coming = index, self._start(index)
@@ -145,7 +145,7 @@ class OffloadedBlocks:
         return self._reader.submit(self._read, index, room)
 
     def _stored(self, index: int) -> Iterator[tuple[str, str, torch.dtype]]:
-        """Of each tensor of a block: its name there and in the model, its dtype."""
+        """For each tensor of a block: its names in the block and in the model, and its dtype."""
         for name, tensor in self._empty[index].items():
             yield name, f"{self._prefix}{index}.{name}", tensor.dtype
 
@@ -153,18 +153,18 @@ class OffloadedBlocks:
         return sum(self._checkpoint.room(whole, dtype) for _, whole, dtype in self._stored(index))
 
     def _read(self, index: int, room: Tensor) -> dict[str, Tensor]:
-        """A block's tensors, by way of a room that nobody reads any more."""
+        """Read a block's tensors through a memory region that is no longer in use."""
         tensors = {}
         for name, whole, dtype in self._stored(index):
             tensors[name] = self._checkpoint.read(whole, dtype, room)
             room = room[self._checkpoint.room(whole, dtype) :]
-        if self._left is not None:  # the host may be blocks ahead: no third one on the device
+        if self._left is not None:  # the host may be ahead: keep a third block off the device
             self._left.synchronize()
         return arrived(tensors, self._device)
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set a parameter or buffer by its name, which may lie in a submodule."""
+    """Set a parameter or buffer by its dotted name."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

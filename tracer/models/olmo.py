@@ -1,4 +1,4 @@
-"""OLMo-2 and 3, FlexOlmo, Exaone-4: norms after each branch alone; OLMo and OLMoE: as Llama."""
+"""OLMo-2, 3, FlexOlmo, Exaone-4: norms only after each branch; OLMo and OLMoE: wired like Llama."""
 
 from dataclasses import replace
 from typing import Any

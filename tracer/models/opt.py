@@ -1,4 +1,4 @@
-"""OPT and BioGPT: LayerNorm, learned positions, MLP layers that lie in the block itself."""
+"""OPT and BioGPT: LayerNorm, learned positions, MLP layers that are attributes of the block."""
 
 from dataclasses import replace
 from typing import Any

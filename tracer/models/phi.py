@@ -1,25 +1,24 @@
-"""Phi (1, 1.5, 2): parallel behind one LayerNorm; Phi-3: Llama; PhiMoE: Llama with LayerNorm."""
+"""Phi (1, 1.5, 2): parallel after one LayerNorm; Phi-3: as Llama; PhiMoE: Llama with LayerNorm."""
 
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from .architecture import BlockNorms
-from .linear import outputs
-from .llama import llama_like
+from .linear import last_outputs
+from .llama import ONE_NORM, llama_like
 
 
 def _values(attention: Any, states: Tensor) -> Tensor:
-    """The last of the three parts (queries, keys, values) of the fused projection."""
+    """The values are the last part of the fused projection, after queries and keys."""
     size = attention.num_key_value_heads * attention.head_dim
-    return outputs(attention.qkv_proj, states, lambda all_three: all_three[-size:])
+    return last_outputs(attention.qkv_proj, states, size)
 
 
 def _unsupported(config: Any) -> str | None:
     window = config.sliding_window
     if window is not None and window < config.max_position_embeddings:
-        return f"sliding_window={window}: its attention is not told of windows"
+        return f"sliding_window={window}: its attention module does not pass on the window"
     return None
 
 
@@ -27,7 +26,7 @@ PHI = replace(
     llama_like("phi", "phi"),
     final_norm="model.final_layernorm",
     output_projection="dense",
-    norms=BlockNorms(before_attention="input_layernorm", before_mlp="input_layernorm"),
+    norms=ONE_NORM,
     norm_kind="layer",
     parallel=lambda config: True,
 )

@@ -8,7 +8,7 @@ from .llama import llama_like
 
 def _unsupported(config: Any) -> str | None:
     if "sliding_attention" in config.layer_types:
-        return "use_sliding_window=True: its attention is not told of windows"
+        return "use_sliding_window=True: its attention module does not pass on the window"
     return None
 
 

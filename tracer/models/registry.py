@@ -1,4 +1,4 @@
-"""Which declaration covers a model, by its `config.model_type`."""
+"""Registry of architecture declarations by `config.model_type`."""
 
 from typing import Any
 
@@ -9,13 +9,17 @@ ARCHITECTURES: dict[str, Architecture] = {}  # by model type
 
 
 def declare(architecture: Architecture) -> None:
-    """Make a declaration known; a later one for the same model type replaces it."""
+    """Register a declaration; it replaces earlier ones for the same model types."""
     for model_type in architecture.model_types:
         ARCHITECTURES[model_type] = architecture
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The declaration that covers a model with this config; ModelError where none does."""
+    """Look up the declaration for a model's config.
+
+    Raises:
+        ModelError: the model type is not declared.
+    """
     model_type = getattr(config, "model_type", None)
     if model_type not in ARCHITECTURES:
         raise ModelError(

@@ -1,7 +1,7 @@
-"""The language model within a model of text and other things: images, sound.
+"""Extracts the language model from a multimodal model of text and images or sound.
 
-Of such a model the path of text alone is traced: the decoder and the unembedding, as the causal
-language model that transformers has for the decoder's own config.
+Only the text path is traced: decoder and unembedding, assembled as the causal language model that
+transformers has for the decoder's config.
 """
 
 from collections.abc import Callable
@@ -22,38 +22,38 @@ from .registry import ARCHITECTURES
 
 
 class _Headed(PreTrainedModel):
-    """A decoder and its unembedding, where transformers has no class for these two alone."""
+    """A decoder with an unembedding, for families without a transformers class for just these."""
 
     base_model_prefix = "model"
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__(decoder.config)
         self.model = decoder
-        self.lm_head = nn.Identity()  # until there is one
+        self.lm_head = nn.Identity()  # replaced by `set_output_embeddings`
 
     @classmethod
     def of(cls, decoder: PreTrainedModel) -> "_Headed":
-        """Of a class that can do what others of the decoder's family can, as far as one can see."""
+        """Wrap a decoder in a new class with the bases of the decoder's class added."""
         family, module = type(decoder).__bases__, type(decoder).__module__
         headed: _Headed = type(cls.__name__, (cls, *family), {"__module__": module})(decoder)
         return headed
 
-    def forward(self, input_ids: Tensor, **told: Any) -> CausalLMOutput:
+    def forward(self, input_ids: Tensor, **arguments: Any) -> CausalLMOutput:
         """Logits [N, T, V] of token ids [N, T]."""
-        states = self.model(input_ids=input_ids, **told).last_hidden_state
+        states = self.model(input_ids=input_ids, **arguments).last_hidden_state
         return CausalLMOutput(logits=self.lm_head(states))
 
 
 def auto_model(config: Any) -> Any:
-    """The class that loads a model: of text, or of text and other things."""
+    """The Auto class that loads a model: causal or multimodal."""
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForCausalLM if causal else AutoModelForMultimodalLM
 
 
 def text_config(config: Any) -> Any:
-    """The config of the causal language model of declared architecture within a model.
+    """The config of the language model of declared architecture within a model.
 
-    The model's own config if it is one, and where there is none.
+    The model's own config if its architecture is declared itself, or if nothing within it is.
     """
     inner = config.get_text_config(decoder=True)
     wrapped = config.model_type not in ARCHITECTURES and inner.model_type in ARCHITECTURES
@@ -61,23 +61,24 @@ def text_config(config: Any) -> Any:
 
 
 def text_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model of declared architecture within a model; the model if it is one.
+    """Extract the causal language model of declared architecture from a model.
 
-    It shares its modules with the model, and holds none of the others.
+    The result shares its modules with the model, and has no others. A model that is a causal
+    language model already is returned unchanged.
 
     Raises:
-        ModelError: there is one by the config, but transformers has wired it otherwise.
+        ModelError: the model's decoder is not of the class that its config calls for.
     """
     config = text_config(model.config)
     if config is model.config:
         return model
     decoder: Any = model.get_decoder()
-    with torch.device("meta"):  # on which nothing is initialised
+    with torch.device("meta"):  # no memory, no initialisation
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             text: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         else:
             text = _Headed.of(decoder)
-    if isinstance(decoder, type(text)):  # with an unembedding of its own
+    if isinstance(decoder, type(text)):  # it includes an unembedding
         return decoder
     if type(decoder) is not type(text.base_model):
         raise ModelError(
@@ -86,8 +87,8 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
         )
     setattr(text, text.base_model_prefix, decoder)
     text.set_output_embeddings(model.get_output_embeddings())
-    within, names = name_within(model, text), text.state_dict().keys()
-    tied = {within(name): within(of) for name, of in model.all_tied_weights_keys.items()}
+    renamed, names = name_within(model, text), text.state_dict().keys()
+    tied = {renamed(name): renamed(of) for name, of in model.all_tied_weights_keys.items()}
     text.all_tied_weights_keys = {name: of for name, of in tied.items() if name in names}
     inner: Any = text.base_model
     text.config = inner.config
@@ -96,7 +97,7 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def name_within(model: PreTrainedModel, text: PreTrainedModel) -> Callable[[str], str]:
-    """What the language model within a model calls one of the model's tensors."""
+    """A function from a tensor's name in a model to its name in the language model within."""
     shared = text if text in model.modules() else text.base_model
     paths = ({module: name for name, module in whole.named_modules()} for whole in (model, text))
     theirs, ours = (f"{path[shared]}.".lstrip(".") for path in paths)

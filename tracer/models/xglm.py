@@ -1,4 +1,4 @@
-"""XGLM: as BioGPT, with sinusoidal positions; its attention computes scores and outputs itself."""
+"""XGLM: as BioGPT, with sinusoidal positions; its attention computes scores and outputs inline."""
 
 from dataclasses import replace
 from typing import Any

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.kernels.constants import on_device
-from densitrace.tracer import replay
+from densitrace.tracer import cuda_graphs
+from densitrace.tracer.cuda_graphs import GraphCache, captured
 from densitrace.tracer.models.decoder import Block
-from densitrace.tracer.replay import Replays, captured
 from densitrace.tracer.tracing import Settings
 
 Outputs = dict[str, Tensor]
@@ -56,8 +56,8 @@ def doubled(inputs: Any) -> Outputs:
 
 
 def test_the_second_pass_of_a_shape_is_captured(graphs: Graphs) -> None:
-    replays = Replays(graphs)
-    found = [replays("key", doubled, {"x": torch.full((2,), float(i))})["y"] for i in range(4)]
+    cache = GraphCache(graphs)
+    found = [cache("key", doubled, {"x": torch.full((2,), float(i))})["y"] for i in range(4)]
     # Earlier results stay: they may still be on their way to the host.
     assert [tensor.tolist() for tensor in found] == [[2.0 * i] * 2 for i in range(4)]
     assert (graphs.captured, graphs.replayed) == (1, 3)
@@ -70,20 +70,20 @@ def test_what_cannot_be_captured_runs_as_it_is() -> None:
         tried.append(run)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    replays = Replays(refuse)
+    cache = GraphCache(refuse)
     for value in range(4):
-        assert replays("key", doubled, {"x": torch.tensor(value)})["y"] == 2 * value
+        assert cache("key", doubled, {"x": torch.tensor(value)})["y"] == 2 * value
     assert len(tried) == 1
 
 
 def test_the_graph_used_longest_ago_makes_room(
     graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "MOST_GRAPHS", 2)
-    replays = Replays(graphs)
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    cache = GraphCache(graphs)
     x = {"x": torch.ones(1)}
     for key in ("a", "a", "b", "b", "a", "c", "c", "a", "b"):
-        assert replays(key, doubled, x)["y"] == 2
+        assert cache(key, doubled, x)["y"] == 2
     assert graphs.captured == 4  # a, b, c in place of b, and b in place of c
 
 
@@ -101,7 +101,7 @@ def test_replayed_traces_are_the_traces(
         return list(tracer.trace_batches(batches, RULE, settings, packed=packed))
 
     plain = traced()
-    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    monkeypatch.setattr(tracer, "_graphs", GraphCache(graphs))
     replayed = traced()
     assert (graphs.captured, graphs.replayed) == (1, 2)
     for ours, expected in zip(chain(*replayed), chain(*plain), strict=True):
@@ -123,7 +123,7 @@ def test_rows_cut_elsewhere_are_another_pass(
         return list(chain(*tracer.trace_batches(batches, RULE, Settings(), tokens_at_once=7)))
 
     plain = traced()
-    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    monkeypatch.setattr(tracer, "_graphs", GraphCache(graphs))
     for ours, expected in zip(traced(), plain, strict=True):
         np.testing.assert_array_equal(ours.edge_count, expected.edge_count)
         np.testing.assert_array_equal(ours.errors["tv"], expected.errors["tv"])
@@ -140,9 +140,9 @@ def test_a_graph_keeps_the_constants_that_it_reads(graphs: Graphs) -> None:
         return {"y": cuts * inputs["x"]}
 
     read: list[weakref.ref[Tensor]] = []
-    replays = Replays(graphs)
+    cache = GraphCache(graphs)
     for _ in range(2):
-        replays("key", scaled, {"x": torch.ones(2)})
+        cache("key", scaled, {"x": torch.ones(2)})
     for number in range(100):
         on_device((float(number),), torch.float32, torch.device("cpu"))
     gc.collect()
@@ -154,7 +154,7 @@ def test_passes_that_draw_at_random_run_as_they_are(
 ) -> None:
     """The host waits for the numbers of edges to draw from."""
     tracer = Tracer(tiny_model("llama"))
-    monkeypatch.setattr(tracer, "_replays", Replays(graphs))
+    monkeypatch.setattr(tracer, "_graphs", GraphCache(graphs))
     batches = [([[5, 9, 33, 2]], [3])] * 3
     settings = Settings(controls=("random",))
     assert len(list(tracer.trace_batches(batches, RULE, settings))) == 3

@@ -1,9 +1,9 @@
-"""CUDA graphs of passes over the model whose shapes come again.
+"""CUDA graphs of passes over the model that repeat with the same shapes.
 
-A graph replays all kernels of a pass at once, where the host would launch thousands. The first pass
-of a shape runs as it is (kernels are compiled, constants copied), the second is captured. Nothing
-on the host may depend on what a captured pass computes: whose passes are replayed ends them before
-they are measured.
+A graph launches all kernels of a pass at once, where the host would launch thousands. The first
+pass of a shape runs eagerly (kernels are compiled, constants copied); the second is captured. The
+host must not depend on values that a captured pass computes, so a captured pass ends before the
+measurements.
 """
 
 import logging
@@ -22,29 +22,33 @@ Pass = Callable[[Tensors], dict[str, Tensor]]
 Run = Callable[[], dict[str, Tensor]]
 Capture = Callable[[Run, torch.device], Run]
 
-MOST_GRAPHS = 4  # each keeps what its pass holds at its peak
+MOST_GRAPHS = 4  # each holds the peak memory of its pass
 
 log = logging.getLogger(__name__)
 
 
 def captured(run: Run, device: torch.device) -> Run:
-    """A CUDA graph of what `run` does on a GPU: what replays it, into the same tensors every time.
+    """Capture `run` as a CUDA graph.
+
+    Returns:
+        A function that replays the graph; it writes to the same tensors every time.
 
     Raises:
-        RuntimeError: `run` does what no graph holds; the GPU's current stream is as it was.
+        RuntimeError: `run` cannot be captured; the GPU's current stream is restored.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
         before = torch.cuda.current_stream()
         try:
-            # Other threads go on with what this one may not do meanwhile. The stream is of this
-            # GPU: torch's own for captures is of whichever GPU the first was on.
+            # "thread_local": other threads may call what is forbidden during a capture. The stream
+            # is created on this GPU: torch's default capture stream is on the GPU of the first
+            # capture.
             with torch.cuda.graph(
                 graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
             ):
                 outputs = run()
         finally:
-            # Where a capture has failed, ending it raises too, before torch leaves its stream.
+            # After a failed capture, ending it raises too, before torch restores the stream.
             torch.cuda.set_stream(before)
 
     def replay() -> dict[str, Tensor]:
@@ -55,7 +59,7 @@ def captured(run: Run, device: torch.device) -> Run:
 
 
 class Graph(NamedTuple):
-    """A captured pass, and the tensors whose addresses it holds."""
+    """A captured pass and the tensors whose addresses it reads."""
 
     inputs: Tensors
     replay: Run
@@ -63,12 +67,12 @@ class Graph(NamedTuple):
 
 
 @dataclass
-class Replays:
-    """The graphs of the shapes that were last seen.
+class GraphCache:
+    """An LRU cache of CUDA graphs by shape.
 
     Example:
-        >>> replays = Replays()
-        >>> outputs = replays(("scan", ids.shape), run, {"ids": ids})  # doctest: +SKIP
+        >>> graphs = GraphCache()
+        >>> outputs = graphs(("scan", ids.shape), run, {"ids": ids})  # doctest: +SKIP
     """
 
     capture: Capture = captured
@@ -77,12 +81,15 @@ class Replays:
     _graphs: "OrderedDict[Hashable, Graph]" = field(default_factory=OrderedDict)
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
-        """What `run` gives of the inputs.
+        """Run a pass, or replay its graph.
 
         Args:
-            key: equal where `run` does the same to inputs of the same shapes.
-            run: a pass that nothing on the host depends on.
-            inputs: all on one device, which is all that the pass uses.
+            key: must differ whenever shapes, or what `run` does to them, differ.
+            run: a pass whose host code does not depend on computed values.
+            inputs: all on one device; the pass uses no other.
+
+        Returns:
+            The outputs of `run` for these inputs.
         """
         if key not in self._graphs:
             if key in self._refused or key not in self._seen:
@@ -90,7 +97,7 @@ class Replays:
                 return run(inputs)
             try:
                 self._capture(key, run, inputs)
-            except RuntimeError as error:  # what torch raises where an operation can't be captured
+            except RuntimeError as error:  # raised by torch if an operation cannot be captured
                 log.info("Passes of %s run without a CUDA graph: %s", key, error)
                 self._refused.add(key)
                 return run(inputs)
@@ -98,14 +105,14 @@ class Replays:
         graph = self._graphs[key]
         for name, tensor in graph.inputs.items():
             tensor.copy_(inputs[name])
-        # Copied: the next replay writes to the same tensors while these may still be leaving.
+        # Clone: the next replay may overwrite these tensors while they are still being copied out.
         return {name: tensor.clone() for name, tensor in graph.replay().items()}
 
     def _capture(self, key: Hashable, run: Pass, inputs: Tensors) -> None:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
-        held = {name: tensor.clone() for name, tensor in inputs.items()}
-        (device,) = {tensor.device for tensor in held.values()}
+        captured_inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        (device,) = {tensor.device for tensor in captured_inputs.values()}
         with constants.used() as used:
-            replay = self.capture(lambda: run(held), device)
-        self._graphs[key] = Graph(held, replay, used)
+            replay = self.capture(lambda: run(captured_inputs), device)
+        self._graphs[key] = Graph(captured_inputs, replay, used)
