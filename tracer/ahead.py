@@ -1,4 +1,4 @@
-"""Work that goes on in another thread while what it made before is used."""
+"""Prefetching: make the next item in a background thread while the caller uses the current one."""
 
 import os
 import sys
@@ -6,25 +6,26 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-GIVEN_WAY = 10  # of niceness: about a tenth of a core that another thread wants, too
+GIVEN_WAY = 10  # added to the nice value: about a tenth of a core that another thread wants too
 
 Item = TypeVar("Item")
 
 
 def give_way() -> None:
-    """From here on this thread, and those that it starts, leave the cores to threads that do not.
+    """Lower the priority of this thread, and of threads it starts from now on.
 
-    For what is read beside tracing. Threads that trace together wait for the last of them, so that
-    one that shares its core with a reader holds up all. Only Linux has priorities of threads.
+    For threads that read while others trace. Tracing threads wait for the slowest of them, so one
+    that shares its core with a reader delays them all. Does nothing except on Linux, the only
+    system with per-thread priorities.
     """
     if sys.platform == "linux":
         os.nice(GIVEN_WAY)
 
 
 def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
-    """The items in their order, each made in a thread of its own while the one before is used.
+    """Yield items in order, making each in a background thread while the previous one is used.
 
-    Two are held at most. What making one raises is raised where it would have come.
+    At most two items are held. An error in making an item is raised where the item was due.
 
     Example:
         >>> list(ahead(range(3)))

@@ -1,7 +1,7 @@
-"""The command line: what its commands share, `verify` and `info`.
+"""The command line: the group, options shared by its commands, `verify` and `info`.
 
 `scan_cli.py` and other parts add commands through the entry-point group `densitrace.commands`.
-Whatever goes wrong is one line on standard error; `--debug` shows the traceback before it.
+Every failure prints one line on standard error; `--debug` prints the traceback before it.
 """
 
 import sys
@@ -21,7 +21,7 @@ COMMANDS = "densitrace.commands"  # entry points: name -> a click command
 
 
 class Failure(click.ClickException):
-    """What went wrong, as one line."""
+    """A command failed; the message is one line."""
 
     exit_code = 1
 
@@ -33,27 +33,27 @@ class Interrupted(Failure):
 
 
 class Commands(click.Group):
-    """The commands here and those of entry points, with every failure told in one line."""
+    """A group of its own commands and those of entry points; reports every failure in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted({*super().list_commands(ctx), *self._entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command of this group, or one that an entry point loads."""
+        """Return a command of this group, or load one from its entry point."""
         own = super().get_command(ctx, cmd_name)
         entry = self._entry_points().get(cmd_name)
         if own is not None or entry is None:
             return own
         loaded = entry.load()
-        assert isinstance(loaded, click.Command)  # what the group is for
+        assert isinstance(loaded, click.Command)  # the contract of the entry-point group
         return loaded
 
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {entry.name: entry for entry in metadata.entry_points(group=COMMANDS)}
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what it raises becomes a `Failure`."""
+        """Run a command, turning whatever it raises into a `Failure`."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -66,7 +66,7 @@ class Commands(click.Group):
             raise Failure(_told(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run and exit; usage errors become one line as well."""
+        """Run a command and exit; usage errors are printed as one line, too."""
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
@@ -81,7 +81,7 @@ class Commands(click.Group):
 
 
 def _told(error: Exception) -> str:
-    """One line for what a command raised."""
+    """Describe an exception in one line, for the user."""
     if isinstance(error, DensitraceError):
         return str(error)
     if isinstance(error, OSError):
@@ -94,7 +94,7 @@ def _told(error: Exception) -> str:
 
 
 def example(line: str) -> str:
-    """The epilog of a command's help."""
+    """Return the epilog of a command's help: an example call."""
     return f"Example: densitrace {line}"
 
 
@@ -112,7 +112,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The entry point of the `densitrace` command."""
+    """Run the `densitrace` command (its entry point)."""
     cli(prog_name="densitrace")
 
 
@@ -122,7 +122,7 @@ Decorated = Callable[..., Any]
 
 
 def debug_option(command: Decorated) -> Decorated:
-    """`--debug`: show the traceback of what went wrong."""
+    """Add `--debug`: print the traceback of a failure."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta["debug"] = value
@@ -138,7 +138,7 @@ def debug_option(command: Decorated) -> Decorated:
 
 
 def model_options(command: Decorated) -> Decorated:
-    """`--model`, `--device`, `--dtype`, `--backend`, `--offload`."""
+    """Add `--model`, `--device`, `--dtype`, `--backend` and `--offload`."""
     for option in reversed(
         (
             click.option("--model", required=True, help="Folder or hub id of the model."),
@@ -157,7 +157,7 @@ def model_options(command: Decorated) -> Decorated:
 
 
 def load_tracer(model: str, device: str, dtype: str, backend: str, **options: Any) -> "Tracer":
-    """The tracer of these options; a device or dtype that does not exist is wrong usage."""
+    """Load the tracer that these options name; an unknown device or dtype is a usage error."""
     from transformers.utils import logging
 
     from .tracer import Tracer

@@ -1,7 +1,7 @@
-"""A scan by workers of a Ray cluster: tasks that go through the parts as any worker does.
+"""Scan with workers of a Ray cluster: tasks that trace parts as any other worker does.
 
-One task plans the store, then the workers share it: none of them waits for a plan in a place that
-the planner needs. The store, and not Ray, knows what is done.
+One task plans the store, and only then do the workers start, so that none of them occupies
+resources that the planner needs. The store, not Ray, keeps track of what is done.
 """
 
 import logging
@@ -24,15 +24,15 @@ from .signals import stop_signals
 from .store import Store, is_planned, open_place
 from .tracer import Tracer
 
-LOOK_SECONDS = 1.0  # between looks at how far the workers are
-TRIES = 4  # of a worker: a part that kills its process would do so for ever
+LOOK_SECONDS = 1.0  # between progress reports
+TRIES = 4  # starts of a worker, at most: some part may kill its process every time
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task of a scan is given."""
+    """The arguments that all tasks of a scan share."""
 
     loading: Mapping[str, Any]
     corpus: str
@@ -41,7 +41,7 @@ class Job:
     options: Mapping[str, Any]
 
     def scan(self, worker: Worker, limits: Limits, overwrite: bool = False) -> None:
-        """One worker's share, in this process."""
+        """Do one worker's share in this process."""
         with json_log(self.log_file):
             tracer = Tracer.from_pretrained(**self.loading)
             scan(
@@ -51,26 +51,28 @@ class Job:
 
 
 def plan(job: Job, workers: int, replaced: Mapping[str, Any] | None) -> None:
-    """A task: plan the store, or find that a try before this one did.
+    """Task: plan the store, unless an earlier try of this task already did.
 
     Args:
-        replaced: attributes of the store to overwrite. Where there are others, what is there was
-            planned by a process that died before it could say so.
+        job: the scan.
+        workers: of the scan.
+        replaced: attributes of the store to overwrite; None: there is none. If those found differ,
+            an earlier try of this task planned the store and died before it could report.
     """
     overwrite = replaced is not None and replaced == _attributes(job.path)
     job.scan(Worker(0, workers), Limits(max_parts=0), overwrite)
 
 
 def work(job: Job, worker: Worker, limits: Mapping[str, Any]) -> None:
-    """A task: what one worker does. Ray cancels it by an interrupt, which leaves the part."""
+    """Task: one worker's share. Ray cancels it with an interrupt, which abandons the part."""
     with stop_signals() as asked:
         job.scan(worker, Limits(asked=asked.is_set, **limits))
 
 
 def start_ray() -> Any:
-    """Ray, as a part of the cluster that this process belongs to, or of one of this machine alone.
+    """Connect to the Ray cluster of this process, or start a local one, and return the module.
 
-    Its start sets handlers of signals: set others afterwards.
+    This installs Ray's signal handlers: install your own afterwards.
 
     Raises:
         InputError: Ray is not installed.
@@ -97,25 +99,28 @@ def scan_with_ray(
     overwrite: bool = False,
     **options: Any,
 ) -> Store:
-    """`scan` by several workers of the Ray cluster that this process belongs to, or of a local one.
+    """Run `scan` with several workers of this process's Ray cluster, or of a local one.
 
-    Every machine has to find the model, the corpus, the store and the log under the same paths.
-    A worker whose process dies is started again, `TRIES` times in all; what one raises is raised
-    when all have ended.
+    The model, the corpus, the store and the log must have the same paths on every machine.
+    A worker whose process dies is restarted, up to `TRIES` starts; errors that workers raise are
+    raised once all have ended.
 
     Args:
         loading: arguments of `Tracer.from_pretrained`.
-        corpus, path, overwrite, options: as `scan` takes them.
-        workers: tasks; each has a GPU where there are any, and its share of the CPUs.
+        corpus, path, overwrite, options: see `scan`.
+        workers: number of tasks; each gets its share of the CPUs, and a GPU if there are any.
         limits: `max_parts` and `seconds` of each worker.
-        progress: told how far all of them are.
-        asked: whether to stop: the parts at hand are left.
-        log_file: what every worker logs is appended to it, on the machine that it runs on.
+        progress: receives the progress of all workers together.
+        asked: polled; True stops the workers, which abandon the parts they are at.
+        log_file: every worker appends its log to this file, on the machine that it runs on.
+
+    Returns:
+        The store, complete unless stopped by `limits` or `asked`.
 
     Raises:
         InputError: Ray is not installed, or `corpus` is standard input.
-        ScanError: parts that could not be traced, or workers that died too often.
-        DensitraceError: as `scan`.
+        ScanError: parts could not be traced, or workers died too often.
+        DensitraceError: see `scan`.
     """
     check_alone(corpus, alone=False)
     ray = start_ray()
@@ -141,7 +146,7 @@ def scan_with_ray(
             planner.run(asked, lambda: None)
         finally:
             progress.end()
-        if planner.stopped and not is_planned(place):  # whatever it raised as it was interrupted
+        if planner.stopped and not is_planned(place):  # its errors come from the interrupt
             raise NotPlannedError(f"store {where!r} is not planned yet; the same scan starts again")
         if planner.errors:
             raise planner.errors[0]
@@ -156,7 +161,7 @@ def scan_with_ray(
 
 
 def _resources(ray: Any, workers: int) -> dict[str, float]:
-    """What a task asks for: no more CPUs than one machine has, or it would wait for ever."""
+    """Return a task's resources: never more CPUs than one machine has, or it would never start."""
     everywhere = ray.cluster_resources()
     largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
     share = min(everywhere.get("CPU", 1) // workers, largest)
@@ -164,18 +169,18 @@ def _resources(ray: Any, workers: int) -> dict[str, float]:
 
 
 def _attributes(path: str) -> dict[str, Any] | None:
-    """Those of the store that lies there; None where nothing does."""
+    """Return the attributes of the store at `path`, or None if nothing is planned there."""
     place = place_of(path)
     return open_place(place, to_write=False).attributes if is_planned(place) else None
 
 
 def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Reporter) -> None:
-    """Until all workers have ended; tells of what they do, and raises what they raised."""
+    """Run the workers to their end, report their progress, and raise what they raised."""
     seen = set(store.done_parts())
 
     def look() -> None:
         nonlocal seen
-        with suppress(OSError):  # what cannot be read now may be in a moment
+        with suppress(OSError):  # may be transient; the next call tries again
             done, failed = set(store.done_parts()), failures_of(store.place)
             tokens = store.part_tokens(done)
             progress.advance(store.part_tokens(done - seen))
@@ -190,7 +195,7 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
     for error in crew.errors:
         if not isinstance(error, ScanError):
             raise error
-    failed = failures_of(store.place)  # what one worker could not trace another may have
+    failed = failures_of(store.place)  # without those that another worker traced after all
     if crew.errors and failed:
         raise parts_failed(failed, store.n_parts)
     if crew.errors and not store.complete:
@@ -198,11 +203,11 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
 
 
 class _Crew:
-    """Tasks of a cluster, each started again when its process dies, a few times.
+    """Runs tasks on a cluster, restarting each up to `TRIES` starts if its process dies.
 
     Attributes:
-        errors: what tasks raised; a ScanError of each that died too often.
-        stopped: they were told to leave.
+        errors: the errors that tasks raised; a ScanError for each that died too often.
+        stopped: whether the tasks were asked to stop.
     """
 
     def __init__(self, ray: Any, starts: Sequence[Callable[[], Any]]) -> None:
@@ -213,7 +218,7 @@ class _Crew:
         self._running: dict[Any, int] = {}
 
     def run(self, asked: Callable[[], bool], look: Callable[[], None]) -> None:
-        """Until all have ended, well or not; `look` is called now and then, and at the end."""
+        """Wait until all tasks have ended, well or not; call `look` regularly and at the end."""
         try:
             for number in range(len(self._starts)):
                 self._start(number)
@@ -239,7 +244,7 @@ class _Crew:
         try:
             self._ray.get(task)
         except exceptions.TaskCancelledError:
-            pass  # before it had begun, or while it loaded the model
+            pass  # cancelled before it began, or while it loaded the model
         except exceptions.RayTaskError as error:
             log.error("worker failed", extra={"worker": number, "reason": str(error.cause)})
             self.errors.append(error.cause)

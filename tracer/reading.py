@@ -1,4 +1,4 @@
-"""A corpus that is read beside other work: its first windows are there long before its last."""
+"""Read a corpus in a background thread, making its first windows available before the last."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from .run import Stopped
 from .spool import Spool
 from .windows import Encode, Plan, plan_of, plan_windows
 
-GRACE_SECONDS = 10.0  # for a corpus to end, once the scan was asked to stop
+GRACE_SECONDS = 10.0  # given to the reader to finish, once the scan was asked to stop
 
 Result = TypeVar("Result")
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def awaited(made: Future[Result], asked: Callable[[], bool]) -> Result:
-    """What another thread makes.
+    """Wait for another thread's result.
 
     Raises:
-        Stopped: asked to stop, and it is not there soon.
+        Stopped: `asked` was true for `GRACE_SECONDS` without a result.
     """
     left = GRACE_SECONDS
     while left > 0:
@@ -43,15 +43,15 @@ def awaited(made: Future[Result], asked: Callable[[], bool]) -> Result:
 
 @dataclass
 class Reading:
-    """One reading of a corpus, in a thread of its own.
+    """One pass over a corpus; call `read` in a background thread.
 
     Attributes:
-        spool: takes the documents.
+        spool: receives the documents.
         context: tokens of a window, at most.
-        strata: of the rule that they will be traced with.
-        head: the first windows as soon as so many are read that the parts of these stay the same
-            whatever comes (`layout.head`); None where the corpus ends before, or where none of
-            them is as long as `context`, so that a longer one may come.
+        strata: number of strata of the rule.
+        head: resolves to the first windows, once there are enough to fix the division into parts
+            whatever follows (`layout.head`); to None if the corpus ends before, or if none of
+            them has `context` tokens, so that a longer one may follow.
     """
 
     spool: Spool
@@ -70,7 +70,7 @@ class Reading:
         vocab_size: int,
         report: CorpusReport,
     ) -> Plan:
-        """All windows; see `plan_windows`."""
+        """Read the corpus to its end and return all windows; see `plan_windows`."""
         started = time.monotonic()
         try:
             plan = plan_windows(
@@ -96,7 +96,7 @@ class Reading:
 
     @contextmanager
     def told(self, reporter: Reporter) -> Iterator[None]:
-        """A reporter is told of the tokens, in a phase of their own."""
+        """Report the tokens read to a reporter, as the phase "reading", inside the context."""
         with self._telling:
             reporter.begin("reading", None, self._tokens)
             self._told = reporter

@@ -1,4 +1,4 @@
-"""One worker's way through the parts of a store, until they are done or it is stopped."""
+"""A worker's loop: trace and write parts of a store until all are done or it is stopped."""
 
 import logging
 import time
@@ -21,18 +21,28 @@ from .tracer import Tracer
 from .tracing import Settings
 from .windows import Plan, batches, joined
 
-RETRY_SECONDS = (1.0, 10.0)  # before a part that failed is tried again
+RETRY_SECONDS = (1.0, 10.0)  # pauses before a failed part is tried again
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a worker stops before the store is complete."""
+    """When a worker stops before the store is complete.
+
+    Attributes:
+        max_parts: parts to trace, at most; None: no limit.
+        seconds: no part is begun after this time; None: no limit.
+        asked: polled while tracing; True abandons the current part and stops, as after a signal.
+
+    Example:
+        >>> Limits(max_parts=2).seconds is None
+        True
+    """
 
     max_parts: int | None = None
     seconds: float | None = None
-    asked: Callable[[], bool] = lambda: False  # by a signal, say: the part at hand is left, too
+    asked: Callable[[], bool] = lambda: False
 
 
 UNLIMITED = Limits()
@@ -40,14 +50,14 @@ UNLIMITED = Limits()
 
 @dataclass
 class Allowance:
-    """What is left of limits, whichever store is worked on; time counts from when it is made."""
+    """What is used up of `limits`, for a draft and its store together; the time runs from here."""
 
     limits: Limits
-    taken: int = 0  # parts
+    taken: int = 0  # parts begun
     _started: float = field(default_factory=time.monotonic)
 
     def spent(self) -> bool:
-        """Whether no further part may be begun."""
+        """Return whether no further part may be begun."""
         limits, seconds = self.limits, time.monotonic() - self._started
         late = limits.seconds is not None and seconds > limits.seconds
         full = limits.max_parts is not None and self.taken >= limits.max_parts
@@ -55,20 +65,21 @@ class Allowance:
 
 
 class Stopped(Exception):
-    """What is at hand is left: the worker was asked to stop."""
+    """Raised when the worker was asked to stop, to abandon what it is doing."""
 
 
 @dataclass
 class Run:
-    """One worker's way through the parts.
+    """One worker's loop over the parts of a store.
 
-    While one is traced the one before is written, and what the next one holds is read.
+    While a part is traced, the previous one is written and the windows of the next one are read.
 
     Attributes:
-        beside: what is read meanwhile; its error ends the work, and nothing is written before it
-            is done: that the store was made from the same things.
-        draft: the store is one, of a corpus that is still read beside it: parts are traced and
-            written for just as long, and any that fails is left to whoever has the whole.
+        beside: a check in the background that the store was made from the same corpus. If it
+            fails, its error ends the work. Nothing is written before it is done, except in a
+            draft.
+        draft: the store is a draft of the corpus that `beside` still reads. Parts are traced and
+            written until that is done; failed parts are left to the scan of the whole corpus.
     """
 
     tracer: Tracer
@@ -83,7 +94,7 @@ class Run:
     reporter: Reporter
     draft: bool = False
     _failed: dict[int, str] = field(default_factory=dict)
-    _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # of the next part, if any
+    _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # windows of the next part
 
     def work(self) -> None:
         store = self.store
@@ -106,7 +117,7 @@ class Run:
                     self.allowance.taken += 1
                     traced = self._traced(part)
                     if written is not None:
-                        written.result()  # one part waits to be written at most
+                        written.result()  # at most one part waits to be written
                     if traced is not None:
                         written = writer.submit(self._write, traced)
                 if written is not None:
@@ -121,12 +132,12 @@ class Run:
             raise parts_failed(self._failed, store.n_parts)
 
     def _traced(self, part: int) -> "_TracedPart | None":
-        """A part's arrays; None where it failed, again and again."""
+        """Trace a part, with retries; None if it failed every time."""
         for pause in (*RETRY_SECONDS, None):
             try:
                 return self._trace(part)
             except (ModelError, RuntimeError, MemoryError) as error:
-                # Weights or tokens that overflow do so again; a device or disk may recover.
+                # Overflow in the model is deterministic; a device or disk may recover.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 about = {"part": part, "reason": reason}
                 if pause is None or isinstance(error, NotFiniteError):
@@ -151,7 +162,7 @@ class Run:
         groups = batches(plan.length, self.batch_tokens)
         tokens, counted = int(plan.length.sum()), 0
         padded = sum(len(group) * int(plan.length[group].max()) for group in groups)
-        # One reading of the model's blocks serves several groups, which pass them in turn.
+        # Offloaded blocks are read from disk once for several groups, which pass them in turn.
         passes = (
             joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
         )
@@ -160,7 +171,7 @@ class Run:
             self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
         )
         try:
-            # Within a batch, too: one of a large model may take hours.
+            # Heartbeats within a batch, too: a batch of a large model may take hours.
             with self.tracer.telling(lambda: self._go_on(part)):
                 for windows, found in zip(passes, tracing, strict=True):
                     for window, trace in zip(windows, found, strict=True):
@@ -182,7 +193,7 @@ class Run:
         return _TracedPart(part, arrays, spool, about)
 
     def _go_on(self, part: int) -> None:
-        """Tell that the worker gets on with a part; raises what ends it before it is traced."""
+        """Send a heartbeat for a part; raise if tracing must end before the part is done."""
         self._claims.beat(part)
         if self.allowance.limits.asked():
             raise Stopped
@@ -190,7 +201,7 @@ class Run:
             self.beside.result()
 
     def _read(self, part: int) -> Plan:
-        """The windows of a part; those of the one that most likely follows are read meanwhile."""
+        """Return the windows of a part; start reading those of the part that likely follows."""
         ahead, following = self._ahead.pop(part, None), part + self.worker.count
         plan = self.store.plan(part) if ahead is None else ahead.result()
         if following < self.store.n_parts:
@@ -200,7 +211,7 @@ class Run:
     def _recorders(
         self, plan: Plan, groups: Sequence[Sequence[int]]
     ) -> tuple[EdgeSpool | None, list[EdgeRecorder]]:
-        """Where a part's kept edges go, and who brings them there from each group of windows."""
+        """Return a spool for a part's kept edges and a recorder per group; if edges are stored."""
         stratum = self.store.recipe.edges
         if stratum is None:
             return None, []
@@ -211,9 +222,13 @@ class Run:
         ]
 
     def _wait_until_same(self) -> None:
-        """Until the corpus is known to be that of the store; `Stopped` if asked to stop."""
+        """Wait until the corpus is known to be that of the store.
+
+        Raises:
+            Stopped: asked to stop.
+        """
         if self.draft:
-            return  # it is still read, and decides what becomes of the draft
+            return  # the corpus is still being read; what it holds decides the draft's fate
         while not self.beside.done():
             if self.allowance.limits.asked():
                 raise Stopped
@@ -223,7 +238,7 @@ class Run:
     def _write(self, traced: "_TracedPart") -> None:
         try:
             self._wait_until_same()
-            if self.store.is_done(traced.part):  # by who took it over
+            if self.store.is_done(traced.part):  # by a worker that took it over
                 return
             started = time.monotonic()
             size = self.store.write_part(traced.part, traced.arrays, traced.edges)
@@ -241,7 +256,12 @@ class Run:
 
 
 def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:
-    """The error of parts that could not be traced: why, by part."""
+    """Return the error for parts that could not be traced.
+
+    Args:
+        failed: the reasons, by part.
+        n_parts: parts of the store.
+    """
     first, reason = next(iter(failed.items()))
     return ScanError(
         f"{len(failed)} of {n_parts} parts could not be traced, part {first} first: {reason}; "

@@ -1,6 +1,6 @@
-"""A corpus to a store: plan the windows, choose the strata, trace part after part (`run`).
+"""Scan a corpus into a store: plan the windows, choose the strata, trace part by part (`run`).
 
-The same call from several processes shares the parts among them; see `parts`.
+Processes that make the same call share the parts; see `parts`.
 """
 
 import logging
@@ -33,7 +33,7 @@ from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
 from .windows import Encode, Encoded, Plan, spread
 
-BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
+BATCH_TOKENS = 1024  # run together, in each of 1 + K lanes (and K more per control)
 
 log = logging.getLogger(__name__)
 
@@ -62,43 +62,42 @@ def scan(
     limits: Limits = UNLIMITED,
     progress: Reporter | None = None,
 ) -> Store:
-    """Trace every token of a corpus into a store; continues a store that is not complete.
+    """Trace every token of a corpus into a store, or continue a store that is not complete.
 
-    Processes that are given the same arguments share the work; any of them may die.
+    Processes that pass the same arguments share the work; any of them may die.
 
     Args:
         tracer: the model, with a tokenizer.
-        corpus: see `read_corpus`, as for `text_field`, `label_fields` and `file_format`.
+        corpus, text_field, label_fields, file_format: see `read_corpus` (`corpus`: its `source`).
         path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
-        select: a rule; AutoStrata chooses its thresholds on a pilot sample when the store is
-            planned and they stay with the store. The pilot is spread over the corpus, of a large
-            one (`layout.head`) over its beginning.
+        select: the rule. AutoStrata chooses its thresholds on a pilot sample when the store is
+            planned, and they stay with the store. The pilot is spread over the corpus, or over
+            the beginning (`layout.head`) of a large one.
         context: tokens of a window, at most.
         importance, attention, scope, count, controls, seed: see `Tracer.trace`. With
-            scope="output" every position is traced on its own: two passes a token.
-        edges: a stratum, 0 the sparsest, or from the densest, -1: what it keeps of every window's
-            graph is stored too, edge by edge, for `Store.edges`. Not of `Size`, nor with
-            `cuda_graphs`.
-        batch_tokens: tokens that run through the model together, times lanes; bounds memory. By
-            default as the store was planned, a new one for 1024. The last bits of sums depend on
-            it, and on what serves the ops: a store goes on with those that it began with.
-        overwrite: replace a store that is there instead of continuing it.
-        worker: which of several processes this is; by default as torchrun or a Slurm array says.
-            The first one plans the store, the others wait for it.
-        lease_seconds: a worker that has not got on for so long has its part taken over.
+            scope="output" every position is traced separately: two passes a token.
+        edges: the stratum whose kept edges are stored too, for `Store.edges`: 0 the sparsest, -1
+            the densest; None: no edges. Excludes `Size` rules and `cuda_graphs`.
+        batch_tokens: tokens that run through the model together, in each lane; bounds memory.
+            By default what the store was planned with, 1024 for a new one. The last bits of sums
+            depend on it and on the kernels, so a store is continued only with the same ones.
+        overwrite: replace an existing store instead of continuing it.
+        worker: which of several processes this is; by default as torchrun or Slurm sets it.
+            The first worker plans the store, the others wait for it.
+        lease_seconds: seconds without progress after which a worker's part is taken over.
         limits: when to stop before the store is complete.
-        progress: by default a bar on a terminal, silence otherwise.
+        progress: receives the progress; by default a bar on a terminal, silence elsewhere.
 
     Returns:
-        The store, complete but for `limits`.
+        The store; complete unless `limits` ended the scan.
 
     Raises:
         CorpusError: the corpus is missing or empty.
         StoreError: the store was made from something else, or cannot be written.
-        NotPlannedError: `limits` ended before the corpus was read to its end.
+        NotPlannedError: `limits` ended the scan before the corpus was read to its end.
         InputError: an argument that cannot be used.
-        ScanError: parts that could not be traced, of which the model's output was not finite,
-            say; all others are done.
+        ScanError: some parts could not be traced, for example because the model's output was not
+            finite; all others are done.
 
     Example:
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
@@ -149,7 +148,7 @@ def scan(
         try:
             store = asked.planned() if store is None else store
             asked.check(store, store.recipe.corpus_fingerprint)
-            # A corpus of before is read again beside tracing.
+            # Tracing starts while the corpus is read in the background, to check its fingerprint.
             asked.work(store, reader.submit(lambda: asked.check(store, read.hex())))
         finally:
             enough.set()
@@ -158,7 +157,7 @@ def scan(
 
 @dataclass(frozen=True)
 class _Scan:
-    """A scan as it was asked for, and what its steps share."""
+    """The arguments of a scan, and the state that its steps share."""
 
     tracer: Tracer
     corpus: str
@@ -166,19 +165,19 @@ class _Scan:
     select: Rule | AutoStrata
     settings: Settings
     context: int
-    edges: int | None  # the stratum whose edges are kept
+    edges: int | None  # the stratum whose edges are stored
     batch_tokens: int
     worker: Worker
     lease_seconds: float
     allowance: Allowance
     reporter: Reporter
     overwrite: bool
-    read: Fingerprint  # the documents as they go by
-    report: CorpusReport  # of them
+    read: Fingerprint  # the documents
+    report: CorpusReport  # counts of them
     reader: Executor
 
     def recipe(self, fingerprint: str) -> Recipe:
-        """What a store is made from; the fingerprint is the corpus's."""
+        """Return the recipe of a store of this scan, with the corpus's fingerprint."""
         return Recipe(
             self.tracer.weight_hash,
             self.tracer.tokenizer_hash,
@@ -198,7 +197,7 @@ class _Scan:
         )
 
     def check(self, store: Store, fingerprint: str) -> None:
-        """StoreError if the store was made from other things."""
+        """Raise StoreError if the store has another recipe."""
         difference = store.recipe.difference(self.recipe(fingerprint))
         if difference is not None:
             raise StoreError(
@@ -223,11 +222,11 @@ class _Scan:
         ).work()
 
     def planned(self) -> Store:
-        """The store, once the corpus was read.
+        """Read the corpus and plan the store.
 
         Raises:
-            NotPlannedError: asked to stop before.
-            StoreError: it cannot be written.
+            NotPlannedError: asked to stop before the corpus was read.
+            StoreError: the store cannot be written.
         """
         with writing(self.place.path), self.place.staging() as folder:
             try:
@@ -236,7 +235,7 @@ class _Scan:
                 raise _not_planned(self.place) from None
 
     def _planned_in(self, folder: Path) -> Store:
-        """What can be traced before the corpus is read to its end is traced meanwhile."""
+        """Read the corpus, tracing its first windows as a draft meanwhile, and create the store."""
         stop, strata = self.allowance.limits.asked, _n_strata(self.select)
         reading = Reading(Spool(folder / "spool"), self.context, strata)
         whole = self.reader.submit(
@@ -246,7 +245,8 @@ class _Scan:
             head = awaited(reading.head, stop)
             plan = awaited(whole, stop) if head is None else head
         rule, draft = self._rule(plan), None
-        # Several workers would wait for the part that the first is at when all is read.
+        # Not with several workers: when the corpus is read, the others would wait for the part
+        # that the first one is tracing.
         if head is not None and len(rule) == strata and self.worker.count == 1:
             draft = self._draft(folder, head, rule)
             self.work(draft, whole, draft=True)
@@ -260,7 +260,7 @@ class _Scan:
         )
 
     def _draft(self, folder: Path, head: Plan, rule: Rule) -> Store:
-        """A store of the first windows alone: one that was kept, or a new one."""
+        """Return a store of the first windows only: one kept by an earlier scan, or a new one."""
         place, recipe = Folder(folder / KEPT), self.recipe("")
         kept = left_draft(place, recipe, rule, head)
         if kept is not None:
@@ -271,7 +271,7 @@ class _Scan:
         )
 
     def _rule(self, plan: Plan) -> Rule:
-        """Thresholds that are chosen are chosen on a pilot spread over these windows."""
+        """Return the rule; AutoStrata chooses its thresholds on a pilot spread over the plan."""
         if isinstance(self.select, Rule):
             return self.select
         return self.tracer.strata_on(
@@ -299,10 +299,17 @@ class _Scan:
 
 
 def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
-    """`edges=` of a scan as the place of a stratum among all of a rule; None: none.
+    """Resolve `edges=` of a scan to the index of a stratum, counted from the sparsest.
+
+    Args:
+        edges: an index, negative from the densest; None: no edges are stored.
+        select: the rule.
+
+    Returns:
+        The index in 0..K-1, or None.
 
     Raises:
-        InputError: no place of a stratum, or a rule that keeps other edges for every output.
+        InputError: no such stratum, or a `Size` rule, which keeps different edges per output.
 
     Example:
         >>> kept_stratum(-1, AutoStrata(12))
@@ -336,7 +343,10 @@ def _not_planned(place: Place) -> NotPlannedError:
 def _found(
     place: Place, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
 ) -> Store | None:
-    """The store to continue; None where this worker is to plan it."""
+    """Return the store to continue, or None if this worker must plan it.
+
+    Workers other than the first wait for the first one's plan.
+    """
     if worker.index == 0:
         return existing_store(place, overwrite)
     if overwrite:
@@ -358,7 +368,7 @@ def _found(
 
 
 def encoder(tracer: Tracer) -> Encode:
-    """The tracer's tokenizer, with character spans where it knows them."""
+    """Return a function that tokenises texts, with character spans if the tokenizer is fast."""
     tokenizer = tracer.tokenizer
 
     def encode(texts: Sequence[str]) -> list[Encoded]:
@@ -376,7 +386,7 @@ def encoder(tracer: Tracer) -> Encode:
 
 
 def _arithmetic(tracer: Tracer) -> str:
-    """What sums are made with, as far as their last bits may show it."""
+    """Describe the device and backends, on which the last bits of sums may depend."""
     device, by = tracer.device.type, [tracer.backend]
     if tracer.backend == "auto":
         by = sorted(set(kernels.backends(tracer.device).values()))

@@ -19,14 +19,14 @@ Decorated = Callable[..., Any]
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas."""
+    """A parameter of comma-separated numbers."""
 
     name = "numbers"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """`"0.1,1e-3"` as (0.1, 0.001)."""
+        """Parse `"0.1,1e-3"` as (0.1, 0.001)."""
         if isinstance(value, tuple):
             return value
         try:
@@ -36,7 +36,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 def rule_options(command: Decorated) -> Decorated:
-    """One option a rule; `chosen_rule` reads them."""
+    """Add one option per rule; `chosen_rule` reads them."""
     for option in reversed(
         (
             click.option(
@@ -61,7 +61,11 @@ def rule_options(command: Decorated) -> Decorated:
 
 
 def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
-    """Take the rules' options out of all options: the one given, AutoStrata(12) if none is."""
+    """Remove the rules' options from `options`; return the given rule, by default AutoStrata(12).
+
+    Raises:
+        click.UsageError: several rules, a rule's values are wrong, or --sizes without its scope.
+    """
     from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
 
     rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
@@ -86,14 +90,14 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
 
 
 class WorkerOf(click.ParamType["Worker"]):
-    """`I/N`."""
+    """A parameter `I/N`: worker I of N."""
 
     name = "I/N"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Worker":
-        """`"1/4"` as Worker(1, 4)."""
+        """Parse `"1/4"` as Worker(1, 4)."""
         from .parts import Worker
 
         if isinstance(value, Worker):
@@ -262,7 +266,7 @@ def scan(
     if engine == "ray":
         from .ray_engine import scan_with_ray, start_ray
 
-        start_ray()  # sets handlers of signals, in place of which ours come
+        start_ray()  # sets signal handlers, which ours then replace
     with stop_signals() as asked, ExitStack() as logged:
         try:
             logged.enter_context(json_log(log_file))
@@ -290,7 +294,7 @@ def scan(
         except NotPlannedError as error:
             if asked.is_set():
                 raise
-            click.echo(error)  # out of its time as it waited: no failure, as between two parts
+            click.echo(error)  # the time limit ended the wait: no failure, as between two parts
             return
     print_summary(store, reporter, Console())
     if asked.is_set():

@@ -1,4 +1,4 @@
-"""A process that is asked to stop: by SIGTERM, or by an interrupt."""
+"""Turn SIGTERM and interrupts into a request to stop."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,10 @@ from threading import Event
 
 @contextmanager
 def stop_signals() -> Iterator[Event]:
-    """SIGTERM and the first interrupt set an event; a second interrupt is one."""
+    """Yield an event that SIGTERM or the first interrupt sets.
+
+    An interrupt after that raises KeyboardInterrupt. The previous handlers are restored at exit.
+    """
     asked = Event()
 
     def ask(number: int, _: object) -> None:

@@ -1,7 +1,7 @@
-"""A store as it is planned: all arrays in their final shape, what is to be scanned, no part done.
+"""Create a planned store: all arrays in their final shape, the windows to scan, no part done.
 
-The plan is made ready aside and put in place at once, so that whoever finds a store finds a whole
-plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
+The plan is prepared in a staging folder and published atomically, so a store that exists has a
+complete plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
 """
 
 import json
@@ -47,23 +47,23 @@ def create_store(
     draft: Store | None = None,
     replace: bool = False,
 ) -> Store:
-    """Plan a store. It appears at once and whole, unless somebody else's appears before it.
+    """Plan a store and publish it atomically, unless another process publishes one first.
 
     Args:
-        place: where.
-        folder: of `place.staging`.
-        plan: the windows, with their documents; a head without them makes a draft.
-        recipe: what it is made from.
-        rule: the chosen rule.
-        report: of the corpus.
+        place: where to publish it.
+        folder: the staging folder, of `place.staging`.
+        plan: the windows, with their documents; a head without documents makes a draft.
+        recipe: what the store is made from.
+        rule: the rule, with its thresholds chosen.
+        report: counts of the corpus.
         facts: further attributes, `model` among them.
-        most_edges: an upper bound of any window's full graph.
-        draft: of a head of the same windows, in `folder` too: its parts that are done are moved
-            into the store.
-        replace: a store of densitrace that is there.
+        most_edges: upper bound of the edges of a window's full graph.
+        draft: a draft of the first of these windows, on the same file system as `folder`; its
+            parts that are done are moved into the store.
+        replace: whether to replace an existing store.
 
     Returns:
-        The store that is there now, whoever planned it.
+        The store that exists now, whoever planned it.
     """
     with writing(place.path):
         ready = folder / "store"
@@ -85,7 +85,7 @@ def create_store(
 
 
 def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
-    """The draft that lies there, if it is of the same things and windows."""
+    """Return the draft at `place` if it has the same recipe, rule and windows; otherwise None."""
     try:
         draft = open_place(place, to_write=True)
         same = draft.recipe == recipe and draft.rule == rule and _same_windows(draft, head)
@@ -95,7 +95,7 @@ def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | 
 
 
 def _same_windows(draft: Store, head: Plan) -> bool:
-    """Whether a draft is of these windows; what was read beyond them does not matter."""
+    """Return whether a draft has these windows; text read beyond them does not matter."""
     documents = slice(int(head.document[-1]) + 2)
     tokens = slice(head.place(head.n_windows - 1).stop + 1)
     pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
@@ -110,7 +110,7 @@ def _same_windows(draft: Store, head: Plan) -> bool:
 
 
 def _move_parts(draft: Store, folder: Path) -> None:
-    """The parts of a draft that are done, to where a store of the same parts is made ready."""
+    """Move the parts of a draft that are done into the folder of the store."""
     for part in draft.done_parts():
         for key in draft.keys(part):
             (Path(draft.place.path) / key).rename(folder / key)
@@ -140,7 +140,7 @@ def _attributes(
 
 
 def versions() -> dict[str, str]:
-    """Versions of densitrace and of what its numbers rest on."""
+    """Return the versions of densitrace and of the packages that its numbers depend on."""
     return {name: _version(name) for name in _PACKAGES}
 
 
@@ -196,7 +196,7 @@ def _create_arrays(
 
 
 def _create_plan(group: zarr.Group, plan: Plan) -> None:
-    """The windows: what `Plan` holds, but for the documents."""
+    """Store the windows: all of `Plan` except the documents."""
     for name in ("document", "window_start", "length"):
         create_filled(group, name, ("window",), getattr(plan, name), _TOKENS_PER_CHUNK)
     create_filled(group, "first", ("first",), plan.first, _TOKENS_PER_CHUNK)
@@ -205,7 +205,7 @@ def _create_plan(group: zarr.Group, plan: Plan) -> None:
 
 
 def _create_documents(group: zarr.Group, documents: Spool) -> None:
-    """The document table: `document_id` and `text` [M], `label` [M, label_field]."""
+    """Store the document table: `document_id` and `text` [M], `label` [M, label_field]."""
     fields = documents.label_fields
     names = np.array(fields, dtype=object)
     create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))

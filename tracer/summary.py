@@ -1,4 +1,4 @@
-"""What a scan came to, as tables for a terminal."""
+"""Print the outcome or the state of a scan as tables on a terminal."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,19 +10,19 @@ from .parts import claims_of, failures_of
 from .progress import Meter
 from .store import Store
 
-CURVE_TOKENS = 10_000_000  # done, of which the mean curve is shown: a few seconds of reading
+CURVE_TOKENS = 10_000_000  # no mean curve of more tokens: reading these takes a few seconds
 
 
 def print_summary(store: Store, meter: Meter, console: Console) -> None:
-    """Print where the store is, what it holds, what was skipped, and the mean curve."""
+    """Print the store's path and content, what was skipped, and the mean curve."""
     facts = Table(title="scan", title_justify="left", show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for row in _facts(store, meter):
-        facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
+        facts.add_row(*map(Text, row))  # not markup: a file may be called [red]
     console.print(facts)
     if not 0 < store.part_tokens(store.done_parts()) <= CURVE_TOKENS:
-        return  # none to show, or too many to read
+        return
     strata = Table(title="mean curve", title_justify="left")
     for name in (store.rule.name, "size", "TV"):
         strata.add_column(name, justify="right")
@@ -32,7 +32,7 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
 
 
 def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> None:
-    """Print how far a scan is, who is at it, and what failed or is damaged."""
+    """Print the progress of a scan, the parts being traced and by whom, failures and damage."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
