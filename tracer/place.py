@@ -112,7 +112,7 @@ def writing(path: Path | str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise StoreError(
             f"store {str(path)!r} cannot be written: {reason}; "
-            "parts that are done stay, run the same scan again to go on"
+            "finished parts are kept, run the same scan again to continue"
         ) from error
 
 
@@ -163,8 +163,8 @@ class Folder:
                 pass
         except OSError as error:
             raise StoreError(
-                f"folder {str(folder)!r} cannot be written ({error.strerror}); give the store "
-                "another place"
+                f"folder {str(folder)!r} cannot be written ({error.strerror}); choose another "
+                "path for the store"
             ) from error
 
     def get(self, key: str) -> bytes | None:

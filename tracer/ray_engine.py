@@ -147,7 +147,7 @@ def scan_with_ray(
         finally:
             progress.end()
         if planner.stopped and not is_planned(place):  # its errors come from the interrupt
-            raise NotPlannedError(f"store {where!r} is not planned yet; the same scan starts again")
+            raise NotPlannedError(f"store {where!r} is not planned yet; run the same scan again")
         if planner.errors:
             raise planner.errors[0]
     store = open_place(place, to_write=False)
@@ -256,7 +256,7 @@ class _Crew:
             elif not self.stopped:
                 self.errors.append(
                     ScanError(
-                        f"worker {number} died {TRIES} times ({reason}); what is done stays, the "
-                        "same command goes on"
+                        f"worker {number} died {TRIES} times ({reason}); finished parts are kept, "
+                        "run the same command to continue"
                     )
                 )

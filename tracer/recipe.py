@@ -55,7 +55,7 @@ class Recipe:
             if name == "controls" and sorted(there) == sorted(here):
                 continue  # their order does not matter
             if there != here and not (there is None and name in _UNSAID):
-                return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
+                return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} here"
         return None
 
 

@@ -105,7 +105,7 @@ def scan(
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     kept = kept_stratum(edges, checked_rule(select))
     if kept is not None and tracer.cuda_graphs:
-        raise InputError(f"edges={edges} and cuda_graphs exclude one another: leave one out")
+        raise InputError(f"edges={edges} and cuda_graphs cannot be combined: leave one out")
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
     if tracer.max_length is not None and context > tracer.max_length:
@@ -201,8 +201,8 @@ class _Scan:
         difference = store.recipe.difference(self.recipe(fingerprint))
         if difference is not None:
             raise StoreError(
-                f"store {str(store.path)!r} holds another scan: {difference}; give another place, "
-                "or overwrite it"
+                f"store {str(store.path)!r} holds another scan: {difference}; choose another "
+                "path, or overwrite it"
             )
 
     def work(self, store: Store, beside: Future[Any], draft: bool = False) -> None:
@@ -336,7 +336,7 @@ def _n_strata(select: Rule | AutoStrata) -> int:
 def _not_planned(place: Place) -> NotPlannedError:
     return NotPlannedError(
         f"store {str(place.path)!r} is not planned yet, as its corpus was not read to the end; "
-        "the same scan starts again, with any parts that it traced meanwhile"
+        "run the same scan again; parts that it traced meanwhile are kept"
     )
 
 

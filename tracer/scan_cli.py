@@ -79,7 +79,7 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{names} exclude one another: one rule selects the edges")
+        raise click.UsageError(f"{names} cannot be combined: one rule selects the edges")
     if "sizes" in given and options["scope"] != "output":
         raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
     name, value = next(iter(given.items()), ("strata", 12))
@@ -191,9 +191,9 @@ class WorkerOf(click.ParamType["Worker"]):
     show_default=True,
     help="Seconds without progress after which a worker's part is taken over.",
 )
-@click.option("--max-parts", type=click.IntRange(min=1), help="Stop after so many parts.")
+@click.option("--max-parts", type=click.IntRange(min=1), help="Stop after this many parts.")
 @click.option(
-    "--time-limit", type=click.FloatRange(min=0), help="Begin no part after so many minutes."
+    "--time-limit", type=click.FloatRange(min=0), help="Begin no part after this many minutes."
 )
 @click.option("--log", "log_file", type=click.Path(path_type=Path), help="Append JSON lines to it.")
 @debug_option
@@ -225,7 +225,7 @@ def scan(
     """
     rule = chosen_rule(options)
     if engine == "here" and workers > 1:
-        raise click.UsageError("--workers goes with --engine ray; elsewhere start more processes")
+        raise click.UsageError("--workers needs --engine ray; without Ray, start more processes")
     from rich.console import Console
 
     from .corpus import check_alone
@@ -298,7 +298,9 @@ def scan(
             return
     print_summary(store, reporter, Console())
     if asked.is_set():
-        raise Failure("stopped by a signal; what is done stays, the same command goes on")
+        raise Failure(
+            "stopped by a signal; finished parts are kept, run the same command to continue"
+        )
 
 
 @click.command(epilog=example("status traces.zarr"))
@@ -311,7 +313,7 @@ def scan(
 @click.option("--check", is_flag=True, help="Exit with status 1 unless every part is done.")
 @debug_option
 def status(store: str, repair: bool, check: bool) -> None:
-    """Show how far the scan of STORE is: parts done, failed, and at whose hands."""
+    """Show the progress of the scan of STORE: parts done, failed, and being traced by whom."""
     from rich.console import Console
 
     from .place import place_of

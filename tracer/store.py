@@ -622,7 +622,7 @@ def open_place(place: Place, to_write: bool) -> Store:
         raise StoreError(f"store {str(place.path)!r} does not exist")
     if not is_planned(place):
         raise NotPlannedError(
-            f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
+            f"store {str(place.path)!r} is not planned yet; unless a scan is planning it, run the "
             "scan again"
         )
     try:

@@ -46,14 +46,12 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
         ("tokens done", f"{tokens:,} of {total:,} ({tokens / total:.1%})"),
     ]
     for part, claim in claims_of(store.place).items():
-        state = "" if claim.alive() else ", which is gone"
+        state = "" if claim.alive() else " (gone)"
         if claim.deaths:
-            state += f"; {claim.deaths} before it died or stood still"
-        rows.append((f"part {part}", f"at process {claim.process} on {claim.host}{state}"))
+            state += f"; {claim.deaths} workers before it were lost"
+        rows.append((f"part {part}", f"traced by process {claim.process} on {claim.host}{state}"))
     rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.place).items()]
-    rows += [
-        (f"part {part}", f"damaged, not done any more: {why}") for part, why in damaged.items()
-    ]
+    rows += [(f"part {part}", f"damaged, to be done again: {why}") for part, why in damaged.items()]
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
@@ -71,7 +69,7 @@ def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
     yield "tokens", f"{about['tokens']:,}"
     done = len(store.done_parts())
     if done < store.n_parts:
-        yield "parts", f"{done:,} of {store.n_parts:,} done; the same command goes on"
+        yield "parts", f"{done:,} of {store.n_parts:,} done; run the same command to continue"
     if meter.tokens:
         speed = meter.tokens / meter.seconds
         yield "this run", f"{meter.tokens:,} tokens, {speed:,.0f} tokens/s"

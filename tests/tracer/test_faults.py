@@ -222,7 +222,8 @@ def test_sigterm_ends_a_command_cleanly(
     else:
         # Before it, torchao and others may have told what they miss on this machine.
         assert error.splitlines()[-1] == (
-            "densitrace: stopped by a signal; what is done stays, the same command goes on"
+            "densitrace: stopped by a signal; finished parts are kept, run the same command to "
+            "continue"
         )
         assert process.returncode == 1
     assert claims_of(store.place) == {}
@@ -312,7 +313,7 @@ def test_a_part_whose_workers_died_comes_last(
         where.put(f"part_done/claim.{part}", claim.to_bytes())
     shown = CliRunner().invoke(cli, ["status", str(job.out)])
     told = " ".join(shown.stdout.replace("│", " ").split())
-    assert f"which is gone; {DEATHS} before it died or stood still" in told
+    assert f"(gone); {DEATHS} workers before it were lost" in told
     order: list[int] = []
 
     def noted(run: Any, part: int) -> Any:
@@ -373,7 +374,7 @@ def test_a_disk_that_is_full(
     ballast = small_disk / "ballast"
     free = shutil.disk_usage(small_disk).free
     ballast.write_bytes(bytes(max(0, free - left)))
-    with pytest.raises(StoreError, match="No space left on device; parts that are done stay"):
+    with pytest.raises(StoreError, match="No space left on device; finished parts are kept"):
         run_here(job)
     done = open_store(job.out).done_parts()
     assert len(done) >= 2
@@ -420,7 +421,7 @@ def test_damaged_parts_are_found_and_done_again(
         open_store(job.out).tokens()
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("damaged, not done any more") == 3
+    assert result.stdout.count("damaged, to be done again") == 3
     store = open_store(job.out)
     assert set(range(store.n_parts)) - set(store.done_parts()) == {2, 4, 7}
     run_here(job)
@@ -468,7 +469,7 @@ def test_a_corpus_line_that_broke_in_between(jobs: Callable[[], Job]) -> None:
     run_here(job, limits=Limits(max_parts=2))
     before = shards(job.out)
     corpus.write_text("".join([*lines[:9], "{broken\n", *lines[10:]]))
-    with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"corpus is .* there, .* here"):
         run_here(job)
     assert shards(job.out) == before
 
@@ -483,7 +484,7 @@ def test_a_tokenizer_that_changed(
     described = json.loads((model / "tokenizer.json").read_text())
     described["pre_tokenizer"]["add_prefix_space"] = True
     (model / "tokenizer.json").write_text(json.dumps(described))
-    with pytest.raises(StoreError, match=r"tokenizer is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"tokenizer is .* there, .* here"):
         run_here(Job(model, job.corpus, job.out))
 
 

@@ -205,7 +205,7 @@ def test_a_signal_ends_the_command_and_what_is_done_stays(
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert error.splitlines()[-1] == (
-        "densitrace: stopped by a signal; what is done stays, the same command goes on"
+        "densitrace: stopped by a signal; finished parts are kept, run the same command to continue"
     ), error
     assert process.returncode == 1
     store = open_store(tmp_path / "s")

@@ -348,7 +348,7 @@ def test_tracing_goes_on_while_the_corpus_is_read_again(
 
     monkeypatch.setattr("densitrace.tracer.scan.read_corpus", slowly)
     if broken:
-        with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+        with pytest.raises(StoreError, match=r"corpus is .* there, .* here"):
             scan(byte_tracer, corpus, tmp_path / "s", progress=meter, **options)
         assert store.done_parts() == [0]
     else:

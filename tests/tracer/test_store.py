@@ -234,17 +234,17 @@ def test_missing_arrays_are_named(store: Store) -> None:
     ("change", "message"),
     [
         ({"select": Threshold([0.2, 0.05])}, r"rule is threshold\(0.2, 0.05, 0.01\) there, thre"),
-        ({"select": Nucleus([0.2, 0.05, 0.01])}, r"rule is threshold.*, nucleus.* is asked"),
-        ({"select": AutoStrata(3)}, r"auto\(3\) is asked"),
-        ({"importance": "norm_l2"}, "importance is norm_l1 there, norm_l2 is asked"),
-        ({"attention": "frozen"}, "attention is live there, frozen is asked"),
-        ({"scope": "output"}, "scope is all there, output is asked"),
-        ({"count": "causal"}, "count is window there, causal is asked"),
-        ({"seed": 1}, "seed is 0 there, 1 is asked"),
-        ({"controls": ("random",)}, "controls is none there, random is asked"),
-        ({"context": 8}, "context is 16 there, 8 is asked"),
-        ({"batch_tokens": 7}, "batch_tokens is 1024 there, 7 is asked"),
-        ({"label_fields": ("lang",)}, "corpus is .* there, .* is asked"),
+        ({"select": Nucleus([0.2, 0.05, 0.01])}, r"rule is threshold.*, nucleus.* here"),
+        ({"select": AutoStrata(3)}, r"auto\(3\) here"),
+        ({"importance": "norm_l2"}, "importance is norm_l1 there, norm_l2 here"),
+        ({"attention": "frozen"}, "attention is live there, frozen here"),
+        ({"scope": "output"}, "scope is all there, output here"),
+        ({"count": "causal"}, "count is window there, causal here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"controls": ("random",)}, "controls is none there, random here"),
+        ({"context": 8}, "context is 16 there, 8 here"),
+        ({"batch_tokens": 7}, "batch_tokens is 1024 there, 7 here"),
+        ({"label_fields": ("lang",)}, "corpus is .* there, .* here"),
     ],
 )
 def test_another_scan_is_refused(
@@ -289,7 +289,7 @@ def test_a_model_of_another_config_is_refused(
     del other.config_hash
     config.rope_parameters = {"rope_type": "default", "rope_theta": 50.0}
     assert other.weight_hash == byte_tracer.weight_hash
-    with pytest.raises(StoreError, match=r"model's config is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"model's config is .* there, .* here"):
         scan(other, corpus, path, **options)
 
 
