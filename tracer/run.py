@@ -68,53 +68,70 @@ class Stopped(Exception):
     """Raised when the worker was asked to stop, to abandon what it is doing."""
 
 
-@dataclass
-class Run:
-    """One worker's loop over the parts of a store.
-
-    While a part is traced, the previous one is written and the windows of the next one are read.
-
-    Attributes:
-        beside: a check in the background that the store was made from the same corpus. If it
-            fails, its error ends the work. Nothing is written before it is done, except in a
-            draft.
-        draft: the store is a draft of the corpus that `beside` still reads. Parts are traced and
-            written until that is done; failed parts are left to the scan of the whole corpus.
-    """
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to trace parts; a draft and its store share it."""
 
     tracer: Tracer
-    store: Store
-    reader: Executor
-    beside: Future[Any]
     settings: Settings
     batch_tokens: int
     worker: Worker
     lease_seconds: float
     allowance: Allowance
     reporter: Reporter
-    draft: bool = False
-    _failed: dict[int, str] = field(default_factory=dict)
-    _ahead: dict[int, Future[Plan]] = field(default_factory=dict)  # windows of the next part
+    reader: Executor  # for the corpus, and for the windows of the next part
+
+
+class Run:
+    """One worker's loop over the parts of a store.
+
+    While a part is traced, the previous one is written and the windows of the next one are read.
+
+    Args:
+        job: what the worker traces with.
+        store: whose parts are traced.
+        background: a check that the store was made from the same corpus. If it fails, its error
+            ends the work. Nothing is written before it is done, except in a draft.
+        draft: whether the store is a draft of the corpus that `background` still reads. Parts are
+            traced and written until that is done; failed parts are left to the scan of the whole
+            corpus.
+    """
+
+    def __init__(
+        self, job: Job, store: Store, background: Future[Any], draft: bool = False
+    ) -> None:
+        self.job = job
+        self.store = store
+        self.background = background
+        self.draft = draft
+        self._claims = Claims(store.place, job.lease_seconds)
+        self._tokens_together = job.tracer.tokens_a_reading(
+            store.rule, job.settings, job.batch_tokens
+        )
+        self._failed: dict[int, str] = {}  # reasons, by part
+        self._next: dict[int, Future[Plan]] = {}  # the windows of the next part
 
     def work(self) -> None:
-        store = self.store
-        self._claims = Claims(store.place, self.lease_seconds)
-        self._tokens_together = self.tracer.tokens_a_reading(
-            store.rule, self.settings, self.batch_tokens
-        )
+        """Trace parts until all are done, or the worker must stop.
+
+        Raises:
+            ScanError: parts could not be traced; not of a draft.
+            StoreError: the store was made from another corpus, or cannot be written.
+        """
+        store, reporter, allowance = self.store, self.job.reporter, self.job.allowance
         taken: set[int] = set()
 
         def stop() -> bool:
-            return self.allowance.spent() or (self.draft and self.beside.done())
+            return allowance.spent() or (self.draft and self.background.done())
 
         finished = store.part_tokens(store.done_parts())
         known = None if self.draft else int(store.lengths.sum())
-        self.reporter.begin("tracing", known, finished)
+        reporter.begin("tracing", known, finished)
         try:
             with ThreadPoolExecutor(1, "densitrace-writer") as writer:
                 written: Future[None] | None = None
-                for part in parts_for(store, self.worker, self._claims, taken, stop):
-                    self.allowance.taken += 1
+                for part in parts_for(store, self.job.worker, self._claims, taken, stop):
+                    allowance.taken += 1
                     traced = self._traced(part)
                     if written is not None:
                         written.result()  # at most one part waits to be written
@@ -122,12 +139,12 @@ class Run:
                         written = writer.submit(self._write, traced)
                 if written is not None:
                     written.result()
-            if self.allowance.taken or not self.allowance.spent():
+            if allowance.taken or not allowance.spent():
                 self._wait_until_same()
         except Stopped:
             log.info("stopped on request")
         finally:
-            self.reporter.end()
+            reporter.end()
         if self._failed and not self.draft:
             raise parts_failed(self._failed, store.n_parts)
 
@@ -139,14 +156,14 @@ class Run:
             except (ModelError, RuntimeError, MemoryError) as error:
                 # Overflow in the model is deterministic; a device or disk may recover.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
-                about = {"part": part, "reason": reason}
+                failure = {"part": part, "reason": reason}
                 if pause is None or isinstance(error, NotFiniteError):
-                    log.error("part failed", extra=about)
+                    log.error("part failed", extra=failure)
                     self._failed[part] = reason
                     note_failure(self.store.place, part, reason)
                     self._claims.release(part)
                     return None
-                log.warning("part is tried again", extra=about)
+                log.warning("part is tried again", extra=failure)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 time.sleep(pause)
@@ -156,56 +173,55 @@ class Run:
         raise AssertionError("the last try returns")
 
     def _trace(self, part: int) -> "_TracedPart":
-        started, store, plan = time.monotonic(), self.store, self._read(part)
-        spent = self.tracer.device_seconds()
+        job, store = self.job, self.store
+        tracer, reporter, started = job.tracer, job.reporter, time.monotonic()
+        plan, device_seconds = self._read(part), tracer.device_seconds()
         arrays = empty_part(store, store.windows(part))
-        groups = batches(plan.length, self.batch_tokens)
-        tokens, counted = int(plan.length.sum()), 0
-        padded = sum(len(group) * int(plan.length[group].max()) for group in groups)
+        groups = batches(plan.length, job.batch_tokens)
         # Offloaded blocks are read from disk once for several groups, which pass them in turn.
-        passes = (
-            joined(groups, plan.length, self._tokens_together) if self.tracer.offloaded else groups
-        )
+        passes = joined(groups, plan.length, self._tokens_together) if tracer.offloaded else groups
         spool, recorders = self._recorders(plan, passes)
         tracing = traces(
-            self.tracer, plan, passes, store.rule, self.settings, self.batch_tokens, recorders
+            tracer, plan, passes, store.rule, job.settings, job.batch_tokens, recorders
         )
+        counted = 0
         try:
             # Heartbeats within a batch, too: a batch of a large model may take hours.
-            with self.tracer.telling(lambda: self._go_on(part)):
-                for windows, found in zip(passes, tracing, strict=True):
-                    for window, trace in zip(windows, found, strict=True):
+            with tracer.telling(lambda: self._beat(part)):
+                for windows, batch in zip(passes, tracing, strict=True):
+                    for window, trace in zip(windows, batch, strict=True):
                         fill(arrays, window, plan, trace)
-                    run = int(plan.length[windows].sum())
-                    counted += run
-                    self.reporter.advance(run)
-                    self._go_on(part)
+                    tokens = int(plan.length[windows].sum())
+                    counted += tokens
+                    reporter.advance(tokens)
+                    self._beat(part)
         except BaseException:
-            self.reporter.advance(-counted)
+            reporter.advance(-counted)
             raise
-        about = {
+        padded = sum(len(group) * int(plan.length[group].max()) for group in groups)
+        record = {
             "part": part,
-            "tokens": tokens,
-            "padding": padded / tokens - 1,
-            "device_seconds": self.tracer.device_seconds() - spent,
+            "tokens": counted,
+            "padding": padded / counted - 1,
+            "device_seconds": tracer.device_seconds() - device_seconds,
             "seconds": time.monotonic() - started,
         }
-        return _TracedPart(part, arrays, spool, about)
+        return _TracedPart(part, arrays, spool, record)
 
-    def _go_on(self, part: int) -> None:
+    def _beat(self, part: int) -> None:
         """Send a heartbeat for a part; raise if tracing must end before the part is done."""
         self._claims.beat(part)
-        if self.allowance.limits.asked():
+        if self.job.allowance.limits.asked():
             raise Stopped
-        if self.beside.done():
-            self.beside.result()
+        if self.background.done():
+            self.background.result()
 
     def _read(self, part: int) -> Plan:
         """Return the windows of a part; start reading those of the part that likely follows."""
-        ahead, following = self._ahead.pop(part, None), part + self.worker.count
-        plan = self.store.plan(part) if ahead is None else ahead.result()
+        reading, following = self._next.pop(part, None), part + self.job.worker.count
+        plan = self.store.plan(part) if reading is None else reading.result()
         if following < self.store.n_parts:
-            self._ahead = {following: self.reader.submit(self.store.plan, following)}
+            self._next = {following: self.job.reader.submit(self.store.plan, following)}
         return plan
 
     def _recorders(
@@ -216,7 +232,7 @@ class Run:
         if stratum is None:
             return None, []
         spool = EdgeSpool(plan.n_windows)
-        backend = self.tracer.backend
+        backend = self.job.tracer.backend
         return spool, [
             EdgeRecorder(group, plan.length[group], stratum, spool, backend) for group in groups
         ]
@@ -229,11 +245,11 @@ class Run:
         """
         if self.draft:
             return  # the corpus is still being read; what it holds decides the draft's fate
-        while not self.beside.done():
-            if self.allowance.limits.asked():
+        while not self.background.done():
+            if self.job.allowance.limits.asked():
                 raise Stopped
-            wait([self.beside], POLL_SECONDS)
-        self.beside.result()
+            wait([self.background], POLL_SECONDS)
+        self.background.result()
 
     def _write(self, traced: "_TracedPart") -> None:
         try:
@@ -247,12 +263,12 @@ class Run:
                 traced.edges.close()
             self._claims.release(traced.part)
         forget_failure(self.store.place, traced.part)
-        about = {"write_seconds": time.monotonic() - started, "bytes": size}
-        log.info("part done", extra=traced.about | about)
+        written = {"write_seconds": time.monotonic() - started, "bytes": size}
+        log.info("part done", extra=traced.record | written)
         if not self.draft:
             done = self.store.done_parts()
             tokens = self.store.part_tokens(done)
-            self.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
+            self.job.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
 
 
 def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:
@@ -274,4 +290,4 @@ class _TracedPart:
     part: int
     arrays: dict[str, NDArray[Any]]
     edges: EdgeSpool | None
-    about: dict[str, Any]  # for the log
+    record: dict[str, Any]  # for the log

@@ -6,7 +6,7 @@ Processes that make the same call share the parts; see `parts`.
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -24,7 +24,7 @@ from .place import KEPT, Folder, Place, place_of, writing
 from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
-from .run import UNLIMITED, Allowance, Limits, Run, Stopped
+from .run import UNLIMITED, Allowance, Job, Limits, Run, Stopped
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, checked_rule
 from .spool import Spool
 from .store import Store, existing_store, is_planned, open_place
@@ -104,7 +104,54 @@ def scan(
     """
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     kept = kept_stratum(edges, checked_rule(select))
-    if kept is not None and tracer.cuda_graphs:
+    _check_arguments(tracer, context, edges, batch_tokens)
+    reporter = default_reporter() if progress is None else progress
+    worker = Worker.of_environment() if worker is None else worker
+    check_alone(corpus, alone=worker.count == 1)
+    place = place_of(path)
+    report, enough = CorpusReport(), Event()
+    reading = read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
+    documents = Fingerprint(until(enough, reading))
+    allowance = Allowance(limits)
+    store = _found(place, overwrite, worker, allowance, reporter)
+    planned_for = None if store is None else store.recipe.batch_tokens
+    with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
+        job = Job(
+            tracer=tracer,
+            settings=settings,
+            batch_tokens=batch_tokens or planned_for or BATCH_TOKENS,
+            worker=worker,
+            lease_seconds=lease_seconds,
+            allowance=allowance,
+            reporter=reporter,
+            reader=reader,
+        )
+        request = _Scan(
+            job=job,
+            corpus=str(corpus),
+            place=place,
+            select=select,
+            context=context,
+            edges=kept,
+            overwrite=overwrite,
+            documents=documents,
+            report=report,
+        )
+        try:
+            store = request.planned() if store is None else store
+            request.check(store, store.recipe.corpus_fingerprint)
+            # Tracing starts while the corpus is read in the background, to check its fingerprint.
+            same = reader.submit(lambda: request.check(store, documents.hex()))
+            Run(job, store, same).work()
+        finally:
+            enough.set()
+    return store
+
+
+def _check_arguments(
+    tracer: Tracer, context: int, edges: int | None, batch_tokens: int | None
+) -> None:
+    if edges is not None and tracer.cuda_graphs:
         raise InputError(f"edges={edges} and cuda_graphs cannot be combined: leave one out")
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
@@ -113,87 +160,41 @@ def scan(
             f"context={context} is more than the {tracer.max_length} tokens that model "
             f"{tracer.model_id!r} takes"
         )
-    reporter = default_reporter() if progress is None else progress
-    worker = Worker.of_environment() if worker is None else worker
-    check_alone(corpus, alone=worker.count == 1)
-    place = place_of(path)
-    report, enough = CorpusReport(), Event()
-    documents = read_corpus(
-        corpus, text_field, label_fields, file_format=file_format, report=report
-    )
-    read = Fingerprint(until(enough, documents))
-
-    allowance = Allowance(limits)
-    store = _found(place, overwrite, worker, allowance, reporter)
-    planned_for = None if store is None else store.recipe.batch_tokens
-    with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
-        asked = _Scan(
-            tracer,
-            str(corpus),
-            place,
-            select,
-            settings,
-            context,
-            kept,
-            batch_tokens or planned_for or BATCH_TOKENS,
-            worker,
-            lease_seconds,
-            allowance,
-            reporter,
-            overwrite,
-            read,
-            report,
-            reader,
-        )
-        try:
-            store = asked.planned() if store is None else store
-            asked.check(store, store.recipe.corpus_fingerprint)
-            # Tracing starts while the corpus is read in the background, to check its fingerprint.
-            asked.work(store, reader.submit(lambda: asked.check(store, read.hex())))
-        finally:
-            enough.set()
-    return store
 
 
 @dataclass(frozen=True)
 class _Scan:
     """The arguments of a scan, and the state that its steps share."""
 
-    tracer: Tracer
+    job: Job
     corpus: str
     place: Place
     select: Rule | AutoStrata
-    settings: Settings
     context: int
     edges: int | None  # the stratum whose edges are stored
-    batch_tokens: int
-    worker: Worker
-    lease_seconds: float
-    allowance: Allowance
-    reporter: Reporter
     overwrite: bool
-    read: Fingerprint  # the documents
-    report: CorpusReport  # counts of them
-    reader: Executor
+    documents: Fingerprint
+    report: CorpusReport  # counts of the documents
 
     def recipe(self, fingerprint: str) -> Recipe:
         """Return the recipe of a store of this scan, with the corpus's fingerprint."""
+        tracer, settings = self.job.tracer, self.job.settings
         return Recipe(
-            self.tracer.weight_hash,
-            self.tracer.tokenizer_hash,
-            self.select.to_json(),
-            self.settings.importance,
-            self.settings.attention,
-            self.settings.scope,
-            self.settings.count,
-            self.settings.seed,
-            self.settings.controls,
-            self.context,
-            fingerprint,
-            self.edges,
-            self.batch_tokens,
-            _arithmetic(self.tracer),
-            self.tracer.config_hash,
+            weight_hash=tracer.weight_hash,
+            tokenizer_hash=tracer.tokenizer_hash,
+            select=self.select.to_json(),
+            importance=settings.importance,
+            attention=settings.attention,
+            scope=settings.scope,
+            count=settings.count,
+            seed=settings.seed,
+            controls=settings.controls,
+            context=self.context,
+            corpus_fingerprint=fingerprint,
+            edges=self.edges,
+            batch_tokens=self.job.batch_tokens,
+            arithmetic=_arithmetic(tracer),
+            config_hash=tracer.config_hash,
         )
 
     def check(self, store: Store, fingerprint: str) -> None:
@@ -204,22 +205,6 @@ class _Scan:
                 f"store {str(store.path)!r} holds another scan: {difference}; choose another "
                 "path, or overwrite it"
             )
-
-    def work(self, store: Store, beside: Future[Any], draft: bool = False) -> None:
-        """See `Run`."""
-        Run(
-            self.tracer,
-            store,
-            self.reader,
-            beside,
-            self.settings,
-            self.batch_tokens,
-            self.worker,
-            self.lease_seconds,
-            self.allowance,
-            self.reporter,
-            draft,
-        ).work()
 
     def planned(self) -> Store:
         """Read the corpus and plan the store.
@@ -236,27 +221,35 @@ class _Scan:
 
     def _planned_in(self, folder: Path) -> Store:
         """Read the corpus, tracing its first windows as a draft meanwhile, and create the store."""
-        stop, strata = self.allowance.limits.asked, _n_strata(self.select)
+        job, strata = self.job, _n_strata(self.select)
+        tracer, stop = job.tracer, job.allowance.limits.asked
         reading = Reading(Spool(folder / "spool"), self.context, strata)
-        whole = self.reader.submit(
-            reading.read, self.read, encoder(self.tracer), self.tracer.vocab_size, self.report
+        whole = job.reader.submit(
+            reading.read, self.documents, encoder(tracer), tracer.vocab_size, self.report
         )
-        with reading.told(self.reporter):
+        with reading.told(job.reporter):
             head = awaited(reading.head, stop)
             plan = awaited(whole, stop) if head is None else head
         rule, draft = self._rule(plan), None
         # Not with several workers: when the corpus is read, the others would wait for the part
         # that the first one is tracing.
-        if head is not None and len(rule) == strata and self.worker.count == 1:
+        if head is not None and len(rule) == strata and job.worker.count == 1:
             draft = self._draft(folder, head, rule)
-            self.work(draft, whole, draft=True)
+            Run(job, draft, whole, draft=True).work()
         if head is not None:
-            with reading.told(self.reporter):
+            with reading.told(job.reporter):
                 plan = awaited(whole, stop)
-        recipe = self.recipe(self.read.hex())
-        facts, most = self._facts(), self._most_edges(plan)
         return create_store(
-            self.place, folder, plan, recipe, rule, self.report, facts, most, draft, self.overwrite
+            self.place,
+            folder,
+            plan,
+            recipe=self.recipe(self.documents.hex()),
+            rule=rule,
+            report=self.report,
+            facts=self._facts(),
+            most_edges=self._most_edges(plan),
+            draft=draft,
+            replace=self.overwrite,
         )
 
     def _draft(self, folder: Path, head: Plan, rule: Rule) -> Store:
@@ -265,25 +258,33 @@ class _Scan:
         kept = left_draft(place, recipe, rule, head)
         if kept is not None:
             return kept
-        facts, most = self._facts(), self._most_edges(head)
         return create_store(
-            place, folder, head, recipe, rule, CorpusReport(), facts, most, replace=True
+            place,
+            folder,
+            head,
+            recipe=recipe,
+            rule=rule,
+            report=CorpusReport(),
+            facts=self._facts(),
+            most_edges=self._most_edges(head),
+            replace=True,
         )
 
     def _rule(self, plan: Plan) -> Rule:
         """Return the rule; AutoStrata chooses its thresholds on a pilot spread over the plan."""
         if isinstance(self.select, Rule):
             return self.select
-        return self.tracer.strata_on(
+        settings = self.job.settings
+        return self.job.tracer.strata_on(
             self.select,
             [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
-            importance=self.settings.importance,
-            count=self.settings.count,
-            seed=self.settings.seed,
+            importance=settings.importance,
+            count=settings.count,
+            seed=settings.seed,
         )
 
     def _facts(self) -> dict[str, Any]:
-        tracer = self.tracer
+        tracer = self.job.tracer
         return {
             "model": tracer.model_id,
             "architecture": tracer.architecture,
@@ -295,7 +296,8 @@ class _Scan:
         }
 
     def _most_edges(self, plan: Plan) -> int:
-        return most_edges(plan.longest, self.tracer.n_heads, self.tracer.n_layers)
+        tracer = self.job.tracer
+        return most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
 
 
 def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
