@@ -6,7 +6,8 @@ Every failure prints one line on standard error; `--debug` prints the traceback 
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,6 +94,15 @@ def _told(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
+@contextmanager
+def usage(option: str = "") -> Iterator[None]:
+    """Turn an InputError into a usage error (exit status 2), naming the option if given."""
+    try:
+        yield
+    except InputError as error:
+        raise click.UsageError(f"{option}: {error}" if option else str(error)) from error
+
+
 def example(line: str) -> str:
     """Return the epilog of a command's help: an example call."""
     return f"Example: densitrace {line}"
@@ -164,10 +174,8 @@ def load_tracer(model: str, device: str, dtype: str, backend: str, **options: An
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with usage():
         return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend, **options)
-    except InputError as error:
-        raise click.UsageError(str(error)) from error
 
 
 # ---- commands ------------------------------------------------------------------------------------

@@ -1,20 +1,21 @@
 """The commands `densitrace scan` and `densitrace status`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError, NotPlannedError
-from .cli import Failure, debug_option, example, load_tracer, model_options
+from ..errors import NotPlannedError
+from .cli import Failure, debug_option, example, load_tracer, model_options, usage
 
 if TYPE_CHECKING:
     from .parts import Worker
     from .select import AutoStrata, Rule
 
 IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
+LOADING = ("device", "dtype", "backend", "offload", "cuda_graphs")  # how the model is loaded
 Decorated = Callable[..., Any]
 
 
@@ -83,10 +84,8 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
     if "sizes" in given and options["scope"] != "output":
         raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
     name, value = next(iter(given.items()), ("strata", 12))
-    try:
+    with usage(f"--{name.replace('_', '-')}"):
         return rules[name](value)
-    except InputError as error:
-        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
 
 class WorkerOf(click.ParamType["Worker"]):
@@ -107,6 +106,21 @@ class WorkerOf(click.ParamType["Worker"]):
             return Worker(int(index), int(count))
         except ValueError as error:  # InputError is one
             self.fail(f"{value!r} is not I/N with 0 <= I < N ({error})", param, ctx)
+
+
+def _check_usage(
+    corpus: str, engine: str, workers: int, worker: "Worker", options: Mapping[str, Any]
+) -> None:
+    """Raise a usage error for options of `scan` that do not go together."""
+    from .corpus import check_alone
+    from .scan import kept_stratum
+
+    if engine == "here" and workers > 1:
+        raise click.UsageError("--workers needs --engine ray; without Ray, start more processes")
+    with usage("--edges"):
+        kept_stratum(options["edges"], options["select"])
+    with usage():
+        check_alone(corpus, alone=engine == "here" and worker.count == 1)
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -186,6 +200,7 @@ class WorkerOf(click.ParamType["Worker"]):
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
     "--lease",
+    "lease_seconds",
     type=click.FloatRange(min=1),
     default=600.0,
     show_default=True,
@@ -200,18 +215,10 @@ class WorkerOf(click.ParamType["Worker"]):
 def scan(
     corpus: str,
     model: str,
-    device: str,
-    dtype: str,
-    backend: str,
-    offload: Literal["layers"] | None,
     out: str,
-    controls: Sequence[str],
-    label_fields: Sequence[str],
-    cuda_graphs: bool,
     engine: str,
     workers: int,
     worker: "Worker | None",
-    lease: float,
     max_parts: int | None,
     time_limit: float | None,
     log_file: Path | None,
@@ -221,57 +228,33 @@ def scan(
 
     CORPUS is a .txt, .jsonl or .parquet file, a folder of them, or - for standard input. The store
     is a folder or a URL (s3://bucket/name, gs://, az://). Processes that run the same command share
-    the work. SIGTERM leaves the part at hand; what is done stays.
+    the work. SIGTERM abandons the current part and keeps those that are done.
     """
-    rule = chosen_rule(options)
-    if engine == "here" and workers > 1:
-        raise click.UsageError("--workers needs --engine ray; without Ray, start more processes")
     from rich.console import Console
 
-    from .corpus import check_alone
     from .parts import Worker
     from .progress import default_reporter
     from .run import Limits
-    from .scan import kept_stratum
     from .scan import scan as run
     from .scan_log import json_log
     from .signals import stop_signals
     from .summary import print_summary
 
-    try:
-        kept_stratum(options["edges"], rule)
-    except InputError as error:
-        raise click.UsageError(f"--edges: {error}") from error
+    options["select"] = chosen_rule(options)
+    options["label_fields"] = options["label_fields"] or None
+    loading = {name: options.pop(name) for name in LOADING}
     worker = worker or Worker.of_environment()
-    try:
-        check_alone(corpus, alone=engine == "here" and worker.count == 1)
-    except InputError as error:
-        raise click.UsageError(str(error)) from error
-    reporter = default_reporter()
-    options |= {
-        "select": rule,
-        "controls": controls,
-        "label_fields": label_fields or None,
-        "lease_seconds": lease,
-    }
+    _check_usage(corpus, engine, workers, worker, options)
     seconds = None if time_limit is None else 60 * time_limit
     limits: dict[str, Any] = {"max_parts": max_parts, "seconds": seconds}
-    loading: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "backend": backend,
-        "offload": offload,
-        "cuda_graphs": cuda_graphs,
-    }
+    options["progress"] = reporter = default_reporter()
     if engine == "ray":
         from .ray_engine import scan_with_ray, start_ray
 
         start_ray()  # sets signal handlers, which ours then replace
     with stop_signals() as asked, ExitStack() as logged:
-        try:
+        with usage("--log"):
             logged.enter_context(json_log(log_file))
-        except InputError as error:
-            raise click.UsageError(f"--log: {error}") from error
         try:
             if engine == "ray":
                 store = scan_with_ray(
@@ -280,17 +263,13 @@ def scan(
                     out,
                     workers=workers,
                     limits=limits,
-                    progress=reporter,
                     asked=asked.is_set,
                     log_file=log_file,
                     **options,
                 )
             else:
-                tracer = load_tracer(model, **loading)
-                stop = Limits(asked=asked.is_set, **limits)
-                store = run(
-                    tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options
-                )
+                tracer, stop = load_tracer(model, **loading), Limits(asked=asked.is_set, **limits)
+                store = run(tracer, corpus, out, worker=worker, limits=stop, **options)
         except NotPlannedError as error:
             if asked.is_set():
                 raise
