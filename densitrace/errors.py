@@ -4,6 +4,16 @@ Every message is one line that names the argument, its value and what would be r
 """
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message that is not blank, or the name of its type.
+
+    Example:
+        >>> first_line(ValueError("no such key\n  at line 3")), first_line(KeyError())
+        ('no such key', 'KeyError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class DensitraceError(Exception):
     """Base class of all exceptions that densitrace raises on purpose."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..errors import DensitraceError, InputError
+from ..errors import DensitraceError, InputError, first_line
 
 if TYPE_CHECKING:
     from .tracer import Tracer
@@ -64,7 +64,7 @@ class Commands(click.Group):
         except Exception as error:  # the outermost frame: a user gets one line, never a traceback
             if ctx.meta.get("debug"):
                 traceback.print_exc()
-            raise Failure(_told(error)) from error
+            raise Failure(_describe(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit; usage errors are printed as one line, too."""
@@ -81,14 +81,14 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Describe an exception in one line, for the user."""
     if isinstance(error, DensitraceError):
         return str(error)
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{place}"
-    first = next(iter(str(error).splitlines()), "")
+    first = first_line(error)
     if "out of memory" in first.lower() or isinstance(error, MemoryError):
         return "out of memory; try a smaller --batch-tokens or --context"
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"

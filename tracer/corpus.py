@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal, cast, get_args
 
-from ..errors import CorpusError, InputError
+from ..errors import CorpusError, InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class _Reader:
                 with path.open("rb") as file:
                     yield from self._text(_chunks(file), name)
         except OSError as error:
-            self.report.skip(UNREADABLE, name, error.strerror or _first_line(error))
+            self.report.skip(UNREADABLE, name, error.strerror or first_line(error))
 
     def _text(self, chunks: Iterable[bytes], name: str) -> Iterator[Document]:
         try:
@@ -267,7 +267,7 @@ class _Reader:
             except UnicodeDecodeError as error:
                 self.report.skip(INVALID_UTF8, where, f"byte {error.start} of the line")
             except (ValueError, RecursionError) as error:
-                self.report.skip(NOT_JSON, where, _first_line(error))
+                self.report.skip(NOT_JSON, where, first_line(error))
             else:
                 if isinstance(record, dict):
                     yield from self._record(record, where)
@@ -287,7 +287,7 @@ class _Reader:
                         number += 1
                         yield from self._row(columns, row, f"{name} row {number}")
         except pa.ArrowException as error:
-            self.report.skip(UNREADABLE, name, _first_line(error))
+            self.report.skip(UNREADABLE, name, first_line(error))
 
     def _row(self, columns: Mapping[str, Any], row: int, where: str) -> Iterator[Document]:
         try:
@@ -393,7 +393,3 @@ def _label(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

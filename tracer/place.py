@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import StoreError
+from ..errors import StoreError, first_line
 from .processes import Process
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise StoreError(
             f"store {str(path)!r} cannot be written: {reason}; "
             "finished parts are kept, run the same scan again to continue"
@@ -344,7 +344,7 @@ class Bucket:
             return any(not path.startswith(".") for path in found)
         except OSError as error:
             raise StoreError(
-                f"store {self.path!r} cannot be reached: {_first_line(error)}"
+                f"store {self.path!r} cannot be reached: {first_line(error)}"
             ) from error
 
     def unfinished(self) -> bool:
@@ -363,7 +363,7 @@ class Bucket:
             self.delete(probe)
         except OSError as error:
             raise StoreError(
-                f"store {self.path!r} cannot be written: {_first_line(error)}"
+                f"store {self.path!r} cannot be written: {first_line(error)}"
             ) from error
 
     def get(self, key: str) -> bytes | None:
@@ -460,7 +460,7 @@ def _as_os_error() -> Iterator[None]:
     except (OSError, AlreadyExistsError):
         raise
     except BaseError as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -485,8 +485,4 @@ def _object_store(url: str) -> "obstore.store.ObjectStore":
     try:
         return from_url(url)
     except (BaseError, ValueError) as error:
-        raise StoreError(f"store {url!r} cannot be reached: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"store {url!r} cannot be reached: {first_line(error)}") from error

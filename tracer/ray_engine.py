@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, NotPlannedError, ScanError
+from ..errors import InputError, NotPlannedError, ScanError, first_line
 from .corpus import check_alone
 from .parts import Worker, failures_of
 from .place import place_of
@@ -249,7 +249,7 @@ class _Crew:
             log.error("worker failed", extra={"worker": number, "reason": str(error.cause)})
             self.errors.append(error.cause)
         except exceptions.RayError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             log.warning("worker died", extra={"worker": number, "reason": reason})
             if self._tries[number] < TRIES and not self.stopped:
                 self._start(number)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ModelError, NotFiniteError, ScanError
+from ..errors import ModelError, NotFiniteError, ScanError, first_line
 from .collect import EdgeRecorder
 from .edge_tables import EdgeSpool
 from .part import empty_part, fill, traces
@@ -155,7 +155,7 @@ class Run:
                 return self._trace(part)
             except (ModelError, RuntimeError, MemoryError) as error:
                 # Overflow in the model is deterministic; a device or disk may recover.
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = first_line(error)
                 failure = {"part": part, "reason": reason}
                 if pause is None or isinstance(error, NotFiniteError):
                     log.error("part failed", extra=failure)

@@ -21,7 +21,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from ..errors import InputError, NotPlannedError, StoreError
+from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
 from .curve import auc_tv, density_at
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
@@ -79,7 +79,7 @@ class StoredArray:
         try:
             return np.asarray(self._array[selection])
         except (ValueError, RuntimeError) as error:  # wrong checksum, or corruption it missed
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise StoreError(
                 f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
             ) from error
