@@ -23,7 +23,7 @@ from zarr.storage import LocalStore, ObjectStore
 
 from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
-from .curve import auc_tv, density_at
+from .curve import compute_measure
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
 from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
@@ -280,8 +280,9 @@ class Store:
         for name in ("token", "surprisal", "model_entropy", "full_edge_count"):
             frame[name] = self.array(name)[windows][window, column]
         size, tv = (curve[window, column] for curve in curves)
+        full = frame["full_edge_count"].to_numpy()
         for measure in measures:
-            frame[measure] = _measure(measure, size, tv, frame["full_edge_count"].to_numpy())
+            frame[measure] = compute_measure(measure, size, tv, full)
         return frame
 
     def stratum_means(self) -> pd.DataFrame:
@@ -670,21 +671,3 @@ def existing_store(place: Place, overwrite: bool) -> Store | None:
     found = open_place(place, to_write=True)
     place.check_writable()
     return None if overwrite else found
-
-
-# ---- measures ------------------------------------------------------------------------------------
-
-
-def _measure(
-    name: str, size: NDArray[Any], tv: NDArray[Any], full_edge_count: NDArray[Any]
-) -> NDArray[np.floating]:
-    if name == "auc_tv":
-        return auc_tv(size, tv, full_edge_count)
-    kind, _, eps = name.partition("@")
-    try:
-        tolerated = float(eps) if kind == "density" else np.nan
-    except ValueError:
-        tolerated = np.nan
-    if not tolerated >= 0:
-        raise InputError(f"measure {name!r} is unknown; use auc_tv or density@EPS, EPS >= 0")
-    return density_at(size, tv, tolerated, full_edge_count)

@@ -123,7 +123,7 @@ def test_tokens_table(store: Store) -> None:
     assert (frame["density@0.5"] <= frame["density@0.1"]).all()
     assert (frame["auc_tv"] >= 0).all()
     for name in ("density", "density@x", "density@-1", "nonsense"):
-        with pytest.raises(InputError, match=f"measure '{name}'"):
+        with pytest.raises(InputError, match=f"'{name}' is no measure"):
             store.tokens([name])
 
 
