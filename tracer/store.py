@@ -601,11 +601,12 @@ def _done(part: int) -> str:
     return f"{DONE}/c.{part}"
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path | Store) -> Store:
     """Open a store for reading; works while it is being written, with the parts done so far.
 
     Args:
-        path: a folder, or a URL (s3://bucket/name, gs://, az://).
+        path: a folder, or a URL (s3://bucket/name, gs://, az://). An open store is returned as it
+            is, so that functions can accept any of these.
 
     Raises:
         StoreError: there is no store, or it has another format version.
@@ -614,7 +615,7 @@ def open_store(path: str | Path) -> Store:
     Example:
         >>> open_store("traces.zarr").documents  # doctest: +SKIP
     """
-    return open_place(place_of(path), to_write=False)
+    return path if isinstance(path, Store) else open_place(place_of(path), to_write=False)
 
 
 def open_place(place: Place, to_write: bool) -> Store:

@@ -223,6 +223,10 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+def test_an_open_store_is_returned_as_it_is(store: Store) -> None:
+    assert open_store(store) is store
+
+
 def test_missing_arrays_are_named(store: Store) -> None:
     with pytest.raises(AttributeError, match="no array 'nope'"):
         store.nope  # noqa: B018  (the access is what fails)
