@@ -332,7 +332,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
     """
     valid = theirs.token[:] >= 0
     found: dict[str, Figures] = {}
-    for spec in layout.window_arrays(theirs.controls, most_edges=0):
+    for spec in layout.window_arrays(theirs.controls):
         left, right = (store.array(spec.name)[:] for store in (ours, theirs))
         if "column" in spec.dims:
             left, right = left[valid], right[valid]

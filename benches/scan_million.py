@@ -82,7 +82,7 @@ def raw_bytes(store: Store) -> int:
     """Of all values that the parts hold, without padding and compression."""
     tokens = int(store.lengths.sum())
     total = 0
-    for spec in layout.window_arrays(store.controls, most_edges=0):
+    for spec in layout.window_arrays(store.controls):
         array = store.array(spec.name)
         values = int(np.prod(array.shape[len(spec.dims[:2]) :])) if "column" in spec.dims else 1
         total += (

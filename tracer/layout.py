@@ -83,12 +83,13 @@ _ERRORS = (
 ERRORS = tuple(spec.name for spec in _ERRORS)
 
 
-def window_arrays(controls: Sequence[str], most_edges: int) -> list[ArraySpec]:
+def window_arrays(controls: Sequence[str] = (), most_edges: int = 0) -> list[ArraySpec]:
     """List the arrays with a row per window, in the order in which a part is written.
 
     Args:
         controls: each adds the six errors of its lanes, `tv_inverse` and so on.
-        most_edges: upper bound of a full graph's edges; from 2^32 on, topology counts are 64-bit.
+        most_edges: upper bound of a full graph's edges. Sets the dtype of `topology` alone, which
+            counts in 64 bits from 2^32 edges on; not needed to list the arrays of a store.
     """
     lanes = [
         replace(spec, name=f"{spec.name}_{control}") for control in controls for spec in _ERRORS

@@ -109,7 +109,7 @@ def join_rows(rows: Sequence[Trace]) -> Trace:
 def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
     """Allocate every array of a part, filled with its fill value (the value of padding)."""
     arrays = {}
-    for spec in layout.window_arrays(store.controls, most_edges=0):
+    for spec in layout.window_arrays(store.controls):
         array = store.array(spec.name)
         shape = (run.stop - run.start, *array.shape[1:])
         arrays[spec.name] = np.full(shape, spec.fill, dtype=array.dtype)

@@ -228,7 +228,7 @@ class Store:
     def _missing(self, parts: Sequence[int]) -> dict[int, str]:
         """Return the parts with a missing file, which Zarr would read as fill, and the array."""
         found: dict[int, str] = {}
-        for spec in layout.window_arrays(self.controls, most_edges=0):
+        for spec in layout.window_arrays(self.controls):
             files = self.place.files(spec.name)
             for part in parts:
                 if not files.get(self._shard(spec.name, part)):
@@ -460,7 +460,7 @@ class Store:
 
     def keys(self, part: int) -> list[str]:
         """Return the keys of a part's files; the first is the mark that it is done."""
-        arrays = layout.window_arrays(self.controls, most_edges=0)
+        arrays = layout.window_arrays(self.controls)
         shards = (f"{spec.name}/{self._shard(spec.name, part)}" for spec in arrays)
         found = [_done(part), *shards]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
@@ -481,7 +481,7 @@ class Store:
     def _damage(self, part: int) -> str | None:
         """Read a part whose files all exist; return what is damaged, or None."""
         windows = self.windows(part)
-        for spec in layout.window_arrays(self.controls, most_edges=0):
+        for spec in layout.window_arrays(self.controls):
             try:
                 values = self.array(spec.name)[windows]
             except StoreError as error:

@@ -51,7 +51,7 @@ def test_offloaded_and_resident_stores_are_compared_array_by_array(
     differing = bench("offload").differing
     assert differing(tmp_path) == []
     store = open_place(place_of(tmp_path / "offloaded"), to_write=True)
-    names = [spec.name for spec in layout.window_arrays((), most_edges=0)]
+    names = [spec.name for spec in layout.window_arrays()]
     arrays = {name: store.array(name)[store.windows(2)] for name in names}
     for values in arrays.values():
         values.reshape(-1).view(np.uint8)[0] ^= 1

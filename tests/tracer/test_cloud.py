@@ -56,7 +56,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_same(ours: Store, expected: Store) -> None:
     assert ours.complete
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         np.testing.assert_array_equal(ours.array(spec.name)[:], expected.array(spec.name)[:])
     assert ours.documents.equals(expected.documents)
     assert ours.tokens().equals(expected.tokens())

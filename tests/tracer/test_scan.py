@@ -493,7 +493,7 @@ def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
     byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     path = tmp_path / "killed"
-    arrays = len(layout.window_arrays((), most_edges=0))
+    arrays = len(layout.window_arrays())
     # In the middle of the first part, then just before the second part is marked done.
     for writes, done in ((arrays // 2, []), (2 * (arrays + 1), [0])):
         paths = [str(place) for place in (byte_folder, corpus, path)]
@@ -506,7 +506,7 @@ def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
     whole = scan(byte_tracer, corpus, tmp_path / "whole", **options)
     assert resumed.complete
     assert contents(snapshot(Path(resumed.path))) == contents(snapshot(Path(whole.path)))
-    for name in (spec.name for spec in layout.window_arrays((), most_edges=0)):
+    for name in (spec.name for spec in layout.window_arrays()):
         np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])
 
 

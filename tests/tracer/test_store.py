@@ -41,7 +41,7 @@ def store(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> Store:
 def test_shapes_types_and_dimensions(store: Store) -> None:
     n, t, k = 10, 16, 3
     shapes = {"window": n, "column": t, "stratum": k, "edge_kind": 4, "depth_quartile": 4}
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         array = store.array(spec.name)
         assert array.shape == tuple(shapes[dim] for dim in spec.dims), spec.name
         assert array.dtype == spec.dtype
@@ -53,7 +53,7 @@ def test_shapes_types_and_dimensions(store: Store) -> None:
 def test_padding(store: Store) -> None:
     padding = store.token[:] < 0
     assert 0 < padding.sum() < padding.size
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         values = store.array(spec.name)[:]
         if values.ndim > 1:
             np.testing.assert_array_equal(values[padding], spec.fill)
@@ -187,7 +187,7 @@ def test_files_that_are_gone_are_found_by_one_listing_an_array(
 ) -> None:
     """Not by a question a file, of which a large store has hundreds of thousands."""
     listed: list[str] = []
-    files, arrays = Folder.files, layout.window_arrays((), most_edges=0)
+    files, arrays = Folder.files, layout.window_arrays()
 
     def noted(place: Folder, folder: str) -> dict[str, int]:
         listed.append(folder)
