@@ -18,7 +18,6 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
 from ..errors import InputError, NotPlannedError, StoreError, first_line
@@ -28,7 +27,7 @@ from .edge_tables import EdgeSpool, edge_table, edges_of_trace
 from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
-from .stored_edges import COLUMNS, COMPRESSORS, FIRST, shard_keys, write_edges
+from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
 Result = TypeVar("Result")
@@ -562,39 +561,6 @@ class Store:
         group = self._group[EDGES]
         assert isinstance(group, zarr.Group)
         return group
-
-
-def create_filled(
-    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
-) -> "zarr.Array[Any]":
-    """Create an array of values or strings, with `per_chunk` rows per file."""
-    array = create_empty(group, name, dims, values.shape, values.dtype, per_chunk)
-    if values.size:
-        array[:] = values
-    return array
-
-
-def create_empty(
-    group: zarr.Group,
-    name: str,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: Any,
-    per_chunk: int,
-) -> "zarr.Array[Any]":
-    """Create an array to be filled later, with `per_chunk` rows per file; object means strings."""
-    strings = np.dtype(dtype).hasobject
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
-        dtype="string" if strings else dtype,
-        fill_value=layout.LOST if np.dtype(dtype).kind == "i" else None,
-        dimension_names=dims,
-        chunk_key_encoding=layout.KEYS,
-        compressors=(ZstdCodec(level=3), Crc32cCodec()) if strings else COMPRESSORS,
-        config={"write_empty_chunks": True},
-    )
 
 
 def _done(part: int) -> str:

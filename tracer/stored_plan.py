@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from ..errors import StoreError
@@ -26,7 +27,7 @@ from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
 from .spool import Spool
-from .store import DONE, EDGES, PLAN, Store, create_empty, create_filled, open_place
+from .store import DONE, EDGES, PLAN, Store, open_place
 from .stored_edges import COMPRESSORS, create_edges
 from .windows import Plan
 
@@ -192,27 +193,27 @@ def _create_arrays(
         attributes={"description": f"1 once a run of {parts.windows} windows is written whole"},
     )
     for name, (dim, values) in layout.coordinates(rule.values).items():
-        create_filled(group, name, (dim,), values, len(values))
+        _create_filled(group, name, (dim,), values, len(values))
 
 
 def _create_plan(group: zarr.Group, plan: Plan) -> None:
     """Store the windows: all of `Plan` except the documents."""
     for name in ("document", "window_start", "length"):
-        create_filled(group, name, ("window",), getattr(plan, name), _TOKENS_PER_CHUNK)
-    create_filled(group, "first", ("first",), plan.first, _TOKENS_PER_CHUNK)
-    create_filled(group, "token", ("token",), plan.tokens, _TOKENS_PER_CHUNK)
-    create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
+        _create_filled(group, name, ("window",), getattr(plan, name), _TOKENS_PER_CHUNK)
+    _create_filled(group, "first", ("first",), plan.first, _TOKENS_PER_CHUNK)
+    _create_filled(group, "token", ("token",), plan.tokens, _TOKENS_PER_CHUNK)
+    _create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
 
 
 def _create_documents(group: zarr.Group, documents: Spool) -> None:
     """Store the document table: `document_id` and `text` [M], `label` [M, label_field]."""
     fields = documents.label_fields
     names = np.array(fields, dtype=object)
-    create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
+    _create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
     count, chunk = len(documents), _DOCUMENTS_PER_CHUNK
-    ids = create_empty(group, "document_id", ("doc",), (count,), object, chunk)
-    text = create_empty(group, "text", ("doc",), (count,), object, chunk)
-    label = create_empty(
+    ids = _create_empty(group, "document_id", ("doc",), (count,), object, chunk)
+    text = _create_empty(group, "text", ("doc",), (count,), object, chunk)
+    label = _create_empty(
         group, "label", ("doc", "label_field"), (count, len(fields)), object, chunk
     )
     waiting = iter(documents)
@@ -224,3 +225,36 @@ def _create_documents(group: zarr.Group, documents: Spool) -> None:
         if fields:
             rows = [[document.labels.get(name, "") for name in fields] for document in run]
             label[here] = np.array(rows, dtype=object)
+
+
+def _create_filled(
+    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
+) -> "zarr.Array[Any]":
+    """Create an array of values or strings, with `per_chunk` rows per file."""
+    array = _create_empty(group, name, dims, values.shape, values.dtype, per_chunk)
+    if values.size:
+        array[:] = values
+    return array
+
+
+def _create_empty(
+    group: zarr.Group,
+    name: str,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: Any,
+    per_chunk: int,
+) -> "zarr.Array[Any]":
+    """Create an array to be filled later, with `per_chunk` rows per file; object means strings."""
+    strings = np.dtype(dtype).hasobject
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
+        dtype="string" if strings else dtype,
+        fill_value=layout.LOST if np.dtype(dtype).kind == "i" else None,
+        dimension_names=dims,
+        chunk_key_encoding=layout.KEYS,
+        compressors=(ZstdCodec(level=3), Crc32cCodec()) if strings else COMPRESSORS,
+        config={"write_empty_chunks": True},
+    )
