@@ -22,8 +22,8 @@ def search_path(own: list[str]) -> list[str]:
 
     An editable install has no folder of its own; its finder locates the parts.
     """
-    everywhere = list(pkgutil.extend_path(own, __package__))
-    return [*(folder for folder in everywhere if folder not in own), *own]
+    folders = list(pkgutil.extend_path(own, __package__))
+    return [*(folder for folder in folders if folder not in own), *own]
 
 
 class OtherKernels(MetaPathFinder):
@@ -34,14 +34,14 @@ class OtherKernels(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "kernels":
             return None
-        elsewhere = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-        return PathFinder.find_spec(fullname, elsewhere)
+        others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+        return PathFinder.find_spec(fullname, others)
 
 
 def release_kernels() -> None:
     """Make the top-level name `kernels` mean the other package, or none, instead of kernels/."""
-    found = PathFinder.find_spec("kernels")
-    if found is None or found.origin is None or Path(found.origin).resolve().parents[1] != ROOT:
+    spec = PathFinder.find_spec("kernels")
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parents[1] != ROOT:
         return
     finder = OtherKernels()
     if finder.find_spec("kernels", None) is not None:

@@ -86,8 +86,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, DensitraceError):
         return str(error)
     if isinstance(error, OSError):
-        place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{place}"
+        file = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{file}"
     first = first_line(error)
     if "out of memory" in first.lower() or isinstance(error, MemoryError):
         return "out of memory; try a smaller --batch-tokens or --context"
@@ -189,12 +189,12 @@ def verify(
 ) -> None:
     """Check that the lane loop with every edge kept gives the model's own logits."""
     tracer = load_tracer(model, device, dtype, backend, offload=offload)
-    found = tracer.verify()
+    result = tracer.verify()
     line = (
         f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "
-        f"{found.max_difference:.2e} of the largest logit, tolerance {found.tolerance:.2e}"
+        f"{result.max_difference:.2e} of the largest logit, tolerance {result.tolerance:.2e}"
     )
-    if not found.ok:
+    if not result.ok:
         raise Failure(line)
     click.echo(line)
 

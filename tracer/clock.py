@@ -49,19 +49,19 @@ class Stopwatch:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._past = 0.0
-        self._told: deque[tuple[Any, Any]] = deque()  # intervals that may still be running
+        self._pending: deque[tuple[Any, Any]] = deque()  # intervals that may still be running
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the work submitted inside, unless the body raises; does not wait for the device."""
         start = self._clock.mark()
         yield
-        self._told.append((start, self._clock.mark()))
-        while self._told and self._clock.is_past(self._told[0][1]):
-            self._past += self._clock.between(*self._told.popleft())
+        self._pending.append((start, self._clock.mark()))
+        while self._pending and self._clock.is_past(self._pending[0][1]):
+            self._past += self._clock.between(*self._pending.popleft())
 
     def seconds(self) -> float:
         """Return the total so far; waits until the device has done the counted work."""
-        while self._told:
-            self._past += self._clock.between(*self._told.popleft())
+        while self._pending:
+            self._past += self._clock.between(*self._pending.popleft())
         return self._past

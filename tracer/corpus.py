@@ -63,11 +63,11 @@ class CorpusReport:
     def skip(self, kind: str, where: str, detail: str = "") -> None:
         """Count a skipped input, and keep its name if it is among the first of its kind."""
         self.skipped[kind] += 1
-        named = self.examples.setdefault(kind, [])
+        examples = self.examples.setdefault(kind, [])
         text = f"{where} ({detail})" if detail else where
         log.info("skipped %s: %s", text, kind)
-        if len(named) < EXAMPLES:
-            named.append(text)
+        if len(examples) < EXAMPLES:
+            examples.append(text)
 
     def summary(self) -> str:
         """Describe in one line how many inputs were skipped, why, and the first of each kind."""
@@ -81,7 +81,7 @@ class CorpusReport:
         return {
             "documents": self.documents,
             "skipped": dict(self.skipped),
-            "examples": {kind: list(named) for kind, named in self.examples.items()},
+            "examples": {kind: list(names) for kind, names in self.examples.items()},
         }
 
 
@@ -190,7 +190,7 @@ class _Reader:
     text_field: str
     label_fields: Sequence[str] | None
     report: CorpusReport
-    found: set[str] = field(default_factory=set)  # label fields that some document had
+    seen_labels: set[str] = field(default_factory=set)  # label fields that some document had
 
     # ---- sources -----------------------------------------------------------------------------
 
@@ -312,13 +312,13 @@ class _Reader:
 
     def _labels(self, record: Mapping[str, Any]) -> dict[str, str]:
         if self.label_fields is not None:
-            self.found |= record.keys() & self.label_fields
+            self.seen_labels |= record.keys() & self.label_fields
             return {name: _label(record.get(name)) for name in self.label_fields}
-        own = (self.text_field, *RESERVED)
+        reserved = (self.text_field, *RESERVED)
         return {
             name: str(value)
             for name, value in record.items()
-            if name not in own and _is_label(value)
+            if name not in reserved and _is_label(value)
         }
 
     def _checked(
@@ -343,7 +343,7 @@ def _not_empty(documents: Iterator[Document], source: str, reader: _Reader) -> I
         why = reader.report.summary() or "it is empty"
         raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
     for name in reader.label_fields or ():
-        if name not in reader.found:
+        if name not in reader.seen_labels:
             reader.report.skip(NO_SUCH_LABEL, repr(name))
 
 
@@ -374,11 +374,11 @@ def _decoded(chunks: Iterable[bytes]) -> str:
     """
     decoder, text, read = codecs.getincrementaldecoder("utf-8")(), io.StringIO(), 0
     for chunk in chain(chunks, [b""]):
-        waiting = len(decoder.getstate()[0])  # bytes of an incomplete character
+        pending = len(decoder.getstate()[0])  # bytes of an incomplete character
         try:
             text.write(decoder.decode(chunk, final=not chunk))
         except UnicodeDecodeError as error:
-            error.start += read - waiting
+            error.start += read - pending
             raise
         read += len(chunk)
     return text.getvalue().removeprefix("\ufeff")

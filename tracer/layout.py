@@ -135,8 +135,8 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     def fitting(values: int) -> int:
         return max(1, values // (columns * strata))
 
-    most = fitting(PART_VALUES)
-    wanted = min(most, max(-(-windows // PARTS), min(most, fitting(FEWEST_VALUES))))
+    largest = fitting(PART_VALUES)
+    wanted = min(largest, max(-(-windows // PARTS), min(largest, fitting(FEWEST_VALUES))))
     chunk = min(fitting(CHUNK_VALUES), wanted)
     return Parts(-(-wanted // chunk) * chunk, chunk)
 

@@ -119,13 +119,13 @@ def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
 def fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -> None:
     """Write a window and its trace into row `row` of a part's arrays."""
     start, length = int(plan.window_start[row]), int(plan.length[row])
-    place = plan.place(row)
+    tokens = plan.place(row)
     arrays["document"][row] = plan.document[row]
     arrays["window_start"][row] = start
     arrays["position"][row, :length] = np.arange(start, start + length)
-    arrays["token"][row, :length] = plan.tokens[place]
-    arrays["char_start"][row, :length] = plan.spans[place, 0]
-    arrays["char_end"][row, :length] = plan.spans[place, 1]
+    arrays["token"][row, :length] = plan.tokens[tokens]
+    arrays["char_start"][row, :length] = plan.spans[tokens, 0]
+    arrays["char_end"][row, :length] = plan.spans[tokens, 1]
     for name in ("surprisal", "model_entropy", "full_edge_count", "size"):
         arrays[name][row, :length] = getattr(trace, name)
     for name, values in trace.errors.items():

@@ -120,8 +120,8 @@ class Claims:
             if data is not None:
                 if not self._abandoned(part, data):
                     return False
-                left = Claim.of(data)
-                self._deaths[part] = 1 + (0 if left is None else left.deaths)
+                previous = Claim.of(data)
+                self._deaths[part] = 1 + (0 if previous is None else previous.deaths)
                 self.place.delete(_claim(part))
             return self.place.create(_claim(part), self._own(part))
 
@@ -154,14 +154,14 @@ class Claims:
 
 def claims_of(place: Place) -> dict[int, Claim]:
     """Return the claims in a store, by part."""
-    found = {}
+    claims = {}
     for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "claim" else None
         claim = None if data is None else Claim.of(data)
         if claim is not None:
-            found[int(number)] = claim
-    return found
+            claims[int(number)] = claim
+    return claims
 
 
 # In the folder of `part_done`: Zarr would misread a foreign file at the level of the arrays.
@@ -190,13 +190,13 @@ def forget_failure(place: Place, part: int) -> None:
 
 def failures_of(place: Place) -> dict[int, str]:
     """Return the reasons of recorded failures, by part in order."""
-    found = {}
+    failures = {}
     for name in place.files(DONE):
         kind, _, number = name.partition(".")
         data = place.get(f"{DONE}/{name}") if kind == "failed" else None
         if data is not None:
-            found[int(number)] = data.decode(errors="replace")
-    return dict(sorted(found.items()))
+            failures[int(number)] = data.decode(errors="replace")
+    return dict(sorted(failures.items()))
 
 
 # ---- the order of parts --------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class Folder:
     def tidy(self) -> None:
         """See `Place`."""
         planned = self.exists()
-        for path in self._left():
+        for path in self._leftovers():
             if planned or not (path / KEPT).is_dir():
                 _remove(path)
             else:
@@ -216,17 +216,17 @@ class Folder:
 
     def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         # It may have been renamed or removed meanwhile.
                         with suppress(FileNotFoundError):
-                            found[entry.name] = entry.stat().st_size
+                            sizes[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             pass
-        return found
+        return sizes
 
     def settle(self, keys: Iterable[str]) -> None:
         """See `Place`."""
@@ -254,10 +254,10 @@ class Folder:
     def _beside(self, purpose: str, owner: Process | None = None) -> Path:
         """Return a new sibling path that names its owner, by default this process."""
         owner = Process.this() if owner is None else owner
-        about = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
-        return self._parent / f".{self.path.name}.{about}"
+        suffix = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
+        return self._parent / f".{self.path.name}.{suffix}"
 
-    def _left(self) -> Iterator[Path]:
+    def _leftovers(self) -> Iterator[Path]:
         """Yield sibling paths of `_beside` whose owners are gone."""
         for path in self._parent.glob(f".{glob.escape(self.path.name)}.*.*.*.*"):
             _, *host, number, _ = path.name.removeprefix(f".{self.path.name}.").split(".")
@@ -268,7 +268,7 @@ class Folder:
 
     def _take_over(self, folder: Path) -> None:
         """Move what a dead process of the same user kept into a new staging folder."""
-        for path in self._left():
+        for path in self._leftovers():
             # Another process may take it first.
             with suppress(FileNotFoundError):
                 if not (folder / KEPT).exists() and path.stat().st_uid == folder.stat().st_uid:
@@ -340,8 +340,8 @@ class Bucket:
     def exists(self) -> bool:
         """See `Place`; raises StoreError if the bucket cannot be reached."""
         try:
-            found = (item["path"] for chunk in self._listed("") for item in chunk)
-            return any(not path.startswith(".") for path in found)
+            paths = (item["path"] for chunk in self._listed("") for item in chunk)
+            return any(not path.startswith(".") for path in paths)
         except OSError as error:
             raise StoreError(
                 f"store {self.path!r} cannot be reached: {first_line(error)}"
@@ -353,7 +353,7 @@ class Bucket:
 
     def tidy(self) -> None:
         """See `Place`: the leftovers are local staging folders."""
-        self._here.tidy()
+        self._local.tidy()
 
     def check_writable(self) -> None:
         """See `Place`: puts and deletes an empty file."""
@@ -409,18 +409,18 @@ class Bucket:
     def files(self, folder: str) -> dict[str, int]:
         """See `Place`."""
         prefix = f"{folder}/"
-        found = (item for chunk in self._listed(prefix) for item in chunk)
-        return {item["path"].removeprefix(prefix): item["size"] for item in found}
+        items = (item for chunk in self._listed(prefix) for item in chunk)
+        return {item["path"].removeprefix(prefix): item["size"] for item in items}
 
     def settle(self, keys: Iterable[str]) -> None:
         """See `Place`: does nothing, as every write to a bucket is durable."""
 
     def staging(self) -> AbstractContextManager[Path]:
         """See `Place`: in the system's folder for temporary files."""
-        return self._here.staging()
+        return self._local.staging()
 
     @property
-    def _here(self) -> Folder:
+    def _local(self) -> Folder:
         """The folder for temporary files that corresponds to this bucket."""
         name = hashlib.sha256(self.path.encode()).hexdigest()[:16]
         return Folder(Path(tempfile.gettempdir()) / f"densitrace-{name}")

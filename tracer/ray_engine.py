@@ -124,7 +124,7 @@ def scan_with_ray(
     """
     check_alone(corpus, alone=False)
     ray = start_ray()
-    where = str(path) if "://" in str(path) else str(Path(path).absolute())
+    location = str(path) if "://" in str(path) else str(Path(path).absolute())
     absolute = {
         name: str(Path(value).absolute()) if Path(value).exists() else str(value)
         for name, value in {"corpus": corpus, "model": loading["path"]}.items()
@@ -132,14 +132,14 @@ def scan_with_ray(
     job = Job(
         {**loading, "path": absolute["model"]},
         absolute["corpus"],
-        where,
+        location,
         None if log_file is None else log_file.absolute(),
         options,
     )
     remote = ray.remote(max_retries=0, **_resources(ray, workers))  # `_Crew` tries again
-    place = place_of(where)
+    place = place_of(location)
     if overwrite or not is_planned(place):
-        replaced = _attributes(where) if overwrite else None
+        replaced = _attributes(location) if overwrite else None
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
         try:
@@ -147,7 +147,7 @@ def scan_with_ray(
         finally:
             progress.end()
         if planner.stopped and not is_planned(place):  # its errors come from the interrupt
-            raise NotPlannedError(f"store {where!r} is not planned yet; run the same scan again")
+            raise NotPlannedError(f"store {location!r} is not planned yet; run the same scan again")
         if planner.errors:
             raise planner.errors[0]
     store = open_place(place, to_write=False)
@@ -162,10 +162,10 @@ def scan_with_ray(
 
 def _resources(ray: Any, workers: int) -> dict[str, float]:
     """Return a task's resources: never more CPUs than one machine has, or it would never start."""
-    everywhere = ray.cluster_resources()
+    total = ray.cluster_resources()
     largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    share = min(everywhere.get("CPU", 1) // workers, largest)
-    return {"num_cpus": max(1, int(share)), "num_gpus": 1 if everywhere.get("GPU") else 0}
+    share = min(total.get("CPU", 1) // workers, largest)
+    return {"num_cpus": max(1, int(share)), "num_gpus": 1 if total.get("GPU") else 0}
 
 
 def _attributes(path: str) -> dict[str, Any] | None:

@@ -60,8 +60,8 @@ class Reading:
     head: Future[Plan | None] = field(default_factory=Future)
     _windows: int = 0
     _tokens: int = 0
-    _told: Reporter | None = None
-    _telling: Lock = field(default_factory=Lock)
+    _reporter: Reporter | None = None
+    _lock: Lock = field(default_factory=Lock)
 
     def read(
         self,
@@ -85,26 +85,26 @@ class Reading:
         finally:
             if not self.head.done():
                 self.head.set_result(None)
-        about = {
+        facts = {
             "documents": report.documents,
             "windows": plan.n_windows,
             "tokens": int(plan.length.sum()),
             "seconds": time.monotonic() - started,
         }
-        log.info("corpus read", extra=about)
+        log.info("corpus read", extra=facts)
         return plan
 
     @contextmanager
-    def told(self, reporter: Reporter) -> Iterator[None]:
+    def reported_to(self, reporter: Reporter) -> Iterator[None]:
         """Report the tokens read to a reporter, as the phase "reading", inside the context."""
-        with self._telling:
+        with self._lock:
             reporter.begin("reading", None, self._tokens)
-            self._told = reporter
+            self._reporter = reporter
         try:
             yield
         finally:
-            with self._telling:
-                self._told = None
+            with self._lock:
+                self._reporter = None
                 reporter.end()
 
     @cached_property
@@ -117,7 +117,7 @@ class Reading:
             self.spool.flush()
             head = plan_of(self.spool, self.context).head(self._enough)
             self.head.set_result(head if head.longest == self.context else None)
-        with self._telling:
+        with self._lock:
             self._tokens += tokens
-            if self._told is not None:
-                self._told.advance(tokens)
+            if self._reporter is not None:
+                self._reporter.advance(tokens)

@@ -13,7 +13,7 @@ _NAMES = {
     "select": "rule",
     "corpus_fingerprint": "corpus",
 }
-_UNSAID = ("batch_tokens", "arithmetic", "config_hash")
+_MAY_BE_UNKNOWN = ("batch_tokens", "arithmetic", "config_hash")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Recipe:
         }
         return cls(**{**values, "controls": tuple(values["controls"])})
 
-    def difference(self, asked: "Recipe") -> str | None:
+    def difference(self, other: "Recipe") -> str | None:
         """Describe the first field that differs, with both values; None if none does."""
         for name, there in asdict(self).items():
-            here = asdict(asked)[name]
+            here = asdict(other)[name]
             if name == "controls" and sorted(there) == sorted(here):
                 continue  # their order does not matter
-            if there != here and not (there is None and name in _UNSAID):
+            if there != here and not (there is None and name in _MAY_BE_UNKNOWN):
                 return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} here"
         return None
 

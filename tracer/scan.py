@@ -113,7 +113,7 @@ def scan(
     reading = read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
     documents = Fingerprint(until(enough, reading))
     allowance = Allowance(limits)
-    store = _found(place, overwrite, worker, allowance, reporter)
+    store = _existing(place, overwrite, worker, allowance, reporter)
     planned_for = None if store is None else store.recipe.batch_tokens
     with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
         job = Job(
@@ -227,7 +227,7 @@ class _Scan:
         whole = job.reader.submit(
             reading.read, self.documents, encoder(tracer), tracer.vocab_size, self.report
         )
-        with reading.told(job.reporter):
+        with reading.reported_to(job.reporter):
             head = awaited(reading.head, stop)
             plan = awaited(whole, stop) if head is None else head
         rule, draft = self._rule(plan), None
@@ -237,7 +237,7 @@ class _Scan:
             draft = self._draft(folder, head, rule)
             Run(job, draft, whole, draft=True).work()
         if head is not None:
-            with reading.told(job.reporter):
+            with reading.reported_to(job.reporter):
                 plan = awaited(whole, stop)
         return create_store(
             self.place,
@@ -342,7 +342,7 @@ def _not_planned(place: Place) -> NotPlannedError:
     )
 
 
-def _found(
+def _existing(
     place: Place, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
 ) -> Store | None:
     """Return the store to continue, or None if this worker must plan it.
@@ -376,12 +376,12 @@ def encoder(tracer: Tracer) -> Encode:
     def encode(texts: Sequence[str]) -> list[Encoded]:
         if tokenizer is None or not tokenizer.is_fast:
             return [Encoded(tracer.encode(text)) for text in texts]
-        found = tokenizer(
+        encoding = tokenizer(
             list(texts), return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         return [
             Encoded(ids, spans)
-            for ids, spans in zip(found["input_ids"], found["offset_mapping"], strict=True)
+            for ids, spans in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ]
 
     return encode
@@ -389,7 +389,7 @@ def encoder(tracer: Tracer) -> Encode:
 
 def _arithmetic(tracer: Tracer) -> str:
     """Describe the device and backends, on which the last bits of sums may depend."""
-    device, by = tracer.device.type, [tracer.backend]
+    device, names = tracer.device.type, [tracer.backend]
     if tracer.backend == "auto":
-        by = sorted(set(kernels.backends(tracer.device).values()))
-    return f"{device} by {' and '.join(by)}"
+        names = sorted(set(kernels.backends(tracer.device).values()))
+    return f"{device} by {' and '.join(names)}"

@@ -299,16 +299,16 @@ def status(store: str, repair: bool, check: bool) -> None:
     from .store import open_place
     from .summary import print_status
 
-    found = open_place(place_of(store), to_write=repair)
+    opened = open_place(place_of(store), to_write=repair)
     damaged = {}
     if repair:
-        reason = found.plan_damage()
+        reason = opened.plan_damage()
         if reason is not None:
             raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
-        for part, reason in found.damage():
-            found.open_again(part)
+        for part, reason in opened.damage():
+            opened.open_again(part)
             damaged[part] = reason
-    print_status(found, damaged, Console())
-    left = found.n_parts - len(found.done_parts())
-    if check and left:
-        raise Failure(f"{left:,} of {found.n_parts:,} parts are not done")
+    print_status(opened, damaged, Console())
+    remaining = opened.n_parts - len(opened.done_parts())
+    if check and remaining:
+        raise Failure(f"{remaining:,} of {opened.n_parts:,} parts are not done")

@@ -15,7 +15,7 @@ from ..errors import InputError
 class _Lines(logging.FileHandler):
     """Appends records to a file; reports once if the file cannot be written any more."""
 
-    _told = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report a failed write in one line, instead of a traceback per record."""
@@ -23,18 +23,18 @@ class _Lines(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)  # a record that JSON cannot encode: a bug of densitrace
         else:
-            self._tell(error)
+            self._report(error)
 
     def close(self) -> None:
         """Close the file; records that cannot be written are lost."""
         try:
             super().close()
         except OSError as error:
-            self._tell(error)
+            self._report(error)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
+            self._reported = True
             click.echo(
                 f"densitrace: log {self.baseFilename!r} cannot be written: {error.strerror}; the "
                 "scan goes on without it",

@@ -75,7 +75,7 @@ def ranks(
     """
     order = list(best_first(weights, parallel, output))
     ranked = {kind: np.zeros_like(array) for kind, array in weights.items()}
-    for place, (kind, layer, head, source, target) in enumerate(order):
+    for step, (kind, layer, head, source, target) in enumerate(order):
         index = (layer, head, target, source) if kind == "attn" else (layer, target)
-        ranked[kind][index] = len(order) - place
+        ranked[kind][index] = len(order) - step
     return ranked, len(order)

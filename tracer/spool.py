@@ -46,8 +46,8 @@ class Spool:
 
     def add(self, document: Document, tokens: NDArray[np.int32], spans: NDArray[np.int32]) -> None:
         """Append a document, its tokens [n] and their character spans [n, 2]."""
-        kept = [document.id, document.text, dict(document.labels), document.source]
-        self._documents.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+        record = [document.id, document.text, dict(document.labels), document.source]
+        self._documents.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._tokens.write(tokens.astype(np.int32).tobytes())
         self._spans.write(spans.astype(np.int32).tobytes())
         self._sizes.append(len(tokens))

@@ -57,8 +57,8 @@ class StoredArray:
         (10, 512, 12)
     """
 
-    def __init__(self, array: "zarr.Array[Any]", where: str) -> None:
-        self._array, self._where = array, where
+    def __init__(self, array: "zarr.Array[Any]", owner: str) -> None:
+        self._array, self._owner = array, owner
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.attributes: dict[str, Any] = dict(array.attrs)
@@ -80,7 +80,7 @@ class StoredArray:
         except (ValueError, RuntimeError) as error:  # wrong checksum, or corruption it missed
             reason = first_line(error)
             raise StoreError(
-                f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
+                f"{self._owner}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
             ) from error
 
 
@@ -126,10 +126,10 @@ class Store:
 
     def _zarr(self, name: str) -> "zarr.Array[Any]":
         if name not in self._arrays:
-            found = self._group.get(name)
-            if not isinstance(found, zarr.Array):
+            array = self._group.get(name)
+            if not isinstance(array, zarr.Array):
                 raise StoreError(f"store {str(self.path)!r} has no array {name!r}")
-            self._arrays[name] = found  # safe to cache: the shape is final
+            self._arrays[name] = array  # safe to cache: the shape is final
         return self._arrays[name]
 
     @property
@@ -208,7 +208,7 @@ class Store:
             StoreError: files of these parts are missing.
         """
         runs: list[slice] = []
-        most = places // self.array("token").shape[1]
+        longest = places // self.array("token").shape[1]
         done = self.done_parts()
         for part, name in self._missing(done).items():
             raise StoreError(
@@ -216,23 +216,23 @@ class Store:
                 f"{REPAIR}"
             )
         for part in done:
-            new = self.windows(part)
-            if runs and runs[-1].stop == new.start and new.stop - runs[-1].start <= most:
-                runs[-1] = slice(runs[-1].start, new.stop)
+            run = self.windows(part)
+            if runs and runs[-1].stop == run.start and run.stop - runs[-1].start <= longest:
+                runs[-1] = slice(runs[-1].start, run.stop)
             else:
-                runs.append(new)
+                runs.append(run)
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read, runs or [slice(0, 0)]))
 
     def _missing(self, parts: Sequence[int]) -> dict[int, str]:
         """Return the parts with a missing file, which Zarr would read as fill, and the array."""
-        found: dict[int, str] = {}
+        missing: dict[int, str] = {}
         for spec in layout.window_arrays(self.controls):
             files = self.place.files(spec.name)
             for part in parts:
                 if not files.get(self._shard(spec.name, part)):
-                    found.setdefault(part, spec.name)
-        return found
+                    missing.setdefault(part, spec.name)
+        return missing
 
     @cached_property
     def documents(self) -> pd.DataFrame:
@@ -302,20 +302,20 @@ class Store:
             values = (self.array(name)[run][valid] for name in ("size", "tv"))
             return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
 
-        found = self.by_runs(totals)
-        sums, count = np.sum([each for each, _ in found], 0), sum(number for _, number in found)
+        runs = self.by_runs(totals)
+        sums, count = np.sum([total for total, _ in runs], 0), sum(tokens for _, tokens in runs)
         means = sums / count if count else np.full_like(sums, np.nan)
         return pd.DataFrame({"stratum": self.strata, "size": means[0], "tv": means[1]})
 
     # ---- the plan --------------------------------------------------------------------------------
 
-    def _planned(self, name: str, where: slice = slice(None)) -> NDArray[Any]:
+    def _planned(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read integers of the plan.
 
         Raises:
             StoreError: they are missing or damaged.
         """
-        values = self.array(f"{PLAN}/{name}")[where]
+        values = self.array(f"{PLAN}/{name}")[rows]
         if (values == layout.LOST).any():
             raise StoreError(
                 f"store {str(self.path)!r}, array '{PLAN}/{name}', is damaged: a file is missing; "
@@ -333,8 +333,8 @@ class Store:
         if array.size == 0:
             return []
         files = self.place.files(array.path)
-        for place in np.ndindex(array.cdata_shape):
-            if not files.get(key := array.metadata.encode_chunk_key(place)):
+        for index in np.ndindex(array.cdata_shape):
+            if not files.get(key := array.metadata.encode_chunk_key(index)):
                 raise StoreError(
                     f"store {str(self.path)!r}, array {name!r}, is damaged: {key!r} is missing; "
                     "overwrite the store"
@@ -397,12 +397,12 @@ class Store:
         document, start, length = self.owners[run], self.starts[run], self.lengths[run]
         begin = self._first[document] + start
         end = min(int(begin[-1] + length[-1]) + 1, int(self._first[-1]))
-        here = slice(int(begin[0]), end)
+        tokens = slice(int(begin[0]), end)
         return Plan(
             documents=None,
-            tokens=self._planned("token", here),
-            spans=self._planned("span", here),
-            first=self._first - here.start,
+            tokens=self._planned("token", tokens),
+            spans=self._planned("span", tokens),
+            first=self._first - tokens.start,
             document=document,
             window_start=start,
             length=length,
@@ -461,11 +461,11 @@ class Store:
         """Return the keys of a part's files; the first is the mark that it is done."""
         arrays = layout.window_arrays(self.controls)
         shards = (f"{spec.name}/{self._shard(spec.name, part)}" for spec in arrays)
-        found = [_done(part), *shards]
+        keys = [_done(part), *shards]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
             files = self.place.files(f"{EDGES}/{name}")
-            found += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
-        return found
+            keys += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
+        return keys
 
     def damage(self) -> Iterator[tuple[int, str]]:
         """Read all parts that are done; yield those that are damaged, and how."""
@@ -520,11 +520,11 @@ class Store:
         length = int(self.lengths[window])
         if output is not None and not -length <= output < length:
             raise InputError(f"output={output} is outside the {length} tokens of window {window}")
-        found = self._window_edges(window)
+        edges = self._window_edges(window)
         if output is not None:
-            about = {name: self.attributes[name] for name in ("blocks", "parallel")}
-            found = edges_of_trace(found, output % length, stratum=stratum, **about)
-        return edge_table(found)
+            model = {name: self.attributes[name] for name in ("blocks", "parallel")}
+            edges = edges_of_trace(edges, output % length, stratum=stratum, **model)
+        return edge_table(edges)
 
     def _window_edges(self, window: int) -> NDArray[Any]:
         """Read all edges kept in a window, `layout.EDGE` [n]."""
@@ -536,10 +536,10 @@ class Store:
 
     def _edges_of_part(self, part: int, run: slice) -> NDArray[Any]:
         """Read a run of the edges of a part, `layout.EDGE` [n]."""
-        found = np.empty(run.stop - run.start, dtype=layout.EDGE)
+        edges = np.empty(run.stop - run.start, dtype=layout.EDGE)
         for name in COLUMNS:
-            found[name] = self.array(f"{EDGES}/{name}")[part, run]
-        return found
+            edges[name] = self.array(f"{EDGES}/{name}")[part, run]
+        return edges
 
     def _edges_damage(self, part: int) -> str | None:
         """Read a part's whole table of edges; return what is damaged, or None."""
@@ -635,6 +635,6 @@ def existing_store(place: Place, overwrite: bool) -> Store | None:
     if not is_planned(place):
         place.check_writable()
         return None
-    found = open_place(place, to_write=True)
+    store = open_place(place, to_write=True)
     place.check_writable()
-    return None if overwrite else found
+    return None if overwrite else store

@@ -80,8 +80,8 @@ def create_store(
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         if draft is not None:
             _move_parts(draft, ready)
-        asked = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
-        place.publish(ready, json.dumps(asked, sort_keys=True).encode(), replace)
+        content = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
+        place.publish(ready, json.dumps(content, sort_keys=True).encode(), replace)
     return open_place(place, to_write=True)
 
 
@@ -216,9 +216,9 @@ def _create_documents(group: zarr.Group, documents: Spool) -> None:
     label = _create_empty(
         group, "label", ("doc", "label_field"), (count, len(fields)), object, chunk
     )
-    waiting = iter(documents)
+    remaining = iter(documents)
     for start in range(0, count, chunk):
-        run = list(islice(waiting, chunk))
+        run = list(islice(remaining, chunk))
         here = slice(start, start + len(run))
         ids[here] = np.array([document.id for document in run], dtype=object)
         text[here] = np.array([document.text for document in run], dtype=object)

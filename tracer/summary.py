@@ -58,15 +58,15 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
 
 
 def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
-    about = store.attributes
+    attributes = store.attributes
     yield "store", str(store.path)
-    yield "model", f"{about['model']} ({about['architecture']})"
-    yield "importance", f"{about['importance']}, {about['attention']} attention"
-    yield "documents", f"{about['corpus']['documents']:,}"
-    for kind, count in about["corpus"]["skipped"].items():
-        yield "skipped", f"{count:,} {kind}: {', '.join(about['corpus']['examples'][kind])}"
+    yield "model", f"{attributes['model']} ({attributes['architecture']})"
+    yield "importance", f"{attributes['importance']}, {attributes['attention']} attention"
+    yield "documents", f"{attributes['corpus']['documents']:,}"
+    for kind, count in attributes["corpus"]["skipped"].items():
+        yield "skipped", f"{count:,} {kind}: {', '.join(attributes['corpus']['examples'][kind])}"
     yield "windows", f"{store.n_windows:,}"
-    yield "tokens", f"{about['tokens']:,}"
+    yield "tokens", f"{attributes['tokens']:,}"
     done = len(store.done_parts())
     if done < store.n_parts:
         yield "parts", f"{done:,} of {store.n_parts:,} done; run the same command to continue"
