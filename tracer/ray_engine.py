@@ -65,8 +65,8 @@ def plan(job: Job, workers: int, replaced: Mapping[str, Any] | None) -> None:
 
 def work(job: Job, worker: Worker, limits: Mapping[str, Any]) -> None:
     """Task: one worker's share. Ray cancels it with an interrupt, which abandons the part."""
-    with stop_signals() as asked:
-        job.scan(worker, Limits(asked=asked.is_set, **limits))
+    with stop_signals() as stop:
+        job.scan(worker, Limits(should_stop=stop.is_set, **limits))
 
 
 def start_ray() -> Any:
@@ -94,7 +94,7 @@ def scan_with_ray(
     workers: int,
     limits: Mapping[str, Any],
     progress: Reporter,
-    asked: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     log_file: Path | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -111,11 +111,11 @@ def scan_with_ray(
         workers: number of tasks; each gets its share of the CPUs, and a GPU if there are any.
         limits: `max_parts` and `seconds` of each worker.
         progress: receives the progress of all workers together.
-        asked: polled; True stops the workers, which abandon the parts they are at.
+        should_stop: polled; True stops the workers, which abandon the parts they are at.
         log_file: every worker appends its log to this file, on the machine that it runs on.
 
     Returns:
-        The store, complete unless stopped by `limits` or `asked`.
+        The store, complete unless stopped by `limits` or `should_stop`.
 
     Raises:
         InputError: Ray is not installed, or `corpus` is standard input.
@@ -143,7 +143,7 @@ def scan_with_ray(
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
         try:
-            planner.run(asked, lambda: None)
+            planner.run(should_stop, lambda: None)
         finally:
             progress.end()
         if planner.stopped and not is_planned(place):  # its errors come from the interrupt
@@ -151,12 +151,12 @@ def scan_with_ray(
         if planner.errors:
             raise planner.errors[0]
     store = open_place(place, to_write=False)
-    if not asked():
+    if not should_stop():
         starts = [
             partial(remote(work).remote, job, Worker(index, workers), limits)
             for index in range(workers)
         ]
-        _work(_Crew(ray, starts), store, asked, progress)
+        _work(_Crew(ray, starts), store, should_stop, progress)
     return store
 
 
@@ -174,7 +174,7 @@ def _attributes(path: str) -> dict[str, Any] | None:
     return open_place(place, to_write=False).attributes if is_planned(place) else None
 
 
-def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Reporter) -> None:
+def _work(crew: "_Crew", store: Store, should_stop: Callable[[], bool], progress: Reporter) -> None:
     """Run the workers to their end, report their progress, and raise what they raised."""
     seen = set(store.done_parts())
 
@@ -189,7 +189,7 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
 
     progress.begin("tracing", int(store.lengths.sum()), store.part_tokens(seen))
     try:
-        crew.run(asked, look)
+        crew.run(should_stop, look)
     finally:
         progress.end()
     for error in crew.errors:
@@ -217,7 +217,7 @@ class _Crew:
         self._tries = [0] * len(starts)
         self._running: dict[Any, int] = {}
 
-    def run(self, asked: Callable[[], bool], look: Callable[[], None]) -> None:
+    def run(self, should_stop: Callable[[], bool], look: Callable[[], None]) -> None:
         """Wait until all tasks have ended, well or not; call `look` regularly and at the end."""
         try:
             for number in range(len(self._starts)):
@@ -227,7 +227,7 @@ class _Crew:
                 look()
                 for task in ended:
                     self._end(task)
-                if asked() and not self.stopped:
+                if should_stop() and not self.stopped:
                     self.stopped = True
                     for task in self._running:
                         self._ray.cancel(task)

@@ -25,18 +25,18 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def awaited(made: Future[Result], asked: Callable[[], bool]) -> Result:
+def awaited(future: Future[Result], should_stop: Callable[[], bool]) -> Result:
     """Wait for another thread's result.
 
     Raises:
-        Stopped: `asked` was true for `GRACE_SECONDS` without a result.
+        Stopped: `should_stop` was true for `GRACE_SECONDS` without a result.
     """
     left = GRACE_SECONDS
     while left > 0:
         started = time.monotonic()
-        if wait([made], POLL_SECONDS).done:
-            return made.result()
-        if asked():
+        if wait([future], POLL_SECONDS).done:
+            return future.result()
+        if should_stop():
             left -= time.monotonic() - started
     raise Stopped
 

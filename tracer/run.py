@@ -33,7 +33,7 @@ class Limits:
     Attributes:
         max_parts: parts to trace, at most; None: no limit.
         seconds: no part is begun after this time; None: no limit.
-        asked: polled while tracing; True abandons the current part and stops, as after a signal.
+        should_stop: polled while tracing; True abandons the current part and stops.
 
     Example:
         >>> Limits(max_parts=2).seconds is None
@@ -42,7 +42,7 @@ class Limits:
 
     max_parts: int | None = None
     seconds: float | None = None
-    asked: Callable[[], bool] = lambda: False
+    should_stop: Callable[[], bool] = lambda: False
 
 
 UNLIMITED = Limits()
@@ -61,7 +61,7 @@ class Allowance:
         limits, seconds = self.limits, time.monotonic() - self._started
         late = limits.seconds is not None and seconds > limits.seconds
         full = limits.max_parts is not None and self.taken >= limits.max_parts
-        return late or full or limits.asked()
+        return late or full or limits.should_stop()
 
 
 class Stopped(Exception):
@@ -211,7 +211,7 @@ class Run:
     def _beat(self, part: int) -> None:
         """Send a heartbeat for a part; raise if tracing must end before the part is done."""
         self._claims.beat(part)
-        if self.job.allowance.limits.asked():
+        if self.job.allowance.limits.should_stop():
             raise Stopped
         if self.background.done():
             self.background.result()
@@ -246,7 +246,7 @@ class Run:
         if self.draft:
             return  # the corpus is still being read; what it holds decides the draft's fate
         while not self.background.done():
-            if self.job.allowance.limits.asked():
+            if self.job.allowance.limits.should_stop():
                 raise Stopped
             wait([self.background], POLL_SECONDS)
         self.background.result()

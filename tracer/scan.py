@@ -222,14 +222,14 @@ class _Scan:
     def _planned_in(self, folder: Path) -> Store:
         """Read the corpus, tracing its first windows as a draft meanwhile, and create the store."""
         job, strata = self.job, _n_strata(self.select)
-        tracer, stop = job.tracer, job.allowance.limits.asked
+        tracer, should_stop = job.tracer, job.allowance.limits.should_stop
         reading = Reading(Spool(folder / "spool"), self.context, strata)
         whole = job.reader.submit(
             reading.read, self.documents, encoder(tracer), tracer.vocab_size, self.report
         )
         with reading.reported_to(job.reporter):
-            head = awaited(reading.head, stop)
-            plan = awaited(whole, stop) if head is None else head
+            head = awaited(reading.head, should_stop)
+            plan = awaited(whole, should_stop) if head is None else head
         rule, draft = self._rule(plan), None
         # Not with several workers: when the corpus is read, the others would wait for the part
         # that the first one is tracing.
@@ -238,7 +238,7 @@ class _Scan:
             Run(job, draft, whole, draft=True).work()
         if head is not None:
             with reading.reported_to(job.reporter):
-                plan = awaited(whole, stop)
+                plan = awaited(whole, should_stop)
         return create_store(
             self.place,
             folder,

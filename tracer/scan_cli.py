@@ -252,7 +252,7 @@ def scan(
         from .ray_engine import scan_with_ray, start_ray
 
         start_ray()  # sets signal handlers, which ours then replace
-    with stop_signals() as asked, ExitStack() as logged:
+    with stop_signals() as stop, ExitStack() as logged:
         with usage("--log"):
             logged.enter_context(json_log(log_file))
         try:
@@ -263,20 +263,21 @@ def scan(
                     out,
                     workers=workers,
                     limits=limits,
-                    asked=asked.is_set,
+                    should_stop=stop.is_set,
                     log_file=log_file,
                     **options,
                 )
             else:
-                tracer, stop = load_tracer(model, **loading), Limits(asked=asked.is_set, **limits)
-                store = run(tracer, corpus, out, worker=worker, limits=stop, **options)
+                stops = Limits(should_stop=stop.is_set, **limits)
+                tracer = load_tracer(model, **loading)
+                store = run(tracer, corpus, out, worker=worker, limits=stops, **options)
         except NotPlannedError as error:
-            if asked.is_set():
+            if stop.is_set():
                 raise
             click.echo(error)  # the time limit ended the wait: no failure, as between two parts
             return
     print_summary(store, reporter, Console())
-    if asked.is_set():
+    if stop.is_set():
         raise Failure(
             "stopped by a signal; finished parts are kept, run the same command to continue"
         )

@@ -12,16 +12,16 @@ def stop_signals() -> Iterator[Event]:
 
     An interrupt after that raises KeyboardInterrupt. The previous handlers are restored at exit.
     """
-    asked = Event()
+    stop = Event()
 
-    def ask(number: int, _: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+    def handle(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

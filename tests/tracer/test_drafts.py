@@ -270,7 +270,7 @@ def test_who_is_asked_to_stop_leaves_the_part_and_plans(
             self.tracing = what == "tracing"
 
     asked = threading.Event()
-    limits = Limits(asked=asked.is_set)
+    limits = Limits(should_stop=asked.is_set)
     store = scan(
         byte_tracer, corpus, tmp_path / "s", limits=limits, progress=AtTheThird(), **OPTIONS
     )
@@ -365,7 +365,7 @@ def test_who_is_asked_to_stop_does_not_wait_for_a_long_corpus(
         return True
 
     with pytest.raises(StoreError, match="is not planned yet, as its corpus was not read"):
-        scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(asked=asked), **OPTIONS)
+        scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(should_stop=asked), **OPTIONS)
     assert not (tmp_path / "s").exists()
     scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     assert traced == [0, 1, 1, 2, 3, 4]

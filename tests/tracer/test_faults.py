@@ -179,7 +179,7 @@ def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> No
     def one_is_done() -> bool:
         return job.out.exists() and bool(open_store(job.out).done_parts())
 
-    run_here(job, limits=Limits(asked=one_is_done))
+    run_here(job, limits=Limits(should_stop=one_is_done))
     store = open_store(job.out)
     assert 0 < len(store.done_parts()) < store.n_parts
     assert claims_of(store.place) == {}

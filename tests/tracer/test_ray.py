@@ -170,7 +170,7 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     with pytest.raises(StoreError, match="is not planned yet"):
         scan_with_ray(
             loading, corpus, tmp_path / "s", workers=WORKERS, limits={}, progress=Meter(),
-            asked=lambda: True, **OPTIONS,
+            should_stop=lambda: True, **OPTIONS,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == [corpus]
 

@@ -397,7 +397,7 @@ def test_who_stops_does_not_wait_for_the_corpus(
 
     monkeypatch.setattr("densitrace.tracer.scan.read_corpus", endless)
     meter = Told(3)  # a part waits to be written, the next is begun
-    stop = Limits(asked=meter.traced.is_set)
+    stop = Limits(should_stop=meter.traced.is_set)
     store = scan(byte_tracer, corpus, tmp_path / "s", limits=stop, progress=meter, **options)
     assert taken and store.done_parts() == [0]
 
@@ -422,7 +422,9 @@ def test_who_is_asked_to_stop_does_not_end_the_batch(
 
     with monkeypatch.context() as patch:
         patch.setattr(Block, "mlp", asks)
-        store = scan(tracer, corpus, tmp_path / "s", limits=Limits(asked=asked.is_set), **options)
+        store = scan(
+            tracer, corpus, tmp_path / "s", limits=Limits(should_stop=asked.is_set), **options
+        )
     assert asked.is_set() and store.done_parts() == [] and claims_of(store.place) == {}
     whole = scan(tracer, corpus, tmp_path / "whole", **options)
     assert scan(tracer, corpus, tmp_path / "s", **options).tokens().equals(whole.tokens())
