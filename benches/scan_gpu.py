@@ -229,9 +229,9 @@ def note_scan(
 
 def open_first_part(store: "Store") -> None:
     """The first part is not done any more."""
-    from densitrace.tracer.store import open_place
+    from densitrace.tracer.store import open_store_in
 
-    open_place(store.place, to_write=True).open_again(0)
+    open_store_in(store.storage, to_write=True).open_again(0)
 
 
 def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], object]) -> None:

@@ -30,7 +30,7 @@ from scan_workers import shards
 
 from densitrace import open_store
 from densitrace.tracer import layout
-from densitrace.tracer.store import Store, open_place
+from densitrace.tracer.store import Store, open_store_in
 
 KILLED_AT = (0.17, 0.44, 0.81)  # shares of the tokens
 CHECKED_PARTS = 3  # done again at the end
@@ -100,7 +100,7 @@ def files_of(folder: Path) -> tuple[int, int]:
 def same_again(store: Store, command: list[str]) -> list[str]:
     """Shards that differ once some parts are done again; there should be none."""
     before = shards(Path(store.path))
-    writable = open_place(store.place, to_write=True)
+    writable = open_store_in(store.storage, to_write=True)
     for part in np.linspace(0, store.n_parts - 1, CHECKED_PARTS).astype(int).tolist():
         writable.open_again(part)
     subprocess.run(command, check=True)

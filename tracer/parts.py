@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .place import Place, writing
 from .processes import Process
+from .storage import Storage, writing
 from .store import DONE, Store
 
 LEASE_SECONDS = 600.0  # a claim without a heartbeat for longer is taken over
@@ -98,7 +98,7 @@ class Claim:
 class Claims:
     """This process's claims on the parts of one store."""
 
-    place: Place
+    storage: Storage
     lease: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic  # local: never compared across processes
     _beats: int = 0
@@ -113,17 +113,17 @@ class Claims:
     def take(self, part: int) -> bool:
         """Try to claim a part; return whether it is this worker's now."""
         self._last_beat = self.clock()
-        with writing(self.place.path):
-            if self.place.create(_claim(part), self._own(part)):
+        with writing(self.storage.path):
+            if self.storage.create(_claim(part), self._own(part)):
                 return True
-            data = self.place.get(_claim(part))
+            data = self.storage.get(_claim(part))
             if data is not None:
                 if not self._abandoned(part, data):
                     return False
                 previous = Claim.of(data)
                 self._deaths[part] = 1 + (0 if previous is None else previous.deaths)
-                self.place.delete(_claim(part))
-            return self.place.create(_claim(part), self._own(part))
+                self.storage.delete(_claim(part))
+            return self.storage.create(_claim(part), self._own(part))
 
     def _abandoned(self, part: int, data: bytes) -> bool:
         claim = Claim.of(data)
@@ -141,23 +141,23 @@ class Claims:
         """Send a heartbeat for a part; writes at most `BEATS_A_LEASE` times per lease."""
         if self.clock() - self._last_beat > self.lease / BEATS_A_LEASE:
             self._beats += 1
-            with writing(self.place.path):
-                self.place.put(_claim(part), self._own(part))
+            with writing(self.storage.path):
+                self.storage.put(_claim(part), self._own(part))
             self._last_beat = self.clock()
 
     def release(self, part: int) -> None:
         """Give up the claim to a part, done or not."""
-        with writing(self.place.path):
-            self.place.delete(_claim(part))
+        with writing(self.storage.path):
+            self.storage.delete(_claim(part))
         self._deaths.pop(part, None)
 
 
-def claims_of(place: Place) -> dict[int, Claim]:
+def claims_of(storage: Storage) -> dict[int, Claim]:
     """Return the claims in a store, by part."""
     claims = {}
-    for name in place.files(DONE):
+    for name in storage.files(DONE):
         kind, _, number = name.partition(".")
-        data = place.get(f"{DONE}/{name}") if kind == "claim" else None
+        data = storage.get(f"{DONE}/{name}") if kind == "claim" else None
         claim = None if data is None else Claim.of(data)
         if claim is not None:
             claims[int(number)] = claim
@@ -176,24 +176,24 @@ def _failure(part: int) -> str:
 # ---- parts that fail -----------------------------------------------------------------------------
 
 
-def note_failure(place: Place, part: int, reason: str) -> None:
+def note_failure(storage: Storage, part: int, reason: str) -> None:
     """Record why a part could not be traced."""
-    with writing(place.path):
-        place.put(_failure(part), reason.encode())
+    with writing(storage.path):
+        storage.put(_failure(part), reason.encode())
 
 
-def forget_failure(place: Place, part: int) -> None:
+def forget_failure(storage: Storage, part: int) -> None:
     """Remove the record of a failure: the part was traced after all."""
-    with writing(place.path):
-        place.delete(_failure(part))
+    with writing(storage.path):
+        storage.delete(_failure(part))
 
 
-def failures_of(place: Place) -> dict[int, str]:
+def failures_of(storage: Storage) -> dict[int, str]:
     """Return the reasons of recorded failures, by part in order."""
     failures = {}
-    for name in place.files(DONE):
+    for name in storage.files(DONE):
         kind, _, number = name.partition(".")
-        data = place.get(f"{DONE}/{name}") if kind == "failed" else None
+        data = storage.get(f"{DONE}/{name}") if kind == "failed" else None
         if data is not None:
             failures[int(number)] = data.decode(errors="replace")
     return dict(sorted(failures.items()))
@@ -219,7 +219,9 @@ def parts_for(
     """
     while not stop():
         left = set(range(store.n_parts)) - set(store.done_parts()) - skip
-        deadly = {part for part, claim in claims_of(store.place).items() if claim.deaths >= DEATHS}
+        deadly = {
+            part for part, claim in claims_of(store.storage).items() if claim.deaths >= DEATHS
+        }
         order = sorted(
             left, key=lambda part: (part in deadly, (part - worker.index) % worker.count, part)
         )
@@ -234,6 +236,6 @@ def parts_for(
             time.sleep(POLL_SECONDS)
         else:
             break
-    for part in claims_of(store.place):
+    for part in claims_of(store.storage):
         if store.is_done(part):  # its worker died before releasing the claim
             claims.release(part)

@@ -15,13 +15,13 @@ from typing import Any
 from ..errors import InputError, NotPlannedError, ScanError, first_line
 from .corpus import check_alone
 from .parts import Worker, failures_of
-from .place import place_of
 from .progress import Meter, Reporter
 from .run import Limits, parts_failed
 from .scan import scan
 from .scan_log import json_log
 from .signals import stop_signals
-from .store import Store, is_planned, open_place
+from .storage import storage_of
+from .store import Store, is_planned, open_store_in
 from .tracer import Tracer
 
 LOOK_SECONDS = 1.0  # between progress reports
@@ -137,8 +137,8 @@ def scan_with_ray(
         options,
     )
     remote = ray.remote(max_retries=0, **_resources(ray, workers))  # `_Crew` tries again
-    place = place_of(location)
-    if overwrite or not is_planned(place):
+    storage = storage_of(location)
+    if overwrite or not is_planned(storage):
         replaced = _attributes(location) if overwrite else None
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
@@ -146,11 +146,11 @@ def scan_with_ray(
             planner.run(should_stop, lambda: None)
         finally:
             progress.end()
-        if planner.stopped and not is_planned(place):  # its errors come from the interrupt
+        if planner.stopped and not is_planned(storage):  # its errors come from the interrupt
             raise NotPlannedError(f"store {location!r} is not planned yet; run the same scan again")
         if planner.errors:
             raise planner.errors[0]
-    store = open_place(place, to_write=False)
+    store = open_store_in(storage, to_write=False)
     if not should_stop():
         starts = [
             partial(remote(work).remote, job, Worker(index, workers), limits)
@@ -170,8 +170,8 @@ def _resources(ray: Any, workers: int) -> dict[str, float]:
 
 def _attributes(path: str) -> dict[str, Any] | None:
     """Return the attributes of the store at `path`, or None if nothing is planned there."""
-    place = place_of(path)
-    return open_place(place, to_write=False).attributes if is_planned(place) else None
+    storage = storage_of(path)
+    return open_store_in(storage, to_write=False).attributes if is_planned(storage) else None
 
 
 def _work(crew: "_Crew", store: Store, should_stop: Callable[[], bool], progress: Reporter) -> None:
@@ -181,7 +181,7 @@ def _work(crew: "_Crew", store: Store, should_stop: Callable[[], bool], progress
     def look() -> None:
         nonlocal seen
         with suppress(OSError):  # may be transient; the next call tries again
-            done, failed = set(store.done_parts()), failures_of(store.place)
+            done, failed = set(store.done_parts()), failures_of(store.storage)
             tokens = store.part_tokens(done)
             progress.advance(store.part_tokens(done - seen))
             progress.parts(len(done), store.n_parts, len(failed), tokens)
@@ -195,7 +195,7 @@ def _work(crew: "_Crew", store: Store, should_stop: Callable[[], bool], progress
     for error in crew.errors:
         if not isinstance(error, ScanError):
             raise error
-    failed = failures_of(store.place)  # without those that another worker traced after all
+    failed = failures_of(store.storage)  # without those that another worker traced after all
     if crew.errors and failed:
         raise parts_failed(failed, store.n_parts)
     if crew.errors and not store.complete:

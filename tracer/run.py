@@ -104,7 +104,7 @@ class Run:
         self.store = store
         self.background = background
         self.draft = draft
-        self._claims = Claims(store.place, job.lease_seconds)
+        self._claims = Claims(store.storage, job.lease_seconds)
         self._tokens_together = job.tracer.tokens_a_reading(
             store.rule, job.settings, job.batch_tokens
         )
@@ -160,7 +160,7 @@ class Run:
                 if pause is None or isinstance(error, NotFiniteError):
                     log.error("part failed", extra=failure)
                     self._failed[part] = reason
-                    note_failure(self.store.place, part, reason)
+                    note_failure(self.store.storage, part, reason)
                     self._claims.release(part)
                     return None
                 log.warning("part is tried again", extra=failure)
@@ -262,7 +262,7 @@ class Run:
             if traced.edges is not None:
                 traced.edges.close()
             self._claims.release(traced.part)
-        forget_failure(self.store.place, traced.part)
+        forget_failure(self.store.storage, traced.part)
         written = {"write_seconds": time.monotonic() - started, "bytes": size}
         log.info("part done", extra=traced.record | written)
         if not self.draft:

@@ -20,14 +20,14 @@ from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus,
 from .engine import Attention
 from .graph import Count, most_edges
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
-from .place import KEPT, Folder, Place, place_of, writing
 from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
 from .run import UNLIMITED, Allowance, Job, Limits, Run, Stopped
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, checked_rule
 from .spool import Spool
-from .store import Store, existing_store, is_planned, open_place
+from .storage import KEPT, Folder, Storage, storage_of, writing
+from .store import Store, existing_store, is_planned, open_store_in
 from .stored_plan import create_store, left_draft
 from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
@@ -108,12 +108,12 @@ def scan(
     reporter = default_reporter() if progress is None else progress
     worker = Worker.of_environment() if worker is None else worker
     check_alone(corpus, alone=worker.count == 1)
-    place = place_of(path)
+    storage = storage_of(path)
     report, enough = CorpusReport(), Event()
     reading = read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
     documents = Fingerprint(until(enough, reading))
     allowance = Allowance(limits)
-    store = _existing(place, overwrite, worker, allowance, reporter)
+    store = _existing(storage, overwrite, worker, allowance, reporter)
     planned_for = None if store is None else store.recipe.batch_tokens
     with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
         job = Job(
@@ -129,7 +129,7 @@ def scan(
         request = _Scan(
             job=job,
             corpus=str(corpus),
-            place=place,
+            storage=storage,
             select=select,
             context=context,
             edges=kept,
@@ -168,7 +168,7 @@ class _Scan:
 
     job: Job
     corpus: str
-    place: Place
+    storage: Storage
     select: Rule | AutoStrata
     context: int
     edges: int | None  # the stratum whose edges are stored
@@ -213,11 +213,11 @@ class _Scan:
             NotPlannedError: asked to stop before the corpus was read.
             StoreError: the store cannot be written.
         """
-        with writing(self.place.path), self.place.staging() as folder:
+        with writing(self.storage.path), self.storage.staging() as folder:
             try:
                 return self._planned_in(folder)
             except Stopped:
-                raise _not_planned(self.place) from None
+                raise _not_planned(self.storage) from None
 
     def _planned_in(self, folder: Path) -> Store:
         """Read the corpus, tracing its first windows as a draft meanwhile, and create the store."""
@@ -240,7 +240,7 @@ class _Scan:
             with reading.reported_to(job.reporter):
                 plan = awaited(whole, should_stop)
         return create_store(
-            self.place,
+            self.storage,
             folder,
             plan,
             recipe=self.recipe(self.documents.hex()),
@@ -254,12 +254,12 @@ class _Scan:
 
     def _draft(self, folder: Path, head: Plan, rule: Rule) -> Store:
         """Return a store of the first windows only: one kept by an earlier scan, or a new one."""
-        place, recipe = Folder(folder / KEPT), self.recipe("")
-        kept = left_draft(place, recipe, rule, head)
+        storage, recipe = Folder(folder / KEPT), self.recipe("")
+        kept = left_draft(storage, recipe, rule, head)
         if kept is not None:
             return kept
         return create_store(
-            place,
+            storage,
             folder,
             head,
             recipe=recipe,
@@ -335,35 +335,35 @@ def _n_strata(select: Rule | AutoStrata) -> int:
     return select.n if isinstance(select, AutoStrata) else len(select)
 
 
-def _not_planned(place: Place) -> NotPlannedError:
+def _not_planned(storage: Storage) -> NotPlannedError:
     return NotPlannedError(
-        f"store {str(place.path)!r} is not planned yet, as its corpus was not read to the end; "
+        f"store {str(storage.path)!r} is not planned yet, as its corpus was not read to the end; "
         "run the same scan again; parts that it traced meanwhile are kept"
     )
 
 
 def _existing(
-    place: Place, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
+    storage: Storage, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
 ) -> Store | None:
     """Return the store to continue, or None if this worker must plan it.
 
     Workers other than the first wait for the first one's plan.
     """
     if worker.index == 0:
-        return existing_store(place, overwrite)
+        return existing_store(storage, overwrite)
     if overwrite:
         raise InputError("overwrite=True is for the first worker alone: others would start anew")
-    if not is_planned(place):
+    if not is_planned(storage):
         log.info("waiting for the first worker's plan")
         reporter.begin("waiting for the first worker's plan", None)
     try:
-        while not is_planned(place):
+        while not is_planned(storage):
             if allowance.spent():
-                raise _not_planned(place)
+                raise _not_planned(storage)
             time.sleep(POLL_SECONDS)
     finally:
         reporter.end()
-    return open_place(place, to_write=True)
+    return open_store_in(storage, to_write=True)
 
 
 # ---- planning ------------------------------------------------------------------------------------

@@ -296,11 +296,11 @@ def status(store: str, repair: bool, check: bool) -> None:
     """Show the progress of the scan of STORE: parts done, failed, and being traced by whom."""
     from rich.console import Console
 
-    from .place import place_of
-    from .store import open_place
+    from .storage import storage_of
+    from .store import open_store_in
     from .summary import print_status
 
-    opened = open_place(place_of(store), to_write=repair)
+    opened = open_store_in(storage_of(store), to_write=repair)
     damaged = {}
     if repair:
         reason = opened.plan_damage()

@@ -24,9 +24,9 @@ from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
 from .curve import compute_measure
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
-from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
+from .storage import Bucket, Storage, storage_of, writing
 from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 PLAN = "plan"  # the group of the windows to scan
 DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
-RUN_PLACES = 1 << 17  # tokens, with padding, whose curves are read at once
+RUN_TOKENS = 1 << 17  # tokens, with padding, whose curves are read at once
 READERS = 4  # threads that read runs of windows
 REPAIR = "`densitrace status STORE --repair` says where, and has these parts scanned again"
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # zarr raises these on foreign data
@@ -100,9 +100,9 @@ class Store:
         (True, 263)
     """
 
-    def __init__(self, place: Place, group: zarr.Group) -> None:
-        self.place = place
-        self.path = place.path
+    def __init__(self, storage: Storage, group: zarr.Group) -> None:
+        self.storage = storage
+        self.path = storage.path
         self._group = group
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self.attributes: dict[str, Any] = dict(group.attrs)
@@ -176,12 +176,12 @@ class Store:
 
     def done_parts(self) -> list[int]:
         """List the parts that are done, in order; looks at the storage each time."""
-        names = (name.split(".") for name in self.place.files(DONE))
+        names = (name.split(".") for name in self.storage.files(DONE))
         return sorted(int(name[1]) for name in names if name[0] == "c" and len(name) == 2)
 
     def is_done(self, part: int) -> bool:
         """Return whether a part is done; looks at the storage each time."""
-        return self.place.size(_done(part)) > 0
+        return self.storage.size(_done(part)) > 0
 
     @property
     def complete(self) -> bool:
@@ -193,13 +193,13 @@ class Store:
         size = int(self.attributes["windows_per_part"])
         return slice(part * size, min((part + 1) * size, self.n_windows))
 
-    def by_runs(self, read: Callable[[slice], Result], places: int = RUN_PLACES) -> list[Result]:
+    def by_runs(self, read: Callable[[slice], Result], tokens: int = RUN_TOKENS) -> list[Result]:
         """Call `read` on runs of windows of the parts that are done, in `READERS` threads.
 
         Args:
             read: called with the windows of consecutive parts; once with an empty slice if no
                 part is done.
-            places: tokens of a run, with padding, at most; a single part may exceed it.
+            tokens: of a run, with padding, at most; a single part may exceed it.
 
         Returns:
             The results, in the order of the windows.
@@ -208,7 +208,7 @@ class Store:
             StoreError: files of these parts are missing.
         """
         runs: list[slice] = []
-        longest = places // self.array("token").shape[1]
+        longest = tokens // self.array("token").shape[1]
         done = self.done_parts()
         for part, name in self._missing(done).items():
             raise StoreError(
@@ -228,7 +228,7 @@ class Store:
         """Return the parts with a missing file, which Zarr would read as fill, and the array."""
         missing: dict[int, str] = {}
         for spec in layout.window_arrays(self.controls):
-            files = self.place.files(spec.name)
+            files = self.storage.files(spec.name)
             for part in parts:
                 if not files.get(self._shard(spec.name, part)):
                     missing.setdefault(part, spec.name)
@@ -332,7 +332,7 @@ class Store:
         array = self._zarr(name)
         if array.size == 0:
             return []
-        files = self.place.files(array.path)
+        files = self.storage.files(array.path)
         for index in np.ndindex(array.cdata_shape):
             if not files.get(key := array.metadata.encode_chunk_key(index)):
                 raise StoreError(
@@ -439,9 +439,9 @@ class Store:
                 keys.append(f"{name}/{self._shard(name, part)}")
             if edges is not None:
                 keys += write_edges(self._edges, part, edges)
-            self.place.settle(keys)
-            self.place.create(_done(part), b"\x01")  # unless it exists
-            return sum(map(self.place.size, keys))
+            self.storage.settle(keys)
+            self.storage.create(_done(part), b"\x01")  # unless it exists
+            return sum(map(self.storage.size, keys))
 
     def _shard(self, name: str, part: int) -> str:
         """Return the name, in the array's folder, of a part's one shard."""
@@ -452,10 +452,10 @@ class Store:
         """Mark a part as not done, and remove its shards, which a new write would read."""
         with writing(self.path):
             mark, *shards = self.keys(part)
-            self.place.delete(mark)
-            self.place.settle([DONE])  # durable before the shards go, in case of a crash
+            self.storage.delete(mark)
+            self.storage.settle([DONE])  # durable before the shards go, in case of a crash
             for key in shards:
-                self.place.delete(key)
+                self.storage.delete(key)
 
     def keys(self, part: int) -> list[str]:
         """Return the keys of a part's files; the first is the mark that it is done."""
@@ -463,7 +463,7 @@ class Store:
         shards = (f"{spec.name}/{self._shard(spec.name, part)}" for spec in arrays)
         keys = [_done(part), *shards]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
-            files = self.place.files(f"{EDGES}/{name}")
+            files = self.storage.files(f"{EDGES}/{name}")
             keys += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
         return keys
 
@@ -547,7 +547,7 @@ class Store:
             first = self.array(f"{EDGES}/{FIRST}")[part]
             if first[0] == 0:  # the fill is another value
                 for key in shard_keys(self._edges, part, int(first[-1])):
-                    if self.place.size(key) == 0:
+                    if self.storage.size(key) == 0:
                         return f"file {key!r} is missing"
                 for start in range(0, int(first[-1]), layout.EDGES_PER_SHARD):
                     end = min(int(first[-1]), start + layout.EDGES_PER_SHARD)
@@ -581,60 +581,60 @@ def open_store(path: str | Path | Store) -> Store:
     Example:
         >>> open_store("traces.zarr").documents  # doctest: +SKIP
     """
-    return path if isinstance(path, Store) else open_place(place_of(path), to_write=False)
+    return path if isinstance(path, Store) else open_store_in(storage_of(path), to_write=False)
 
 
-def open_place(place: Place, to_write: bool) -> Store:
-    """Open the store at a place, for reading or writing; raises as `open_store`."""
-    if not place.exists():
-        raise StoreError(f"store {str(place.path)!r} does not exist")
-    if not is_planned(place):
+def open_store_in(storage: Storage, to_write: bool) -> Store:
+    """Open the store in a storage, for reading or writing; raises as `open_store`."""
+    if not storage.exists():
+        raise StoreError(f"store {str(storage.path)!r} does not exist")
+    if not is_planned(storage):
         raise NotPlannedError(
-            f"store {str(place.path)!r} is not planned yet; unless a scan is planning it, run the "
-            "scan again"
+            f"store {str(storage.path)!r} is not planned yet; unless a scan is planning it, run "
+            "the scan again"
         )
     try:
         group = zarr.open_group(
-            zarr_store(place, read_only=not to_write),
+            zarr_store(storage, read_only=not to_write),
             mode="r+" if to_write else "r",
             zarr_format=3,
             use_consolidated=False,
         )
         kind, version = group.attrs.get("format"), group.attrs.get("format_version")
         if kind == layout.FORMAT and version == layout.FORMAT_VERSION:
-            return Store(place, group)
+            return Store(storage, group)
     except _NOT_A_STORE as error:
-        raise StoreError(f"{str(place.path)!r} is not a densitrace store") from error
+        raise StoreError(f"{str(storage.path)!r} is not a densitrace store") from error
     if kind == layout.FORMAT:
         raise StoreError(
-            f"store {str(place.path)!r} has format version {version}; this densitrace reads "
+            f"store {str(storage.path)!r} has format version {version}; this densitrace reads "
             f"{layout.FORMAT_VERSION}"
         )
-    raise StoreError(f"{str(place.path)!r} is not a densitrace store")
+    raise StoreError(f"{str(storage.path)!r} is not a densitrace store")
 
 
-def zarr_store(place: Place, read_only: bool) -> ZarrStore:
-    """Return the place as a Zarr store."""
-    if isinstance(place, Bucket):
-        return ObjectStore(place.store, read_only=read_only)
-    return LocalStore(place.path, read_only=read_only)
+def zarr_store(storage: Storage, read_only: bool) -> ZarrStore:
+    """Return the storage as a Zarr store."""
+    if isinstance(storage, Bucket):
+        return ObjectStore(storage.store, read_only=read_only)
+    return LocalStore(storage.path, read_only=read_only)
 
 
-def is_planned(place: Place) -> bool:
+def is_planned(storage: Storage) -> bool:
     """Return whether a complete plan is there, or foreign data that must not be replaced."""
-    return place.exists() and not place.unfinished()
+    return storage.exists() and not storage.unfinished()
 
 
-def existing_store(place: Place, overwrite: bool) -> Store | None:
+def existing_store(storage: Storage, overwrite: bool) -> Store | None:
     """Return the store to continue, or None if one must be made; writes nothing.
 
     Raises:
-        StoreError: something other than a store is there, or the place is not writable.
+        StoreError: something other than a store is there, or the storage is not writable.
     """
-    place.tidy()
-    if not is_planned(place):
-        place.check_writable()
+    storage.tidy()
+    if not is_planned(storage):
+        storage.check_writable()
         return None
-    store = open_place(place, to_write=True)
-    place.check_writable()
+    store = open_store_in(storage, to_write=True)
+    storage.check_writable()
     return None if overwrite else store

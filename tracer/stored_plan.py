@@ -23,11 +23,11 @@ from ..errors import StoreError
 from . import layout
 from .corpus import CorpusReport
 from .graph import KIND_NAMES
-from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
 from .spool import Spool
-from .store import DONE, EDGES, PLAN, Store, open_place
+from .storage import Storage, writing
+from .store import DONE, EDGES, PLAN, Store, open_store_in
 from .stored_edges import COMPRESSORS, create_edges
 from .windows import Plan
 
@@ -37,7 +37,7 @@ _PACKAGES = ("densitrace", "torch", "transformers", "zarr", "numpy")
 
 
 def create_store(
-    place: Place,
+    storage: Storage,
     folder: Path,
     plan: Plan,
     recipe: Recipe,
@@ -51,8 +51,8 @@ def create_store(
     """Plan a store and publish it atomically, unless another process publishes one first.
 
     Args:
-        place: where to publish it.
-        folder: the staging folder, of `place.staging`.
+        storage: where the store is published.
+        folder: the staging folder, of `storage.staging`.
         plan: the windows, with their documents; a head without documents makes a draft.
         recipe: what the store is made from.
         rule: the rule, with its thresholds chosen.
@@ -66,7 +66,7 @@ def create_store(
     Returns:
         The store that exists now, whoever planned it.
     """
-    with writing(place.path):
+    with writing(storage.path):
         ready = folder / "store"
         group = zarr.create_group(LocalStore(ready), zarr_format=3)
         parts = layout.parts(plan.longest, len(rule), plan.n_windows)
@@ -81,14 +81,14 @@ def create_store(
         if draft is not None:
             _move_parts(draft, ready)
         content = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
-        place.publish(ready, json.dumps(content, sort_keys=True).encode(), replace)
-    return open_place(place, to_write=True)
+        storage.publish(ready, json.dumps(content, sort_keys=True).encode(), replace)
+    return open_store_in(storage, to_write=True)
 
 
-def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
-    """Return the draft at `place` if it has the same recipe, rule and windows; otherwise None."""
+def left_draft(storage: Storage, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
+    """Return the draft in `storage` if it has the same recipe, rule and windows; otherwise None."""
     try:
-        draft = open_place(place, to_write=True)
+        draft = open_store_in(storage, to_write=True)
         same = draft.recipe == recipe and draft.rule == rule and _same_windows(draft, head)
     except StoreError:
         return None
@@ -114,7 +114,7 @@ def _move_parts(draft: Store, folder: Path) -> None:
     """Move the parts of a draft that are done into the folder of the store."""
     for part in draft.done_parts():
         for key in draft.keys(part):
-            (Path(draft.place.path) / key).rename(folder / key)
+            (Path(draft.storage.path) / key).rename(folder / key)
 
 
 def _attributes(

@@ -45,12 +45,12 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
         ("parts done", f"{len(done):,} of {store.n_parts:,}"),
         ("tokens done", f"{tokens:,} of {total:,} ({tokens / total:.1%})"),
     ]
-    for part, claim in claims_of(store.place).items():
+    for part, claim in claims_of(store.storage).items():
         state = "" if claim.alive() else " (gone)"
         if claim.deaths:
             state += f"; {claim.deaths} workers before it were lost"
         rows.append((f"part {part}", f"traced by process {claim.process} on {claim.host}{state}"))
-    rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.place).items()]
+    rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.storage).items()]
     rows += [(f"part {part}", f"damaged, to be done again: {why}") for part, why in damaged.items()]
     for row in rows:
         table.add_row(*map(Text, row))

@@ -417,7 +417,7 @@ def test_a_part_that_fails_early_is_listed_by_the_store(
         scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     store = open_store(tmp_path / "s")
     assert store.done_parts() == [1, 2, 3, 4]
-    assert failures_of(store.place) == {0: "out of luck"}
+    assert failures_of(store.storage) == {0: "out of luck"}
 
 
 # ---- the head of a plan --------------------------------------------------------------------------

@@ -384,9 +384,9 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     there = scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     for window in range(store.n_windows):
         pd.testing.assert_frame_equal(store.edges(window), there.edges(window))
-    there.place.delete("edges/weight/c.1.0")
+    there.storage.delete("edges/weight/c.1.0")
     assert list(there.damage()) == [(1, "file 'edges/weight/c.1.0' is missing")]
     there.open_again(1)
-    assert "c.1.0" not in there.place.files("edges/source")
+    assert "c.1.0" not in there.storage.files("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     assert list(there.damage()) == []

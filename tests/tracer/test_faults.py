@@ -40,7 +40,7 @@ from densitrace import (
     open_store,
     scan,
 )
-from densitrace.tracer import parts, place
+from densitrace.tracer import parts, storage
 from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import DEATHS, Claim, Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
@@ -96,7 +96,7 @@ def test_a_worker_that_hangs_is_replaced(
     job = jobs()
     hanging = Job(job.model, job.corpus, job.out, lease=0.5)
     (process,) = hanging.started()
-    until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).place)))
+    until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).storage)))
     os.kill(process.pid or 0, signal.SIGSTOP)
     hanging.finished()
     assert_same_store(job.out, whole[0])
@@ -122,7 +122,7 @@ def test_two_workers_on_the_same_parts(
     job = jobs()
     Job(job.model, job.corpus, job.out).run()  # plans; and does all parts
     for part in range(1, 12):
-        open_store(job.out).place.delete(f"part_done/c.{part}")
+        open_store(job.out).storage.delete(f"part_done/c.{part}")
     threads = [threading.Thread(target=job.run) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -182,7 +182,7 @@ def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> No
     run_here(job, limits=Limits(should_stop=one_is_done))
     store = open_store(job.out)
     assert 0 < len(store.done_parts()) < store.n_parts
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished()
     assert_same_store(job.out, whole[0])
 
@@ -226,7 +226,7 @@ def test_sigterm_ends_a_command_cleanly(
             "continue"
         )
         assert process.returncode == 1
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished()
     assert_same_store(job.out, whole[0])
 
@@ -237,7 +237,7 @@ def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limi
     run_here(job, limits=limits)
     store = open_store(job.out)
     assert len(store.done_parts()) == (limits.max_parts or 0)
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished(2)
     assert_same_store(job.out, whole[0])
 
@@ -307,7 +307,7 @@ def test_a_part_whose_workers_died_comes_last(
     run_here(job, limits=Limits(max_parts=1))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    where = open_store(job.out).place
+    where = open_store(job.out).storage
     for part, before in ((1, DEATHS), (2, DEATHS - 1)):
         claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=before)
         where.put(f"part_done/claim.{part}", claim.to_bytes())
@@ -338,7 +338,7 @@ def test_parts_that_fail_are_named_and_the_rest_goes_on(
         run_here(job)
     store = open_store(job.out)
     assert set(range(store.n_parts)) - set(store.done_parts()) == {3, 5}
-    assert failures_of(store.place) == dict.fromkeys((3, 5), "CUDA error: out of luck")
+    assert failures_of(store.storage) == dict.fromkeys((3, 5), "CUDA error: out of luck")
     shown = CliRunner().invoke(cli, ["status", str(job.out)])
     assert shown.exit_code == 0
     assert "failed: CUDA error: out of luck" in shown.stdout
@@ -500,7 +500,7 @@ def test_a_clock_set_back(
     monkeypatch.setattr(time, "time", lambda: now + next(passed))
     job = jobs()
     run_here(job, limits=Limits(max_parts=2))
-    open_store(job.out).place.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
+    open_store(job.out).storage.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
     monkeypatch.setattr(time, "time", lambda: now - 1e7 + next(passed))
     run_here(job, lease_seconds=0.2)
     assert_same_store(job.out, whole[0])
@@ -511,13 +511,13 @@ def test_a_part_is_durable_before_it_is_marked_done(
 ) -> None:
     """All its files and their folders are flushed, then the mark is put, then its folder is."""
     happened: list[str] = []
-    flush = place._flush
+    flush = storage._flush
 
     def noted(path: Path) -> None:
         happened.append(str(path))
         flush(path)
 
-    monkeypatch.setattr(place, "_flush", noted)
+    monkeypatch.setattr(storage, "_flush", noted)
     job = jobs()
     run_here(job, limits=Limits(max_parts=1))
     store = open_store(job.out)

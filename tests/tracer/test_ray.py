@@ -79,7 +79,7 @@ class Killer(threading.Thread):
             except StoreError:
                 continue
             if len(store.done_parts()) > 1:
-                for claim in claims_of(store.place).values():
+                for claim in claims_of(store.storage).values():
                     os.kill(claim.process, signal.SIGKILL)
                     self.killed = claim.process
                     break
@@ -210,7 +210,7 @@ def test_a_signal_ends_the_command_and_what_is_done_stays(
     assert process.returncode == 1
     store = open_store(tmp_path / "s")
     assert not store.complete
-    assert claims_of(store.place) == {}  # the part at hand was left, by a worker that lived
+    assert claims_of(store.storage) == {}  # the part at hand was left, by a worker that lived
     assert "worker died" not in log.read_text()
 
 
@@ -256,7 +256,7 @@ def test_parts_that_fail_are_named_when_all_others_are_done(
             limits={}, progress=told, **OPTIONS,
         )  # fmt: skip
     assert set(range(store.n_parts)) - set(store.done_parts()) == {3}
-    assert list(failures_of(store.place)) == [3]
+    assert list(failures_of(store.storage)) == [3]
     assert told.failed == 1
 
 

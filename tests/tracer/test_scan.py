@@ -35,10 +35,10 @@ from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.models import Block
 from densitrace.tracer.parts import Claim, claims_of, failures_of
-from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
+from densitrace.tracer.storage import Folder
 from densitrace.tracer.windows import Plan, batches, joined, runs
 
 RULE = Threshold([0.2, 0.05, 0.01])
@@ -243,7 +243,7 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Those that would be written: nothing else is put as a part is traced."""
     found: list[int] = []
 
-    def noted(place: Folder, key: str, data: bytes) -> None:
+    def noted(storage: Folder, key: str, data: bytes) -> None:
         claim = Claim.of(data)
         assert key.startswith("part_done/claim.") and claim is not None
         found.append(claim.beat)
@@ -425,7 +425,7 @@ def test_who_is_asked_to_stop_does_not_end_the_batch(
         store = scan(
             tracer, corpus, tmp_path / "s", limits=Limits(should_stop=asked.is_set), **options
         )
-    assert asked.is_set() and store.done_parts() == [] and claims_of(store.place) == {}
+    assert asked.is_set() and store.done_parts() == [] and claims_of(store.storage) == {}
     whole = scan(tracer, corpus, tmp_path / "whole", **options)
     assert scan(tracer, corpus, tmp_path / "s", **options).tokens().equals(whole.tokens())
 
@@ -469,7 +469,7 @@ from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.parts import failures_of
-from densitrace.tracer.place import Folder
+from densitrace.tracer.storage import Folder
 
 model, corpus, out, left = *map(Path, sys.argv[1:4]), int(sys.argv[4])
 layout.PART_VALUES = 2 * 16 * 3
@@ -530,7 +530,7 @@ def test_a_model_that_fails_on_the_way_loses_nothing(
         scan(tracer, path, tmp_path / "s", select=RULE)
     store = open_store(tmp_path / "s")
     assert (store.n_parts, store.done_parts()) == (2, [0])
-    assert list(failures_of(store.place)) == [1]
+    assert list(failures_of(store.storage)) == [1]
     assert len(store.tokens()) == len("one") + len("two") + 2
     assert np.isfinite(store.tokens()["auc_tv"]).all()
 
@@ -540,10 +540,10 @@ def test_a_full_disk_is_told_and_loses_nothing(
 ) -> None:
     create = Folder.create
 
-    def full(place: Folder, key: str, data: bytes) -> bool:
+    def full(storage: Folder, key: str, data: bytes) -> bool:
         if key.startswith("part_done/c."):
             raise OSError(28, "No space left on device")
-        return create(place, key, data)
+        return create(storage, key, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "create", full)

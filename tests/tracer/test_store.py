@@ -26,9 +26,9 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
-from densitrace.tracer.place import Folder
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
+from densitrace.tracer.storage import Folder
 
 RULE = Threshold([0.2, 0.05, 0.01])
 
@@ -189,9 +189,9 @@ def test_files_that_are_gone_are_found_by_one_listing_an_array(
     listed: list[str] = []
     files, arrays = Folder.files, layout.window_arrays()
 
-    def noted(place: Folder, folder: str) -> dict[str, int]:
+    def noted(storage: Folder, folder: str) -> dict[str, int]:
         listed.append(folder)
-        return files(place, folder)
+        return files(storage, folder)
 
     monkeypatch.setattr(Folder, "files", noted)
     monkeypatch.setattr(Folder, "size", lambda *_: pytest.fail("a file was asked for"))

@@ -29,7 +29,7 @@ LAST = "zarr.json"  # published last: if it is there, everything is
 TICKET = ".planning"  # key in a bucket, present while something is being published
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Bytes by key; a key is a relative path with "/"."""
 
     @property
@@ -116,8 +116,8 @@ def writing(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def place_of(path: str | Path) -> Place:
-    """Return the place of a path or URL (s3://, gs://, az://, memory://).
+def storage_of(path: str | Path) -> Storage:
+    """Return the storage of a path or URL (s3://, gs://, az://, memory://).
 
     Raises:
         StoreError: a URL of an unknown kind, or obstore is not installed.
@@ -137,15 +137,15 @@ class Folder:
         self.path = path
 
     def exists(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.path.exists() or self.path.is_symlink()
 
     def unfinished(self) -> bool:
-        """See `Place`: always False, as a folder is published by renaming it."""
+        """See `Storage`: always False, as a folder is published by renaming it."""
         return False
 
     def tidy(self) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         planned = self.exists()
         for path in self._leftovers():
             if planned or not (path / KEPT).is_dir():
@@ -154,7 +154,7 @@ class Folder:
                 _remove_all_but_kept(path)
 
     def check_writable(self) -> None:
-        """See `Place`; if the folder does not exist, tries its nearest parent that does."""
+        """See `Storage`; if the folder does not exist, tries its nearest parent that does."""
         folder = self.path.absolute()
         while not folder.exists():
             folder = folder.parent
@@ -168,27 +168,27 @@ class Folder:
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             return (self.path / key).read_bytes()
         except FileNotFoundError:
             return None
 
     def size(self, key: str) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             return (self.path / key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def put(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         with self._aside(key, data) as (temporary, path):
             temporary.replace(path)
         _flush(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         with self._aside(key, data) as (temporary, path):
             try:
                 os.link(temporary, path)
@@ -211,11 +211,11 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         (self.path / key).unlink(missing_ok=True)
 
     def files(self, folder: str) -> dict[str, int]:
-        """See `Place`."""
+        """See `Storage`."""
         sizes: dict[str, int] = {}
         try:
             with os.scandir(self.path / folder) as entries:
@@ -229,14 +229,14 @@ class Folder:
         return sizes
 
     def settle(self, keys: Iterable[str]) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         paths = [self.path / key for key in keys]
         for path in (*paths, *{path.parent for path in paths}):
             _flush(path)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """See `Place`: a sibling folder, so that publishing is a rename."""
+        """See `Storage`: a sibling folder, so that publishing is a rename."""
         folder = self._beside("planning")
         self._parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
@@ -280,7 +280,7 @@ class Folder:
         return self.path.absolute().parent
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
-        """See `Place`: renames the folder."""
+        """See `Storage`: renames the folder."""
         Folder(folder).settle(_files(folder))
         replaced = self._beside("replaced")
         try:
@@ -338,7 +338,7 @@ class Bucket:
         self.store = _object_store(url)
 
     def exists(self) -> bool:
-        """See `Place`; raises StoreError if the bucket cannot be reached."""
+        """See `Storage`; raises StoreError if the bucket cannot be reached."""
         try:
             paths = (item["path"] for chunk in self._listed("") for item in chunk)
             return any(not path.startswith(".") for path in paths)
@@ -348,15 +348,15 @@ class Bucket:
             ) from error
 
     def unfinished(self) -> bool:
-        """See `Place`: it holds a ticket, and not `LAST`."""
+        """See `Storage`: it holds a ticket, and not `LAST`."""
         return self.size(TICKET) > 0 and self.size(LAST) == 0
 
     def tidy(self) -> None:
-        """See `Place`: the leftovers are local staging folders."""
+        """See `Storage`: the leftovers are local staging folders."""
         self._local.tidy()
 
     def check_writable(self) -> None:
-        """See `Place`: puts and deletes an empty file."""
+        """See `Storage`: puts and deletes an empty file."""
         probe = f".{uuid.uuid4().hex}"
         try:
             self.put(probe, b"")
@@ -367,7 +367,7 @@ class Bucket:
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 return bytes(self.store.get(key).bytes())
@@ -375,7 +375,7 @@ class Bucket:
             return None
 
     def size(self, key: str) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 return int(self.store.head(key)["size"])
@@ -383,12 +383,12 @@ class Bucket:
             return 0
 
     def put(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         with _as_os_error():
             self.store.put(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Place`: uses a conditional put."""
+        """See `Storage`: uses a conditional put."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
@@ -399,7 +399,7 @@ class Bucket:
         return True
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 self.store.delete(key)
@@ -407,16 +407,16 @@ class Bucket:
             pass
 
     def files(self, folder: str) -> dict[str, int]:
-        """See `Place`."""
+        """See `Storage`."""
         prefix = f"{folder}/"
         items = (item for chunk in self._listed(prefix) for item in chunk)
         return {item["path"].removeprefix(prefix): item["size"] for item in items}
 
     def settle(self, keys: Iterable[str]) -> None:
-        """See `Place`: does nothing, as every write to a bucket is durable."""
+        """See `Storage`: does nothing, as every write to a bucket is durable."""
 
     def staging(self) -> AbstractContextManager[Path]:
-        """See `Place`: in the system's folder for temporary files."""
+        """See `Storage`: in the system's folder for temporary files."""
         return self._local.staging()
 
     @property
@@ -426,7 +426,7 @@ class Bucket:
         return Folder(Path(tempfile.gettempdir()) / f"densitrace-{name}")
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
-        """See `Place`: puts a ticket first, so that an interrupted upload is recognised."""
+        """See `Storage`: puts a ticket first, so that an interrupted upload is recognised."""
         if replace:
             self.delete(LAST)
         elif self.size(LAST) > 0:
