@@ -15,11 +15,11 @@ from typing import Any, SupportsIndex
 
 from .. import kernels
 from ..errors import InputError, NotPlannedError, StoreError
-from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
+from .prefetch import lower_priority
 from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
@@ -115,7 +115,7 @@ def scan(
     allowance = Allowance(limits)
     store = _existing(storage, overwrite, worker, allowance, reporter)
     planned_for = None if store is None else store.recipe.batch_tokens
-    with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
+    with ThreadPoolExecutor(2, "densitrace-reader", lower_priority) as reader:
         job = Job(
             tracer=tracer,
             settings=settings,

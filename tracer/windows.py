@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorpusError, InputError
-from .ahead import ahead
 from .corpus import CorpusReport, Document
+from .prefetch import prefetch
 from .spool import Spool
 
 NO_TOKENS = "the tokenizer makes no token of it"
@@ -152,7 +152,7 @@ def _encoded(
         for run in waiting:
             yield zip(run, encode([document.text for document in run]), strict=True)
 
-    with closing(ahead(_together(documents))) as read, closing(ahead(runs(read))) as encoded:
+    with closing(prefetch(_together(documents))) as read, closing(prefetch(runs(read))) as encoded:
         for run in encoded:
             yield from run
 

@@ -26,9 +26,9 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
-from densitrace.tracer.ahead import GIVEN_WAY
 from densitrace.tracer.corpus import CorpusReport, Document, read_corpus
 from densitrace.tracer.parts import Worker, failures_of
+from densitrace.tracer.prefetch import NICENESS
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.reading import Reading
 from densitrace.tracer.run import Limits, Run
@@ -205,8 +205,8 @@ def test_reading_gives_way_to_tracing(
     monkeypatch.setattr("densitrace.tracer.scan.encoder", encodes)
     before = niceness()
     scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
-    given_way = min(19, before + GIVEN_WAY)
-    assert found == {"reading": given_way, "tokenising": given_way}
+    lowered = min(19, before + NICENESS)
+    assert found == {"reading": lowered, "tokenising": lowered}
     assert niceness() == before
 
 

@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-GIVEN_WAY = 10  # added to the nice value: about a tenth of a core that another thread wants too
+NICENESS = 10  # added to the nice value: about a tenth of a core that another thread wants too
 
 Item = TypeVar("Item")
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Lower the priority of this thread, and of threads it starts from now on.
 
     For threads that read while others trace. Tracing threads wait for the slowest of them, so one
@@ -19,20 +19,20 @@ def give_way() -> None:
     system with per-thread priorities.
     """
     if sys.platform == "linux":
-        os.nice(GIVEN_WAY)
+        os.nice(NICENESS)
 
 
-def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
+def prefetch(items: Iterable[Item]) -> Generator[Item, None, None]:
     """Yield items in order, making each in a background thread while the previous one is used.
 
     At most two items are held. An error in making an item is raised where the item was due.
 
     Example:
-        >>> list(ahead(range(3)))
+        >>> list(prefetch(range(3)))
         [0, 1, 2]
     """
     source, end = iter(items), object()
-    with ThreadPoolExecutor(1, "densitrace-ahead") as maker:
+    with ThreadPoolExecutor(1, "densitrace-prefetch") as maker:
         made = maker.submit(next, source, end)
         while (item := made.result()) is not end:
             made = maker.submit(next, source, end)
