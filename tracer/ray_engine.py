@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class RayJob:
     """The arguments that all tasks of a scan share."""
 
     loading: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Job:
             )  # fmt: skip
 
 
-def plan(job: Job, workers: int, replaced: Mapping[str, Any] | None) -> None:
+def plan(job: RayJob, workers: int, replaced: Mapping[str, Any] | None) -> None:
     """Task: plan the store, unless an earlier try of this task already did.
 
     Args:
@@ -63,7 +63,7 @@ def plan(job: Job, workers: int, replaced: Mapping[str, Any] | None) -> None:
     job.scan(Worker(0, workers), Limits(max_parts=0), overwrite)
 
 
-def work(job: Job, worker: Worker, limits: Mapping[str, Any]) -> None:
+def work(job: RayJob, worker: Worker, limits: Mapping[str, Any]) -> None:
     """Task: one worker's share. Ray cancels it with an interrupt, which abandons the part."""
     with stop_signals() as stop:
         job.scan(worker, Limits(should_stop=stop.is_set, **limits))
@@ -129,7 +129,7 @@ def scan_with_ray(
         name: str(Path(value).absolute()) if Path(value).exists() else str(value)
         for name, value in {"corpus": corpus, "model": loading["path"]}.items()
     }
-    job = Job(
+    job = RayJob(
         {**loading, "path": absolute["model"]},
         absolute["corpus"],
         location,

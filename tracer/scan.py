@@ -151,6 +151,7 @@ def scan(
 def _check_arguments(
     tracer: Tracer, context: int, edges: int | None, batch_tokens: int | None
 ) -> None:
+    """Raise InputError for arguments that are impossible, alone or with this tracer."""
     if edges is not None and tracer.cuda_graphs:
         raise InputError(f"edges={edges} and cuda_graphs cannot be combined: leave one out")
     if batch_tokens is not None and batch_tokens < 1:

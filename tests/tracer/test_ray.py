@@ -22,7 +22,7 @@ from densitrace import ScanError, StoreError, Threshold, open_store, scan
 from densitrace.tracer import layout, ray_engine
 from densitrace.tracer.parts import claims_of, failures_of
 from densitrace.tracer.progress import Meter
-from densitrace.tracer.ray_engine import Job, plan, scan_with_ray
+from densitrace.tracer.ray_engine import RayJob, plan, scan_with_ray
 from densitrace.tracer.run import Limits
 from densitrace.tracer.tracer import Tracer
 
@@ -150,7 +150,7 @@ def test_planning_again_replaces_no_plan_of_its_own(
     replaced = open_store(tmp_path / "s").attributes
     options = OPTIONS | {"select": Threshold([0.1])}
     loading: dict[str, Any] = {"path": str(byte_folder), "device": "cpu"}
-    job = Job(loading, str(corpus), str(tmp_path / "s"), None, options)
+    job = RayJob(loading, str(corpus), str(tmp_path / "s"), None, options)
     plan(job, WORKERS, replaced)
     store = open_store(tmp_path / "s")
     assert store.rule == options["select"] and store.done_parts() == []
