@@ -143,7 +143,7 @@ def debug_option(command: Decorated) -> Decorated:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Show the traceback of what goes wrong.",
+        help="Show the traceback of a failure.",
     )(command)
 
 

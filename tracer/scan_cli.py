@@ -153,13 +153,13 @@ def _check_usage(
     "--controls",
     type=click.Choice(("inverse", "random")),
     multiple=True,
-    help="Trace this control too; may be repeated.",
+    help="Also trace this control; may be repeated.",
 )
 @click.option(
     "--edges",
     type=int,
     metavar="STRATUM",
-    help="Store the edges that this stratum keeps, too: 0 the sparsest, -1 the densest.",
+    help="Also store the edges that this stratum keeps: 0 the sparsest, -1 the densest.",
 )
 @click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -183,7 +183,7 @@ def _check_usage(
     show_default=True,
     help="Of a single file or standard input.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing store.")
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU, replay passes of a shape seen before.")
 @click.option(
     "--worker",
@@ -288,7 +288,7 @@ def scan(
 @click.option(
     "--repair",
     is_flag=True,
-    help="Read every part; the next scan does again those that are damaged.",
+    help="Check every part; the next scan redoes those that are damaged.",
 )
 @click.option("--check", is_flag=True, help="Exit with status 1 unless every part is done.")
 @debug_option
