@@ -37,7 +37,7 @@ DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
 RUN_TOKENS = 1 << 17  # tokens, with padding, whose curves are read at once
 READERS = 4  # threads that read runs of windows
-REPAIR = "`densitrace status STORE --repair` says where, and has these parts scanned again"
+REPAIR = "run `densitrace status STORE --repair` and scan again to redo damaged parts"
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # zarr raises these on foreign data
 
 

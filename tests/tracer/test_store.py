@@ -274,7 +274,7 @@ def test_a_store_goes_on_with_what_it_began_with(
     path = tmp_path / "s.zarr"
     scan(byte_tracer, corpus, path, batch_tokens=7, limits=Limits(max_parts=1), **options)
     plain = Tracer.from_pretrained(byte_folder, device="cpu", backend="reference")
-    with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference is as"):
+    with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference here"):
         scan(plain, corpus, path, **options)
     assert scan(byte_tracer, corpus, path, **options).recipe.batch_tokens == 7
 
