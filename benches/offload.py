@@ -185,7 +185,7 @@ def differing(folder: Path) -> list[str]:
     ours, theirs = open_store(folder / "offloaded"), open_store(folder / "resident")
     return [
         spec.name
-        for spec in layout.window_arrays(ours.controls, most_edges=0)
+        for spec in layout.window_arrays(ours.controls)
         if ours.array(spec.name)[:].tobytes() != theirs.array(spec.name)[:].tobytes()
     ]
 

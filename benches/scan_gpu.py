@@ -229,9 +229,9 @@ def note_scan(
 
 def open_first_part(store: "Store") -> None:
     """The first part is not done any more."""
-    from densitrace.tracer.store import open_place
+    from densitrace.tracer.store import open_store_in
 
-    open_place(store.place, to_write=True).open_again(0)
+    open_store_in(store.storage, to_write=True).open_again(0)
 
 
 def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], object]) -> None:
@@ -332,7 +332,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
     """
     valid = theirs.token[:] >= 0
     found: dict[str, Figures] = {}
-    for spec in layout.window_arrays(theirs.controls, most_edges=0):
+    for spec in layout.window_arrays(theirs.controls):
         left, right = (store.array(spec.name)[:] for store in (ours, theirs))
         if "column" in spec.dims:
             left, right = left[valid], right[valid]

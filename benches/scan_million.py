@@ -30,7 +30,7 @@ from scan_workers import shards
 
 from densitrace import open_store
 from densitrace.tracer import layout
-from densitrace.tracer.store import Store, open_place
+from densitrace.tracer.store import Store, open_store_in
 
 KILLED_AT = (0.17, 0.44, 0.81)  # shares of the tokens
 CHECKED_PARTS = 3  # done again at the end
@@ -82,7 +82,7 @@ def raw_bytes(store: Store) -> int:
     """Of all values that the parts hold, without padding and compression."""
     tokens = int(store.lengths.sum())
     total = 0
-    for spec in layout.window_arrays(store.controls, most_edges=0):
+    for spec in layout.window_arrays(store.controls):
         array = store.array(spec.name)
         values = int(np.prod(array.shape[len(spec.dims[:2]) :])) if "column" in spec.dims else 1
         total += (
@@ -100,7 +100,7 @@ def files_of(folder: Path) -> tuple[int, int]:
 def same_again(store: Store, command: list[str]) -> list[str]:
     """Shards that differ once some parts are done again; there should be none."""
     before = shards(Path(store.path))
-    writable = open_place(store.place, to_write=True)
+    writable = open_store_in(store.storage, to_write=True)
     for part in np.linspace(0, store.n_parts - 1, CHECKED_PARTS).astype(int).tolist():
         writable.open_again(part)
     subprocess.run(command, check=True)

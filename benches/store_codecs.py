@@ -63,7 +63,7 @@ def part_of(store: Store) -> dict[str, NDArray[Any]]:
     count = layout.parts(columns, strata, sys.maxsize).windows
     if store.n_windows < count or not store.complete:
         raise click.UsageError(f"--store holds fewer than {count} windows that are scanned")
-    names = [spec.name for spec in layout.window_arrays(store.controls, most_edges=0)]
+    names = [spec.name for spec in layout.window_arrays(store.controls)]
     return {name: store.array(name)[:count] for name in names}
 
 

@@ -1,7 +1,7 @@
 """Computation density of transformer language models: how much of the graph a token needs.
 
-The public names are imported when they are first used, so that `import densitrace` alone loads
-neither torch nor transformers.
+Public names are imported on first use, so that `import densitrace` loads neither torch nor
+transformers.
 
 Example:
     >>> from densitrace import Threshold, Tracer
@@ -107,7 +107,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A public name on its first use; later uses find it in the module (PEP 562)."""
+    """Import a public name on its first use and keep it in the module (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME[name], __name__), name)

@@ -1,4 +1,4 @@
-"""`python -m densitrace` is the command `densitrace`."""
+"""Run the `densitrace` command as `python -m densitrace`."""
 
 from .tracer.cli import main
 

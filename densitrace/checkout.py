@@ -1,8 +1,8 @@
-"""Imports in a checkout, where the parts of the package lie beside this folder and not in it.
+"""Fix imports in a checkout, where the parts of the package are siblings of this folder.
 
-Python that runs in the repository's root has the root on its path. It then finds this folder,
+When Python runs in the repository's root, the root is on its path. It then finds this folder,
 without the parts, before the installed package, and the folder kernels/ under the top-level name
-`kernels`, which belongs to another package: transformers looks for that one and would import ours.
+`kernels`. That name belongs to another package, which transformers imports if it finds it.
 """
 
 import pkgutil
@@ -18,33 +18,33 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def search_path(own: list[str]) -> list[str]:
-    """Where the package's modules are: where it is installed, and only then in this folder.
+    """Return the package's search path: the installed package first, then this folder.
 
-    An editable install has no such folder; the finder that it brings knows the parts.
+    An editable install has no folder of its own; its finder locates the parts.
     """
-    everywhere = list(pkgutil.extend_path(own, __package__))
-    return [*(folder for folder in everywhere if folder not in own), *own]
+    folders = list(pkgutil.extend_path(own, __package__))
+    return [*(folder for folder in folders if folder not in own), *own]
 
 
 class OtherKernels(MetaPathFinder):
-    """Finds the top-level package `kernels` as if the root were not on the path."""
+    """Finds the top-level package `kernels`, ignoring the repository's root on the path."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != "kernels":
             return None
-        elsewhere = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-        return PathFinder.find_spec(fullname, elsewhere)
+        others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+        return PathFinder.find_spec(fullname, others)
 
 
 def release_kernels() -> None:
-    """Give the top-level name `kernels` back to whom it belongs, or to nobody."""
-    found = PathFinder.find_spec("kernels")
-    if found is None or found.origin is None or Path(found.origin).resolve().parents[1] != ROOT:
+    """Make the top-level name `kernels` mean the other package, or none, instead of kernels/."""
+    spec = PathFinder.find_spec("kernels")
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parents[1] != ROOT:
         return
     finder = OtherKernels()
     if finder.find_spec("kernels", None) is not None:
         sys.meta_path.insert(0, finder)
     else:
-        sys.modules["kernels"] = cast(ModuleType, None)  # as documented: no module of that name
+        sys.modules["kernels"] = cast(ModuleType, None)  # None: importing it raises (documented)

@@ -1,11 +1,21 @@
-"""The exceptions of densitrace: one base class, one subclass per thing that can be wrong.
+"""The exceptions of densitrace: a base class, and a subclass per kind of failure.
 
 Every message is one line that names the argument, its value and what would be right.
 """
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message that is not blank, or the name of its type.
+
+    Example:
+        >>> first_line(ValueError("no such key\n  at line 3")), first_line(KeyError())
+        ('no such key', 'KeyError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class DensitraceError(Exception):
-    """Base of everything that densitrace raises on purpose."""
+    """Base class of all exceptions that densitrace raises on purpose."""
 
 
 class InputError(DensitraceError, ValueError):
@@ -17,7 +27,7 @@ class ModelError(DensitraceError):
 
 
 class NotFiniteError(ModelError):
-    """A model that computes NaN or infinity from what it is given, however often it is asked."""
+    """A model that computes NaN or infinity from its input; trying again does not help."""
 
 
 class CorpusError(DensitraceError):
@@ -29,12 +39,12 @@ class StoreError(DensitraceError):
 
 
 class NotPlannedError(StoreError):
-    """A store that is not there yet: what it is to hold was not read to the end."""
+    """A store that is not planned yet: its corpus was not read to the end."""
 
 
 class ScanError(DensitraceError):
-    """A scan of which parts could not be traced; all others are done."""
+    """A scan in which some parts could not be traced; all others are done."""
 
 
 class BackendError(DensitraceError):
-    """A kernel backend that was asked for and is not available here."""
+    """A kernel backend that was requested and is not available on this machine."""

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
-from ..tracer.curve import density_and_auc
+from ..tracer.curve import density_and_auc, tolerated_error
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule
 from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
@@ -56,14 +56,8 @@ def tolerance(measure: str) -> float:
         >>> tolerance("density@0.05")
         0.05
     """
-    kind, _, eps = measure.partition("@")
-    try:
-        found = 0.1 if measure == AUC else float(eps) if kind == "density" else np.nan
-    except ValueError:
-        found = np.nan
-    if not (np.isfinite(found) and found >= 0):
-        raise InputError(f"{measure!r} is no measure: use auc_tv or density@EPS, as density@0.1")
-    return found
+    eps = tolerated_error(measure)
+    return 0.1 if eps is None else eps
 
 
 def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:

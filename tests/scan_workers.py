@@ -18,8 +18,8 @@ import torch
 from densitrace import Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, parts, windows
 from densitrace.tracer.parts import Worker
-from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
+from densitrace.tracer.storage import Folder
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16

@@ -1,18 +1,19 @@
-"""The command line: what its commands share, `verify` and `info`.
+"""The command line: the group, options shared by its commands, `verify` and `info`.
 
 `scan_cli.py` and other parts add commands through the entry-point group `densitrace.commands`.
-Whatever goes wrong is one line on standard error; `--debug` shows the traceback before it.
+Every failure prints one line on standard error; `--debug` prints the traceback before it.
 """
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..errors import DensitraceError, InputError
+from ..errors import DensitraceError, InputError, first_line
 
 if TYPE_CHECKING:
     from .tracer import Tracer
@@ -21,7 +22,7 @@ COMMANDS = "densitrace.commands"  # entry points: name -> a click command
 
 
 class Failure(click.ClickException):
-    """What went wrong, as one line."""
+    """A command failed; the message is one line."""
 
     exit_code = 1
 
@@ -33,27 +34,27 @@ class Interrupted(Failure):
 
 
 class Commands(click.Group):
-    """The commands here and those of entry points, with every failure told in one line."""
+    """A group of its own commands and those of entry points; reports every failure in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted({*super().list_commands(ctx), *self._entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command of this group, or one that an entry point loads."""
+        """Return a command of this group, or load one from its entry point."""
         own = super().get_command(ctx, cmd_name)
         entry = self._entry_points().get(cmd_name)
         if own is not None or entry is None:
             return own
         loaded = entry.load()
-        assert isinstance(loaded, click.Command)  # what the group is for
+        assert isinstance(loaded, click.Command)  # the contract of the entry-point group
         return loaded
 
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {entry.name: entry for entry in metadata.entry_points(group=COMMANDS)}
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what it raises becomes a `Failure`."""
+        """Run a command, turning whatever it raises into a `Failure`."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -63,10 +64,10 @@ class Commands(click.Group):
         except Exception as error:  # the outermost frame: a user gets one line, never a traceback
             if ctx.meta.get("debug"):
                 traceback.print_exc()
-            raise Failure(_told(error)) from error
+            raise Failure(_describe(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run and exit; usage errors become one line as well."""
+        """Run a command and exit; usage errors are printed as one line, too."""
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
@@ -80,21 +81,30 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(error: Exception) -> str:
-    """One line for what a command raised."""
+def _describe(error: Exception) -> str:
+    """Describe an exception in one line, for the user."""
     if isinstance(error, DensitraceError):
         return str(error)
     if isinstance(error, OSError):
-        place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{place}"
-    first = next(iter(str(error).splitlines()), "")
+        file = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{file}"
+    first = first_line(error)
     if "out of memory" in first.lower() or isinstance(error, MemoryError):
         return "out of memory; try a smaller --batch-tokens or --context"
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
+@contextmanager
+def usage(option: str = "") -> Iterator[None]:
+    """Turn an InputError into a usage error (exit status 2), naming the option if given."""
+    try:
+        yield
+    except InputError as error:
+        raise click.UsageError(f"{option}: {error}" if option else str(error)) from error
+
+
 def example(line: str) -> str:
-    """The epilog of a command's help."""
+    """Return the epilog of a command's help: an example call."""
     return f"Example: densitrace {line}"
 
 
@@ -112,7 +122,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The entry point of the `densitrace` command."""
+    """Run the `densitrace` command (its entry point)."""
     cli(prog_name="densitrace")
 
 
@@ -122,7 +132,7 @@ Decorated = Callable[..., Any]
 
 
 def debug_option(command: Decorated) -> Decorated:
-    """`--debug`: show the traceback of what went wrong."""
+    """Add `--debug`: print the traceback of a failure."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta["debug"] = value
@@ -133,12 +143,12 @@ def debug_option(command: Decorated) -> Decorated:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Show the traceback of what goes wrong.",
+        help="Show the traceback of a failure.",
     )(command)
 
 
 def model_options(command: Decorated) -> Decorated:
-    """`--model`, `--device`, `--dtype`, `--backend`, `--offload`."""
+    """Add `--model`, `--device`, `--dtype`, `--backend` and `--offload`."""
     for option in reversed(
         (
             click.option("--model", required=True, help="Folder or hub id of the model."),
@@ -157,17 +167,15 @@ def model_options(command: Decorated) -> Decorated:
 
 
 def load_tracer(model: str, device: str, dtype: str, backend: str, **options: Any) -> "Tracer":
-    """The tracer of these options; a device or dtype that does not exist is wrong usage."""
+    """Load the tracer that these options name; an unknown device or dtype is a usage error."""
     from transformers.utils import logging
 
     from .tracer import Tracer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with usage():
         return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend, **options)
-    except InputError as error:
-        raise click.UsageError(str(error)) from error
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -181,12 +189,12 @@ def verify(
 ) -> None:
     """Check that the lane loop with every edge kept gives the model's own logits."""
     tracer = load_tracer(model, device, dtype, backend, offload=offload)
-    found = tracer.verify()
+    result = tracer.verify()
     line = (
         f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "
-        f"{found.max_difference:.2e} of the largest logit, tolerance {found.tolerance:.2e}"
+        f"{result.max_difference:.2e} of the largest logit, tolerance {result.tolerance:.2e}"
     )
-    if not found.ok:
+    if not result.ok:
         raise Failure(line)
     click.echo(line)
 

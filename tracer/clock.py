@@ -1,4 +1,4 @@
-"""Seconds of work on a device, by its own events; on a CPU by the wall."""
+"""Time the work of a device: with CUDA events on a GPU, with the wall clock on a CPU."""
 
 import time
 from collections import deque
@@ -10,13 +10,13 @@ import torch
 
 
 class Clock:
-    """Marks moments among what a device is told to do."""
+    """Records moments in a device's stream of work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def mark(self) -> Any:
-        """A moment, once the work before it is done."""
+        """Record a moment: when the work submitted so far is done."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -24,19 +24,19 @@ class Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds between two moments; waits for the second."""
+        """Return the seconds between two moments; waits for the second."""
         if self.device.type != "cuda":
             return float(end - start)
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
     def is_past(self, moment: Any) -> bool:
-        """Whether the work before a moment is done, without waiting for it."""
+        """Return whether the work before a moment is done, without waiting for it."""
         return self.device.type != "cuda" or bool(moment.query())
 
 
 class Stopwatch:
-    """Adds up what a device spends on some of the work that it is told to do.
+    """Adds up the time a device spends on selected work.
 
     Example:
         >>> watch = Stopwatch(Clock(torch.device("cpu")))
@@ -49,19 +49,19 @@ class Stopwatch:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._past = 0.0
-        self._told: deque[tuple[Any, Any]] = deque()  # the device may still be at these
+        self._pending: deque[tuple[Any, Any]] = deque()  # intervals that may still be running
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What is told inside counts, unless it fails; nothing waits."""
+        """Count the work submitted inside, unless the body raises; does not wait for the device."""
         start = self._clock.mark()
         yield
-        self._told.append((start, self._clock.mark()))
-        while self._told and self._clock.is_past(self._told[0][1]):
-            self._past += self._clock.between(*self._told.popleft())
+        self._pending.append((start, self._clock.mark()))
+        while self._pending and self._clock.is_past(self._pending[0][1]):
+            self._past += self._clock.between(*self._pending.popleft())
 
     def seconds(self) -> float:
-        """All so far; waits until the device has done it."""
-        while self._told:
-            self._past += self._clock.between(*self._told.popleft())
+        """Return the total so far; waits until the device has done the counted work."""
+        while self._pending:
+            self._past += self._clock.between(*self._pending.popleft())
         return self._past

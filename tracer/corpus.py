@@ -1,7 +1,7 @@
-"""A corpus as documents: .txt, .jsonl and .parquet files, folders of them, standard input.
+"""Read a corpus into documents: .txt, .jsonl and .parquet files, folders of them, standard input.
 
-What cannot be used (a line that does not parse, an empty text, a file that cannot be read) is
-skipped, counted and named in a `CorpusReport`; only a corpus without one document is an error.
+Unusable input (a line that does not parse, an empty text, an unreadable file) is skipped, counted
+and named in a `CorpusReport`; only a corpus without any document is an error.
 """
 
 import codecs
@@ -19,15 +19,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal, cast, get_args
 
-from ..errors import CorpusError, InputError
+from ..errors import CorpusError, InputError, first_line
 
 log = logging.getLogger(__name__)
 
 Format = Literal["auto", "txt", "jsonl", "parquet"]
 SUFFIXES: dict[str, Format] = {".txt": "txt", ".jsonl": "jsonl", ".parquet": "parquet"}
 STDIN = "-"
-RESERVED = ("id", "text")  # columns of the document table that no label may be called
-CHUNK_BYTES = 1 << 20  # of a text that are read at once, and characters that are copied at once
+RESERVED = ("id", "text")  # columns of the document table: not allowed as names of labels
+CHUNK_BYTES = 1 << 20  # read at once; also the characters of a text that are copied at once
 EXAMPLES = 3  # of each kind of problem, named in the report
 
 UNREADABLE = "cannot be read"
@@ -49,39 +49,39 @@ class Document:
     id: str
     text: str
     labels: Mapping[str, str]
-    source: str  # where it stands: file and, where there is one, line or row
+    source: str  # file, with the line or row if there is one
 
 
 @dataclass
 class CorpusReport:
-    """What was read and what was skipped, by kind, with the first few of each kind named."""
+    """Counts of documents read and of inputs skipped, by kind, with the first few of each named."""
 
     documents: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, kind: str, where: str, detail: str = "") -> None:
-        """Count one problem and name it if it is among the first of its kind."""
+        """Count a skipped input, and keep its name if it is among the first of its kind."""
         self.skipped[kind] += 1
-        named = self.examples.setdefault(kind, [])
+        examples = self.examples.setdefault(kind, [])
         text = f"{where} ({detail})" if detail else where
         log.info("skipped %s: %s", text, kind)
-        if len(named) < EXAMPLES:
-            named.append(text)
+        if len(examples) < EXAMPLES:
+            examples.append(text)
 
     def summary(self) -> str:
-        """One line: how many were skipped, why, and the first of each kind."""
+        """Describe in one line how many inputs were skipped, why, and the first of each kind."""
         return "; ".join(
             f"{count} skipped: {kind}, first {self.examples[kind][0]}"
             for kind, count in self.skipped.items()
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A form that JSON holds."""
+        """Return the report as JSON-serialisable values."""
         return {
             "documents": self.documents,
             "skipped": dict(self.skipped),
-            "examples": {kind: list(named) for kind, named in self.examples.items()},
+            "examples": {kind: list(names) for kind, names in self.examples.items()},
         }
 
 
@@ -93,21 +93,24 @@ def read_corpus(
     file_format: Format = "auto",
     report: CorpusReport | None = None,
 ) -> Iterator[Document]:
-    """The documents of a corpus, in a fixed order.
+    """Read the documents of a corpus, in a fixed order.
 
     Args:
         source: a .txt file (one document), a .jsonl or .parquet file (one document a line or row),
             a folder (all such files in it, recursively, sorted by path), or "-": standard input.
         text_field: the field of .jsonl and .parquet that holds the text.
         label_fields: fields kept as labels; by default all others that hold strings or whole
-            numbers. The field `id`, where there is one, names the document.
+            numbers. The field `id`, if present, names the document.
         file_format: how to read a single file or standard input; "auto" goes by the suffix, and on
             standard input by the first byte: "{" means jsonl, anything else one text.
-        report: receives the counts while the documents are taken.
+        report: updated while the documents are iterated over.
+
+    Returns:
+        An iterator over the documents; files are read as it advances.
 
     Raises:
         CorpusError: no such file, a file of another kind, or (at the end) no document at all.
-        InputError: an unknown format, a label field called `id` or `text`.
+        InputError: an unknown format, or a label field called `id`, `text` or as `text_field`.
 
     Example:
         >>> report = CorpusReport()
@@ -133,10 +136,14 @@ def read_corpus(
 
 
 def check_alone(source: str | Path, alone: bool) -> None:
-    """Standard input is read by one process: every other has one of its own, which is empty.
+    """Refuse standard input as the corpus of several processes: each has its own.
+
+    Args:
+        source: the corpus.
+        alone: whether one process, on this machine, does the scan.
 
     Raises:
-        InputError: it is the source, of several processes.
+        InputError: the source is standard input, and not `alone`.
     """
     if str(source) == STDIN and not alone:
         raise InputError(
@@ -146,7 +153,7 @@ def check_alone(source: str | Path, alone: bool) -> None:
 
 
 class Fingerprint:
-    """Documents as they go by, and the sha256 of their ids, texts and labels, in order."""
+    """Passes documents through and computes the sha256 of their ids, texts and labels, in order."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self._documents = iter(documents)
@@ -159,14 +166,14 @@ class Fingerprint:
             yield document
 
     def hex(self) -> str:
-        """Of all documents; those that nobody took yet are read."""
+        """Return the hash of all documents, reading those that were not iterated over yet."""
         for _ in self:
             pass
         return self._digest.hexdigest()
 
 
 def _as_json(document: Document) -> Iterator[str]:
-    """A line `[id, text, labels]`, in pieces."""
+    """Encode a document as the line `[id, text, labels]`, in pieces."""
     yield f'[{_JSON.encode(document.id)}, "'
     for piece in _pieces(document.text):
         yield _JSON.encode(piece)[1:-1]
@@ -174,7 +181,7 @@ def _as_json(document: Document) -> Iterator[str]:
 
 
 def until(enough: Event, documents: Iterable[Document]) -> Iterator[Document]:
-    """Documents for as long as somebody wants them."""
+    """Yield documents until `enough` is set."""
     return takewhile(lambda _: not enough.is_set(), documents)
 
 
@@ -183,9 +190,9 @@ class _Reader:
     text_field: str
     label_fields: Sequence[str] | None
     report: CorpusReport
-    found: set[str] = field(default_factory=set)  # of the label fields
+    seen_labels: set[str] = field(default_factory=set)  # label fields that some document had
 
-    # ---- where documents come from -----------------------------------------------------------
+    # ---- sources -----------------------------------------------------------------------------
 
     def path(self, path: Path, file_format: Format) -> Iterator[Document]:
         if not path.exists():
@@ -241,7 +248,7 @@ class _Reader:
                 with path.open("rb") as file:
                     yield from self._text(_chunks(file), name)
         except OSError as error:
-            self.report.skip(UNREADABLE, name, error.strerror or _first_line(error))
+            self.report.skip(UNREADABLE, name, error.strerror or first_line(error))
 
     def _text(self, chunks: Iterable[bytes], name: str) -> Iterator[Document]:
         try:
@@ -260,7 +267,7 @@ class _Reader:
             except UnicodeDecodeError as error:
                 self.report.skip(INVALID_UTF8, where, f"byte {error.start} of the line")
             except (ValueError, RecursionError) as error:
-                self.report.skip(NOT_JSON, where, _first_line(error))
+                self.report.skip(NOT_JSON, where, first_line(error))
             else:
                 if isinstance(record, dict):
                     yield from self._record(record, where)
@@ -280,7 +287,7 @@ class _Reader:
                         number += 1
                         yield from self._row(columns, row, f"{name} row {number}")
         except pa.ArrowException as error:
-            self.report.skip(UNREADABLE, name, _first_line(error))
+            self.report.skip(UNREADABLE, name, first_line(error))
 
     def _row(self, columns: Mapping[str, Any], row: int, where: str) -> Iterator[Document]:
         try:
@@ -305,13 +312,13 @@ class _Reader:
 
     def _labels(self, record: Mapping[str, Any]) -> dict[str, str]:
         if self.label_fields is not None:
-            self.found |= record.keys() & self.label_fields
+            self.seen_labels |= record.keys() & self.label_fields
             return {name: _label(record.get(name)) for name in self.label_fields}
-        own = (self.text_field, *RESERVED)
+        reserved = (self.text_field, *RESERVED)
         return {
             name: str(value)
             for name, value in record.items()
-            if name not in own and _is_label(value)
+            if name not in reserved and _is_label(value)
         }
 
     def _checked(
@@ -336,17 +343,17 @@ def _not_empty(documents: Iterator[Document], source: str, reader: _Reader) -> I
         why = reader.report.summary() or "it is empty"
         raise CorpusError(f"corpus {source!r} holds no document that can be scanned: {why}")
     for name in reader.label_fields or ():
-        if name not in reader.found:
+        if name not in reader.seen_labels:
             reader.report.skip(NO_SUCH_LABEL, repr(name))
 
 
 def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
-    """What a file or pipe holds, as soon as it is there."""
+    """Read a file or pipe chunk by chunk, each as soon as it is available."""
     return iter(lambda: file.read1(CHUNK_BYTES), b"")
 
 
 def _lines_from(beginning: bytes, file: io.BufferedIOBase) -> Iterator[bytes]:
-    """The lines of a file or pipe whose beginning was read, each as soon as it is there."""
+    """Yield the lines of a file or pipe whose beginning was read, each as soon as available."""
     whole = beginning.rfind(b"\n") + 1
     yield from io.BytesIO(beginning[:whole])
     if line := beginning[whole:] + file.readline():
@@ -355,23 +362,23 @@ def _lines_from(beginning: bytes, file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text a piece at a time, for what would copy it."""
+    """Yield a text in pieces, so that encoding it never copies all of it at once."""
     return (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
 
 
 def _decoded(chunks: Iterable[bytes]) -> str:
-    """UTF-8 as a text, without its byte-order mark; nothing is read behind what is no UTF-8.
+    """Decode UTF-8 and drop a byte-order mark; reading stops at the first invalid chunk.
 
     Raises:
-        UnicodeDecodeError: its `start` is counted from the first byte of all.
+        UnicodeDecodeError: its `start` counts from the first byte of the first chunk.
     """
     decoder, text, read = codecs.getincrementaldecoder("utf-8")(), io.StringIO(), 0
     for chunk in chain(chunks, [b""]):
-        waiting = len(decoder.getstate()[0])  # bytes of a character that is not whole
+        pending = len(decoder.getstate()[0])  # bytes of an incomplete character
         try:
             text.write(decoder.decode(chunk, final=not chunk))
         except UnicodeDecodeError as error:
-            error.start += read - waiting
+            error.start += read - pending
             raise
         read += len(chunk)
     return text.getvalue().removeprefix("\ufeff")
@@ -382,11 +389,7 @@ def _is_label(value: object) -> bool:
 
 
 def _label(value: object) -> str:
-    """A label that was asked for by name, whatever the field holds; empty where it is missing."""
+    """Convert the value of a field in `label_fields`, of any type, to a label; None gives ""."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -99,6 +99,52 @@ def density_and_auc(
     return density, area
 
 
+def tolerated_error(measure: str) -> float | None:
+    """Parse the name of a measure: EPS of `density@EPS`, None of `auc_tv`.
+
+    Raises:
+        InputError: neither `auc_tv` nor `density@EPS` with a finite EPS >= 0.
+
+    Example:
+        >>> tolerated_error("density@0.05")
+        0.05
+    """
+    if measure == "auc_tv":
+        return None
+    kind, _, eps = measure.partition("@")
+    try:
+        tolerated = float(eps) if kind == "density" else np.nan
+    except ValueError:
+        tolerated = np.nan
+    if not (np.isfinite(tolerated) and tolerated >= 0):
+        raise InputError(
+            f"{measure!r} is no measure: use auc_tv or density@EPS, such as density@0.1"
+        )
+    return tolerated
+
+
+def compute_measure(
+    measure: str, size: ArrayLike, tv: ArrayLike, full_edge_count: ArrayLike
+) -> Floats:
+    """Compute a measure by its name: `auc_tv`, or `density@EPS` by `density_at`.
+
+    Args:
+        measure: see `tolerated_error`.
+        size, tv, full_edge_count: see `density_at` and `auc_tv`.
+
+    Raises:
+        InputError: an unknown measure, or shapes that do not fit.
+
+    Example:
+        >>> float(compute_measure("auc_tv", [0.01, 0.1], [1.0, 0.5], 1000))
+        1.0
+    """
+    eps = tolerated_error(measure)
+    if eps is None:
+        return auc_tv(size, tv, full_edge_count)
+    return density_at(size, tv, eps, full_edge_count)
+
+
 class _Curves(NamedTuple):
     """Validated curves in float64; rows that are not valid hold placeholders."""
 

@@ -1,6 +1,6 @@
-"""The arrays of a store: names, dimensions, types, fills and units. The format, as data.
+"""The store's format as data: names, dimensions, types, fill values and units of its arrays.
 
-Dimensions: `window` N, `column` T (the place in its window), `stratum` K (sparsest first),
+Dimensions: `window` N, `column` T (of a token in its window), `stratum` K (sparsest first),
 `edge_kind` 4, `depth_quartile` 4, `doc` M, `label_field`, `part`.
 """
 
@@ -16,27 +16,27 @@ from .graph import KIND_NAMES
 
 FORMAT = "densitrace traces"
 FORMAT_VERSION = 2
-PART_VALUES = 1 << 20  # a part holds as many (token, stratum) pairs at most, but for one window
-FEWEST_VALUES = 1 << 16  # and no fewer where there are, as each part has a file of every array
-PARTS = 64  # of a corpus that makes parts between the two: enough to share among workers
-CHUNK_VALUES = 1 << 17  # what is read at once of a part
+PART_VALUES = 1 << 20  # (token, stratum) pairs of a part, at most, unless one window has more
+FEWEST_VALUES = 1 << 16  # at least, if the corpus has as many: each part has a file per array
+PARTS = 64  # aimed at between these bounds: enough to share among workers
+CHUNK_VALUES = 1 << 17  # (token, stratum) pairs of a chunk, read at once
 EDGES_PER_CHUNK = 1 << 17
-EDGES_PER_SHARD = 1 << 22  # as many are held to be written
-LOST = -2  # what numbers of a plan are where their file is gone: none of them is so small
-LAST = "token"  # written last of a part's arrays, and set in every window
+EDGES_PER_SHARD = 1 << 22  # held in memory while a shard is written
+LOST = -2  # fill of the plan's numbers, all larger: read where a file is missing
+LAST = "token"  # the array of a part that is written last; every window has a token
 
 KEYS: Any = {"name": "default", "separator": "."}  # all chunks of an array in one folder
 
-# One kept edge: the columns of a part's table, in the order in which its rows are sorted first.
+# One kept edge. Rows of a part's table are sorted by layer, kind, head, target and source.
 EDGE = np.dtype(
     [
         ("layer", np.uint16),  # block
-        ("kind", np.uint8),  # place in `edge_kind`
+        ("kind", np.uint8),  # index into `edge_kind`
         ("head", np.int16),  # -1: no attention edge
         ("target", np.int32),  # column in the window
         ("source", np.int32),
         ("weight", np.float32),  # normalised
-        ("stratum", np.uint8),  # the sparsest that holds the edge
+        ("stratum", np.uint8),  # the sparsest that keeps the edge
     ]
 )
 
@@ -47,12 +47,12 @@ _CURVE = ("window", "column", "stratum")
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array that holds what was scanned, or what the scan found."""
+    """One array with a row per window: the text scanned, or a result of the scan."""
 
     name: str
     dims: tuple[str, ...]
     dtype: str
-    fill: float | int  # of padding, and of parts that are not done
+    fill: float | int  # value of padding, and of parts that are not done
     about: str
     units: str = ""
 
@@ -82,12 +82,13 @@ _ERRORS = (
 ERRORS = tuple(spec.name for spec in _ERRORS)
 
 
-def window_arrays(controls: Sequence[str], most_edges: int) -> list[ArraySpec]:
-    """The arrays of N windows, in the order in which a part is written.
+def window_arrays(controls: Sequence[str] = (), most_edges: int = 0) -> list[ArraySpec]:
+    """List the arrays with a row per window, in the order in which a part is written.
 
     Args:
         controls: each adds the six errors of its lanes, `tv_inverse` and so on.
-        most_edges: of any full graph; beyond 2^32 the topology is counted in 64 bits.
+        most_edges: upper bound of a full graph's edges. Sets the dtype of `topology` alone, which
+            counts in 64 bits from 2^32 edges on; not needed to list the arrays of a store.
     """
     lanes = [
         replace(spec, name=f"{spec.name}_{control}") for control in controls for spec in _ERRORS
@@ -104,7 +105,7 @@ def window_arrays(controls: Sequence[str], most_edges: int) -> list[ArraySpec]:
 
 
 def coordinates(strata: Sequence[float]) -> dict[str, tuple[str, NDArray[Any]]]:
-    """What the dimensions mean: name -> (dimension, values); strings as object arrays."""
+    """Return the coordinate arrays: name -> (dimension, values); strings as object arrays."""
     return {
         "stratum": ("stratum", np.array(strata, dtype=np.float64)),
         "edge_kind": ("edge_kind", np.array(KIND_NAMES, dtype=object)),
@@ -115,15 +116,15 @@ def coordinates(strata: Sequence[float]) -> dict[str, tuple[str, NDArray[Any]]]:
 class Parts:
     """How N windows are divided: a part is one shard of every array, read chunk by chunk.
 
-    Only arrays with strata are large enough for several chunks a shard.
+    Only arrays with a stratum dimension are large enough for several chunks a shard.
     """
 
-    windows: int  # of a part, a multiple of a chunk's
-    chunk: int  # windows of a chunk
+    windows: int  # per part, a multiple of `chunk`
+    chunk: int  # windows per chunk
 
 
 def parts(columns: int, strata: int, windows: int) -> Parts:
-    """Parts of `windows` windows of `columns` tokens.
+    """Choose the sizes of parts and chunks for `windows` windows of `columns` tokens.
 
     Example:
         >>> parts(512, 12, 2000)
@@ -133,14 +134,16 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     def fitting(values: int) -> int:
         return max(1, values // (columns * strata))
 
-    most = fitting(PART_VALUES)
-    wanted = min(most, max(-(-windows // PARTS), min(most, fitting(FEWEST_VALUES))))
+    largest = fitting(PART_VALUES)
+    wanted = min(largest, max(-(-windows // PARTS), min(largest, fitting(FEWEST_VALUES))))
     chunk = min(fitting(CHUNK_VALUES), wanted)
     return Parts(-(-wanted // chunk) * chunk, chunk)
 
 
 def head(columns: int, strata: int) -> int:
-    """Windows that fill `PARTS` parts of the largest size: parts are that large with any more.
+    """Return how many windows fill `PARTS` parts of the largest size.
+
+    From this many windows on, the size of parts does not depend on the number of windows.
 
     Example:
         >>> head(512, 12)

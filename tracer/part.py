@@ -1,4 +1,4 @@
-"""The windows of a part traced: in batches of about one length, then each put into its row."""
+"""Trace the windows of a part, in batches of similar length, and fill the rows of its arrays."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,9 +28,17 @@ def traces(
     batch_tokens: int,
     observers: Sequence[Observer] = (),
 ) -> Iterator[list[Trace]]:
-    """The traces of each group of windows; observers, one a group, see its graph.
+    """Yield the traces of each group of windows.
 
-    `batch_tokens` of a group are inside a block together, as `windows.batches` would group them.
+    Args:
+        tracer: the model.
+        plan: the windows.
+        groups: windows that pass the model together.
+        rule: the selection rule, with its thresholds chosen.
+        settings: of the scan.
+        batch_tokens: tokens of a group that are inside a block together, at most; divided as
+            `windows.batches` does.
+        observers: one per group, called with the group's graph; or none.
     """
     if settings.scope == "all":
         batches = (
@@ -51,18 +59,18 @@ def _groups_one_by_one(
 ) -> Iterator[list[Trace]]:
     options: dict[str, Any] = {**vars(settings), "select": rule}
     for number, group in enumerate(groups):
-        for observer in observers[number : number + 1]:  # of all outputs: in a pass of its own
+        for observer in observers[number : number + 1]:  # a separate pass, for all outputs at once
             tracer.observe([plan.ids(window) for window in group], rule, settings, observer)
         yield [_one_by_one(tracer, plan, window, options) for window in group]
 
 
 def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]) -> Trace:
-    """Every output position of a window traced for itself, as one trace; depths by quartile."""
+    """Trace every output position of a window separately and join them; depths by quartile."""
     ids, following = plan.ids(window), [plan.next_token(window)]
     rows = []
     for output in range(len(ids)):
         row = tracer.trace([ids], next_token=following, output=output, **options)
-        assert isinstance(row, list)  # as above
+        assert isinstance(row, list)  # as `[ids]` is a batch
         rows += row
     joined = join_rows(rows)
     topology = by_quartile(torch.from_numpy(joined.topology)).numpy()
@@ -70,7 +78,7 @@ def _one_by_one(tracer: Tracer, plan: Plan, window: int, options: dict[str, Any]
 
 
 def join_rows(rows: Sequence[Trace]) -> Trace:
-    """Traces of different output positions of one sequence as one trace."""
+    """Join the traces of different output positions of one sequence into one trace."""
     first = rows[0]
     arrays = {
         name: np.concatenate([getattr(row, name) for row in rows])
@@ -99,9 +107,9 @@ def join_rows(rows: Sequence[Trace]) -> Trace:
 
 
 def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
-    """Every array of a part, full of its fill value: what padding holds."""
+    """Allocate every array of a part, filled with its fill value (the value of padding)."""
     arrays = {}
-    for spec in layout.window_arrays(store.controls, most_edges=0):
+    for spec in layout.window_arrays(store.controls):
         array = store.array(spec.name)
         shape = (run.stop - run.start, *array.shape[1:])
         arrays[spec.name] = np.full(shape, spec.fill, dtype=array.dtype)
@@ -109,15 +117,15 @@ def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
 
 
 def fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -> None:
-    """Put what is known of a part's window into its row."""
+    """Write a window and its trace into row `row` of a part's arrays."""
     start, length = int(plan.window_start[row]), int(plan.length[row])
-    place = plan.place(row)
+    tokens = plan.place(row)
     arrays["document"][row] = plan.document[row]
     arrays["window_start"][row] = start
     arrays["position"][row, :length] = np.arange(start, start + length)
-    arrays["token"][row, :length] = plan.tokens[place]
-    arrays["char_start"][row, :length] = plan.spans[place, 0]
-    arrays["char_end"][row, :length] = plan.spans[place, 1]
+    arrays["token"][row, :length] = plan.tokens[tokens]
+    arrays["char_start"][row, :length] = plan.spans[tokens, 0]
+    arrays["char_end"][row, :length] = plan.spans[tokens, 1]
     for name in ("surprisal", "model_entropy", "full_edge_count", "size"):
         arrays[name][row, :length] = getattr(trace, name)
     for name, values in trace.errors.items():

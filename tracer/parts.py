@@ -1,9 +1,9 @@
-"""Who does which part of a store: workers agree on it through small files beside what is done.
+"""Distribute the parts of a store among workers, through small files in `part_done`.
 
-A worker *claims* a part before it traces it, and tells by rewriting the claim that it gets on. It
-goes through its own share of the parts first, then through what others left. A claim that stands
-still, or whose process is gone, is taken over. Claims only save work: a part that two workers trace
-is the same twice, so no clock, no lock and no coordinator has to be right.
+A worker *claims* a part before it traces it, and rewrites the claim regularly as a heartbeat. It
+takes its own share of the parts first, then the others that are left. A claim whose heartbeat
+stops, or whose process is gone, is taken over. Claims only save work: a part that two workers
+trace comes out the same twice, so correctness depends on no clock, lock or coordinator.
 """
 
 import json
@@ -13,19 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .place import Place, writing
 from .processes import Process
+from .storage import Storage, writing
 from .store import DONE, Store
 
-LEASE_SECONDS = 600.0  # a claim that stands still for longer is taken over
-POLL_SECONDS = 1.0  # between looks at parts that others have claimed
+LEASE_SECONDS = 600.0  # a claim without a heartbeat for longer is taken over
+POLL_SECONDS = 1.0  # between checks of parts that others have claimed
 BEATS_A_LEASE = 20
-DEATHS = 2  # of workers at a part: it comes after all others then, as it may be what kills them
+DEATHS = 2  # workers lost at a part, from which on it is tried last: it may be what kills them
 
 
 @dataclass(frozen=True)
 class Worker:
     """One of `count` processes that share a scan.
+
+    Example:
+        >>> Worker(1, 4)
+        Worker(index=1, count=4)
 
     Raises:
         InputError: an index outside 0..count-1.
@@ -43,7 +47,7 @@ class Worker:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "Worker":
-        """As torchrun or a Slurm array numbers this process; alone elsewhere.
+        """Return this process's number under torchrun or in a Slurm array; elsewhere 0 of 1.
 
         Example:
             >>> Worker.of_environment({"RANK": "1", "WORLD_SIZE": "4"})
@@ -61,27 +65,31 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's word that it is at a part."""
+    """A worker's claim to a part, as stored in its file."""
 
     host: str
     process: int
-    beat: int  # grows while the worker gets on
-    deaths: int = 0  # of workers that had claimed the part before
+    beat: int  # heartbeat counter, grows while the worker makes progress
+    deaths: int = 0  # earlier workers that lost the part
 
     def to_bytes(self) -> bytes:
-        """As `of` reads it."""
+        """Serialise the claim; `of` reads it."""
         return json.dumps(vars(self)).encode()
 
     @classmethod
     def of(cls, data: bytes) -> "Claim | None":
-        """The claim that was written; None where it is none, as after a disk that was full."""
+        """Parse a claim; None if `data` is not a whole one, as after a full disk."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return None
 
     def alive(self) -> bool:
-        """False where its process is known to be gone, or to be this one, which has left it."""
+        """Return whether the owner may still work on the part.
+
+        False if its process is known to be gone, or is this one: it asks only about parts that it
+        does not work on.
+        """
         owner = Process(self.host, self.process)
         return owner != Process.this() and not owner.gone()
 
@@ -90,9 +98,9 @@ class Claim:
 class Claims:
     """This process's claims on the parts of one store."""
 
-    place: Place
+    storage: Storage
     lease: float = LEASE_SECONDS
-    clock: Callable[[], float] = time.monotonic  # of this process alone
+    clock: Callable[[], float] = time.monotonic  # local: never compared across processes
     _beats: int = 0
     _last_beat: float = 0.0
     _deaths: dict[int, int] = field(default_factory=dict)
@@ -103,26 +111,26 @@ class Claims:
         return Claim(this.host, this.number, self._beats, self._deaths.get(part, 0)).to_bytes()
 
     def take(self, part: int) -> bool:
-        """Whether the part is this worker's now."""
+        """Try to claim a part; return whether it is this worker's now."""
         self._last_beat = self.clock()
-        with writing(self.place.path):
-            if self.place.create(_claim(part), self._own(part)):
+        with writing(self.storage.path):
+            if self.storage.create(_claim(part), self._own(part)):
                 return True
-            data = self.place.get(_claim(part))
+            data = self.storage.get(_claim(part))
             if data is not None:
                 if not self._abandoned(part, data):
                     return False
-                left = Claim.of(data)
-                self._deaths[part] = 1 + (0 if left is None else left.deaths)
-                self.place.delete(_claim(part))
-            return self.place.create(_claim(part), self._own(part))
+                previous = Claim.of(data)
+                self._deaths[part] = 1 + (0 if previous is None else previous.deaths)
+                self.storage.delete(_claim(part))
+            return self.storage.create(_claim(part), self._own(part))
 
     def _abandoned(self, part: int, data: bytes) -> bool:
         claim = Claim.of(data)
         if claim is not None and not claim.alive():
             return True
-        # How long it has stood still is measured from where this process first saw it so: clocks
-        # of others, or one that is set back, say nothing.
+        # Measured from when this process first saw these bytes, with a monotonic clock: the clocks
+        # of other hosts, and wall clocks that are set back, do not matter.
         seen = self._seen.get(part)
         if seen is None or seen[0] != data:
             self._seen[part] = data, self.clock()
@@ -130,33 +138,33 @@ class Claims:
         return self.clock() - seen[1] > self.lease
 
     def beat(self, part: int) -> None:
-        """Tell that the worker gets on with a part; rarely writes."""
+        """Send a heartbeat for a part; writes at most `BEATS_A_LEASE` times per lease."""
         if self.clock() - self._last_beat > self.lease / BEATS_A_LEASE:
             self._beats += 1
-            with writing(self.place.path):
-                self.place.put(_claim(part), self._own(part))
+            with writing(self.storage.path):
+                self.storage.put(_claim(part), self._own(part))
             self._last_beat = self.clock()
 
     def release(self, part: int) -> None:
-        """Leave a part, done or not."""
-        with writing(self.place.path):
-            self.place.delete(_claim(part))
+        """Give up the claim to a part, done or not."""
+        with writing(self.storage.path):
+            self.storage.delete(_claim(part))
         self._deaths.pop(part, None)
 
 
-def claims_of(place: Place) -> dict[int, Claim]:
-    """Who is at which part."""
-    found = {}
-    for name in place.files(DONE):
+def claims_of(storage: Storage) -> dict[int, Claim]:
+    """Return the claims in a store, by part."""
+    claims = {}
+    for name in storage.files(DONE):
         kind, _, number = name.partition(".")
-        data = place.get(f"{DONE}/{name}") if kind == "claim" else None
+        data = storage.get(f"{DONE}/{name}") if kind == "claim" else None
         claim = None if data is None else Claim.of(data)
         if claim is not None:
-            found[int(number)] = claim
-    return found
+            claims[int(number)] = claim
+    return claims
 
 
-# Beside the bytes of parts that are done: Zarr takes a file among arrays for something of its own.
+# In the folder of `part_done`: Zarr would misread a foreign file at the level of the arrays.
 def _claim(part: int) -> str:
     return f"{DONE}/claim.{part}"
 
@@ -168,53 +176,58 @@ def _failure(part: int) -> str:
 # ---- parts that fail -----------------------------------------------------------------------------
 
 
-def note_failure(place: Place, part: int, reason: str) -> None:
-    """Leave word that a part could not be traced."""
-    with writing(place.path):
-        place.put(_failure(part), reason.encode())
+def note_failure(storage: Storage, part: int, reason: str) -> None:
+    """Record why a part could not be traced."""
+    with writing(storage.path):
+        storage.put(_failure(part), reason.encode())
 
 
-def forget_failure(place: Place, part: int) -> None:
-    """It could, after all."""
-    with writing(place.path):
-        place.delete(_failure(part))
+def forget_failure(storage: Storage, part: int) -> None:
+    """Remove the record of a failure: the part was traced after all."""
+    with writing(storage.path):
+        storage.delete(_failure(part))
 
 
-def failures_of(place: Place) -> dict[int, str]:
-    """Why parts could not be traced, by part."""
-    found = {}
-    for name in place.files(DONE):
+def failures_of(storage: Storage) -> dict[int, str]:
+    """Return the reasons of recorded failures, by part in order."""
+    failures = {}
+    for name in storage.files(DONE):
         kind, _, number = name.partition(".")
-        data = place.get(f"{DONE}/{name}") if kind == "failed" else None
+        data = storage.get(f"{DONE}/{name}") if kind == "failed" else None
         if data is not None:
-            found[int(number)] = data.decode(errors="replace")
-    return dict(sorted(found.items()))
+            failures[int(number)] = data.decode(errors="replace")
+    return dict(sorted(failures.items()))
 
 
-# ---- whose turn it is ----------------------------------------------------------------------------
+# ---- the order of parts --------------------------------------------------------------------------
 
 
 def parts_for(
     store: Store, worker: Worker, claims: Claims, skip: set[int], stop: Callable[[], bool]
 ) -> Iterator[int]:
-    """The parts that this worker gets to trace, each claimed, until all are done.
+    """Yield parts for this worker to trace, each claimed, until all parts are done.
 
-    Those at which several workers died come last, so that they do not keep the others from being
-    done. Where others are at all that is left it waits for them, to take over what they leave.
+    Parts at which several workers died come last, so that they do not hold up the others. While
+    other workers have claimed all that is left, waits to take over parts that they abandon.
 
     Args:
-        skip: parts not to take: those taken already, which may be waiting to be written.
-        stop: asked before every part.
+        store: whose parts.
+        worker: determines which parts are tried first.
+        claims: of this process on the store.
+        skip: parts not to take; those yielded are added, as they may be waiting to be written.
+        stop: called before every part; True ends the iteration.
     """
     while not stop():
         left = set(range(store.n_parts)) - set(store.done_parts()) - skip
-        deadly = {part for part, claim in claims_of(store.place).items() if claim.deaths >= DEATHS}
+        deadly = {
+            part for part, claim in claims_of(store.storage).items() if claim.deaths >= DEATHS
+        }
         order = sorted(
             left, key=lambda part: (part in deadly, (part - worker.index) % worker.count, part)
         )
         taken = next(filter(claims.take, order), None)
         if taken is not None:
-            if store.is_done(taken):  # since it was looked at
+            if store.is_done(taken):  # finished since `left` was computed
                 claims.release(taken)
             else:
                 skip.add(taken)
@@ -223,6 +236,6 @@ def parts_for(
             time.sleep(POLL_SECONDS)
         else:
             break
-    for part in claims_of(store.place):
-        if store.is_done(part):  # by a worker that died before it released it
+    for part in claims_of(store.storage):
+        if store.is_done(part):  # its worker died before releasing the claim
             claims.release(part)

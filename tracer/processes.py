@@ -1,4 +1,4 @@
-"""Processes of a host, by what they leave behind: whether one is still there."""
+"""Identify processes across hosts, and find out whether one is gone."""
 
 import os
 import socket
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Process:
-    """A process of some host."""
+    """A process on a host."""
 
     host: str
     number: int
 
     @classmethod
     def this(cls) -> "Process":
-        """The one that asks."""
+        """Return the current process."""
         return cls(socket.gethostname(), os.getpid())
 
     def gone(self) -> bool:
-        """Whether it is known to be gone: what other hosts run is not known."""
+        """Return whether the process is known to be gone; always False for other hosts."""
         if self.host != socket.gethostname():
             return False
         try:
             os.kill(self.number, 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # somebody else's
+        except PermissionError:  # exists, but belongs to another user
             pass
         return False

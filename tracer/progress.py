@@ -1,4 +1,4 @@
-"""How far a long run is: one small reporter, a bar on a terminal and silence elsewhere."""
+"""Progress reports of a long run: a bar on a terminal, silence elsewhere."""
 
 import time
 from typing import Protocol
@@ -17,27 +17,30 @@ from rich.text import Text
 
 
 class Reporter(Protocol):
-    """Told what happens, in tokens."""
+    """Receives progress, counted in tokens."""
 
     def begin(self, what: str, total: int | None, done: int = 0) -> None:
-        """A phase starts: `total` tokens, or None where unknown, of which `done` are done."""
+        """Start a phase of `total` tokens (None: unknown), of which `done` are already done."""
         ...
 
     def advance(self, tokens: int) -> None:
-        """That many more tokens are done."""
+        """Count more tokens as done; negative numbers take tokens back."""
         ...
 
     def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
-        """So many parts of the store are done, and tokens of these, whoever did them."""
+        """Report the parts of the store that are done and failed, and the tokens of those done.
+
+        Counts the work of all workers.
+        """
         ...
 
     def end(self) -> None:
-        """The phase is over, done or not."""
+        """End the phase, whether its work is done or not."""
         ...
 
 
 class Meter:
-    """A reporter that only measures: the tokens of the phase that runs, and its seconds."""
+    """A silent reporter that measures the tokens and seconds of the latest phase."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -45,7 +48,7 @@ class Meter:
         self._started = 0.0
 
     def begin(self, what: str, total: int | None, done: int = 0) -> None:
-        """See `Reporter`; what is begun and how much is left does not matter here."""
+        """See `Reporter`; ignores the arguments."""
         self.tokens, self.seconds, self._started = 0, 0.0, time.monotonic()
 
     def advance(self, tokens: int) -> None:
@@ -53,7 +56,7 @@ class Meter:
         self.tokens += tokens
 
     def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
-        """See `Reporter`; only those of this worker are measured."""
+        """See `Reporter`; does nothing, as only this worker is measured."""
 
     def end(self) -> None:
         """See `Reporter`."""
@@ -61,7 +64,7 @@ class Meter:
 
 
 class Bar(Meter):
-    """A bar with tokens/s and the time left, erased when the phase is over."""
+    """A progress bar with tokens/s and the time left, erased at the end of the phase."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class Bar(Meter):
             self._progress.advance(task, tokens)
 
     def parts(self, done: int, total: int, failed: int, tokens: int) -> None:
-        """See `Reporter`; the time left is that of all workers together."""
+        """See `Reporter`; makes the bar and the time left those of all workers together."""
         failures = f", {failed} failed" if failed else ""
         for task in self._progress.tasks:
             self._progress.update(
@@ -113,6 +116,6 @@ class _Speed(ProgressColumn):
 
 
 def default_reporter() -> Meter:
-    """A bar on standard error where that is a terminal, silence otherwise."""
+    """Return a bar on standard error if that is a terminal, otherwise a silent `Meter`."""
     console = Console(stderr=True)
     return Bar(console) if console.is_terminal else Meter()

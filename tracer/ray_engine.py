@@ -1,7 +1,7 @@
-"""A scan by workers of a Ray cluster: tasks that go through the parts as any worker does.
+"""Scan with workers of a Ray cluster: tasks that trace parts as any other worker does.
 
-One task plans the store, then the workers share it: none of them waits for a plan in a place that
-the planner needs. The store, and not Ray, knows what is done.
+One task plans the store, and only then do the workers start, so that none of them occupies
+resources that the planner needs. The store, not Ray, keeps track of what is done.
 """
 
 import logging
@@ -12,27 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, NotPlannedError, ScanError
+from ..errors import InputError, NotPlannedError, ScanError, first_line
 from .corpus import check_alone
 from .parts import Worker, failures_of
-from .place import place_of
 from .progress import Meter, Reporter
 from .run import Limits, parts_failed
 from .scan import scan
 from .scan_log import json_log
 from .signals import stop_signals
-from .store import Store, is_planned, open_place
+from .storage import storage_of
+from .store import Store, is_planned, open_store_in
 from .tracer import Tracer
 
-LOOK_SECONDS = 1.0  # between looks at how far the workers are
-TRIES = 4  # of a worker: a part that kills its process would do so for ever
+LOOK_SECONDS = 1.0  # between progress reports
+TRIES = 4  # starts of a worker, at most: some part may kill its process every time
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every task of a scan is given."""
+class RayJob:
+    """The arguments that all tasks of a scan share."""
 
     loading: Mapping[str, Any]
     corpus: str
@@ -41,7 +41,7 @@ class Job:
     options: Mapping[str, Any]
 
     def scan(self, worker: Worker, limits: Limits, overwrite: bool = False) -> None:
-        """One worker's share, in this process."""
+        """Do one worker's share in this process."""
         with json_log(self.log_file):
             tracer = Tracer.from_pretrained(**self.loading)
             scan(
@@ -50,27 +50,29 @@ class Job:
             )  # fmt: skip
 
 
-def plan(job: Job, workers: int, replaced: Mapping[str, Any] | None) -> None:
-    """A task: plan the store, or find that a try before this one did.
+def plan(job: RayJob, workers: int, replaced: Mapping[str, Any] | None) -> None:
+    """Task: plan the store, unless an earlier try of this task already did.
 
     Args:
-        replaced: attributes of the store to overwrite. Where there are others, what is there was
-            planned by a process that died before it could say so.
+        job: the scan.
+        workers: of the scan.
+        replaced: attributes of the store to overwrite; None: there is none. If those found differ,
+            an earlier try of this task planned the store and died before it could report.
     """
     overwrite = replaced is not None and replaced == _attributes(job.path)
     job.scan(Worker(0, workers), Limits(max_parts=0), overwrite)
 
 
-def work(job: Job, worker: Worker, limits: Mapping[str, Any]) -> None:
-    """A task: what one worker does. Ray cancels it by an interrupt, which leaves the part."""
-    with stop_signals() as asked:
-        job.scan(worker, Limits(asked=asked.is_set, **limits))
+def work(job: RayJob, worker: Worker, limits: Mapping[str, Any]) -> None:
+    """Task: one worker's share. Ray cancels it with an interrupt, which abandons the part."""
+    with stop_signals() as stop:
+        job.scan(worker, Limits(should_stop=stop.is_set, **limits))
 
 
 def start_ray() -> Any:
-    """Ray, as a part of the cluster that this process belongs to, or of one of this machine alone.
+    """Connect to the Ray cluster of this process, or start a local one, and return the module.
 
-    Its start sets handlers of signals: set others afterwards.
+    This installs Ray's signal handlers: install your own afterwards.
 
     Raises:
         InputError: Ray is not installed.
@@ -92,91 +94,94 @@ def scan_with_ray(
     workers: int,
     limits: Mapping[str, Any],
     progress: Reporter,
-    asked: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     log_file: Path | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Store:
-    """`scan` by several workers of the Ray cluster that this process belongs to, or of a local one.
+    """Run `scan` with several workers of this process's Ray cluster, or of a local one.
 
-    Every machine has to find the model, the corpus, the store and the log under the same paths.
-    A worker whose process dies is started again, `TRIES` times in all; what one raises is raised
-    when all have ended.
+    The model, the corpus, the store and the log must have the same paths on every machine.
+    A worker whose process dies is restarted, up to `TRIES` starts; errors that workers raise are
+    raised once all have ended.
 
     Args:
         loading: arguments of `Tracer.from_pretrained`.
-        corpus, path, overwrite, options: as `scan` takes them.
-        workers: tasks; each has a GPU where there are any, and its share of the CPUs.
+        corpus, path, overwrite, options: see `scan`.
+        workers: number of tasks; each gets its share of the CPUs, and a GPU if there are any.
         limits: `max_parts` and `seconds` of each worker.
-        progress: told how far all of them are.
-        asked: whether to stop: the parts at hand are left.
-        log_file: what every worker logs is appended to it, on the machine that it runs on.
+        progress: receives the progress of all workers together.
+        should_stop: polled; True stops the workers, which abandon the parts they are at.
+        log_file: every worker appends its log to this file, on the machine that it runs on.
+
+    Returns:
+        The store, complete unless stopped by `limits` or `should_stop`.
 
     Raises:
         InputError: Ray is not installed, or `corpus` is standard input.
-        ScanError: parts that could not be traced, or workers that died too often.
-        DensitraceError: as `scan`.
+        ScanError: parts could not be traced, or workers died too often.
+        DensitraceError: see `scan`.
     """
     check_alone(corpus, alone=False)
     ray = start_ray()
-    where = str(path) if "://" in str(path) else str(Path(path).absolute())
+    location = str(path) if "://" in str(path) else str(Path(path).absolute())
     absolute = {
         name: str(Path(value).absolute()) if Path(value).exists() else str(value)
         for name, value in {"corpus": corpus, "model": loading["path"]}.items()
     }
-    job = Job(
+    job = RayJob(
         {**loading, "path": absolute["model"]},
         absolute["corpus"],
-        where,
+        location,
         None if log_file is None else log_file.absolute(),
         options,
     )
     remote = ray.remote(max_retries=0, **_resources(ray, workers))  # `_Crew` tries again
-    place = place_of(where)
-    if overwrite or not is_planned(place):
-        replaced = _attributes(where) if overwrite else None
+    storage = storage_of(location)
+    if overwrite or not is_planned(storage):
+        replaced = _attributes(location) if overwrite else None
         planner = _Crew(ray, [partial(remote(plan).remote, job, workers, replaced)])
         progress.begin("planning", None)
         try:
-            planner.run(asked, lambda: None)
+            planner.run(should_stop, lambda: None)
         finally:
             progress.end()
-        if planner.stopped and not is_planned(place):  # whatever it raised as it was interrupted
-            raise NotPlannedError(f"store {where!r} is not planned yet; the same scan starts again")
+        if planner.stopped and not is_planned(storage):  # its errors come from the interrupt
+            raise NotPlannedError(f"store {location!r} is not planned yet; run the same scan again")
         if planner.errors:
             raise planner.errors[0]
-    store = open_place(place, to_write=False)
-    if not asked():
+    store = open_store_in(storage, to_write=False)
+    if not should_stop():
         starts = [
             partial(remote(work).remote, job, Worker(index, workers), limits)
             for index in range(workers)
         ]
-        _work(_Crew(ray, starts), store, asked, progress)
+        _work(_Crew(ray, starts), store, should_stop, progress)
     return store
 
 
 def _resources(ray: Any, workers: int) -> dict[str, float]:
-    """What a task asks for: no more CPUs than one machine has, or it would wait for ever."""
-    everywhere = ray.cluster_resources()
+    """Return a task's resources: never more CPUs than one machine has, or it would never start."""
+    total = ray.cluster_resources()
     largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    share = min(everywhere.get("CPU", 1) // workers, largest)
-    return {"num_cpus": max(1, int(share)), "num_gpus": 1 if everywhere.get("GPU") else 0}
+    share = min(total.get("CPU", 1) // workers, largest)
+    return {"num_cpus": max(1, int(share)), "num_gpus": 1 if total.get("GPU") else 0}
 
 
 def _attributes(path: str) -> dict[str, Any] | None:
-    """Those of the store that lies there; None where nothing does."""
-    place = place_of(path)
-    return open_place(place, to_write=False).attributes if is_planned(place) else None
+    """Return the attributes of the store at `path`, or None if nothing is planned there."""
+    storage = storage_of(path)
+    return open_store_in(storage, to_write=False).attributes if is_planned(storage) else None
 
 
-def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Reporter) -> None:
-    """Until all workers have ended; tells of what they do, and raises what they raised."""
+def _work(crew: "_Crew", store: Store, should_stop: Callable[[], bool], progress: Reporter) -> None:
+    """Run the workers to their end, report their progress, and raise what they raised."""
     seen = set(store.done_parts())
 
     def look() -> None:
         nonlocal seen
-        with suppress(OSError):  # what cannot be read now may be in a moment
-            done, failed = set(store.done_parts()), failures_of(store.place)
+        with suppress(OSError):  # may be transient; the next call tries again
+            done, failed = set(store.done_parts()), failures_of(store.storage)
             tokens = store.part_tokens(done)
             progress.advance(store.part_tokens(done - seen))
             progress.parts(len(done), store.n_parts, len(failed), tokens)
@@ -184,13 +189,13 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
 
     progress.begin("tracing", int(store.lengths.sum()), store.part_tokens(seen))
     try:
-        crew.run(asked, look)
+        crew.run(should_stop, look)
     finally:
         progress.end()
     for error in crew.errors:
         if not isinstance(error, ScanError):
             raise error
-    failed = failures_of(store.place)  # what one worker could not trace another may have
+    failed = failures_of(store.storage)  # without those that another worker traced after all
     if crew.errors and failed:
         raise parts_failed(failed, store.n_parts)
     if crew.errors and not store.complete:
@@ -198,11 +203,11 @@ def _work(crew: "_Crew", store: Store, asked: Callable[[], bool], progress: Repo
 
 
 class _Crew:
-    """Tasks of a cluster, each started again when its process dies, a few times.
+    """Runs tasks on a cluster, restarting each up to `TRIES` starts if its process dies.
 
     Attributes:
-        errors: what tasks raised; a ScanError of each that died too often.
-        stopped: they were told to leave.
+        errors: the errors that tasks raised; a ScanError for each that died too often.
+        stopped: whether the tasks were asked to stop.
     """
 
     def __init__(self, ray: Any, starts: Sequence[Callable[[], Any]]) -> None:
@@ -212,8 +217,8 @@ class _Crew:
         self._tries = [0] * len(starts)
         self._running: dict[Any, int] = {}
 
-    def run(self, asked: Callable[[], bool], look: Callable[[], None]) -> None:
-        """Until all have ended, well or not; `look` is called now and then, and at the end."""
+    def run(self, should_stop: Callable[[], bool], look: Callable[[], None]) -> None:
+        """Wait until all tasks have ended, well or not; call `look` regularly and at the end."""
         try:
             for number in range(len(self._starts)):
                 self._start(number)
@@ -222,7 +227,7 @@ class _Crew:
                 look()
                 for task in ended:
                     self._end(task)
-                if asked() and not self.stopped:
+                if should_stop() and not self.stopped:
                     self.stopped = True
                     for task in self._running:
                         self._ray.cancel(task)
@@ -239,19 +244,19 @@ class _Crew:
         try:
             self._ray.get(task)
         except exceptions.TaskCancelledError:
-            pass  # before it had begun, or while it loaded the model
+            pass  # cancelled before it began, or while it loaded the model
         except exceptions.RayTaskError as error:
             log.error("worker failed", extra={"worker": number, "reason": str(error.cause)})
             self.errors.append(error.cause)
         except exceptions.RayError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             log.warning("worker died", extra={"worker": number, "reason": reason})
             if self._tries[number] < TRIES and not self.stopped:
                 self._start(number)
             elif not self.stopped:
                 self.errors.append(
                     ScanError(
-                        f"worker {number} died {TRIES} times ({reason}); what is done stays, the "
-                        "same command goes on"
+                        f"worker {number} died {TRIES} times ({reason}); finished parts are kept, "
+                        "run the same command to continue"
                     )
                 )

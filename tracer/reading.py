@@ -1,4 +1,4 @@
-"""A corpus that is read beside other work: its first windows are there long before its last."""
+"""Read a corpus in a background thread, making its first windows available before the last."""
 
 import logging
 import time
@@ -18,40 +18,40 @@ from .run import Stopped
 from .spool import Spool
 from .windows import Encode, Plan, plan_of, plan_windows
 
-GRACE_SECONDS = 10.0  # for a corpus to end, once the scan was asked to stop
+GRACE_SECONDS = 10.0  # given to the reader to finish, once the scan was asked to stop
 
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 
-def awaited(made: Future[Result], asked: Callable[[], bool]) -> Result:
-    """What another thread makes.
+def awaited(future: Future[Result], should_stop: Callable[[], bool]) -> Result:
+    """Wait for another thread's result.
 
     Raises:
-        Stopped: asked to stop, and it is not there soon.
+        Stopped: `should_stop` was true for `GRACE_SECONDS` without a result.
     """
     left = GRACE_SECONDS
     while left > 0:
         started = time.monotonic()
-        if wait([made], POLL_SECONDS).done:
-            return made.result()
-        if asked():
+        if wait([future], POLL_SECONDS).done:
+            return future.result()
+        if should_stop():
             left -= time.monotonic() - started
     raise Stopped
 
 
 @dataclass
 class Reading:
-    """One reading of a corpus, in a thread of its own.
+    """One pass over a corpus; call `read` in a background thread.
 
     Attributes:
-        spool: takes the documents.
+        spool: receives the documents.
         context: tokens of a window, at most.
-        strata: of the rule that they will be traced with.
-        head: the first windows as soon as so many are read that the parts of these stay the same
-            whatever comes (`layout.head`); None where the corpus ends before, or where none of
-            them is as long as `context`, so that a longer one may come.
+        strata: number of strata of the rule.
+        head: resolves to the first windows, once there are enough to fix the division into parts
+            whatever follows (`layout.head`); to None if the corpus ends before, or if none of
+            them has `context` tokens, so that a longer one may follow.
     """
 
     spool: Spool
@@ -60,8 +60,8 @@ class Reading:
     head: Future[Plan | None] = field(default_factory=Future)
     _windows: int = 0
     _tokens: int = 0
-    _told: Reporter | None = None
-    _telling: Lock = field(default_factory=Lock)
+    _reporter: Reporter | None = None
+    _lock: Lock = field(default_factory=Lock)
 
     def read(
         self,
@@ -70,7 +70,7 @@ class Reading:
         vocab_size: int,
         report: CorpusReport,
     ) -> Plan:
-        """All windows; see `plan_windows`."""
+        """Read the corpus to its end and return all windows; see `plan_windows`."""
         started = time.monotonic()
         try:
             plan = plan_windows(
@@ -85,26 +85,26 @@ class Reading:
         finally:
             if not self.head.done():
                 self.head.set_result(None)
-        about = {
+        facts = {
             "documents": report.documents,
             "windows": plan.n_windows,
             "tokens": int(plan.length.sum()),
             "seconds": time.monotonic() - started,
         }
-        log.info("corpus read", extra=about)
+        log.info("corpus read", extra=facts)
         return plan
 
     @contextmanager
-    def told(self, reporter: Reporter) -> Iterator[None]:
-        """A reporter is told of the tokens, in a phase of their own."""
-        with self._telling:
+    def reported_to(self, reporter: Reporter) -> Iterator[None]:
+        """Report the tokens read to a reporter, as the phase "reading", inside the context."""
+        with self._lock:
             reporter.begin("reading", None, self._tokens)
-            self._told = reporter
+            self._reporter = reporter
         try:
             yield
         finally:
-            with self._telling:
-                self._told = None
+            with self._lock:
+                self._reporter = None
                 reporter.end()
 
     @cached_property
@@ -117,7 +117,7 @@ class Reading:
             self.spool.flush()
             head = plan_of(self.spool, self.context).head(self._enough)
             self.head.set_result(head if head.longest == self.context else None)
-        with self._telling:
+        with self._lock:
             self._tokens += tokens
-            if self._told is not None:
-                self._told.advance(tokens)
+            if self._reporter is not None:
+                self._reporter.advance(tokens)

@@ -1,4 +1,4 @@
-"""What a store is made from, and how two of them differ."""
+"""The recipe of a store (model, rule, corpus and options), and how two recipes differ."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -13,16 +13,16 @@ _NAMES = {
     "select": "rule",
     "corpus_fingerprint": "corpus",
 }
-_UNSAID = ("batch_tokens", "arithmetic", "config_hash")
+_MAY_BE_UNKNOWN = ("batch_tokens", "arithmetic", "config_hash")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a store was made from: two scans may share a store iff their recipes are the same."""
+    """What a store is made from: scans may share a store if and only if their recipes are equal."""
 
     weight_hash: str
     tokenizer_hash: str
-    select: dict[str, Any]  # the rule as asked for: AutoStrata stays AutoStrata
+    select: dict[str, Any]  # the rule as requested: AutoStrata, not the thresholds it chose
     importance: str
     attention: str
     scope: str
@@ -31,16 +31,16 @@ class Recipe:
     controls: tuple[str, ...]
     context: int
     corpus_fingerprint: str
-    edges: int | None = None  # the stratum whose edges are kept; stores of before have none
-    # What runs together and on what, as the last bits of sums depend on it; stores of before do
-    # not say.
+    edges: int | None = None  # the stratum whose edges are stored
+    # The last bits of sums depend on the batches, and on the device and kernels. These fields are
+    # None in older stores.
     batch_tokens: int | None = None
     arithmetic: str | None = None
-    config_hash: str | None = None  # nor what weights do not say of the model
+    config_hash: str | None = None
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Recipe":
-        """The recipe among a store's attributes."""
+        """Read the recipe from a store's attributes."""
         values = {
             field.name: attributes[field.name]
             for field in fields(cls)
@@ -48,14 +48,14 @@ class Recipe:
         }
         return cls(**{**values, "controls": tuple(values["controls"])})
 
-    def difference(self, asked: "Recipe") -> str | None:
-        """The first thing that differs, with both values; None where nothing does."""
+    def difference(self, other: "Recipe") -> str | None:
+        """Describe the first field that differs, with both values; None if none does."""
         for name, there in asdict(self).items():
-            here = asdict(asked)[name]
+            here = asdict(other)[name]
             if name == "controls" and sorted(there) == sorted(here):
-                continue  # in whatever order
-            if there != here and not (there is None and name in _UNSAID):
-                return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} is asked"
+                continue  # their order does not matter
+            if there != here and not (there is None and name in _MAY_BE_UNKNOWN):
+                return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} here"
         return None
 
 

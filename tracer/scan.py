@@ -1,12 +1,12 @@
-"""A corpus to a store: plan the windows, choose the strata, trace part after part (`run`).
+"""Scan a corpus into a store: plan the windows, choose the strata, trace part by part (`run`).
 
-The same call from several processes shares the parts among them; see `parts`.
+Processes that make the same call share the parts; see `parts`.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -15,26 +15,26 @@ from typing import Any, SupportsIndex
 
 from .. import kernels
 from ..errors import InputError, NotPlannedError, StoreError
-from .ahead import give_way
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
 from .nodes import ImportanceName
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
-from .place import KEPT, Folder, Place, place_of, writing
+from .prefetch import lower_priority
 from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
-from .run import UNLIMITED, Allowance, Limits, Run, Stopped
+from .run import UNLIMITED, Allowance, Job, Limits, Run, Stopped
 from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, checked_rule
 from .spool import Spool
-from .store import Store, existing_store, is_planned, open_place
+from .storage import KEPT, Folder, Storage, storage_of, writing
+from .store import Store, existing_store, is_planned, open_store_in
 from .stored_plan import create_store, left_draft
 from .tracer import PILOT_TOKENS, Tracer
 from .tracing import Scope, Settings
 from .windows import Encode, Encoded, Plan, spread
 
-BATCH_TOKENS = 1024  # times 1 + K lanes (and again K a control) run through the model together
+BATCH_TOKENS = 1024  # run together, in each of 1 + K lanes (and K more per control)
 
 log = logging.getLogger(__name__)
 
@@ -63,51 +63,98 @@ def scan(
     limits: Limits = UNLIMITED,
     progress: Reporter | None = None,
 ) -> Store:
-    """Trace every token of a corpus into a store; continues a store that is not complete.
+    """Trace every token of a corpus into a store, or continue a store that is not complete.
 
-    Processes that are given the same arguments share the work; any of them may die.
+    Processes that pass the same arguments share the work; any of them may die.
 
     Args:
         tracer: the model, with a tokenizer.
-        corpus: see `read_corpus`, as for `text_field`, `label_fields` and `file_format`.
+        corpus, text_field, label_fields, file_format: see `read_corpus` (`corpus`: its `source`).
         path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
-        select: a rule; AutoStrata chooses its thresholds on a pilot sample when the store is
-            planned and they stay with the store. The pilot is spread over the corpus, of a large
-            one (`layout.head`) over its beginning.
+        select: the rule. AutoStrata chooses its thresholds on a pilot sample when the store is
+            planned, and they stay with the store. The pilot is spread over the corpus, or over
+            the beginning (`layout.head`) of a large one.
         context: tokens of a window, at most.
         importance, attention, scope, count, controls, seed: see `Tracer.trace`. With
-            scope="output" every position is traced on its own: two passes a token.
-        edges: a stratum, 0 the sparsest, or from the densest, -1: what it keeps of every window's
-            graph is stored too, edge by edge, for `Store.edges`. Not of `Size`, nor with
-            `cuda_graphs`.
-        batch_tokens: tokens that run through the model together, times lanes; bounds memory. By
-            default as the store was planned, a new one for 1024. The last bits of sums depend on
-            it, and on what serves the ops: a store goes on with those that it began with.
-        overwrite: replace a store that is there instead of continuing it.
-        worker: which of several processes this is; by default as torchrun or a Slurm array says.
-            The first one plans the store, the others wait for it.
-        lease_seconds: a worker that has not got on for so long has its part taken over.
+            scope="output" every position is traced separately: two passes a token.
+        edges: the stratum whose kept edges are stored too, for `Store.edges`: 0 the sparsest, -1
+            the densest; None: no edges. Excludes `Size` rules and `cuda_graphs`.
+        batch_tokens: tokens that run through the model together, in each lane; bounds memory.
+            By default what the store was planned with, 1024 for a new one. The last bits of sums
+            depend on it and on the kernels, so a store is continued only with the same ones.
+        overwrite: replace an existing store instead of continuing it.
+        worker: which of several processes this is; by default as torchrun or Slurm sets it.
+            The first worker plans the store, the others wait for it.
+        lease_seconds: seconds without progress after which a worker's part is taken over.
         limits: when to stop before the store is complete.
-        progress: by default a bar on a terminal, silence otherwise.
+        progress: receives the progress; by default a bar on a terminal, silence elsewhere.
 
     Returns:
-        The store, complete but for `limits`.
+        The store; complete unless `limits` ended the scan.
 
     Raises:
         CorpusError: the corpus is missing or empty.
         StoreError: the store was made from something else, or cannot be written.
-        NotPlannedError: `limits` ended before the corpus was read to its end.
+        NotPlannedError: `limits` ended the scan before the corpus was read to its end.
         InputError: an argument that cannot be used.
-        ScanError: parts that could not be traced, of which the model's output was not finite,
-            say; all others are done.
+        ScanError: some parts could not be traced, for example because the model's output was not
+            finite; all others are done.
 
     Example:
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
     """
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     kept = kept_stratum(edges, checked_rule(select))
-    if kept is not None and tracer.cuda_graphs:
-        raise InputError(f"edges={edges} and cuda_graphs exclude one another: leave one out")
+    _check_arguments(tracer, context, edges, batch_tokens)
+    reporter = default_reporter() if progress is None else progress
+    worker = Worker.of_environment() if worker is None else worker
+    check_alone(corpus, alone=worker.count == 1)
+    storage = storage_of(path)
+    report, enough = CorpusReport(), Event()
+    reading = read_corpus(corpus, text_field, label_fields, file_format=file_format, report=report)
+    documents = Fingerprint(until(enough, reading))
+    allowance = Allowance(limits)
+    store = _existing(storage, overwrite, worker, allowance, reporter)
+    planned_for = None if store is None else store.recipe.batch_tokens
+    with ThreadPoolExecutor(2, "densitrace-reader", lower_priority) as reader:
+        job = Job(
+            tracer=tracer,
+            settings=settings,
+            batch_tokens=batch_tokens or planned_for or BATCH_TOKENS,
+            worker=worker,
+            lease_seconds=lease_seconds,
+            allowance=allowance,
+            reporter=reporter,
+            reader=reader,
+        )
+        request = _Scan(
+            job=job,
+            corpus=str(corpus),
+            storage=storage,
+            select=select,
+            context=context,
+            edges=kept,
+            overwrite=overwrite,
+            documents=documents,
+            report=report,
+        )
+        try:
+            store = request.planned() if store is None else store
+            request.check(store, store.recipe.corpus_fingerprint)
+            # Tracing starts while the corpus is read in the background, to check its fingerprint.
+            same = reader.submit(lambda: request.check(store, documents.hex()))
+            Run(job, store, same).work()
+        finally:
+            enough.set()
+    return store
+
+
+def _check_arguments(
+    tracer: Tracer, context: int, edges: int | None, batch_tokens: int | None
+) -> None:
+    """Raise InputError for arguments that are impossible, alone or with this tracer."""
+    if edges is not None and tracer.cuda_graphs:
+        raise InputError(f"edges={edges} and cuda_graphs cannot be combined: leave one out")
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too small: at least 1 token is traced")
     if tracer.max_length is not None and context > tracer.max_length:
@@ -115,176 +162,131 @@ def scan(
             f"context={context} is more than the {tracer.max_length} tokens that model "
             f"{tracer.model_id!r} takes"
         )
-    reporter = default_reporter() if progress is None else progress
-    worker = Worker.of_environment() if worker is None else worker
-    check_alone(corpus, alone=worker.count == 1)
-    place = place_of(path)
-    report, enough = CorpusReport(), Event()
-    documents = read_corpus(
-        corpus, text_field, label_fields, file_format=file_format, report=report
-    )
-    read = Fingerprint(until(enough, documents))
-
-    allowance = Allowance(limits)
-    store = _found(place, overwrite, worker, allowance, reporter)
-    planned_for = None if store is None else store.recipe.batch_tokens
-    with ThreadPoolExecutor(2, "densitrace-reader", give_way) as reader:
-        asked = _Scan(
-            tracer,
-            str(corpus),
-            place,
-            select,
-            settings,
-            context,
-            kept,
-            batch_tokens or planned_for or BATCH_TOKENS,
-            worker,
-            lease_seconds,
-            allowance,
-            reporter,
-            overwrite,
-            read,
-            report,
-            reader,
-        )
-        try:
-            store = asked.planned() if store is None else store
-            asked.check(store, store.recipe.corpus_fingerprint)
-            # A corpus of before is read again beside tracing.
-            asked.work(store, reader.submit(lambda: asked.check(store, read.hex())))
-        finally:
-            enough.set()
-    return store
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """A scan as it was asked for, and what its steps share."""
+    """The arguments of a scan, and the state that its steps share."""
 
-    tracer: Tracer
+    job: Job
     corpus: str
-    place: Place
+    storage: Storage
     select: Rule | AutoStrata
-    settings: Settings
     context: int
-    edges: int | None  # the stratum whose edges are kept
-    batch_tokens: int
-    worker: Worker
-    lease_seconds: float
-    allowance: Allowance
-    reporter: Reporter
+    edges: int | None  # the stratum whose edges are stored
     overwrite: bool
-    read: Fingerprint  # the documents as they go by
-    report: CorpusReport  # of them
-    reader: Executor
+    documents: Fingerprint
+    report: CorpusReport  # counts of the documents
 
     def recipe(self, fingerprint: str) -> Recipe:
-        """What a store is made from; the fingerprint is the corpus's."""
+        """Return the recipe of a store of this scan, with the corpus's fingerprint."""
+        tracer, settings = self.job.tracer, self.job.settings
         return Recipe(
-            self.tracer.weight_hash,
-            self.tracer.tokenizer_hash,
-            self.select.to_json(),
-            self.settings.importance,
-            self.settings.attention,
-            self.settings.scope,
-            self.settings.count,
-            self.settings.seed,
-            self.settings.controls,
-            self.context,
-            fingerprint,
-            self.edges,
-            self.batch_tokens,
-            _arithmetic(self.tracer),
-            self.tracer.config_hash,
+            weight_hash=tracer.weight_hash,
+            tokenizer_hash=tracer.tokenizer_hash,
+            select=self.select.to_json(),
+            importance=settings.importance,
+            attention=settings.attention,
+            scope=settings.scope,
+            count=settings.count,
+            seed=settings.seed,
+            controls=settings.controls,
+            context=self.context,
+            corpus_fingerprint=fingerprint,
+            edges=self.edges,
+            batch_tokens=self.job.batch_tokens,
+            arithmetic=_arithmetic(tracer),
+            config_hash=tracer.config_hash,
         )
 
     def check(self, store: Store, fingerprint: str) -> None:
-        """StoreError if the store was made from other things."""
+        """Raise StoreError if the store has another recipe."""
         difference = store.recipe.difference(self.recipe(fingerprint))
         if difference is not None:
             raise StoreError(
-                f"store {str(store.path)!r} holds another scan: {difference}; give another place, "
-                "or overwrite it"
+                f"store {str(store.path)!r} holds another scan: {difference}; choose another "
+                "path, or overwrite it"
             )
 
-    def work(self, store: Store, beside: Future[Any], draft: bool = False) -> None:
-        """See `Run`."""
-        Run(
-            self.tracer,
-            store,
-            self.reader,
-            beside,
-            self.settings,
-            self.batch_tokens,
-            self.worker,
-            self.lease_seconds,
-            self.allowance,
-            self.reporter,
-            draft,
-        ).work()
-
     def planned(self) -> Store:
-        """The store, once the corpus was read.
+        """Read the corpus and plan the store.
 
         Raises:
-            NotPlannedError: asked to stop before.
-            StoreError: it cannot be written.
+            NotPlannedError: asked to stop before the corpus was read.
+            StoreError: the store cannot be written.
         """
-        with writing(self.place.path), self.place.staging() as folder:
+        with writing(self.storage.path), self.storage.staging() as folder:
             try:
                 return self._planned_in(folder)
             except Stopped:
-                raise _not_planned(self.place) from None
+                raise _not_planned(self.storage) from None
 
     def _planned_in(self, folder: Path) -> Store:
-        """What can be traced before the corpus is read to its end is traced meanwhile."""
-        stop, strata = self.allowance.limits.asked, _n_strata(self.select)
+        """Read the corpus, tracing its first windows as a draft meanwhile, and create the store."""
+        job, strata = self.job, _n_strata(self.select)
+        tracer, should_stop = job.tracer, job.allowance.limits.should_stop
         reading = Reading(Spool(folder / "spool"), self.context, strata)
-        whole = self.reader.submit(
-            reading.read, self.read, encoder(self.tracer), self.tracer.vocab_size, self.report
+        whole = job.reader.submit(
+            reading.read, self.documents, encoder(tracer), tracer.vocab_size, self.report
         )
-        with reading.told(self.reporter):
-            head = awaited(reading.head, stop)
-            plan = awaited(whole, stop) if head is None else head
+        with reading.reported_to(job.reporter):
+            head = awaited(reading.head, should_stop)
+            plan = awaited(whole, should_stop) if head is None else head
         rule, draft = self._rule(plan), None
-        # Several workers would wait for the part that the first is at when all is read.
-        if head is not None and len(rule) == strata and self.worker.count == 1:
+        # Not with several workers: when the corpus is read, the others would wait for the part
+        # that the first one is tracing.
+        if head is not None and len(rule) == strata and job.worker.count == 1:
             draft = self._draft(folder, head, rule)
-            self.work(draft, whole, draft=True)
+            Run(job, draft, whole, draft=True).work()
         if head is not None:
-            with reading.told(self.reporter):
-                plan = awaited(whole, stop)
-        recipe = self.recipe(self.read.hex())
-        facts, most = self._facts(), self._most_edges(plan)
+            with reading.reported_to(job.reporter):
+                plan = awaited(whole, should_stop)
         return create_store(
-            self.place, folder, plan, recipe, rule, self.report, facts, most, draft, self.overwrite
+            self.storage,
+            folder,
+            plan,
+            recipe=self.recipe(self.documents.hex()),
+            rule=rule,
+            report=self.report,
+            facts=self._facts(),
+            most_edges=self._most_edges(plan),
+            draft=draft,
+            replace=self.overwrite,
         )
 
     def _draft(self, folder: Path, head: Plan, rule: Rule) -> Store:
-        """A store of the first windows alone: one that was kept, or a new one."""
-        place, recipe = Folder(folder / KEPT), self.recipe("")
-        kept = left_draft(place, recipe, rule, head)
+        """Return a store of the first windows only: one kept by an earlier scan, or a new one."""
+        storage, recipe = Folder(folder / KEPT), self.recipe("")
+        kept = left_draft(storage, recipe, rule, head)
         if kept is not None:
             return kept
-        facts, most = self._facts(), self._most_edges(head)
         return create_store(
-            place, folder, head, recipe, rule, CorpusReport(), facts, most, replace=True
+            storage,
+            folder,
+            head,
+            recipe=recipe,
+            rule=rule,
+            report=CorpusReport(),
+            facts=self._facts(),
+            most_edges=self._most_edges(head),
+            replace=True,
         )
 
     def _rule(self, plan: Plan) -> Rule:
-        """Thresholds that are chosen are chosen on a pilot spread over these windows."""
+        """Return the rule; AutoStrata chooses its thresholds on a pilot spread over the plan."""
         if isinstance(self.select, Rule):
             return self.select
-        return self.tracer.choose_strata_from_windows(
+        settings = self.job.settings
+        return self.job.tracer.choose_strata_from_windows(
             self.select,
             [plan.ids(window) for window in spread(plan.length, PILOT_TOKENS)],
-            importance=self.settings.importance,
-            count=self.settings.count,
-            seed=self.settings.seed,
+            importance=settings.importance,
+            count=settings.count,
+            seed=settings.seed,
         )
 
     def _facts(self) -> dict[str, Any]:
-        tracer = self.tracer
+        tracer = self.job.tracer
         return {
             "model": tracer.model_id,
             "architecture": tracer.architecture,
@@ -296,14 +298,22 @@ class _Scan:
         }
 
     def _most_edges(self, plan: Plan) -> int:
-        return most_edges(plan.longest, self.tracer.n_heads, self.tracer.n_layers)
+        tracer = self.job.tracer
+        return most_edges(plan.longest, tracer.n_heads, tracer.n_layers)
 
 
 def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
-    """`edges=` of a scan as the place of a stratum among all of a rule; None: none.
+    """Resolve `edges=` of a scan to the index of a stratum, counted from the sparsest.
+
+    Args:
+        edges: an index, negative from the densest; None: no edges are stored.
+        select: the rule.
+
+    Returns:
+        The index in 0..K-1, or None.
 
     Raises:
-        InputError: no place of a stratum, or a rule that keeps other edges for every output.
+        InputError: no such stratum, or a `Size` rule, which keeps different edges per output.
 
     Example:
         >>> kept_stratum(-1, AutoStrata(12))
@@ -327,58 +337,61 @@ def _n_strata(select: Rule | AutoStrata) -> int:
     return select.n if isinstance(select, AutoStrata) else len(select)
 
 
-def _not_planned(place: Place) -> NotPlannedError:
+def _not_planned(storage: Storage) -> NotPlannedError:
     return NotPlannedError(
-        f"store {str(place.path)!r} is not planned yet, as its corpus was not read to the end; "
-        "the same scan starts again, with any parts that it traced meanwhile"
+        f"store {str(storage.path)!r} is not planned yet, as its corpus was not read to the end; "
+        "run the same scan again; parts that it traced meanwhile are kept"
     )
 
 
-def _found(
-    place: Place, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
+def _existing(
+    storage: Storage, overwrite: bool, worker: Worker, allowance: Allowance, reporter: Reporter
 ) -> Store | None:
-    """The store to continue; None where this worker is to plan it."""
+    """Return the store to continue, or None if this worker must plan it.
+
+    Workers other than the first wait for the first one's plan.
+    """
     if worker.index == 0:
-        return existing_store(place, overwrite)
+        return existing_store(storage, overwrite)
     if overwrite:
         raise InputError("overwrite=True is for the first worker alone: others would start anew")
-    if not is_planned(place):
+    if not is_planned(storage):
         log.info("waiting for the first worker's plan")
         reporter.begin("waiting for the first worker's plan", None)
     try:
-        while not is_planned(place):
+        while not is_planned(storage):
             if allowance.spent():
-                raise _not_planned(place)
+                raise _not_planned(storage)
             time.sleep(POLL_SECONDS)
     finally:
         reporter.end()
-    return open_place(place, to_write=True)
+    return open_store_in(storage, to_write=True)
 
 
 # ---- planning ------------------------------------------------------------------------------------
 
 
 def encoder(tracer: Tracer) -> Encode:
-    """The tracer's tokenizer, with character spans where it knows them."""
+    """Return a function that tokenises texts, with character spans if the tokenizer is fast."""
     tokenizer = tracer.tokenizer
 
     def encode(texts: Sequence[str]) -> list[Encoded]:
         if tokenizer is None or not tokenizer.is_fast:
             return [Encoded(tracer.encode(text)) for text in texts]
-        found = tokenizer(
+        encoding = tokenizer(
             list(texts), return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         return [
             Encoded(ids, spans)
-            for ids, spans in zip(found["input_ids"], found["offset_mapping"], strict=True)
+            for ids, spans in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ]
 
     return encode
 
 
 def _arithmetic(tracer: Tracer) -> str:
-    """What sums are made with, as far as their last bits may show it."""
-    device, by = tracer.device.type, [tracer.backend]
+    """Describe the device and backends, on which the last bits of sums may depend."""
+    device, names = tracer.device.type, [tracer.backend]
     if tracer.backend == "auto":
-        by = sorted(set(kernels.backends(tracer.device).values()))
-    return f"{device} by {' and '.join(by)}"
+        names = sorted(set(kernels.backends(tracer.device).values()))
+    return f"{device} by {' and '.join(names)}"

@@ -1,32 +1,33 @@
 """The commands `densitrace scan` and `densitrace status`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError, NotPlannedError
-from .cli import Failure, debug_option, example, load_tracer, model_options
+from ..errors import NotPlannedError
+from .cli import Failure, debug_option, example, load_tracer, model_options, usage
 
 if TYPE_CHECKING:
     from .parts import Worker
     from .select import AutoStrata, Rule
 
 IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
+LOADING = ("device", "dtype", "backend", "offload", "cuda_graphs")  # how the model is loaded
 Decorated = Callable[..., Any]
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas."""
+    """A parameter of comma-separated numbers."""
 
     name = "numbers"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """`"0.1,1e-3"` as (0.1, 0.001)."""
+        """Parse `"0.1,1e-3"` as (0.1, 0.001)."""
         if isinstance(value, tuple):
             return value
         try:
@@ -36,7 +37,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 def rule_options(command: Decorated) -> Decorated:
-    """One option a rule; `chosen_rule` reads them."""
+    """Add one option per rule; `chosen_rule` reads them."""
     for option in reversed(
         (
             click.option(
@@ -61,7 +62,11 @@ def rule_options(command: Decorated) -> Decorated:
 
 
 def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
-    """Take the rules' options out of all options: the one given, AutoStrata(12) if none is."""
+    """Remove the rules' options from `options`; return the given rule, by default AutoStrata(12).
+
+    Raises:
+        click.UsageError: several rules, a rule's values are wrong, or --sizes without its scope.
+    """
     from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
 
     rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
@@ -75,25 +80,23 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{names} exclude one another: one rule selects the edges")
+        raise click.UsageError(f"{names} cannot be combined: one rule selects the edges")
     if "sizes" in given and options["scope"] != "output":
         raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
     name, value = next(iter(given.items()), ("strata", 12))
-    try:
+    with usage(f"--{name.replace('_', '-')}"):
         return rules[name](value)
-    except InputError as error:
-        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
 
 class WorkerOf(click.ParamType["Worker"]):
-    """`I/N`."""
+    """A parameter `I/N`: worker I of N."""
 
     name = "I/N"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Worker":
-        """`"1/4"` as Worker(1, 4)."""
+        """Parse `"1/4"` as Worker(1, 4)."""
         from .parts import Worker
 
         if isinstance(value, Worker):
@@ -103,6 +106,21 @@ class WorkerOf(click.ParamType["Worker"]):
             return Worker(int(index), int(count))
         except ValueError as error:  # InputError is one
             self.fail(f"{value!r} is not I/N with 0 <= I < N ({error})", param, ctx)
+
+
+def _check_usage(
+    corpus: str, engine: str, workers: int, worker: "Worker", options: Mapping[str, Any]
+) -> None:
+    """Raise a usage error for options of `scan` that do not go together."""
+    from .corpus import check_alone
+    from .scan import kept_stratum
+
+    if engine == "here" and workers > 1:
+        raise click.UsageError("--workers needs --engine ray; without Ray, start more processes")
+    with usage("--edges"):
+        kept_stratum(options["edges"], options["select"])
+    with usage():
+        check_alone(corpus, alone=engine == "here" and worker.count == 1)
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -135,13 +153,13 @@ class WorkerOf(click.ParamType["Worker"]):
     "--controls",
     type=click.Choice(("inverse", "random")),
     multiple=True,
-    help="Trace this control too; may be repeated.",
+    help="Also trace this control; may be repeated.",
 )
 @click.option(
     "--edges",
     type=int,
     metavar="STRATUM",
-    help="Store the edges that this stratum keeps, too: 0 the sparsest, -1 the densest.",
+    help="Also store the edges that this stratum keeps: 0 the sparsest, -1 the densest.",
 )
 @click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -165,7 +183,7 @@ class WorkerOf(click.ParamType["Worker"]):
     show_default=True,
     help="Of a single file or standard input.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing store.")
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU, replay passes of a shape seen before.")
 @click.option(
     "--worker",
@@ -182,32 +200,25 @@ class WorkerOf(click.ParamType["Worker"]):
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
     "--lease",
+    "lease_seconds",
     type=click.FloatRange(min=1),
     default=600.0,
     show_default=True,
     help="Seconds without progress after which a worker's part is taken over.",
 )
-@click.option("--max-parts", type=click.IntRange(min=1), help="Stop after so many parts.")
+@click.option("--max-parts", type=click.IntRange(min=1), help="Stop after this many parts.")
 @click.option(
-    "--time-limit", type=click.FloatRange(min=0), help="Begin no part after so many minutes."
+    "--time-limit", type=click.FloatRange(min=0), help="Begin no part after this many minutes."
 )
 @click.option("--log", "log_file", type=click.Path(path_type=Path), help="Append JSON lines to it.")
 @debug_option
 def scan(
     corpus: str,
     model: str,
-    device: str,
-    dtype: str,
-    backend: str,
-    offload: Literal["layers"] | None,
     out: str,
-    controls: Sequence[str],
-    label_fields: Sequence[str],
-    cuda_graphs: bool,
     engine: str,
     workers: int,
     worker: "Worker | None",
-    lease: float,
     max_parts: int | None,
     time_limit: float | None,
     log_file: Path | None,
@@ -217,57 +228,33 @@ def scan(
 
     CORPUS is a .txt, .jsonl or .parquet file, a folder of them, or - for standard input. The store
     is a folder or a URL (s3://bucket/name, gs://, az://). Processes that run the same command share
-    the work. SIGTERM leaves the part at hand; what is done stays.
+    the work. SIGTERM abandons the current part and keeps those that are done.
     """
-    rule = chosen_rule(options)
-    if engine == "here" and workers > 1:
-        raise click.UsageError("--workers goes with --engine ray; elsewhere start more processes")
     from rich.console import Console
 
-    from .corpus import check_alone
     from .parts import Worker
     from .progress import default_reporter
     from .run import Limits
-    from .scan import kept_stratum
     from .scan import scan as run
     from .scan_log import json_log
     from .signals import stop_signals
     from .summary import print_summary
 
-    try:
-        kept_stratum(options["edges"], rule)
-    except InputError as error:
-        raise click.UsageError(f"--edges: {error}") from error
+    options["select"] = chosen_rule(options)
+    options["label_fields"] = options["label_fields"] or None
+    loading = {name: options.pop(name) for name in LOADING}
     worker = worker or Worker.of_environment()
-    try:
-        check_alone(corpus, alone=engine == "here" and worker.count == 1)
-    except InputError as error:
-        raise click.UsageError(str(error)) from error
-    reporter = default_reporter()
-    options |= {
-        "select": rule,
-        "controls": controls,
-        "label_fields": label_fields or None,
-        "lease_seconds": lease,
-    }
+    _check_usage(corpus, engine, workers, worker, options)
     seconds = None if time_limit is None else 60 * time_limit
     limits: dict[str, Any] = {"max_parts": max_parts, "seconds": seconds}
-    loading: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "backend": backend,
-        "offload": offload,
-        "cuda_graphs": cuda_graphs,
-    }
+    options["progress"] = reporter = default_reporter()
     if engine == "ray":
         from .ray_engine import scan_with_ray, start_ray
 
-        start_ray()  # sets handlers of signals, in place of which ours come
-    with stop_signals() as asked, ExitStack() as logged:
-        try:
+        start_ray()  # sets signal handlers, which ours then replace
+    with stop_signals() as stop, ExitStack() as logged:
+        with usage("--log"):
             logged.enter_context(json_log(log_file))
-        except InputError as error:
-            raise click.UsageError(f"--log: {error}") from error
         try:
             if engine == "ray":
                 store = scan_with_ray(
@@ -276,25 +263,24 @@ def scan(
                     out,
                     workers=workers,
                     limits=limits,
-                    progress=reporter,
-                    asked=asked.is_set,
+                    should_stop=stop.is_set,
                     log_file=log_file,
                     **options,
                 )
             else:
+                stops = Limits(should_stop=stop.is_set, **limits)
                 tracer = load_tracer(model, **loading)
-                stop = Limits(asked=asked.is_set, **limits)
-                store = run(
-                    tracer, corpus, out, worker=worker, limits=stop, progress=reporter, **options
-                )
+                store = run(tracer, corpus, out, worker=worker, limits=stops, **options)
         except NotPlannedError as error:
-            if asked.is_set():
+            if stop.is_set():
                 raise
-            click.echo(error)  # out of its time as it waited: no failure, as between two parts
+            click.echo(error)  # the time limit ended the wait: no failure, as between two parts
             return
     print_summary(store, reporter, Console())
-    if asked.is_set():
-        raise Failure("stopped by a signal; what is done stays, the same command goes on")
+    if stop.is_set():
+        raise Failure(
+            "stopped by a signal; finished parts are kept, run the same command to continue"
+        )
 
 
 @click.command(epilog=example("status traces.zarr"))
@@ -302,28 +288,28 @@ def scan(
 @click.option(
     "--repair",
     is_flag=True,
-    help="Read every part; the next scan does again those that are damaged.",
+    help="Check every part; the next scan redoes those that are damaged.",
 )
 @click.option("--check", is_flag=True, help="Exit with status 1 unless every part is done.")
 @debug_option
 def status(store: str, repair: bool, check: bool) -> None:
-    """Show how far the scan of STORE is: parts done, failed, and at whose hands."""
+    """Show the progress of the scan of STORE: parts done, failed, and being traced by whom."""
     from rich.console import Console
 
-    from .place import place_of
-    from .store import open_place
+    from .storage import storage_of
+    from .store import open_store_in
     from .summary import print_status
 
-    found = open_place(place_of(store), to_write=repair)
+    opened = open_store_in(storage_of(store), to_write=repair)
     damaged = {}
     if repair:
-        reason = found.plan_damage()
+        reason = opened.plan_damage()
         if reason is not None:
             raise Failure(f"the plan is damaged: {reason}; scan again with --overwrite")
-        for part, reason in found.damage():
-            found.open_again(part)
+        for part, reason in opened.damage():
+            opened.open_again(part)
             damaged[part] = reason
-    print_status(found, damaged, Console())
-    left = found.n_parts - len(found.done_parts())
-    if check and left:
-        raise Failure(f"{left:,} of {found.n_parts:,} parts are not done")
+    print_status(opened, damaged, Console())
+    remaining = opened.n_parts - len(opened.done_parts())
+    if check and remaining:
+        raise Failure(f"{remaining:,} of {opened.n_parts:,} parts are not done")

@@ -1,4 +1,4 @@
-"""What densitrace logs, as a file of JSON lines: parts, seconds, failures."""
+"""Write densitrace's log (parts, seconds, failures) to a file as JSON lines."""
 
 import logging
 import sys
@@ -13,28 +13,28 @@ from ..errors import InputError
 
 
 class _Lines(logging.FileHandler):
-    """Appends to a file for as long as it can be written; says once that it cannot."""
+    """Appends records to a file; reports once if the file cannot be written any more."""
 
-    _told = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """One line, where `logging` would print a traceback for each record."""
+        """Report a failed write in one line, instead of a traceback per record."""
         error = sys.exception()
         if not isinstance(error, OSError):
-            super().handleError(record)  # a record that is no JSON: ours to mend
+            super().handleError(record)  # a record that JSON cannot encode: a bug of densitrace
         else:
-            self._tell(error)
+            self._report(error)
 
     def close(self) -> None:
-        """What could not be written until now is given up."""
+        """Close the file; records that cannot be written are lost."""
         try:
             super().close()
         except OSError as error:
-            self._tell(error)
+            self._report(error)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
+            self._reported = True
             click.echo(
                 f"densitrace: log {self.baseFilename!r} cannot be written: {error.strerror}; the "
                 "scan goes on without it",
@@ -44,7 +44,10 @@ class _Lines(logging.FileHandler):
 
 @contextmanager
 def json_log(path: Path | None) -> Iterator[None]:
-    """What is logged meanwhile is appended to a file, too, a line at a time; None: to no file.
+    """Append the log to a file too, one JSON object per line, inside the context.
+
+    Args:
+        path: the file; None: none.
 
     Raises:
         InputError: the file cannot be opened.

@@ -12,15 +12,15 @@ Edge = tuple[str, int, int, int, int]  # kind, layer, head (-1: none), source, t
 def best_first(
     weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
 ) -> Iterator[Edge]:
-    """Edges in the order in which the search from `output` takes them.
+    """Yield edges in the order in which the search from `output` takes them.
 
-    Of all in-edges of the nodes reached so far the heaviest is taken and its source reached; equal
-    weights go in order of discovery (METHOD §4, 'The s-Trace is a bottleneck order').
+    Each step takes the heaviest in-edge of the nodes reached so far, and reaches its source; ties
+    are broken by order of discovery (METHOD §4, 'The s-Trace is a bottleneck order').
 
     Args:
-        weights: normalised, NaN where there is no edge: attn [L, H, T, T], others [L, T].
+        weights: normalised, NaN for no edge: attn [L, H, T, T], others [L, T].
         parallel: whether a block has one node layer instead of two.
-        output: position whose last node the search starts from.
+        output: position of the last node, from which the search starts.
     """
     halves = 1 if parallel else 2
     layers = len(weights["attn"])
@@ -65,14 +65,17 @@ def _in_edges(
 def ranks(
     weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
 ) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """The search's order as weights: the edge taken i-th of n weighs n - i, one not taken 0.
+    """Rank edges by the search's order: edge i of the n taken gets n - i, edges not taken get 0.
+
+    Args:
+        weights, parallel, output: see `best_first`.
 
     Returns:
-        The weights by kind, in the shapes of `weights`, and n.
+        The ranks by kind, in the shapes of `weights`, and n.
     """
     order = list(best_first(weights, parallel, output))
     ranked = {kind: np.zeros_like(array) for kind, array in weights.items()}
-    for place, (kind, layer, head, source, target) in enumerate(order):
+    for step, (kind, layer, head, source, target) in enumerate(order):
         index = (layer, head, target, source) if kind == "attn" else (layer, target)
-        ranked[kind][index] = len(order) - place
+        ranked[kind][index] = len(order) - step
     return ranked, len(order)

@@ -1,4 +1,4 @@
-"""A process that is asked to stop: by SIGTERM, or by an interrupt."""
+"""Turn SIGTERM and interrupts into a request to stop."""
 
 import signal
 from collections.abc import Iterator
@@ -8,17 +8,20 @@ from threading import Event
 
 @contextmanager
 def stop_signals() -> Iterator[Event]:
-    """SIGTERM and the first interrupt set an event; a second interrupt is one."""
-    asked = Event()
+    """Yield an event that SIGTERM or the first interrupt sets.
 
-    def ask(number: int, _: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+    An interrupt after that raises KeyboardInterrupt. The previous handlers are restored at exit.
+    """
+    stop = Event()
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

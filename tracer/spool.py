@@ -1,4 +1,4 @@
-"""What was read of a corpus, on disk until a store has it: it may be larger than memory."""
+"""Documents and tokens of a corpus on disk, until they are in a store; may exceed memory."""
 
 import json
 from array import array
@@ -15,7 +15,10 @@ from .corpus import Document
 
 
 class Spool:
-    """M documents and their tokens, in files of a folder; add to it inside `with`, then read."""
+    """M documents and their tokens in files of a folder; add inside `with`, then read.
+
+    Iterating yields the documents in the order in which they were added.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,16 +45,16 @@ class Spool:
         self._opened.close()
 
     def add(self, document: Document, tokens: NDArray[np.int32], spans: NDArray[np.int32]) -> None:
-        """One document more, its tokens [n] and their characters [n, 2]."""
-        kept = [document.id, document.text, dict(document.labels), document.source]
-        self._documents.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+        """Append a document, its tokens [n] and their character spans [n, 2]."""
+        record = [document.id, document.text, dict(document.labels), document.source]
+        self._documents.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._tokens.write(tokens.astype(np.int32).tobytes())
         self._spans.write(spans.astype(np.int32).tobytes())
         self._sizes.append(len(tokens))
         self._fields.update(dict.fromkeys(document.labels))
 
     def flush(self) -> None:
-        """Let what was added so far be read while more is added."""
+        """Make everything added so far readable while more is added."""
         for file in (self._documents, self._tokens, self._spans):
             file.flush()
 
@@ -59,7 +62,7 @@ class Spool:
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[Document]:
-        """The documents, in the order in which they came."""
+        """Yield the documents, in the order in which they were added."""
         with (self._folder / "documents").open(encoding="utf-8", newline="\n") as lines:
             for line in lines:
                 name, text, labels, source = json.loads(line)
@@ -67,7 +70,7 @@ class Spool:
 
     @property
     def label_fields(self) -> list[str]:
-        """Every label that a document has, in the order of first appearance."""
+        """All labels of the documents, in order of first appearance."""
         return list(self._fields)
 
     @property
@@ -77,10 +80,10 @@ class Spool:
 
     @property
     def tokens(self) -> NDArray[np.int32]:
-        """int32 [all tokens], read from the file where it is looked at."""
+        """int32 [all tokens], memory-mapped."""
         return np.memmap(self._folder / "tokens", np.int32, "r")
 
     @property
     def spans(self) -> NDArray[np.int32]:
-        """int32 [all tokens, 2], read from the file where it is looked at."""
+        """int32 [all tokens, 2], memory-mapped."""
         return np.memmap(self._folder / "spans", np.int32, "r").reshape(-1, 2)

@@ -1,10 +1,10 @@
-"""The store of a scan: one Zarr v3 group with a fixed place for every window.
+"""The store of a scan: one Zarr v3 group in which every window has a fixed place.
 
-Planned before it is written: arrays have their final shape, and a *part* (a run of windows, one
-shard of every array) is the unit of work, of writing and of resuming. A part's shards are written
-whole and made durable, then its byte in `part_done` is; writing a part twice gives the same bytes.
-`layout.py` lists the arrays, `stored_plan.py` plans them, `stored_edges.py` writes tables of edges.
-Only these files know Zarr.
+A store is planned before it is written: arrays have their final shape, and a *part* (a run of
+windows, one shard of every array) is the unit of work, of writing and of resuming. Writing a part
+writes its shards whole and makes them durable, then does the same with its byte in `part_done`;
+writing a part twice gives the same bytes. `layout.py` lists the arrays, `stored_plan.py` creates
+them, `stored_edges.py` writes the tables of edges. Only these files know Zarr.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,41 +18,50 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from ..errors import InputError, NotPlannedError, StoreError
+from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
-from .curve import auc_tv, density_at
+from .curve import compute_measure
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
-from .place import Bucket, Place, place_of, writing
 from .recipe import Recipe
 from .select import AutoStrata, Rule
-from .stored_edges import COLUMNS, COMPRESSORS, FIRST, shard_keys, write_edges
+from .storage import Bucket, Storage, storage_of, writing
+from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
 from .windows import Plan
 
 Result = TypeVar("Result")
 
-PLAN = "plan"  # the group of what is to be scanned
+PLAN = "plan"  # the group of the windows to scan
 DONE = "part_done"
 EDGES = "edges"  # the group of the tables of kept edges
-RUN_PLACES = 1 << 17  # of tokens and padding, whose curves are read at once
-READERS = 4  # threads that read runs
-REPAIR = "`densitrace status STORE --repair` says where, and has these parts scanned again"
-_NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # what zarr raises on other things
+RUN_TOKENS = 1 << 17  # tokens, with padding, whose curves are read at once
+READERS = 4  # threads that read runs of windows
+REPAIR = "run `densitrace status STORE --repair` and scan again to redo damaged parts"
+_NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # zarr raises these on foreign data
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 class StoredArray:
-    """An array of a store, read from where it lies when it is indexed."""
+    """An array of a store; indexing reads from disk or bucket.
 
-    def __init__(self, array: "zarr.Array[Any]", where: str) -> None:
-        self._array, self._where = array, where
+    Attributes:
+        shape: of the whole array.
+        dtype: of its values.
+        attributes: `description`, and `units` if it has any.
+
+    Example:
+        >>> open_store("traces.zarr").size[:10].shape  # doctest: +SKIP
+        (10, 512, 12)
+    """
+
+    def __init__(self, array: "zarr.Array[Any]", owner: str) -> None:
+        self._array, self._owner = array, owner
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.attributes: dict[str, Any] = dict(array.attrs)  # description, units
+        self.attributes: dict[str, Any] = dict(array.attrs)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -61,37 +70,50 @@ class StoredArray:
         return tuple(str(name) for name in names)
 
     def __getitem__(self, selection: Any) -> NDArray[Any]:
-        """The values at a basic selection: numbers and slices.
+        """Read the values at a basic selection: integers and slices.
 
         Raises:
-            StoreError: what is there does not match its checksum.
+            StoreError: the stored bytes do not match their checksum.
         """
         try:
             return np.asarray(self._array[selection])
-        except (ValueError, RuntimeError) as error:  # of the checksum, or of what it failed to see
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        except (ValueError, RuntimeError) as error:  # wrong checksum, or corruption it missed
+            reason = first_line(error)
             raise StoreError(
-                f"{self._where}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
+                f"{self._owner}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
             ) from error
 
 
 class Store:
-    """A store that was opened. Arrays are attributes: `store.size[:]`, `store.token[:]`, ...
+    """An open store. Its arrays are attributes: `store.size[:]`, `store.token[:]`, ...
 
-    In a store that is not complete, the windows of missing parts hold -1 in `token` and nothing
-    else of them means anything.
+    In an incomplete store, windows of missing parts hold -1 in `token`; ignore their other values.
+
+    Attributes:
+        path: the folder or URL.
+        attributes: how the store was made: model, rule, options, versions and counts.
+        recipe: those of the attributes that two scans must share to share a store.
+
+    Example:
+        >>> store = open_store("traces.zarr")  # doctest: +SKIP
+        >>> store.complete, store.n_windows  # doctest: +SKIP
+        (True, 263)
     """
 
-    def __init__(self, place: Place, group: zarr.Group) -> None:
-        self.place = place
-        self.path = place.path
+    def __init__(self, storage: Storage, group: zarr.Group) -> None:
+        self.storage = storage
+        self.path = storage.path
         self._group = group
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.recipe = Recipe.of(self.attributes)
 
     def array(self, name: str) -> StoredArray:
-        """An array by its name; StoreError where there is none."""
+        """Return an array by its name, such as "size" or "plan/length".
+
+        Raises:
+            StoreError: no such array.
+        """
         return StoredArray(self._zarr(name), f"store {str(self.path)!r}")
 
     def __getattr__(self, name: str) -> StoredArray:
@@ -104,27 +126,27 @@ class Store:
 
     def _zarr(self, name: str) -> "zarr.Array[Any]":
         if name not in self._arrays:
-            found = self._group.get(name)
-            if not isinstance(found, zarr.Array):
+            array = self._group.get(name)
+            if not isinstance(array, zarr.Array):
                 raise StoreError(f"store {str(self.path)!r} has no array {name!r}")
-            self._arrays[name] = found  # its shape is final once it is planned
+            self._arrays[name] = array  # safe to cache: the shape is final
         return self._arrays[name]
 
     @property
     def model_id(self) -> str:
-        """What the model is called."""
+        """The model's name: its hub id, or the last two parts of its folder's path."""
         return str(self.attributes["model"])
 
     @property
     def rule(self) -> Rule:
-        """The rule that was used: for AutoStrata the thresholds that were chosen."""
+        """The rule that was applied; for AutoStrata the thresholds that it chose."""
         rule = Rule.from_json(self.attributes["rule"])
         assert isinstance(rule, Rule)  # the chosen rule is never AutoStrata
         return rule
 
     @property
     def select(self) -> Rule | AutoStrata:
-        """The rule that was asked for."""
+        """The rule as requested; may be AutoStrata."""
         return Rule.from_json(self.recipe.select)
 
     @property
@@ -153,36 +175,40 @@ class Store:
         return int(self.array(DONE).shape[0])
 
     def done_parts(self) -> list[int]:
-        """The parts that are done, by number; looked up where the store lies."""
-        names = (name.split(".") for name in self.place.files(DONE))
+        """List the parts that are done, in order; looks at the storage each time."""
+        names = (name.split(".") for name in self.storage.files(DONE))
         return sorted(int(name[1]) for name in names if name[0] == "c" and len(name) == 2)
 
     def is_done(self, part: int) -> bool:
-        """Whether a part is done; looked up where the store lies."""
-        return self.place.size(_done(part)) > 0
+        """Return whether a part is done; looks at the storage each time."""
+        return self.storage.size(_done(part)) > 0
 
     @property
     def complete(self) -> bool:
-        """Whether every part is done."""
+        """Whether every part is done; looks at the storage each time."""
         return len(self.done_parts()) == self.n_parts
 
     def windows(self, part: int) -> slice:
-        """The windows of a part."""
+        """Return the windows of a part."""
         size = int(self.attributes["windows_per_part"])
         return slice(part * size, min((part + 1) * size, self.n_windows))
 
-    def by_runs(self, read: Callable[[slice], Result], places: int = RUN_PLACES) -> list[Result]:
-        """What is read of the parts that are done, run by run, a few at a time in threads.
+    def by_runs(self, read: Callable[[slice], Result], tokens: int = RUN_TOKENS) -> list[Result]:
+        """Call `read` on runs of windows of the parts that are done, in `READERS` threads.
 
         Args:
-            read: of some windows, those of neighbouring parts; of none where no part is done.
-            places: tokens of a run, padding included, at most, but for one part.
+            read: called with the windows of consecutive parts; once with an empty slice if no
+                part is done.
+            tokens: of a run, with padding, at most; a single part may exceed it.
+
+        Returns:
+            The results, in the order of the windows.
 
         Raises:
-            StoreError: files of these parts are gone.
+            StoreError: files of these parts are missing.
         """
         runs: list[slice] = []
-        most = places // self.array("token").shape[1]
+        longest = tokens // self.array("token").shape[1]
         done = self.done_parts()
         for part, name in self._missing(done).items():
             raise StoreError(
@@ -190,23 +216,23 @@ class Store:
                 f"{REPAIR}"
             )
         for part in done:
-            new = self.windows(part)
-            if runs and runs[-1].stop == new.start and new.stop - runs[-1].start <= most:
-                runs[-1] = slice(runs[-1].start, new.stop)
+            run = self.windows(part)
+            if runs and runs[-1].stop == run.start and run.stop - runs[-1].start <= longest:
+                runs[-1] = slice(runs[-1].start, run.stop)
             else:
-                runs.append(new)
+                runs.append(run)
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read, runs or [slice(0, 0)]))
 
     def _missing(self, parts: Sequence[int]) -> dict[int, str]:
-        """The parts of which a file is gone, which Zarr takes for an array's fill; that array."""
-        found: dict[int, str] = {}
-        for spec in layout.window_arrays(self.controls, most_edges=0):
-            files = self.place.files(spec.name)
+        """Return the parts with a missing file, which Zarr would read as fill, and the array."""
+        missing: dict[int, str] = {}
+        for spec in layout.window_arrays(self.controls):
+            files = self.storage.files(spec.name)
             for part in parts:
                 if not files.get(self._shard(spec.name, part)):
-                    found.setdefault(part, spec.name)
-        return found
+                    missing.setdefault(part, spec.name)
+        return missing
 
     @cached_property
     def documents(self) -> pd.DataFrame:
@@ -219,7 +245,7 @@ class Store:
         return frame
 
     def tokens(self, measures: Sequence[str] = ("density@0.1", "auc_tv")) -> pd.DataFrame:
-        """The tokens of all parts that are done as a tidy table, one row each.
+        """Return the tokens of all parts that are done as a tidy table, one row each.
 
         Args:
             measures: columns computed from the curves (METHOD §6): `auc_tv`, `density@EPS`.
@@ -230,6 +256,7 @@ class Store:
 
         Raises:
             InputError: an unknown measure.
+            StoreError: parts are damaged.
 
         Example:
             >>> open_store("traces.zarr").tokens(["density@0.05"])  # doctest: +SKIP
@@ -252,28 +279,43 @@ class Store:
         for name in ("token", "surprisal", "model_entropy", "full_edge_count"):
             frame[name] = self.array(name)[windows][window, column]
         size, tv = (curve[window, column] for curve in curves)
+        full = frame["full_edge_count"].to_numpy()
         for measure in measures:
-            frame[measure] = _measure(measure, size, tv, frame["full_edge_count"].to_numpy())
+            frame[measure] = compute_measure(measure, size, tv, full)
         return frame
 
     def stratum_means(self) -> pd.DataFrame:
-        """Mean relative size and mean TV of each stratum over all tokens that are done."""
+        """Return the mean relative size and mean TV of each stratum, over all tokens done.
+
+        Returns:
+            stratum, size, tv; one row per stratum, sparsest first. NaN if no part is done.
+
+        Raises:
+            StoreError: parts are damaged.
+
+        Example:
+            >>> open_store("traces.zarr").stratum_means()  # doctest: +SKIP
+        """
 
         def totals(run: slice) -> tuple[NDArray[np.float64], int]:
             valid = self.real(run)
             values = (self.array(name)[run][valid] for name in ("size", "tv"))
             return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
 
-        found = self.by_runs(totals)
-        sums, count = np.sum([each for each, _ in found], 0), sum(number for _, number in found)
+        runs = self.by_runs(totals)
+        sums, count = np.sum([total for total, _ in runs], 0), sum(tokens for _, tokens in runs)
         means = sums / count if count else np.full_like(sums, np.nan)
         return pd.DataFrame({"stratum": self.strata, "size": means[0], "tv": means[1]})
 
-    # ---- what is to be scanned -------------------------------------------------------------------
+    # ---- the plan --------------------------------------------------------------------------------
 
-    def _planned(self, name: str, where: slice = slice(None)) -> NDArray[Any]:
-        """Some numbers of the plan; StoreError where they are gone or damaged."""
-        values = self.array(f"{PLAN}/{name}")[where]
+    def _planned(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read integers of the plan.
+
+        Raises:
+            StoreError: they are missing or damaged.
+        """
+        values = self.array(f"{PLAN}/{name}")[rows]
         if (values == layout.LOST).any():
             raise StoreError(
                 f"store {str(self.path)!r}, array '{PLAN}/{name}', is damaged: a file is missing; "
@@ -282,17 +324,17 @@ class Store:
         return values
 
     def _chunks(self, name: str) -> list[slice]:
-        """The rows of each file of an array that was filled when it was planned, all of them there.
+        """Return the rows of each file of an array of the plan, after checking that all exist.
 
         Raises:
-            StoreError: one is gone: Zarr takes that for an array's fill.
+            StoreError: one is missing, which Zarr would read as fill.
         """
         array = self._zarr(name)
         if array.size == 0:
             return []
-        files = self.place.files(array.path)
-        for place in np.ndindex(array.cdata_shape):
-            if not files.get(key := array.metadata.encode_chunk_key(place)):
+        files = self.storage.files(array.path)
+        for index in np.ndindex(array.cdata_shape):
+            if not files.get(key := array.metadata.encode_chunk_key(index)):
                 raise StoreError(
                     f"store {str(self.path)!r}, array {name!r}, is damaged: {key!r} is missing; "
                     "overwrite the store"
@@ -301,14 +343,14 @@ class Store:
         return [slice(number * rows, (number + 1) * rows) for number in range(count)]
 
     def _document_column(self, name: str) -> NDArray[Any]:
-        """Strings of all documents, object [M, ...]."""
+        """Read the strings of all documents, object [M, ...]."""
         self._chunks(name)
         return self.array(name)[:].astype(object)
 
     def plan_damage(self) -> str | None:
-        """What is wrong with the plan and the documents, found by reading all; None: nothing."""
+        """Read the whole plan and the documents; return what is damaged, or None."""
         plan = self._group[PLAN]
-        assert isinstance(plan, zarr.Group)  # of every store
+        assert isinstance(plan, zarr.Group)
         names = [f"{PLAN}/{name}" for name, _ in plan.arrays()]
         names += [name for name, array in self._group.arrays() if array.shards is None]
         for name in names:
@@ -328,39 +370,39 @@ class Store:
 
     @cached_property
     def owners(self) -> NDArray[np.int32]:
-        """int32 [N]: the document of each window, a row of `documents`."""
+        """int32 [N]: the document of each window, as a row of `documents`."""
         return self._planned("document")
 
     @cached_property
     def starts(self) -> NDArray[np.int32]:
-        """int32 [N]: the first token of each window, counted in its document."""
+        """int32 [N]: position in its document of each window's first token."""
         return self._planned("window_start")
 
     def real(self, windows: slice) -> NDArray[np.bool_]:
-        """bool [n, T]: where some windows hold a token; the other places are padding."""
+        """bool [n, T]: which columns of these windows hold a token; the others are padding."""
         return np.arange(self.array("token").shape[1]) < self.lengths[windows, None]
 
     def part_tokens(self, parts: Iterable[int]) -> int:
-        """Tokens of some parts."""
+        """Return the number of tokens in these parts."""
         return sum(int(self.lengths[self.windows(part)].sum()) for part in parts)
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
-        """int64 [M + 1]: where each document's tokens begin, and the end."""
+        """int64 [M + 1]: where each document's tokens begin in `plan/token`, and where all end."""
         return self._planned("first")
 
     def plan(self, part: int) -> Plan:
-        """The windows of a part alone, numbered from 0, with the token that follows them."""
+        """Return the windows of a part, numbered from 0, with the token that follows them."""
         run = self.windows(part)
         document, start, length = self.owners[run], self.starts[run], self.lengths[run]
         begin = self._first[document] + start
         end = min(int(begin[-1] + length[-1]) + 1, int(self._first[-1]))
-        here = slice(int(begin[0]), end)
+        tokens = slice(int(begin[0]), end)
         return Plan(
             documents=None,
-            tokens=self._planned("token", here),
-            spans=self._planned("span", here),
-            first=self._first - here.start,
+            tokens=self._planned("token", tokens),
+            spans=self._planned("span", tokens),
+            first=self._first - tokens.start,
             document=document,
             window_start=start,
             length=length,
@@ -377,53 +419,56 @@ class Store:
         """Write all arrays of a part's windows, make them durable, then mark the part done.
 
         Args:
-            part: its number; who writes a part twice, or at the same time as another, writes the
-                same.
+            part: its number. Writing it again, or from two processes at once, is safe: the bytes
+                are the same.
             arrays: every array of `layout.window_arrays`, [windows of the part, ...].
-            edges: those kept in its windows, where the store keeps edges.
+            edges: the edges kept in its windows, if the store keeps edges.
 
         Returns:
             Bytes written.
+
+        Raises:
+            StoreError: the store cannot be written.
         """
         with writing(self.path):
             keys = []
             for name, values in arrays.items():
-                # Nothing is left out: what is not there is damaged.
+                # Chunks full of fill are written too: a missing file means damage.
                 array = self._zarr(name).with_config({"write_empty_chunks": True})
                 array[self.windows(part)] = values
                 keys.append(f"{name}/{self._shard(name, part)}")
             if edges is not None:
                 keys += write_edges(self._edges, part, edges)
-            self.place.settle(keys)
-            self.place.create(_done(part), b"\x01")  # or it is there
-            return sum(map(self.place.size, keys))
+            self.storage.settle(keys)
+            self.storage.create(_done(part), b"\x01")  # unless it exists
+            return sum(map(self.storage.size, keys))
 
     def _shard(self, name: str, part: int) -> str:
-        """The name, in the array's folder, of the one shard that a part has of an array."""
+        """Return the name, in the array's folder, of a part's one shard."""
         array = self._zarr(name)
         return array.metadata.encode_chunk_key((part, *(0,) * (array.ndim - 1)))
 
     def open_again(self, part: int) -> None:
-        """Take back that a part is done, and remove its shards, which writing anew would read."""
+        """Mark a part as not done, and remove its shards, which a new write would read."""
         with writing(self.path):
             mark, *shards = self.keys(part)
-            self.place.delete(mark)
-            self.place.settle([DONE])  # it does not come back without them
+            self.storage.delete(mark)
+            self.storage.settle([DONE])  # durable before the shards go, in case of a crash
             for key in shards:
-                self.place.delete(key)
+                self.storage.delete(key)
 
     def keys(self, part: int) -> list[str]:
-        """The keys of a part's files, first of the one that says it is done."""
-        arrays = layout.window_arrays(self.controls, most_edges=0)
+        """Return the keys of a part's files; the first is the mark that it is done."""
+        arrays = layout.window_arrays(self.controls)
         shards = (f"{spec.name}/{self._shard(spec.name, part)}" for spec in arrays)
-        found = [_done(part), *shards]
+        keys = [_done(part), *shards]
         for name in (FIRST, *COLUMNS) if self.recipe.edges is not None else ():
-            files = self.place.files(f"{EDGES}/{name}")
-            found += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
-        return found
+            files = self.storage.files(f"{EDGES}/{name}")
+            keys += [f"{EDGES}/{name}/{file}" for file in files if file.startswith(f"c.{part}.")]
+        return keys
 
     def damage(self) -> Iterator[tuple[int, str]]:
-        """The parts that are done and damaged, and how, found by reading all of them."""
+        """Read all parts that are done; yield those that are damaged, and how."""
         done = self.done_parts()
         missing = self._missing(done)
         for part in done:
@@ -433,9 +478,9 @@ class Store:
                 yield part, reason
 
     def _damage(self, part: int) -> str | None:
-        """What is wrong with a part of which every file is there; None: nothing."""
+        """Read a part whose files all exist; return what is damaged, or None."""
         windows = self.windows(part)
-        for spec in layout.window_arrays(self.controls, most_edges=0):
+        for spec in layout.window_arrays(self.controls):
             try:
                 values = self.array(spec.name)[windows]
             except StoreError as error:
@@ -447,19 +492,19 @@ class Store:
     # ---- tables of edges -------------------------------------------------------------------------
 
     def edges(self, window: int, output: int | None = -1) -> pd.DataFrame:
-        """The trace of an output of a window at the stratum that was scanned with `edges=`.
+        """Return the trace of a window's output, at the stratum of the scan's `edges=`.
 
         Args:
             window: its number.
-            output: column in the window, or from its last token; None: all edges of the window
-                that the stratum keeps, whether any output is reached from them or not.
+            output: column in the window, negative from its last token; None: all edges that the
+                stratum keeps in the window, whether they reach an output or not.
 
         Returns:
-            As `Trace.edges`: one row an edge, ordered by layer, kind, head, target and source.
+            See `Trace.edges`: one row per edge, ordered by layer, kind, head, target and source.
 
         Raises:
-            StoreError: the store keeps no edges, the window is not scanned yet, or damage.
-            InputError: a window or output that is not there.
+            StoreError: the store keeps no edges, the window is not scanned yet, or is damaged.
+            InputError: no such window or output.
 
         Example:
             >>> open_store("traces.zarr").edges(window=0)  # doctest: +SKIP
@@ -475,14 +520,14 @@ class Store:
         length = int(self.lengths[window])
         if output is not None and not -length <= output < length:
             raise InputError(f"output={output} is outside the {length} tokens of window {window}")
-        found = self._window_edges(window)
+        edges = self._window_edges(window)
         if output is not None:
-            about = {name: self.attributes[name] for name in ("blocks", "parallel")}
-            found = edges_of_trace(found, output % length, stratum=stratum, **about)
-        return edge_table(found)
+            model = {name: self.attributes[name] for name in ("blocks", "parallel")}
+            edges = edges_of_trace(edges, output % length, stratum=stratum, **model)
+        return edge_table(edges)
 
     def _window_edges(self, window: int) -> NDArray[Any]:
-        """All edges kept in a window, `layout.EDGE` [n]."""
+        """Read all edges kept in a window, `layout.EDGE` [n]."""
         part, row = divmod(window, int(self.attributes["windows_per_part"]))
         if not self.is_done(part):
             raise StoreError(f"window {window} of store {str(self.path)!r} is not scanned yet")
@@ -490,19 +535,19 @@ class Store:
         return self._edges_of_part(part, slice(int(first), int(end)))
 
     def _edges_of_part(self, part: int, run: slice) -> NDArray[Any]:
-        """Some of the edges of a part, `layout.EDGE` [n]."""
-        found = np.empty(run.stop - run.start, dtype=layout.EDGE)
+        """Read a run of the edges of a part, `layout.EDGE` [n]."""
+        edges = np.empty(run.stop - run.start, dtype=layout.EDGE)
         for name in COLUMNS:
-            found[name] = self.array(f"{EDGES}/{name}")[part, run]
-        return found
+            edges[name] = self.array(f"{EDGES}/{name}")[part, run]
+        return edges
 
     def _edges_damage(self, part: int) -> str | None:
-        """What is wrong with a part's table of edges, found by reading all of it."""
+        """Read a part's whole table of edges; return what is damaged, or None."""
         try:
             first = self.array(f"{EDGES}/{FIRST}")[part]
-            if first[0] == 0:  # as it is wherever one was written
+            if first[0] == 0:  # the fill is another value
                 for key in shard_keys(self._edges, part, int(first[-1])):
-                    if self.place.size(key) == 0:
+                    if self.storage.size(key) == 0:
                         return f"file {key!r} is missing"
                 for start in range(0, int(first[-1]), layout.EDGES_PER_SHARD):
                     end = min(int(first[-1]), start + layout.EDGES_PER_SHARD)
@@ -514,131 +559,82 @@ class Store:
     @property
     def _edges(self) -> zarr.Group:
         group = self._group[EDGES]
-        assert isinstance(group, zarr.Group)  # planned where edges are kept
+        assert isinstance(group, zarr.Group)
         return group
-
-
-def create_filled(
-    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
-) -> "zarr.Array[Any]":
-    """An array that holds values, strings among them, `per_chunk` of its first dimension a file."""
-    array = create_empty(group, name, dims, values.shape, values.dtype, per_chunk)
-    if values.size:
-        array[:] = values
-    return array
-
-
-def create_empty(
-    group: zarr.Group,
-    name: str,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: Any,
-    per_chunk: int,
-) -> "zarr.Array[Any]":
-    """An array for values to come; a dtype of object is one of strings."""
-    strings = np.dtype(dtype).hasobject
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
-        dtype="string" if strings else dtype,
-        fill_value=layout.LOST if np.dtype(dtype).kind == "i" else None,
-        dimension_names=dims,
-        chunk_key_encoding=layout.KEYS,
-        compressors=(ZstdCodec(level=3), Crc32cCodec()) if strings else COMPRESSORS,
-        config={"write_empty_chunks": True},
-    )
 
 
 def _done(part: int) -> str:
     return f"{DONE}/c.{part}"
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path | Store) -> Store:
     """Open a store for reading; works while it is being written, with the parts done so far.
 
     Args:
-        path: a folder, or a URL (s3://bucket/name, gs://, az://).
+        path: a folder, or a URL (s3://bucket/name, gs://, az://). An open store is returned as it
+            is, so that functions can accept any of these.
 
     Raises:
-        StoreError: nothing there, something else there, a newer format.
+        StoreError: there is no store, or it has another format version.
+        NotPlannedError: a scan has begun to make the store, and did not finish planning it.
 
     Example:
         >>> open_store("traces.zarr").documents  # doctest: +SKIP
     """
-    return open_place(place_of(path), to_write=False)
+    return path if isinstance(path, Store) else open_store_in(storage_of(path), to_write=False)
 
 
-def open_place(place: Place, to_write: bool) -> Store:
-    """The store that lies there; errors as those of `open_store`."""
-    if not place.exists():
-        raise StoreError(f"store {str(place.path)!r} does not exist")
-    if not is_planned(place):
+def open_store_in(storage: Storage, to_write: bool) -> Store:
+    """Open the store in a storage, for reading or writing; raises as `open_store`."""
+    if not storage.exists():
+        raise StoreError(f"store {str(storage.path)!r} does not exist")
+    if not is_planned(storage):
         raise NotPlannedError(
-            f"store {str(place.path)!r} is not planned yet; if nobody plans it any more, run the "
-            "scan again"
+            f"store {str(storage.path)!r} is not planned yet; unless a scan is planning it, run "
+            "the scan again"
         )
     try:
         group = zarr.open_group(
-            zarr_store(place, read_only=not to_write),
+            zarr_store(storage, read_only=not to_write),
             mode="r+" if to_write else "r",
             zarr_format=3,
             use_consolidated=False,
         )
         kind, version = group.attrs.get("format"), group.attrs.get("format_version")
         if kind == layout.FORMAT and version == layout.FORMAT_VERSION:
-            return Store(place, group)
+            return Store(storage, group)
     except _NOT_A_STORE as error:
-        raise StoreError(f"{str(place.path)!r} is not a densitrace store") from error
+        raise StoreError(f"{str(storage.path)!r} is not a densitrace store") from error
     if kind == layout.FORMAT:
         raise StoreError(
-            f"store {str(place.path)!r} has format version {version}; this densitrace reads "
+            f"store {str(storage.path)!r} has format version {version}; this densitrace reads "
             f"{layout.FORMAT_VERSION}"
         )
-    raise StoreError(f"{str(place.path)!r} is not a densitrace store")
+    raise StoreError(f"{str(storage.path)!r} is not a densitrace store")
 
 
-def zarr_store(place: Place, read_only: bool) -> ZarrStore:
-    """The place as Zarr sees it."""
-    if isinstance(place, Bucket):
-        return ObjectStore(place.store, read_only=read_only)
-    return LocalStore(place.path, read_only=read_only)
+def zarr_store(storage: Storage, read_only: bool) -> ZarrStore:
+    """Return the storage as a Zarr store."""
+    if isinstance(storage, Bucket):
+        return ObjectStore(storage.store, read_only=read_only)
+    return LocalStore(storage.path, read_only=read_only)
 
 
-def is_planned(place: Place) -> bool:
-    """Whether a whole store is there, or something else that is not ours to replace."""
-    return place.exists() and not place.unfinished()
+def is_planned(storage: Storage) -> bool:
+    """Return whether a complete plan is there, or foreign data that must not be replaced."""
+    return storage.exists() and not storage.unfinished()
 
 
-def existing_store(place: Place, overwrite: bool) -> Store | None:
-    """The store to continue, or None where one is to be made; nothing is written.
+def existing_store(storage: Storage, overwrite: bool) -> Store | None:
+    """Return the store to continue, or None if one must be made; writes nothing.
 
     Raises:
-        StoreError: something else is there, or nothing can be written.
+        StoreError: something other than a store is there, or the storage is not writable.
     """
-    place.tidy()
-    if not is_planned(place):
-        place.check_writable()
+    storage.tidy()
+    if not is_planned(storage):
+        storage.check_writable()
         return None
-    found = open_place(place, to_write=True)
-    place.check_writable()
-    return None if overwrite else found
-
-
-# ---- measures ------------------------------------------------------------------------------------
-
-
-def _measure(
-    name: str, size: NDArray[Any], tv: NDArray[Any], full_edge_count: NDArray[Any]
-) -> NDArray[np.floating]:
-    if name == "auc_tv":
-        return auc_tv(size, tv, full_edge_count)
-    kind, _, eps = name.partition("@")
-    try:
-        tolerated = float(eps) if kind == "density" else np.nan
-    except ValueError:
-        tolerated = np.nan
-    if not tolerated >= 0:
-        raise InputError(f"measure {name!r} is unknown; use auc_tv or density@EPS, EPS >= 0")
-    return density_at(size, tv, tolerated, full_edge_count)
+    store = open_store_in(storage, to_write=True)
+    storage.check_writable()
+    return None if overwrite else store

@@ -1,9 +1,9 @@
-"""The tables of kept edges in a store: those of a part's windows one after another.
+"""The tables of kept edges in a store: one table per part, its windows one after another.
 
-Row PART of `edges/first` [part, row] says where each window's edges begin in that row of the
-columns `edges/layer`, `edges/kind`, ... [part, edge] (`layout.EDGE`), and where the last one's end:
-rows of a sparse matrix in compressed form (CSR). A column has room for every edge of the full
-graphs; only the shards that hold edges are there.
+The layout is that of compressed sparse rows (CSR). `edges/first` [part, row] holds where each
+window's edges begin in the columns `edges/layer`, `edges/kind`, ... [part, edge] (`layout.EDGE`),
+and where the last window's end. Columns have room for every edge of the full graphs; only shards
+that hold edges are written.
 """
 
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from . import layout
 from .edge_tables import EdgeSpool
 
-# Of every array: fast, small once bytes of equal weight lie side by side, a checksum a chunk.
+# Of every array: fast, small thanks to the byte shuffle, and with a checksum per chunk.
 COMPRESSORS = (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec())
 FIRST = "first"
 COLUMNS: tuple[str, ...] = layout.EDGE.names or ()
 
 
 def create_edges(group: zarr.Group, parts: int, windows: int, most_edges: int) -> None:
-    """Plan the tables of so many parts.
+    """Create the empty tables.
 
     Args:
-        group: where, and empty.
-        parts: of the store.
-        windows: of a part.
-        most_edges: of any full graph.
+        group: an empty group.
+        parts: number of parts.
+        windows: windows per part.
+        most_edges: upper bound of a full graph's edges.
     """
     room = max(1, windows * most_edges)
     chunk = min(room, layout.EDGES_PER_CHUNK)
@@ -61,7 +61,7 @@ def _create(
 
 
 def _fill(dtype: np.dtype[Any]) -> float | int:
-    """What no edge has: chunks that hold edges are never left out."""
+    """Return a value that no edge has, so that no chunk with edges is skipped as empty."""
     if dtype.kind == "f":
         return float("nan")
     limits = np.iinfo(dtype)
@@ -69,11 +69,7 @@ def _fill(dtype: np.dtype[Any]) -> float | int:
 
 
 def write_edges(group: zarr.Group, part: int, edges: EdgeSpool) -> list[str]:
-    """Write the table of a part.
-
-    Returns:
-        The keys of all its files.
-    """
+    """Write the table of a part; return the keys of its files."""
     first = np.concatenate([[0], np.cumsum(edges.counts)])
     starts = _column(group, FIRST)
     row = np.full((1, starts.shape[1]), first[-1])  # the store's last part may have fewer windows
@@ -83,7 +79,7 @@ def write_edges(group: zarr.Group, part: int, edges: EdgeSpool) -> list[str]:
     shard = _shard(columns[COLUMNS[0]])
     for number, block in enumerate(edges.blocks(shard)):
         for name, column in columns.items():
-            # Whole shards, so that what is there need not be read.
+            # Whole shards: a partial write would read the shard first.
             end = min((number + 1) * shard, column.shape[1])
             whole = np.full((1, end - number * shard), _fill(column.dtype), dtype=column.dtype)
             whole[0, : len(block)] = block[name]
@@ -92,7 +88,7 @@ def write_edges(group: zarr.Group, part: int, edges: EdgeSpool) -> list[str]:
 
 
 def shard_keys(group: zarr.Group, part: int, edges: int) -> Iterator[str]:
-    """The keys of the files that hold a part's table of so many edges."""
+    """Yield the keys of the files that hold a part's table of `edges` edges."""
     for name in (FIRST, *COLUMNS):
         array = _column(group, name)
         for number in range(1 if name == FIRST else -(-edges // _shard(array))):
@@ -101,10 +97,10 @@ def shard_keys(group: zarr.Group, part: int, edges: int) -> Iterator[str]:
 
 def _column(group: zarr.Group, name: str) -> "zarr.Array[Any]":
     array = group[name]
-    assert isinstance(array, zarr.Array)  # as it was planned
+    assert isinstance(array, zarr.Array)  # created by `create_edges`
     return array
 
 
 def _shard(array: "zarr.Array[Any]") -> int:
-    """Edges of a shard."""
+    """Return the edges per shard."""
     return int((array.shards or array.chunks)[1])

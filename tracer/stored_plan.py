@@ -1,7 +1,7 @@
-"""A store as it is planned: all arrays in their final shape, what is to be scanned, no part done.
+"""Create a planned store: all arrays in their final shape, the windows to scan, no part done.
 
-The plan is made ready aside and put in place at once, so that whoever finds a store finds a whole
-plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
+The plan is prepared in a staging folder and published atomically, so a store that exists has a
+complete plan. It holds the corpus as tokens: a worker needs nothing else to scan any part.
 """
 
 import json
@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from ..errors import StoreError
 from . import layout
 from .corpus import CorpusReport
 from .graph import KIND_NAMES, QUARTILES
-from .place import Place, writing
 from .recipe import Recipe
 from .select import Rule
 from .spool import Spool
-from .store import DONE, EDGES, PLAN, Store, create_empty, create_filled, open_place
+from .storage import Storage, writing
+from .store import DONE, EDGES, PLAN, Store, open_store_in
 from .stored_edges import COMPRESSORS, create_edges
 from .windows import Plan
 
@@ -36,7 +37,7 @@ _PACKAGES = ("densitrace", "torch", "transformers", "zarr", "numpy")
 
 
 def create_store(
-    place: Place,
+    storage: Storage,
     folder: Path,
     plan: Plan,
     recipe: Recipe,
@@ -47,25 +48,25 @@ def create_store(
     draft: Store | None = None,
     replace: bool = False,
 ) -> Store:
-    """Plan a store. It appears at once and whole, unless somebody else's appears before it.
+    """Plan a store and publish it atomically, unless another process publishes one first.
 
     Args:
-        place: where.
-        folder: of `place.staging`.
-        plan: the windows, with their documents; a head without them makes a draft.
-        recipe: what it is made from.
-        rule: the chosen rule.
-        report: of the corpus.
+        storage: where the store is published.
+        folder: the staging folder, of `storage.staging`.
+        plan: the windows, with their documents; a head without documents makes a draft.
+        recipe: what the store is made from.
+        rule: the rule, with its thresholds chosen.
+        report: counts of the corpus.
         facts: further attributes, `model` among them.
-        most_edges: an upper bound of any window's full graph.
-        draft: of a head of the same windows, in `folder` too: its parts that are done are moved
-            into the store.
-        replace: a store of densitrace that is there.
+        most_edges: upper bound of the edges of a window's full graph.
+        draft: a draft of the first of these windows, on the same file system as `folder`; its
+            parts that are done are moved into the store.
+        replace: whether to replace an existing store.
 
     Returns:
-        The store that is there now, whoever planned it.
+        The store that exists now, whoever planned it.
     """
-    with writing(place.path):
+    with writing(storage.path):
         ready = folder / "store"
         group = zarr.create_group(LocalStore(ready), zarr_format=3)
         parts = layout.parts(plan.longest, len(rule), plan.n_windows)
@@ -79,15 +80,15 @@ def create_store(
         group.attrs.update(_attributes(plan, recipe, rule, report, facts, parts))
         if draft is not None:
             _move_parts(draft, ready)
-        asked = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
-        place.publish(ready, json.dumps(asked, sort_keys=True).encode(), replace)
-    return open_place(place, to_write=True)
+        content = {"recipe": asdict(recipe), "rule": rule.to_json(), "windows": plan.n_windows}
+        storage.publish(ready, json.dumps(content, sort_keys=True).encode(), replace)
+    return open_store_in(storage, to_write=True)
 
 
-def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
-    """The draft that lies there, if it is of the same things and windows."""
+def left_draft(storage: Storage, recipe: Recipe, rule: Rule, head: Plan) -> Store | None:
+    """Return the draft in `storage` if it has the same recipe, rule and windows; otherwise None."""
     try:
-        draft = open_place(place, to_write=True)
+        draft = open_store_in(storage, to_write=True)
         same = draft.recipe == recipe and draft.rule == rule and _same_windows(draft, head)
     except StoreError:
         return None
@@ -95,7 +96,7 @@ def left_draft(place: Place, recipe: Recipe, rule: Rule, head: Plan) -> Store | 
 
 
 def _same_windows(draft: Store, head: Plan) -> bool:
-    """Whether a draft is of these windows; what was read beyond them does not matter."""
+    """Return whether a draft has these windows; text read beyond them does not matter."""
     documents = slice(int(head.document[-1]) + 2)
     tokens = slice(head.place(head.n_windows - 1).stop + 1)
     pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
@@ -110,10 +111,10 @@ def _same_windows(draft: Store, head: Plan) -> bool:
 
 
 def _move_parts(draft: Store, folder: Path) -> None:
-    """The parts of a draft that are done, to where a store of the same parts is made ready."""
+    """Move the parts of a draft that are done into the folder of the store."""
     for part in draft.done_parts():
         for key in draft.keys(part):
-            (Path(draft.place.path) / key).rename(folder / key)
+            (Path(draft.storage.path) / key).rename(folder / key)
 
 
 def _attributes(
@@ -140,7 +141,7 @@ def _attributes(
 
 
 def versions() -> dict[str, str]:
-    """Versions of densitrace and of what its numbers rest on."""
+    """Return the versions of densitrace and of the packages that its numbers depend on."""
     return {name: _version(name) for name in _PACKAGES}
 
 
@@ -192,35 +193,68 @@ def _create_arrays(
         attributes={"description": f"1 once a run of {parts.windows} windows is written whole"},
     )
     for name, (dim, values) in layout.coordinates(rule.values).items():
-        create_filled(group, name, (dim,), values, len(values))
+        _create_filled(group, name, (dim,), values, len(values))
 
 
 def _create_plan(group: zarr.Group, plan: Plan) -> None:
-    """The windows: what `Plan` holds, but for the documents."""
+    """Store the windows: all of `Plan` except the documents."""
     for name in ("document", "window_start", "length"):
-        create_filled(group, name, ("window",), getattr(plan, name), _TOKENS_PER_CHUNK)
-    create_filled(group, "first", ("first",), plan.first, _TOKENS_PER_CHUNK)
-    create_filled(group, "token", ("token",), plan.tokens, _TOKENS_PER_CHUNK)
-    create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
+        _create_filled(group, name, ("window",), getattr(plan, name), _TOKENS_PER_CHUNK)
+    _create_filled(group, "first", ("first",), plan.first, _TOKENS_PER_CHUNK)
+    _create_filled(group, "token", ("token",), plan.tokens, _TOKENS_PER_CHUNK)
+    _create_filled(group, "span", ("token", "end"), plan.spans, _TOKENS_PER_CHUNK)
 
 
 def _create_documents(group: zarr.Group, documents: Spool) -> None:
-    """The document table: `document_id` and `text` [M], `label` [M, label_field]."""
+    """Store the document table: `document_id` and `text` [M], `label` [M, label_field]."""
     fields = documents.label_fields
     names = np.array(fields, dtype=object)
-    create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
+    _create_filled(group, "label_field", ("label_field",), names, max(1, len(fields)))
     count, chunk = len(documents), _DOCUMENTS_PER_CHUNK
-    ids = create_empty(group, "document_id", ("doc",), (count,), object, chunk)
-    text = create_empty(group, "text", ("doc",), (count,), object, chunk)
-    label = create_empty(
+    ids = _create_empty(group, "document_id", ("doc",), (count,), object, chunk)
+    text = _create_empty(group, "text", ("doc",), (count,), object, chunk)
+    label = _create_empty(
         group, "label", ("doc", "label_field"), (count, len(fields)), object, chunk
     )
-    waiting = iter(documents)
+    remaining = iter(documents)
     for start in range(0, count, chunk):
-        run = list(islice(waiting, chunk))
+        run = list(islice(remaining, chunk))
         here = slice(start, start + len(run))
         ids[here] = np.array([document.id for document in run], dtype=object)
         text[here] = np.array([document.text for document in run], dtype=object)
         if fields:
             rows = [[document.labels.get(name, "") for name in fields] for document in run]
             label[here] = np.array(rows, dtype=object)
+
+
+def _create_filled(
+    group: zarr.Group, name: str, dims: tuple[str, ...], values: NDArray[Any], per_chunk: int
+) -> "zarr.Array[Any]":
+    """Create an array of values or strings, with `per_chunk` rows per file."""
+    array = _create_empty(group, name, dims, values.shape, values.dtype, per_chunk)
+    if values.size:
+        array[:] = values
+    return array
+
+
+def _create_empty(
+    group: zarr.Group,
+    name: str,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: Any,
+    per_chunk: int,
+) -> "zarr.Array[Any]":
+    """Create an array to be filled later, with `per_chunk` rows per file; object means strings."""
+    strings = np.dtype(dtype).hasobject
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(per_chunk, *(max(1, size) for size in shape[1:])),
+        dtype="string" if strings else dtype,
+        fill_value=layout.LOST if np.dtype(dtype).kind == "i" else None,
+        dimension_names=dims,
+        chunk_key_encoding=layout.KEYS,
+        compressors=(ZstdCodec(level=3), Crc32cCodec()) if strings else COMPRESSORS,
+        config={"write_empty_chunks": True},
+    )

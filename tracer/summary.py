@@ -1,4 +1,4 @@
-"""What a scan came to, as tables for a terminal."""
+"""Print the outcome or the state of a scan as tables on a terminal."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,19 +10,19 @@ from .parts import claims_of, failures_of
 from .progress import Meter
 from .store import Store
 
-CURVE_TOKENS = 10_000_000  # done, of which the mean curve is shown: a few seconds of reading
+CURVE_TOKENS = 10_000_000  # no mean curve of more tokens: reading these takes a few seconds
 
 
 def print_summary(store: Store, meter: Meter, console: Console) -> None:
-    """Print where the store is, what it holds, what was skipped, and the mean curve."""
+    """Print the store's path and content, what was skipped, and the mean curve."""
     facts = Table(title="scan", title_justify="left", show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for row in _facts(store, meter):
-        facts.add_row(*map(Text, row))  # as Text: a file may be called [red]
+        facts.add_row(*map(Text, row))  # not markup: a file may be called [red]
     console.print(facts)
     if not 0 < store.part_tokens(store.done_parts()) <= CURVE_TOKENS:
-        return  # none to show, or too many to read
+        return
     strata = Table(title="mean curve", title_justify="left")
     for name in (store.rule.name, "size", "TV"):
         strata.add_column(name, justify="right")
@@ -32,7 +32,7 @@ def print_summary(store: Store, meter: Meter, console: Console) -> None:
 
 
 def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> None:
-    """Print how far a scan is, who is at it, and what failed or is damaged."""
+    """Print the progress of a scan, the parts being traced and by whom, failures and damage."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -45,33 +45,31 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
         ("parts done", f"{len(done):,} of {store.n_parts:,}"),
         ("tokens done", f"{tokens:,} of {total:,} ({tokens / total:.1%})"),
     ]
-    for part, claim in claims_of(store.place).items():
-        state = "" if claim.alive() else ", which is gone"
+    for part, claim in claims_of(store.storage).items():
+        state = "" if claim.alive() else " (gone)"
         if claim.deaths:
-            state += f"; {claim.deaths} before it died or stood still"
-        rows.append((f"part {part}", f"at process {claim.process} on {claim.host}{state}"))
-    rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.place).items()]
-    rows += [
-        (f"part {part}", f"damaged, not done any more: {why}") for part, why in damaged.items()
-    ]
+            state += f"; {claim.deaths} workers before it were lost"
+        rows.append((f"part {part}", f"traced by process {claim.process} on {claim.host}{state}"))
+    rows += [(f"part {part}", f"failed: {why}") for part, why in failures_of(store.storage).items()]
+    rows += [(f"part {part}", f"damaged, to be done again: {why}") for part, why in damaged.items()]
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
 
 
 def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
-    about = store.attributes
+    attributes = store.attributes
     yield "store", str(store.path)
-    yield "model", f"{about['model']} ({about['architecture']})"
-    yield "importance", f"{about['importance']}, {about['attention']} attention"
-    yield "documents", f"{about['corpus']['documents']:,}"
-    for kind, count in about["corpus"]["skipped"].items():
-        yield "skipped", f"{count:,} {kind}: {', '.join(about['corpus']['examples'][kind])}"
+    yield "model", f"{attributes['model']} ({attributes['architecture']})"
+    yield "importance", f"{attributes['importance']}, {attributes['attention']} attention"
+    yield "documents", f"{attributes['corpus']['documents']:,}"
+    for kind, count in attributes["corpus"]["skipped"].items():
+        yield "skipped", f"{count:,} {kind}: {', '.join(attributes['corpus']['examples'][kind])}"
     yield "windows", f"{store.n_windows:,}"
-    yield "tokens", f"{about['tokens']:,}"
+    yield "tokens", f"{attributes['tokens']:,}"
     done = len(store.done_parts())
     if done < store.n_parts:
-        yield "parts", f"{done:,} of {store.n_parts:,} done; the same command goes on"
+        yield "parts", f"{done:,} of {store.n_parts:,} done; run the same command to continue"
     if meter.tokens:
         speed = meter.tokens / meter.seconds
         yield "this run", f"{meter.tokens:,} tokens, {speed:,.0f} tokens/s"

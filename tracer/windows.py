@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorpusError, InputError
-from .ahead import ahead
 from .corpus import CorpusReport, Document
+from .prefetch import prefetch
 from .spool import Spool
 
 NO_TOKENS = "the tokenizer makes no token of it"
@@ -154,7 +154,10 @@ def _encoded(
         for group in groups:
             yield zip(group, encode([document.text for document in group]), strict=True)
 
-    with closing(ahead(_groups(documents))) as read, closing(ahead(encode_all(read))) as encoded:
+    with (
+        closing(prefetch(_groups(documents))) as read,
+        closing(prefetch(encode_all(read))) as encoded,
+    ):
         for pairs in encoded:
             yield from pairs
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from densitrace import Store, Threshold
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import CorpusReport, Document
-from densitrace.tracer.place import place_of
 from densitrace.tracer.recipe import Recipe
 from densitrace.tracer.spool import Spool
+from densitrace.tracer.storage import storage_of
 from densitrace.tracer.stored_plan import create_store
 from densitrace.tracer.windows import Encoded, Plan, plan_windows
 
@@ -83,7 +83,7 @@ def make_store(
         model: what the model is called.
         seed: of its densities; those of all seeds have the factors above in common.
     """
-    rule, place = Threshold(strata), place_of(path)
+    rule, storage = Threshold(strata), storage_of(path)
     recipe = Recipe(
         weight_hash=f"{seed:064x}", tokenizer_hash="0" * 64, select=rule.to_json(),
         importance="norm_l1", attention="live", scope="all", count="window", seed=0,
@@ -91,11 +91,11 @@ def make_store(
     )  # fmt: skip
     facts = {"model": model, "architecture": "llama", "n_layers": BLOCKS}
     most = int(full_edges(np.array([context]))[0])
-    with place.staging() as folder:
+    with storage.staging() as folder:
         spool = Spool(folder / "spool")
         plan = plan_windows(documents, Splitter(), context, spool)
         report = CorpusReport(documents=len(spool))
-        store = create_store(place, folder, plan, recipe, rule, report, facts, most)
+        store = create_store(storage, folder, plan, recipe, rule, report, facts, most)
         domains = np.array([sum(map(ord, each.labels.get("domain", ""))) % 5 for each in spool])
         shares = np.bincount(plan.tokens) / len(plan.tokens)
         for part in range(store.n_parts):

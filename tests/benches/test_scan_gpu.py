@@ -174,7 +174,7 @@ def test_importances_on_the_bundled_model_and_text(script: ModuleType, tmp_path:
 def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) -> None:
     command = ("bundled", "--device", "cpu", "--documents", "1")
     rows = rows_of(script, tmp_path / "b", *command)
-    assert rows.keys() == {spec.name for spec in layout.window_arrays((), most_edges=0)}
+    assert rows.keys() == {spec.name for spec in layout.window_arrays()}
     assert all(row["share equal"] == 1 for row in rows.values())
     assert {row["verdict"] for row in rows.values()} == {"rounding"}
 

@@ -11,8 +11,8 @@ from byte_model import byte_model, save
 from scan_workers import Job, shards, write_corpus
 
 from densitrace.tracer import layout
-from densitrace.tracer.place import place_of
-from densitrace.tracer.store import open_place
+from densitrace.tracer.storage import storage_of
+from densitrace.tracer.store import open_store_in
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_offloaded_and_resident_stores_are_compared_array_by_array(
         shutil.copytree(whole, tmp_path / name)
     differing = bench("offload").differing
     assert differing(tmp_path) == []
-    store = open_place(place_of(tmp_path / "offloaded"), to_write=True)
-    names = [spec.name for spec in layout.window_arrays((), most_edges=0)]
+    store = open_store_in(storage_of(tmp_path / "offloaded"), to_write=True)
+    names = [spec.name for spec in layout.window_arrays()]
     arrays = {name: store.array(name)[store.windows(2)] for name in names}
     for values in arrays.values():
         values.reshape(-1).view(np.uint8)[0] ^= 1

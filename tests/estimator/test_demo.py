@@ -116,7 +116,7 @@ def test_a_demo_over_another_scan_refuses_and_changes_nothing(
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "Something else."}\n')
     page = (demo_run.folder / "report.html").read_text()
-    with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"corpus is .* there, .* here"):
         invoke(demo, "--corpus", other, "--out", demo_run.folder)
     assert (demo_run.folder / "report.html").read_text() == page
 

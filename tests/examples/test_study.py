@@ -19,8 +19,8 @@ from densitrace import Store, Threshold, Tracer, open_store, scan
 from densitrace.estimator.density import token_frame
 from densitrace.estimator.intervals import Interval
 from densitrace.estimator.summaries import trace_parts
-from densitrace.tracer.place import place_of
-from densitrace.tracer.store import open_place
+from densitrace.tracer.storage import storage_of
+from densitrace.tracer.store import open_store_in
 
 STUDY = Path(__file__).resolve().parents[2] / "examples" / "study"
 SEED = 0
@@ -70,7 +70,7 @@ class Base:
         rng = np.random.default_rng(SEED)
         path = self.folder / f"{name}.zarr"
         shutil.copytree(self.store.path, path)
-        store = open_place(place_of(path), to_write=True)
+        store = open_store_in(storage_of(path), to_write=True)
         for part in store.done_parts():
             windows = store.windows(part)
             names = ("document", "token", "topology", "model_entropy", "tv_random", "size", "tv")

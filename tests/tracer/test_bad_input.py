@@ -190,7 +190,7 @@ def test_values_that_cannot_be(
 
 def test_two_rules(byte_folder: Path, corpus: Path, out: Path) -> None:
     found = scan(corpus, byte_folder, out, "--strata", "3", "--nucleus", "0.5")
-    assert_refused(found, 2, out, "--strata and --nucleus exclude one another")
+    assert_refused(found, 2, out, "--strata and --nucleus cannot be combined")
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_store_of_another_scan(
         ((other_corpus, byte_folder, out), ("corpus is ",)),
         (
             (corpus, byte_folder, out, "--thresholds", "0.5", "--context", "16"),
-            ("rule is threshold(0.1, 0.01) there, threshold(0.5) is asked",),
+            ("rule is threshold(0.1, 0.01) there, threshold(0.5) here",),
         ),
     ):
         assert_refused(scan(*args), 1, out, "s.zarr", *names, written=True)

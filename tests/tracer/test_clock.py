@@ -55,7 +55,7 @@ def test_what_is_past_is_not_kept() -> None:
         with watch.running():
             pass
         queue.reached = queue.told**2
-    assert len(watch._told) == 1
+    assert len(watch._pending) == 1
     assert watch.seconds() == 3 + 7 + 11 + 15 + 19
 
 

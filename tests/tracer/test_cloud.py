@@ -13,10 +13,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from densitrace import Store, StoreError, Threshold, Tracer, open_store, scan
-from densitrace.tracer import layout, place
+from densitrace.tracer import layout, storage
 from densitrace.tracer.parts import Claims, Worker, claims_of
-from densitrace.tracer.place import Bucket, place_of
 from densitrace.tracer.run import Limits
+from densitrace.tracer.storage import Bucket, storage_of
 
 OPTIONS: dict[str, Any] = {
     "select": Threshold([0.2, 0.05, 0.01]), "context": 16, "batch_tokens": 16,
@@ -56,7 +56,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_same(ours: Store, expected: Store) -> None:
     assert ours.complete
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         np.testing.assert_array_equal(ours.array(spec.name)[:], expected.array(spec.name)[:])
     assert ours.documents.equals(expected.documents)
     assert ours.tokens().equals(expected.tokens())
@@ -67,7 +67,7 @@ def test_a_scan_to_a_bucket_is_the_scan_to_a_folder(
 ) -> None:
     part = scan(byte_tracer, corpus, url, limits=Limits(max_parts=2), **OPTIONS)
     assert part.done_parts() == [0, 1]
-    assert claims_of(part.place) == {}
+    assert claims_of(part.storage) == {}
     scan(byte_tracer, corpus, url, **OPTIONS)
     assert_same(open_store(url), scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS))
 
@@ -88,7 +88,7 @@ class Puts:
 
 def keys(url: str) -> list[str]:
     """All that lies in a bucket."""
-    bucket = place_of(url)
+    bucket = storage_of(url)
     assert isinstance(bucket, Bucket)
     return sorted(item["path"] for chunk in bucket._listed("") for item in chunk)
 
@@ -152,8 +152,10 @@ def test_another_scan_is_refused_and_may_overwrite(
 
 def test_one_of_two_claims_is_taken(bucket: str, tmp_path: Path) -> None:
     """Conditional puts: of two workers that claim a part one gets it."""
-    ours = Claims(place_of(f"{bucket}/{tmp_path.name}"))
-    assert ours.place.create("part_done/claim.0", b'{"host": "elsewhere", "process": 1, "beat": 0}')
+    ours = Claims(storage_of(f"{bucket}/{tmp_path.name}"))
+    assert ours.storage.create(
+        "part_done/claim.0", b'{"host": "elsewhere", "process": 1, "beat": 0}'
+    )
     assert not ours.take(0)
     assert ours.take(1)
 
@@ -167,6 +169,6 @@ def test_a_bucket_that_is_not_there(byte_tracer: Tracer, corpus: Path, bucket: s
 
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    place._object_store.cache_clear()
+    storage._object_store.cache_clear()
     with pytest.raises(StoreError, match=r"needs obstore: pip install 'densitrace\[cloud\]'"):
         open_store("s3://traces/x")

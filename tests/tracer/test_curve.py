@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from densitrace.errors import InputError
-from densitrace.tracer.curve import auc_tv, density_and_auc, density_at
+from densitrace.tracer.curve import (
+    auc_tv,
+    compute_measure,
+    density_and_auc,
+    density_at,
+    tolerated_error,
+)
 
 Array = NDArray[np.float64]
 
@@ -153,3 +159,23 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         auc_tv([[0.1, 0.2]], [[0.1, 0.2]], 10)
     with pytest.raises(InputError, match="K >= 1"):
         auc_tv(np.zeros((3, 0)), np.zeros((3, 0)), np.ones(3, int))
+
+
+@pytest.mark.parametrize(
+    ("measure", "eps"), [("auc_tv", None), ("density@0.05", 0.05), ("density@0", 0.0)]
+)
+def test_measures_by_name(measure: str, eps: float | None) -> None:
+    size, tv, full = np.array([[0.01, 0.1]]), np.array([[0.3, 0.05]]), np.array([1000])
+    assert tolerated_error(measure) == eps
+    expected = auc_tv(size, tv, full) if eps is None else density_at(size, tv, eps, full)
+    assert compute_measure(measure, size, tv, full).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    ["loss", "", "auc_tv@0.1", "density", "density@", "density@x"]
+    + [f"density@{eps}" for eps in ("-0.1", "nan", "inf", "-inf")],
+)
+def test_names_of_no_measure(measure: str) -> None:
+    with pytest.raises(InputError, match="is no measure: use auc_tv or density@EPS"):
+        tolerated_error(measure)

@@ -26,9 +26,9 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
-from densitrace.tracer.ahead import GIVEN_WAY
 from densitrace.tracer.corpus import CorpusReport, Document, read_corpus
 from densitrace.tracer.parts import Worker, failures_of
+from densitrace.tracer.prefetch import NICENESS
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.reading import Reading
 from densitrace.tracer.run import Limits, Run
@@ -205,8 +205,8 @@ def test_reading_gives_way_to_tracing(
     monkeypatch.setattr("densitrace.tracer.scan.encoder", encodes)
     before = niceness()
     scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
-    given_way = min(19, before + GIVEN_WAY)
-    assert found == {"reading": given_way, "tokenising": given_way}
+    lowered = min(19, before + NICENESS)
+    assert found == {"reading": lowered, "tokenising": lowered}
     assert niceness() == before
 
 
@@ -270,7 +270,7 @@ def test_who_is_asked_to_stop_leaves_the_part_and_plans(
             self.tracing = what == "tracing"
 
     asked = threading.Event()
-    limits = Limits(asked=asked.is_set)
+    limits = Limits(should_stop=asked.is_set)
     store = scan(
         byte_tracer, corpus, tmp_path / "s", limits=limits, progress=AtTheThird(), **OPTIONS
     )
@@ -365,7 +365,7 @@ def test_who_is_asked_to_stop_does_not_wait_for_a_long_corpus(
         return True
 
     with pytest.raises(StoreError, match="is not planned yet, as its corpus was not read"):
-        scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(asked=asked), **OPTIONS)
+        scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(should_stop=asked), **OPTIONS)
     assert not (tmp_path / "s").exists()
     scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     assert traced == [0, 1, 1, 2, 3, 4]
@@ -417,7 +417,7 @@ def test_a_part_that_fails_early_is_listed_by_the_store(
         scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     store = open_store(tmp_path / "s")
     assert store.done_parts() == [1, 2, 3, 4]
-    assert failures_of(store.place) == {0: "out of luck"}
+    assert failures_of(store.storage) == {0: "out of luck"}
 
 
 # ---- the head of a plan --------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_what_does_not_go_with_edges(
     with pytest.raises(InputError, match="not with Size"):
         scan(byte_tracer, corpus, tmp_path / "s", **size)
     monkeypatch.setattr(byte_tracer, "_graphs", GraphCache())
-    with pytest.raises(InputError, match="edges=1 and cuda_graphs exclude one another"):
+    with pytest.raises(InputError, match="edges=1 and cuda_graphs cannot be combined"):
         scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
 
 
@@ -259,7 +259,7 @@ def test_the_command_line(byte_folder: Path, corpus: Path, tmp_path: Path) -> No
     assert open_store(out).edges(0)["stratum"].max() == 1
     other = CliRunner().invoke(cli, [*command, "0"])
     assert other.exit_code == 1
-    assert "holds another scan: edges is 1 there, 0 is asked" in other.output
+    assert "holds another scan: edges is 1 there, 0 here" in other.output
 
 
 def test_reading_what_is_not_there(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_reading_what_is_not_there(byte_tracer: Tracer, corpus: Path, tmp_path: 
     without = scan(byte_tracer, corpus, tmp_path / "without", **options)
     with pytest.raises(StoreError, match="keeps no edges"):
         without.edges(0)
-    with pytest.raises(StoreError, match="edges is none there, 1 is asked"):
+    with pytest.raises(StoreError, match="edges is none there, 1 here"):
         scan(byte_tracer, corpus, tmp_path / "without", **OPTIONS)
     store = scan(byte_tracer, corpus, tmp_path / "s", limits=Limits(seconds=0), **OPTIONS)
     with pytest.raises(StoreError, match=r"window 0 .* is not scanned yet"):
@@ -365,7 +365,7 @@ def test_damage_is_found_and_repaired(
     harm(tmp_path / "s" / "edges" / file)
     told = CliRunner().invoke(cli, ["status", str(tmp_path / "s"), "--repair"])
     assert told.exit_code == 0, told.output
-    assert "damaged, not done any more" in told.output
+    assert "damaged, to be done again" in told.output
     assert store.done_parts() == [0, 1, 3, 4]
     scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     assert files(tmp_path / "s") == before
@@ -384,9 +384,9 @@ def test_edges_in_a_bucket(byte_tracer: Tracer, corpus: Path, tmp_path: Path) ->
     there = scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     for window in range(store.n_windows):
         pd.testing.assert_frame_equal(store.edges(window), there.edges(window))
-    there.place.delete("edges/weight/c.1.0")
+    there.storage.delete("edges/weight/c.1.0")
     assert list(there.damage()) == [(1, "file 'edges/weight/c.1.0' is missing")]
     there.open_again(1)
-    assert "c.1.0" not in there.place.files("edges/source")
+    assert "c.1.0" not in there.storage.files("edges/source")
     scan(byte_tracer, corpus, f"memory://{tmp_path.name}", **OPTIONS)
     assert list(there.damage()) == []

@@ -40,7 +40,7 @@ from densitrace import (
     open_store,
     scan,
 )
-from densitrace.tracer import parts, place
+from densitrace.tracer import parts, storage
 from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import DEATHS, Claim, Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
@@ -96,7 +96,7 @@ def test_a_worker_that_hangs_is_replaced(
     job = jobs()
     hanging = Job(job.model, job.corpus, job.out, lease=0.5)
     (process,) = hanging.started()
-    until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).place)))
+    until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).storage)))
     os.kill(process.pid or 0, signal.SIGSTOP)
     hanging.finished()
     assert_same_store(job.out, whole[0])
@@ -122,7 +122,7 @@ def test_two_workers_on_the_same_parts(
     job = jobs()
     Job(job.model, job.corpus, job.out).run()  # plans; and does all parts
     for part in range(1, 12):
-        open_store(job.out).place.delete(f"part_done/c.{part}")
+        open_store(job.out).storage.delete(f"part_done/c.{part}")
     threads = [threading.Thread(target=job.run) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -179,10 +179,10 @@ def test_asked_to_stop(jobs: Callable[[], Job], whole: tuple[Path, float]) -> No
     def one_is_done() -> bool:
         return job.out.exists() and bool(open_store(job.out).done_parts())
 
-    run_here(job, limits=Limits(asked=one_is_done))
+    run_here(job, limits=Limits(should_stop=one_is_done))
     store = open_store(job.out)
     assert 0 < len(store.done_parts()) < store.n_parts
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished()
     assert_same_store(job.out, whole[0])
 
@@ -222,10 +222,11 @@ def test_sigterm_ends_a_command_cleanly(
     else:
         # Before it, torchao and others may have told what they miss on this machine.
         assert error.splitlines()[-1] == (
-            "densitrace: stopped by a signal; what is done stays, the same command goes on"
+            "densitrace: stopped by a signal; finished parts are kept, run the same command to "
+            "continue"
         )
         assert process.returncode == 1
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished()
     assert_same_store(job.out, whole[0])
 
@@ -236,7 +237,7 @@ def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limi
     run_here(job, limits=limits)
     store = open_store(job.out)
     assert len(store.done_parts()) == (limits.max_parts or 0)
-    assert claims_of(store.place) == {}
+    assert claims_of(store.storage) == {}
     job.finished(2)
     assert_same_store(job.out, whole[0])
 
@@ -306,13 +307,13 @@ def test_a_part_whose_workers_died_comes_last(
     run_here(job, limits=Limits(max_parts=1))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    where = open_store(job.out).place
+    where = open_store(job.out).storage
     for part, before in ((1, DEATHS), (2, DEATHS - 1)):
         claim = Claim(socket.gethostname(), gone.pid, beat=0, deaths=before)
         where.put(f"part_done/claim.{part}", claim.to_bytes())
     shown = CliRunner().invoke(cli, ["status", str(job.out)])
     told = " ".join(shown.stdout.replace("│", " ").split())
-    assert f"which is gone; {DEATHS} before it died or stood still" in told
+    assert f"(gone); {DEATHS} workers before it were lost" in told
     order: list[int] = []
 
     def noted(run: Any, part: int) -> Any:
@@ -337,7 +338,7 @@ def test_parts_that_fail_are_named_and_the_rest_goes_on(
         run_here(job)
     store = open_store(job.out)
     assert set(range(store.n_parts)) - set(store.done_parts()) == {3, 5}
-    assert failures_of(store.place) == dict.fromkeys((3, 5), "CUDA error: out of luck")
+    assert failures_of(store.storage) == dict.fromkeys((3, 5), "CUDA error: out of luck")
     shown = CliRunner().invoke(cli, ["status", str(job.out)])
     assert shown.exit_code == 0
     assert "failed: CUDA error: out of luck" in shown.stdout
@@ -373,7 +374,7 @@ def test_a_disk_that_is_full(
     ballast = small_disk / "ballast"
     free = shutil.disk_usage(small_disk).free
     ballast.write_bytes(bytes(max(0, free - left)))
-    with pytest.raises(StoreError, match="No space left on device; parts that are done stay"):
+    with pytest.raises(StoreError, match="No space left on device; finished parts are kept"):
         run_here(job)
     done = open_store(job.out).done_parts()
     assert len(done) >= 2
@@ -420,7 +421,7 @@ def test_damaged_parts_are_found_and_done_again(
         open_store(job.out).tokens()
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("damaged, not done any more") == 3
+    assert result.stdout.count("damaged, to be done again") == 3
     store = open_store(job.out)
     assert set(range(store.n_parts)) - set(store.done_parts()) == {2, 4, 7}
     run_here(job)
@@ -468,7 +469,7 @@ def test_a_corpus_line_that_broke_in_between(jobs: Callable[[], Job]) -> None:
     run_here(job, limits=Limits(max_parts=2))
     before = shards(job.out)
     corpus.write_text("".join([*lines[:9], "{broken\n", *lines[10:]]))
-    with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"corpus is .* there, .* here"):
         run_here(job)
     assert shards(job.out) == before
 
@@ -483,7 +484,7 @@ def test_a_tokenizer_that_changed(
     described = json.loads((model / "tokenizer.json").read_text())
     described["pre_tokenizer"]["add_prefix_space"] = True
     (model / "tokenizer.json").write_text(json.dumps(described))
-    with pytest.raises(StoreError, match=r"tokenizer is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"tokenizer is .* there, .* here"):
         run_here(Job(model, job.corpus, job.out))
 
 
@@ -499,7 +500,7 @@ def test_a_clock_set_back(
     monkeypatch.setattr(time, "time", lambda: now + next(passed))
     job = jobs()
     run_here(job, limits=Limits(max_parts=2))
-    open_store(job.out).place.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
+    open_store(job.out).storage.put("part_done/claim.2", Claim("elsewhere", 1, beat=0).to_bytes())
     monkeypatch.setattr(time, "time", lambda: now - 1e7 + next(passed))
     run_here(job, lease_seconds=0.2)
     assert_same_store(job.out, whole[0])
@@ -510,13 +511,13 @@ def test_a_part_is_durable_before_it_is_marked_done(
 ) -> None:
     """All its files and their folders are flushed, then the mark is put, then its folder is."""
     happened: list[str] = []
-    flush = place._flush
+    flush = storage._flush
 
     def noted(path: Path) -> None:
         happened.append(str(path))
         flush(path)
 
-    monkeypatch.setattr(place, "_flush", noted)
+    monkeypatch.setattr(storage, "_flush", noted)
     job = jobs()
     run_here(job, limits=Limits(max_parts=1))
     store = open_store(job.out)

@@ -36,7 +36,7 @@ def bytes_a_token(names: tuple[str, ...] = ()) -> int:
     sizes = {"stratum": STRATA, "edge_kind": 4, "depth_quartile": 4}
     return sum(
         int(np.prod([sizes[dim] for dim in spec.dims[2:]])) * np.dtype(spec.dtype).itemsize
-        for spec in layout.window_arrays((), most_edges=0)
+        for spec in layout.window_arrays()
         if "column" in spec.dims and (not names or spec.name in names)
     )
 

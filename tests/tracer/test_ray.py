@@ -22,7 +22,7 @@ from densitrace import ScanError, StoreError, Threshold, open_store, scan
 from densitrace.tracer import layout, ray_engine
 from densitrace.tracer.parts import claims_of, failures_of
 from densitrace.tracer.progress import Meter
-from densitrace.tracer.ray_engine import Job, plan, scan_with_ray
+from densitrace.tracer.ray_engine import RayJob, plan, scan_with_ray
 from densitrace.tracer.run import Limits
 from densitrace.tracer.tracer import Tracer
 
@@ -79,7 +79,7 @@ class Killer(threading.Thread):
             except StoreError:
                 continue
             if len(store.done_parts()) > 1:
-                for claim in claims_of(store.place).values():
+                for claim in claims_of(store.storage).values():
                     os.kill(claim.process, signal.SIGKILL)
                     self.killed = claim.process
                     break
@@ -150,7 +150,7 @@ def test_planning_again_replaces_no_plan_of_its_own(
     replaced = open_store(tmp_path / "s").attributes
     options = OPTIONS | {"select": Threshold([0.1])}
     loading: dict[str, Any] = {"path": str(byte_folder), "device": "cpu"}
-    job = Job(loading, str(corpus), str(tmp_path / "s"), None, options)
+    job = RayJob(loading, str(corpus), str(tmp_path / "s"), None, options)
     plan(job, WORKERS, replaced)
     store = open_store(tmp_path / "s")
     assert store.rule == options["select"] and store.done_parts() == []
@@ -170,7 +170,7 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     with pytest.raises(StoreError, match="is not planned yet"):
         scan_with_ray(
             loading, corpus, tmp_path / "s", workers=WORKERS, limits={}, progress=Meter(),
-            asked=lambda: True, **OPTIONS,
+            should_stop=lambda: True, **OPTIONS,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == [corpus]
 
@@ -205,12 +205,12 @@ def test_a_signal_ends_the_command_and_what_is_done_stays(
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert error.splitlines()[-1] == (
-        "densitrace: stopped by a signal; what is done stays, the same command goes on"
+        "densitrace: stopped by a signal; finished parts are kept, run the same command to continue"
     ), error
     assert process.returncode == 1
     store = open_store(tmp_path / "s")
     assert not store.complete
-    assert claims_of(store.place) == {}  # the part at hand was left, by a worker that lived
+    assert claims_of(store.storage) == {}  # the part at hand was left, by a worker that lived
     assert "worker died" not in log.read_text()
 
 
@@ -256,7 +256,7 @@ def test_parts_that_fail_are_named_when_all_others_are_done(
             limits={}, progress=told, **OPTIONS,
         )  # fmt: skip
     assert set(range(store.n_parts)) - set(store.done_parts()) == {3}
-    assert list(failures_of(store.place)) == [3]
+    assert list(failures_of(store.storage)) == [3]
     assert told.failed == 1
 
 

@@ -35,10 +35,10 @@ from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.models import Block
 from densitrace.tracer.parts import Claim, claims_of, failures_of
-from densitrace.tracer.place import Folder
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
+from densitrace.tracer.storage import Folder
 from densitrace.tracer.windows import Plan, batches, consecutive_batches, joined
 
 RULE = Threshold([0.2, 0.05, 0.01])
@@ -243,7 +243,7 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Those that would be written: nothing else is put as a part is traced."""
     found: list[int] = []
 
-    def noted(place: Folder, key: str, data: bytes) -> None:
+    def noted(storage: Folder, key: str, data: bytes) -> None:
         claim = Claim.of(data)
         assert key.startswith("part_done/claim.") and claim is not None
         found.append(claim.beat)
@@ -348,7 +348,7 @@ def test_tracing_goes_on_while_the_corpus_is_read_again(
 
     monkeypatch.setattr("densitrace.tracer.scan.read_corpus", slowly)
     if broken:
-        with pytest.raises(StoreError, match=r"corpus is .* there, .* is asked"):
+        with pytest.raises(StoreError, match=r"corpus is .* there, .* here"):
             scan(byte_tracer, corpus, tmp_path / "s", progress=meter, **options)
         assert store.done_parts() == [0]
     else:
@@ -397,7 +397,7 @@ def test_who_stops_does_not_wait_for_the_corpus(
 
     monkeypatch.setattr("densitrace.tracer.scan.read_corpus", endless)
     meter = Told(3)  # a part waits to be written, the next is begun
-    stop = Limits(asked=meter.traced.is_set)
+    stop = Limits(should_stop=meter.traced.is_set)
     store = scan(byte_tracer, corpus, tmp_path / "s", limits=stop, progress=meter, **options)
     assert taken and store.done_parts() == [0]
 
@@ -422,8 +422,10 @@ def test_who_is_asked_to_stop_does_not_end_the_batch(
 
     with monkeypatch.context() as patch:
         patch.setattr(Block, "mlp", asks)
-        store = scan(tracer, corpus, tmp_path / "s", limits=Limits(asked=asked.is_set), **options)
-    assert asked.is_set() and store.done_parts() == [] and claims_of(store.place) == {}
+        store = scan(
+            tracer, corpus, tmp_path / "s", limits=Limits(should_stop=asked.is_set), **options
+        )
+    assert asked.is_set() and store.done_parts() == [] and claims_of(store.storage) == {}
     whole = scan(tracer, corpus, tmp_path / "whole", **options)
     assert scan(tracer, corpus, tmp_path / "s", **options).tokens().equals(whole.tokens())
 
@@ -467,7 +469,7 @@ from densitrace import Threshold, Tracer, scan
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.parts import failures_of
-from densitrace.tracer.place import Folder
+from densitrace.tracer.storage import Folder
 
 model, corpus, out, left = *map(Path, sys.argv[1:4]), int(sys.argv[4])
 layout.PART_VALUES = 2 * 16 * 3
@@ -493,7 +495,7 @@ def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
     byte_folder: Path, byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     path = tmp_path / "killed"
-    arrays = len(layout.window_arrays((), most_edges=0))
+    arrays = len(layout.window_arrays())
     # In the middle of the first part, then just before the second part is marked done.
     for writes, done in ((arrays // 2, []), (2 * (arrays + 1), [0])):
         paths = [str(place) for place in (byte_folder, corpus, path)]
@@ -506,7 +508,7 @@ def test_a_killed_scan_goes_on_and_equals_one_that_never_died(
     whole = scan(byte_tracer, corpus, tmp_path / "whole", **options)
     assert resumed.complete
     assert contents(snapshot(Path(resumed.path))) == contents(snapshot(Path(whole.path)))
-    for name in (spec.name for spec in layout.window_arrays((), most_edges=0)):
+    for name in (spec.name for spec in layout.window_arrays()):
         np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])
 
 
@@ -528,7 +530,7 @@ def test_a_model_that_fails_on_the_way_loses_nothing(
         scan(tracer, path, tmp_path / "s", select=RULE)
     store = open_store(tmp_path / "s")
     assert (store.n_parts, store.done_parts()) == (2, [0])
-    assert list(failures_of(store.place)) == [1]
+    assert list(failures_of(store.storage)) == [1]
     assert len(store.tokens()) == len("one") + len("two") + 2
     assert np.isfinite(store.tokens()["auc_tv"]).all()
 
@@ -538,10 +540,10 @@ def test_a_full_disk_is_told_and_loses_nothing(
 ) -> None:
     create = Folder.create
 
-    def full(place: Folder, key: str, data: bytes) -> bool:
+    def full(storage: Folder, key: str, data: bytes) -> bool:
         if key.startswith("part_done/c."):
             raise OSError(28, "No space left on device")
-        return create(place, key, data)
+        return create(storage, key, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "create", full)

@@ -26,9 +26,9 @@ from densitrace import (
     scan,
 )
 from densitrace.tracer import layout
-from densitrace.tracer.place import Folder
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
+from densitrace.tracer.storage import Folder
 
 RULE = Threshold([0.2, 0.05, 0.01])
 
@@ -41,7 +41,7 @@ def store(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> Store:
 def test_shapes_types_and_dimensions(store: Store) -> None:
     n, t, k = 10, 16, 3
     shapes = {"window": n, "column": t, "stratum": k, "edge_kind": 4, "depth_quartile": 4}
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         array = store.array(spec.name)
         assert array.shape == tuple(shapes[dim] for dim in spec.dims), spec.name
         assert array.dtype == spec.dtype
@@ -53,7 +53,7 @@ def test_shapes_types_and_dimensions(store: Store) -> None:
 def test_padding(store: Store) -> None:
     padding = store.token[:] < 0
     assert 0 < padding.sum() < padding.size
-    for spec in layout.window_arrays((), most_edges=0):
+    for spec in layout.window_arrays():
         values = store.array(spec.name)[:]
         if values.ndim > 1:
             np.testing.assert_array_equal(values[padding], spec.fill)
@@ -123,7 +123,7 @@ def test_tokens_table(store: Store) -> None:
     assert (frame["density@0.5"] <= frame["density@0.1"]).all()
     assert (frame["auc_tv"] >= 0).all()
     for name in ("density", "density@x", "density@-1", "nonsense"):
-        with pytest.raises(InputError, match=f"measure '{name}'"):
+        with pytest.raises(InputError, match=f"'{name}' is no measure"):
             store.tokens([name])
 
 
@@ -187,11 +187,11 @@ def test_files_that_are_gone_are_found_by_one_listing_an_array(
 ) -> None:
     """Not by a question a file, of which a large store has hundreds of thousands."""
     listed: list[str] = []
-    files, arrays = Folder.files, layout.window_arrays((), most_edges=0)
+    files, arrays = Folder.files, layout.window_arrays()
 
-    def noted(place: Folder, folder: str) -> dict[str, int]:
+    def noted(storage: Folder, folder: str) -> dict[str, int]:
         listed.append(folder)
-        return files(place, folder)
+        return files(storage, folder)
 
     monkeypatch.setattr(Folder, "files", noted)
     monkeypatch.setattr(Folder, "size", lambda *_: pytest.fail("a file was asked for"))
@@ -223,6 +223,10 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+def test_an_open_store_is_returned_as_it_is(store: Store) -> None:
+    assert open_store(store) is store
+
+
 def test_missing_arrays_are_named(store: Store) -> None:
     with pytest.raises(AttributeError, match="no array 'nope'"):
         store.nope  # noqa: B018  (the access is what fails)
@@ -234,17 +238,17 @@ def test_missing_arrays_are_named(store: Store) -> None:
     ("change", "message"),
     [
         ({"select": Threshold([0.2, 0.05])}, r"rule is threshold\(0.2, 0.05, 0.01\) there, thre"),
-        ({"select": Nucleus([0.2, 0.05, 0.01])}, r"rule is threshold.*, nucleus.* is asked"),
-        ({"select": AutoStrata(3)}, r"auto\(3\) is asked"),
-        ({"importance": "norm_l2"}, "importance is norm_l1 there, norm_l2 is asked"),
-        ({"attention": "frozen"}, "attention is live there, frozen is asked"),
-        ({"scope": "output"}, "scope is all there, output is asked"),
-        ({"count": "causal"}, "count is window there, causal is asked"),
-        ({"seed": 1}, "seed is 0 there, 1 is asked"),
-        ({"controls": ("random",)}, "controls is none there, random is asked"),
-        ({"context": 8}, "context is 16 there, 8 is asked"),
-        ({"batch_tokens": 7}, "batch_tokens is 1024 there, 7 is asked"),
-        ({"label_fields": ("lang",)}, "corpus is .* there, .* is asked"),
+        ({"select": Nucleus([0.2, 0.05, 0.01])}, r"rule is threshold.*, nucleus.* here"),
+        ({"select": AutoStrata(3)}, r"auto\(3\) here"),
+        ({"importance": "norm_l2"}, "importance is norm_l1 there, norm_l2 here"),
+        ({"attention": "frozen"}, "attention is live there, frozen here"),
+        ({"scope": "output"}, "scope is all there, output here"),
+        ({"count": "causal"}, "count is window there, causal here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"controls": ("random",)}, "controls is none there, random here"),
+        ({"context": 8}, "context is 16 there, 8 here"),
+        ({"batch_tokens": 7}, "batch_tokens is 1024 there, 7 here"),
+        ({"label_fields": ("lang",)}, "corpus is .* there, .* here"),
     ],
 )
 def test_another_scan_is_refused(
@@ -270,7 +274,7 @@ def test_a_store_goes_on_with_what_it_began_with(
     path = tmp_path / "s.zarr"
     scan(byte_tracer, corpus, path, batch_tokens=7, limits=Limits(max_parts=1), **options)
     plain = Tracer.from_pretrained(byte_folder, device="cpu", backend="reference")
-    with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference is as"):
+    with pytest.raises(StoreError, match="arithmetic is cpu by cpu there, cpu by reference here"):
         scan(plain, corpus, path, **options)
     assert scan(byte_tracer, corpus, path, **options).recipe.batch_tokens == 7
 
@@ -289,7 +293,7 @@ def test_a_model_of_another_config_is_refused(
     del other.config_hash
     config.rope_parameters = {"rope_type": "default", "rope_theta": 50.0}
     assert other.weight_hash == byte_tracer.weight_hash
-    with pytest.raises(StoreError, match=r"model's config is .* there, .* is asked"):
+    with pytest.raises(StoreError, match=r"model's config is .* there, .* here"):
         scan(other, corpus, path, **options)
 
 

@@ -14,7 +14,7 @@ from scan_workers import RULE, Job, assert_same_store, write_corpus
 
 from densitrace import Tracer, open_store, scan
 from densitrace.tracer.parts import claims_of
-from densitrace.tracer.place import Folder
+from densitrace.tracer.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = 240.0  # to wait for processes, should they never end

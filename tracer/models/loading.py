@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
-from ...errors import InputError, ModelError
+from ...errors import InputError, ModelError, first_line
 from .checkpoint import Checkpoint, incomplete
 from .offload import OffloadedBlocks, skeleton
 from .registry import architecture_of
@@ -106,7 +106,7 @@ def _one_line(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of {name!r} cannot be loaded: {first_line(error)}"
         ) from error
     return tokenizer
 
@@ -147,7 +147,7 @@ def _device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device!r} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"device={device!r} cannot be used: {first_line(error)}") from error
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -157,7 +157,3 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if not isinstance(named, torch.dtype):
         raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
     return named
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,8 +1,8 @@
-"""Where a store lies: a folder, or a bucket behind a URL. Bytes by key, made durable.
+"""Durable storage of bytes by key: in a folder, or in a bucket behind a URL.
 
-What is put is there whole or not at all, whatever happens: in a folder it is written aside, flushed
-and renamed; a bucket's own writes are so. What is created is there before anybody else's or not at
-all, which is all that workers need to agree on who does what.
+`put` is atomic: in a folder it writes to a temporary file, flushes and renames it; the writes of a
+bucket are atomic by themselves. `create` succeeds for the first writer only, which is all that
+workers need to agree on who does which part.
 """
 
 import errno
@@ -18,106 +18,106 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import StoreError
+from ..errors import StoreError, first_line
 from .processes import Process
 
 if TYPE_CHECKING:
     import obstore.store
 
-KEPT = "kept"  # in a folder of `staging`: what is worth to go on from if that was interrupted
-LAST = "zarr.json"  # of what is published: whoever finds it finds all
-TICKET = ".planning"  # in a bucket, for as long as something is being published
+KEPT = "kept"  # subfolder of a `staging` folder: progress that survives an interruption
+LAST = "zarr.json"  # published last: if it is there, everything is
+TICKET = ".planning"  # key in a bucket, present while something is being published
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Bytes by key; a key is a relative path with "/"."""
 
     @property
     def path(self) -> "Path | str":
-        """What the user calls it."""
+        """The path or URL that the user gave."""
         ...
 
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Return whether anything is stored."""
         ...
 
     def unfinished(self) -> bool:
-        """Whether what is there is a part of something that is being published, or was to be."""
+        """Return whether the content is incomplete: a `publish` is running or was interrupted."""
         ...
 
     def tidy(self) -> None:
-        """Remove what processes that are gone left beside it, but for a `KEPT` that may be used."""
+        """Remove leftovers of dead processes, except a `KEPT` folder that may still be used."""
         ...
 
     def check_writable(self) -> None:
-        """StoreError if nothing can be written; nothing stays there."""
+        """Raise StoreError if nothing can be written; leaves no trace."""
         ...
 
     def get(self, key: str) -> bytes | None:
-        """What is there; None where nothing is."""
+        """Return the value of a key, or None."""
         ...
 
     def size(self, key: str) -> int:
-        """Bytes of what is there; 0 where nothing is."""
+        """Return the bytes of a key's value, 0 if there is none."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Write durably, in place of what was there."""
+        """Write durably and atomically, replacing an earlier value."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write unless something is there; whether it was written."""
+        """Write unless the key exists; return whether it was written."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove what is there, if anything is."""
+        """Remove a key if it exists."""
         ...
 
     def files(self, folder: str) -> dict[str, int]:
-        """Bytes of what lies directly in a folder, by name, in no order."""
+        """Return the sizes in bytes of the files directly in a folder, by name, unordered."""
         ...
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Make durable what somebody else wrote."""
+        """Make keys durable that were written by other means than `put`."""
         ...
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A folder on a disk to make ready in what will be published; it is removed afterwards.
+        """Provide a local folder to prepare a `publish` in; it is removed afterwards.
 
-        If something cannot be read or written, or the process dies, its `KEPT` stays for the next
-        one, which then finds it in its own.
+        If an OSError or StoreError leaves the context, or the process dies, the folder's `KEPT`
+        survives and is moved into the next staging folder.
         """
         ...
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
-        """Put everything that a folder holds in place, `LAST` last.
+        """Store everything in a folder, `LAST` last.
 
         Args:
             folder: of `staging`.
-            ticket: the same for all who would publish the same.
-            replace: what is there; otherwise only what was left unfinished.
+            ticket: identifies the content: equal for all who would publish the same.
+            replace: replace what is stored; otherwise only unfinished content is replaced.
 
         Returns:
-            Whether it was: somebody else may have been first.
+            Whether it was published; False if another process was first.
         """
         ...
 
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Failures to write the store at `path` become one line."""
+    """Turn errors in writing the store at `path` into a StoreError."""
     try:
         yield
     except _errors() as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise StoreError(
             f"store {str(path)!r} cannot be written: {reason}; "
-            "parts that are done stay, run the same scan again to go on"
+            "finished parts are kept, run the same scan again to continue"
         ) from error
 
 
-def place_of(path: str | Path) -> Place:
-    """The place of a path or URL (s3://, gs://, az://, memory://).
+def storage_of(path: str | Path) -> Storage:
+    """Return the storage of a path or URL (s3://, gs://, az://, memory://).
 
     Raises:
         StoreError: a URL of an unknown kind, or obstore is not installed.
@@ -127,7 +127,7 @@ def place_of(path: str | Path) -> Place:
 
 # ---- a folder ------------------------------------------------------------------------------------
 
-NOBODY = Process("nowhere", 0)  # owns what was kept
+NOBODY = Process("nowhere", 0)  # owner of kept folders
 
 
 class Folder:
@@ -137,24 +137,24 @@ class Folder:
         self.path = path
 
     def exists(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.path.exists() or self.path.is_symlink()
 
     def unfinished(self) -> bool:
-        """See `Place`: a folder is there at once."""
+        """See `Storage`: always False, as a folder is published by renaming it."""
         return False
 
     def tidy(self) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         planned = self.exists()
-        for path in self._left():
+        for path in self._leftovers():
             if planned or not (path / KEPT).is_dir():
                 _remove(path)
             else:
                 _remove_all_but_kept(path)
 
     def check_writable(self) -> None:
-        """See `Place`; of a folder that is not there, its nearest parent is tried."""
+        """See `Storage`; if the folder does not exist, tries its nearest parent that does."""
         folder = self.path.absolute()
         while not folder.exists():
             folder = folder.parent
@@ -163,32 +163,32 @@ class Folder:
                 pass
         except OSError as error:
             raise StoreError(
-                f"folder {str(folder)!r} cannot be written ({error.strerror}); give the store "
-                "another place"
+                f"folder {str(folder)!r} cannot be written ({error.strerror}); choose another "
+                "path for the store"
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             return (self.path / key).read_bytes()
         except FileNotFoundError:
             return None
 
     def size(self, key: str) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             return (self.path / key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def put(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         with self._aside(key, data) as (temporary, path):
             temporary.replace(path)
         _flush(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         with self._aside(key, data) as (temporary, path):
             try:
                 os.link(temporary, path)
@@ -199,7 +199,7 @@ class Folder:
 
     @contextmanager
     def _aside(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """A file with the data beside its place, and that place."""
+        """Write the data to a temporary file beside its target; yield both paths."""
         path = self.path / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -211,32 +211,32 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         (self.path / key).unlink(missing_ok=True)
 
     def files(self, folder: str) -> dict[str, int]:
-        """See `Place`."""
-        found: dict[str, int] = {}
+        """See `Storage`."""
+        sizes: dict[str, int] = {}
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        # One that was renamed or removed meanwhile is not there.
+                        # It may have been renamed or removed meanwhile.
                         with suppress(FileNotFoundError):
-                            found[entry.name] = entry.stat().st_size
+                            sizes[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             pass
-        return found
+        return sizes
 
     def settle(self, keys: Iterable[str]) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         paths = [self.path / key for key in keys]
         for path in (*paths, *{path.parent for path in paths}):
             _flush(path)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """See `Place`: a folder beside, which can be renamed."""
+        """See `Storage`: a sibling folder, so that publishing is a rename."""
         folder = self._beside("planning")
         self._parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
@@ -252,13 +252,13 @@ class Folder:
             _remove(folder)
 
     def _beside(self, purpose: str, owner: Process | None = None) -> Path:
-        """A new name beside it that tells whose it is: this process's by default."""
+        """Return a new sibling path that names its owner, by default this process."""
         owner = Process.this() if owner is None else owner
-        about = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
-        return self._parent / f".{self.path.name}.{about}"
+        suffix = f"{uuid.uuid4().hex}.{owner.host}.{owner.number}.{purpose}"
+        return self._parent / f".{self.path.name}.{suffix}"
 
-    def _left(self) -> Iterator[Path]:
-        """What lies beside it whose owners are gone."""
+    def _leftovers(self) -> Iterator[Path]:
+        """Yield sibling paths of `_beside` whose owners are gone."""
         for path in self._parent.glob(f".{glob.escape(self.path.name)}.*.*.*.*"):
             _, *host, number, _ = path.name.removeprefix(f".{self.path.name}.").split(".")
             if number.isdecimal():
@@ -267,9 +267,9 @@ class Folder:
                     yield path
 
     def _take_over(self, folder: Path) -> None:
-        """What was kept by one who is gone, and by the same user, is in a new staging folder."""
-        for path in self._left():
-            # Another may be faster.
+        """Move what a dead process of the same user kept into a new staging folder."""
+        for path in self._leftovers():
+            # Another process may take it first.
             with suppress(FileNotFoundError):
                 if not (folder / KEPT).exists() and path.stat().st_uid == folder.stat().st_uid:
                     (path / KEPT).rename(folder / KEPT)
@@ -280,7 +280,7 @@ class Folder:
         return self.path.absolute().parent
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
-        """See `Place`: the folder is renamed."""
+        """See `Storage`: renames the folder."""
         Folder(folder).settle(_files(folder))
         replaced = self._beside("replaced")
         try:
@@ -305,7 +305,7 @@ def _remove_all_but_kept(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder and what is in it, a link or a file, if it is there."""
+    """Remove a folder with its content, a link or a file, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -313,7 +313,7 @@ def _remove(path: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """The keys of all files of a folder."""
+    """Return the keys of all files in a folder."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return [path.relative_to(folder).as_posix() for path in paths]
 
@@ -338,36 +338,36 @@ class Bucket:
         self.store = _object_store(url)
 
     def exists(self) -> bool:
-        """See `Place`; StoreError if it cannot be reached."""
+        """See `Storage`; raises StoreError if the bucket cannot be reached."""
         try:
-            found = (item["path"] for chunk in self._listed("") for item in chunk)
-            return any(not path.startswith(".") for path in found)
+            paths = (item["path"] for chunk in self._listed("") for item in chunk)
+            return any(not path.startswith(".") for path in paths)
         except OSError as error:
             raise StoreError(
-                f"store {self.path!r} cannot be reached: {_first_line(error)}"
+                f"store {self.path!r} cannot be reached: {first_line(error)}"
             ) from error
 
     def unfinished(self) -> bool:
-        """See `Place`: it bears a ticket."""
+        """See `Storage`: it holds a ticket, and not `LAST`."""
         return self.size(TICKET) > 0 and self.size(LAST) == 0
 
     def tidy(self) -> None:
-        """See `Place`: beside a bucket lies what was to be published."""
-        self._here.tidy()
+        """See `Storage`: the leftovers are local staging folders."""
+        self._local.tidy()
 
     def check_writable(self) -> None:
-        """See `Place`: with a file that is put and deleted."""
+        """See `Storage`: puts and deletes an empty file."""
         probe = f".{uuid.uuid4().hex}"
         try:
             self.put(probe, b"")
             self.delete(probe)
         except OSError as error:
             raise StoreError(
-                f"store {self.path!r} cannot be written: {_first_line(error)}"
+                f"store {self.path!r} cannot be written: {first_line(error)}"
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 return bytes(self.store.get(key).bytes())
@@ -375,7 +375,7 @@ class Bucket:
             return None
 
     def size(self, key: str) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 return int(self.store.head(key)["size"])
@@ -383,12 +383,12 @@ class Bucket:
             return 0
 
     def put(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         with _as_os_error():
             self.store.put(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Place`: a conditional put."""
+        """See `Storage`: uses a conditional put."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
@@ -399,7 +399,7 @@ class Bucket:
         return True
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with _as_os_error():
                 self.store.delete(key)
@@ -407,31 +407,31 @@ class Bucket:
             pass
 
     def files(self, folder: str) -> dict[str, int]:
-        """See `Place`."""
+        """See `Storage`."""
         prefix = f"{folder}/"
-        found = (item for chunk in self._listed(prefix) for item in chunk)
-        return {item["path"].removeprefix(prefix): item["size"] for item in found}
+        items = (item for chunk in self._listed(prefix) for item in chunk)
+        return {item["path"].removeprefix(prefix): item["size"] for item in items}
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Nothing to do: what a bucket has taken is durable."""
+        """See `Storage`: does nothing, as every write to a bucket is durable."""
 
     def staging(self) -> AbstractContextManager[Path]:
-        """See `Place`: in the folder for temporary files."""
-        return self._here.staging()
+        """See `Storage`: in the system's folder for temporary files."""
+        return self._local.staging()
 
     @property
-    def _here(self) -> Folder:
-        """Where it would be among temporary files."""
+    def _local(self) -> Folder:
+        """The folder for temporary files that corresponds to this bucket."""
         name = hashlib.sha256(self.path.encode()).hexdigest()[:16]
         return Folder(Path(tempfile.gettempdir()) / f"densitrace-{name}")
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
-        """See `Place`: a ticket goes before everything, so that what a death leaves is known."""
+        """See `Storage`: puts a ticket first, so that an interrupted upload is recognised."""
         if replace:
             self.delete(LAST)
         elif self.size(LAST) > 0:
             return False
-        # Who has the same ticket puts the same bytes, now or before: these may stay.
+        # Files uploaded under an equal ticket, now or earlier, have the same bytes: they may stay.
         if replace or self.get(TICKET) != ticket:
             self.put(TICKET, ticket)
             for chunk in list(self._listed("")):
@@ -452,7 +452,7 @@ class Bucket:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Errors of an object store are errors of the system, as a disk's are."""
+    """Raise errors of the object store as OSError, like those of a disk."""
     from obstore.exceptions import AlreadyExistsError, BaseError
 
     try:
@@ -460,11 +460,11 @@ def _as_os_error() -> Iterator[None]:
     except (OSError, AlreadyExistsError):
         raise
     except BaseError as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What a disk raises, and a bucket where one can be used at all."""
+    """Return the exceptions of failed writes: OSError, and obstore's if it is installed."""
     try:
         from obstore.exceptions import BaseError
     except ImportError:
@@ -474,7 +474,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 @cache
 def _object_store(url: str) -> "obstore.store.ObjectStore":
-    """One client an URL; what lies in memory is there for the whole process."""
+    """Return the client of a URL, one per process: this keeps what memory:// stores alive."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import MemoryStore, from_url
@@ -485,8 +485,4 @@ def _object_store(url: str) -> "obstore.store.ObjectStore":
     try:
         return from_url(url)
     except (BaseError, ValueError) as error:
-        raise StoreError(f"store {url!r} cannot be reached: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"store {url!r} cannot be reached: {first_line(error)}") from error
