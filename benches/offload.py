@@ -2,9 +2,9 @@
 
     python benches/offload.py --out benches/results/offload-DATE
 
-A checkpoint with random weights is scanned in two ways: kept in memory, and block by block in a
-process whose memory is limited to a quarter of it. The files are put out of the system's cache
-before the offloaded scan and each reading that is called cold: memory would not hold them either.
+A checkpoint with random weights is scanned twice: resident in memory, and block by block in a
+process limited to a quarter of its size. Before the offloaded scan and each read labelled cold the
+files are evicted from the page cache, as memory would not hold them either.
 """
 
 import json
@@ -35,18 +35,18 @@ from densitrace import Tracer, open_store, scan
 from densitrace.tracer import layout
 from densitrace.tracer.models import OffloadedBlocks
 
-LIMIT_BYTES = 5 << 28  # of the process that offloads: heap and private mappings, torch's included
+LIMIT_BYTES = 5 << 28  # of the offloading process: heap and private mappings, torch's included
 BLOCKS = 80
 STRATA = 4
 CONTEXT, WINDOWS = 128, 4
 BATCH_TOKENS = 256
-ROUNDS = 2  # resident and offloaded in turn: the faster scan of each is told
-CHUNK_BYTES = 1 << 24  # of a plain read
+ROUNDS = 2  # resident and offloaded in turn; the faster scan of each is reported
+CHUNK_BYTES = 1 << 24  # per read of the plain read
 SELF = Path("/proc/self")
 
 
 def shape(vocabulary: int) -> LlamaConfig:
-    """Blocks of 64 MiB in float32: more than four limits."""
+    """Blocks of 64 MiB in float32: more than four times the limit."""
     return LlamaConfig(
         vocab_size=vocabulary, hidden_size=1024, intermediate_size=4096, num_hidden_layers=BLOCKS,
         num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=2048,
@@ -54,7 +54,7 @@ def shape(vocabulary: int) -> LlamaConfig:
 
 
 def build(folder: Path) -> None:
-    """The checkpoint, with the tokenizer of the bundled model, and the text that is scanned."""
+    """Write the checkpoint with the bundled model's tokenizer, and the text to scan."""
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLES / "model")
     tokenizer.save_pretrained(folder)
     config = shape(len(tokenizer))
@@ -67,12 +67,12 @@ def build(folder: Path) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """What holds the weights."""
+    """The files that hold the weights."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def forget(folder: Path) -> None:
-    """Put the weights out of the system's cache."""
+    """Evict the weights from the page cache."""
     for path in files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -86,7 +86,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def plain_read(folder: Path) -> None:
-    """Every byte of the weights, into the same memory."""
+    """Read every byte of the weights into one buffer."""
     into = memoryview(bytearray(CHUNK_BYTES))
     for path in files(folder):
         with path.open("rb", buffering=0) as file:
@@ -96,7 +96,7 @@ def plain_read(folder: Path) -> None:
 
 @contextmanager
 def waits() -> Iterator[list[float]]:
-    """Seconds that blocks waited for their weights."""
+    """Collect the seconds that blocks wait for their weights while the context is open."""
     found: list[float] = []
     enter = OffloadedBlocks._enter
 
@@ -107,29 +107,29 @@ def waits() -> Iterator[list[float]]:
         yield found
 
 
-# ---- in a process of its own ---------------------------------------------------------------------
+# ---- in a separate process -----------------------------------------------------------------------
 
 
 def read_bytes() -> int:
-    """What this process has read from files."""
+    """Bytes that this process has read from files."""
     lines = (SELF / "io").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held, pages of mapped files included."""
+    """Peak memory of this process, pages of mapped files included."""
     lines = (SELF / "status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def read_alone(blocks: OffloadedBlocks) -> None:
-    """All blocks, one after another, with nothing to compute."""
+    """Read all blocks one after another, without computing anything."""
     for index in range(BLOCKS):
         blocks._read(index, blocks._rooms[index % 2])
 
 
 def measured(folder: Path, offloaded: bool, waited: list[float]) -> dict[str, float]:
-    """Scan once, from cold files where they are read meanwhile."""
+    """Scan once; the offloaded scan starts with evicted files."""
     tracers: list[Tracer] = []
     how: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
     found = {
@@ -163,7 +163,7 @@ def measured(folder: Path, offloaded: bool, waited: list[float]) -> dict[str, fl
 
 
 def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str, Any]:
-    """A step of the bench, under a limit of memory where one is given."""
+    """Run a step of this script in a process, optionally under a memory limit."""
 
     def limited() -> None:
         if limit is not None:
@@ -181,7 +181,7 @@ def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str,
 
 
 def differing(folder: Path) -> list[str]:
-    """Arrays of the two stores that are not the same to the bit."""
+    """Arrays of the two stores that are not bit-identical."""
     ours, theirs = open_store(folder / "offloaded"), open_store(folder / "resident")
     return [
         spec.name
@@ -191,7 +191,7 @@ def differing(folder: Path) -> list[str]:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """All that is measured."""
+    """Run all measurements."""
     in_a_process("build", folder)
     size = sum(path.stat().st_size for path in files(folder))
     rates = {}
@@ -221,7 +221,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info, rates = record["machine"], record["plain read, GB/s"]
     columns = [record["resident"], record["offloaded under the limit"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
@@ -260,7 +260,7 @@ def main(out: Path | None, step: str | None, folder: Path | None) -> None:
             build(folder)
             click.echo("{}")
             return
-        with waits() as waited:  # hooks are made of the timed method when the model is loaded
+        with waits() as waited:  # before loading: the model's hooks take the patched method
             click.echo(json.dumps(measured(folder, step == "offloaded", waited)))
         return
     if out is None:

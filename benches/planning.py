@@ -2,9 +2,9 @@
 
     python benches/planning.py --corpus FOLDER --out benches/results/planning-DATE
 
-The corpus of `scan_million.py`, or one that goes through its text several times, is scanned by the
-command line until some parts are done. How long the reading took, which parts were traced and
-written meanwhile, and how fast, the scan's own log says.
+The corpus of `scan_million.py`, or several passes through its text, is scanned from the command
+line until some parts are done. The scan's log says how long reading took, and which parts were
+traced and written in the meantime.
 """
 
 import json
@@ -57,12 +57,12 @@ def record_of(
 
 
 def ended(line: dict[str, Any]) -> float:
-    """When what a line of the log tells was over, in seconds."""
+    """The time at which the step of a log line ended, in seconds."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 def page(record: dict[str, Any], parts: int) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
     lines = [
         f"# Reading and tokenising a corpus, {record['date']}",

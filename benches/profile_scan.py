@@ -2,10 +2,10 @@
 
     python benches/profile_scan.py --out benches/results/profile-NAME
 
-Every op and every linear layer of a scan of the bundled model is timed; the rest is what norms,
-activations, residual sums and the engine take. A part's limit is the longer of two times: its
-operations at the rate of a large matrix product, its bytes at the rate of a large copy, both
-measured in the same run.
+Times every op and every linear layer of a scan of the bundled model; the rest is norms,
+activations, residual sums and the engine. A part's limit is the longer of two times: its operations
+at the rate of a large matrix product, and its bytes at the rate of a large copy, both measured in
+the same run.
 """
 
 import sys
@@ -35,7 +35,7 @@ Profile = dict[str, Part]
 
 @contextmanager
 def profiled(work: Work, profile: Profile) -> Iterator[None]:
-    """While it lasts, ops and linear layers note their time in `profile`."""
+    """Add the times of ops and linear layers to `profile` while the context is open."""
     started: list[float] = []
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -63,7 +63,7 @@ def profiled(work: Work, profile: Profile) -> Iterator[None]:
 
 
 def profile_of(work: Work) -> Profile:
-    """The mean of some scans, by part; `all` is the whole."""
+    """Mean of `ROUNDS` scans by part; `all` is the whole."""
     work.scan()
     profile: Profile = defaultdict(Part)
     for _ in range(ROUNDS):
@@ -82,7 +82,7 @@ def profile_of(work: Work) -> Profile:
 
 
 def ceilings() -> tuple[float, float]:
-    """Operations a second of a large matrix product, bytes a second of a large copy."""
+    """Operations a second of a large matrix product, and bytes a second of a large copy."""
 
     def best(run: Callable[[], object]) -> float:
         taken = []
@@ -101,7 +101,7 @@ def ceilings() -> tuple[float, float]:
 
 
 def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
-    """Markdown rows of one scan."""
+    """The table of one scan in Markdown."""
     whole = profile["all"].seconds
     rows = [
         "| part | ms | share | GFLOP | MB | GFLOP/s | limit, ms | time / limit |",

@@ -3,10 +3,10 @@
     python benches/report.py --out benches/results/report-DATE
     python benches/report.py --store traces.zarr --out benches/results/report-scan-DATE
 
-A made-up store of a million tokens is written, and `densitrace report` run on it in a process of
-its own: as it is, without the factors, and on two stores. With --store it is run on a store that is
-there. Seconds are those of the whole command, its imports included; the peak is the most memory
-that its process has held, and the one beside it that explains factors.
+Writes a made-up store of a million tokens and runs `densitrace report` on it in a separate process:
+with defaults, without factors, and on two stores. With --store, runs it on an existing store.
+Seconds are those of the whole command, imports included; the peak is the memory of its process plus
+that of the child process that explains factors.
 """
 
 import subprocess
@@ -28,12 +28,12 @@ from densitrace import open_store
 
 TOKENS = 1_000_000
 CONTROLS = ("inverse", "random")
-ROUNDS = 5  # of which the fastest one is told, and how long the slowest took
+ROUNDS = 5  # the fastest is reported, and the time of the slowest
 POLL_SECONDS = 0.02
 
 
 def measured(arguments: list[str], page: Path) -> dict[str, float]:
-    """One run of the command."""
+    """Run the command once."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "densitrace", "report", *arguments, "--out", str(page)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -53,7 +53,7 @@ def measured(arguments: list[str], page: Path) -> dict[str, float]:
 
 
 def family(process: int) -> list[int]:
-    """A process and what it has started."""
+    """The ids of a process and of its descendants."""
     found = [process]
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -63,7 +63,7 @@ def family(process: int) -> list[int]:
 
 
 def peak_bytes(process: int) -> int:
-    """The most memory that a process has held so far; 0 if it has gone."""
+    """Peak memory of a process so far; 0 if it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     except (FileNotFoundError, ProcessLookupError):
@@ -73,7 +73,7 @@ def peak_bytes(process: int) -> int:
 
 
 def made_up(folder: Path, tokens: int) -> list[Path]:
-    """Two stores of as many tokens, with both controls."""
+    """Two stores of `tokens` tokens each, with both controls."""
     paths = [folder / f"{seed}.zarr" for seed in range(2)]
     for seed, path in enumerate(paths):
         make_store(path, made_up_documents(tokens), controls=CONTROLS, seed=seed)
@@ -81,7 +81,7 @@ def made_up(folder: Path, tokens: int) -> list[Path]:
 
 
 def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
-    """All that is measured: on the first store, and on both where there are two."""
+    """Run all measurements on the first store, and on both if there are two."""
     names, first = [str(path) for path in stores], open_store(stores[0])
     runs = {
         "one store, without factors": [names[0], "--no-factors"],
@@ -106,7 +106,7 @@ def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def page_of(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
     columns = list(next(iter(record["runs"].values())))
     lines = [

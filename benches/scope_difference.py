@@ -2,9 +2,9 @@
 
     python benches/scope_difference.py --outputs 120 --out benches/results/scopes
 
-Sizes are equal and frozen errors are too (tests/tracer/test_scopes.py). With live attention the
-tokens outside an output's trace present other keys to the softmax in the one scope than in the
-other. This measures what that does on the bundled model, stratum by stratum.
+Sizes are equal, and so are frozen errors (tests/tracer/test_scopes.py). With live attention, tokens
+outside an output's trace present different keys to the softmax in the two scopes. This measures the
+effect on the bundled model, stratum by stratum.
 """
 
 import json

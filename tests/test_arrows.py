@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows of docs/design.md, read off the sources without running them."""
+"""The import arrows of docs/design.md, checked on the sources without running them."""
 
 import ast
 import sys
@@ -14,23 +14,23 @@ PARTS = {"densitrace": "densitrace"} | {
 }
 USERS = ("tests", "benches", "examples")
 
-# What a part may import of densitrace, besides itself and the exceptions.
+# What a part may import from densitrace, besides itself and the exceptions.
 ARROWS = {
     "kernels": {"densitrace._cpu", "densitrace._cuda"},
     "tracer": {"densitrace.kernels", "densitrace.__version__"},
     "estimator": {"densitrace.tracer", "densitrace.__version__"},
 }
-TENSORS = {"numpy", "torch", "triton"}  # all that kernels/ knows of the outside
+TENSORS = {"numpy", "torch", "triton"}  # all third-party imports of kernels/
 UNSAFE = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, `densitrace.kernels.edges.Pattern` for instance."""
+    """One imported name, such as `densitrace.kernels.edges.Pattern`."""
 
     name: str
     relative: bool
-    for_types: bool  # under `if TYPE_CHECKING`, so not when the program runs
+    for_types: bool  # under `if TYPE_CHECKING`, so never at run time
 
     def within(self, package: str) -> bool:
         return self.name == package or self.name.startswith(package + ".")
@@ -64,7 +64,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imports_of(path: Path) -> list[Import]:
-    """Of a file of the repository, under the name by which it is imported."""
+    """Imports of a file of the repository, under its import name."""
     part, *rest = path.with_suffix("").parts
     module = ".".join([PARTS.get(part, part), *rest]).removesuffix(".__init__")
     return list(imports((ROOT / path).read_text("utf-8"), module, path.name == "__init__.py"))
@@ -136,7 +136,7 @@ def test_users_import_densitrace_by_its_name(folder: str) -> None:
         for path in sources(folder)
         for imported in imports_of(path)
         if imported.relative or any(map(imported.within, set(PARTS) - {"densitrace"}))
-        if path.parts[1] not in ("oracles", "ptx")  # packages of the tests, relative within
+        if path.parts[1] not in ("oracles", "ptx")  # packages of the tests that import relatively
     ]
     assert not inside
 
@@ -158,7 +158,7 @@ def test_compiled_code_is_called_in_one_place() -> None:
 
 
 def test_models_alone_know_transformers_models() -> None:
-    """Elsewhere its types may be named, and `transformers.utils` (logging) called."""
+    """Elsewhere its types may be imported for annotations, and `transformers.utils` (logging)."""
     elsewhere = [
         f"{path}: {imported.name}"
         for path in sources(*PARTS)
@@ -191,7 +191,7 @@ def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
 
 
 def unsafe_options(call: ast.Call) -> list[str]:
-    """Keywords that let data bring code, and `torch.load` without `weights_only=True`."""
+    """Keywords that let data run code, and `torch.load` without `weights_only=True`."""
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
     unsafe = [name for name in ("trust_remote_code", "allow_pickle") if given.get(name) == "True"]
     if ast.unparse(call.func) == "torch.load" and given.get("weights_only") != "True":

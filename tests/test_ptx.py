@@ -1,4 +1,4 @@
-"""The machine for PTX: what it computes, and that it sees what a kernel must not do."""
+"""The simulated PTX machine: what it computes, and the faults that it detects."""
 
 import struct
 
@@ -41,7 +41,7 @@ def run(
     blocks: int = 1,
     counts: Counts | None = None,
 ) -> None:
-    """Run a kernel of which each thread has its number of `given` at %rd4, of `found` at %rd5."""
+    """Run a kernel; each thread has its number of `given` at %rd4 and of `found` at %rd5."""
     (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
     arguments = struct.pack("QQ", given.ctypes.data, found.ctypes.data)
     arrays = [(each.ctypes.data, each.nbytes) for each in (given, found)]
@@ -49,7 +49,7 @@ def run(
 
 
 def computed(body: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """What becomes of %r5 in %r6."""
+    """The values of %r6 that a body computes from %r5."""
     found = np.zeros(THREADS, np.uint32)
     run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, found)
     return found
@@ -167,7 +167,7 @@ def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
 
 
 def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
-    """A warp that has met tells the others nothing."""
+    """A warp barrier does not synchronise with other warps."""
     body = """
     st.shared.u32 [%r4], %r5;
     bar.sync 0;
@@ -199,7 +199,7 @@ def test_the_least_stays(values: NDArray[np.uint32]) -> None:
 
 
 def test_lanes_that_add_to_a_word_take_turns() -> None:
-    """But for what each of them adds: those that count are served together."""
+    """Except when adding a constant: lanes that count are served together."""
 
     def turns(address: str, what: str) -> int:
         counts = Counts()
@@ -211,7 +211,7 @@ def test_lanes_that_add_to_a_word_take_turns() -> None:
     assert turns("[memory]", "%r1") == THREADS
 
 
-# ---- what it sees ------------------------------------------------------------------------------
+# ---- faults that it detects --------------------------------------------------------------------
 
 FAULTS = {
     "outside all arrays": "ld.global.u32 %r6, [%rd4+4];",

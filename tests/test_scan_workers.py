@@ -1,4 +1,4 @@
-"""What tests of workers share leaves nothing behind in the process that runs the tests."""
+"""The helpers for worker tests leave nothing behind in the test process."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from densitrace.tracer import layout, parts, windows
 
 
 def settings() -> tuple[float, ...]:
-    """What `Job.run` sets for as long as it runs."""
+    """The settings that `Job.run` changes while it runs."""
     return (
         layout.PART_VALUES, layout.PARTS, windows.TOGETHER, parts.POLL_SECONDS,
         torch.get_num_threads(),

@@ -1,10 +1,10 @@
-"""Compiles every launch of the Triton ops for GPUs that are not here, and reads what it took.
+"""Compile every launch of the Triton ops for absent GPUs, and report registers and memory.
 
     python tests/triton_compiler.py TABLE CAPABILITY
 
-A launch is caught on its way, with the arguments that the op's own host code gives it, and compiled
-for the compute capability under the pinned configurations of the table. Prints one JSON object a
-kernel: op, head width, dtype, registers, spilled bytes, and bytes of shared memory.
+Launches are intercepted with the arguments from the op's own host code and compiled for the compute
+capability under the pinned configurations of the table. Prints one JSON object per kernel: op, head
+width, dtype, registers, spilled bytes, and bytes of shared memory.
 """
 
 import json
@@ -32,7 +32,7 @@ TYPES = {
     torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1", torch.float64: "*fp64",
 }  # fmt: skip
 
-OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a configuration, for the compiler
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a configuration, passed to the compiler
 
 Launch = tuple[JITFunction, dict[str, Any]]
 
@@ -53,7 +53,7 @@ def caught(call: Callable[[], object]) -> list[Launch]:
 
 
 def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
-    """The kernel as a launch would have it: types, constants, and what is known of its numbers."""
+    """The kernel specialised as for a launch: types, constants, and divisibility of arguments."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -105,7 +105,7 @@ def compiled(launch: Launch, capability: int) -> dict[str, int]:
 
 def launches(table: str) -> Iterator[tuple[dict[str, Any], Launch]]:
     """Every op under every pinned configuration, in the dtypes that models have."""
-    from triton_launches import CALLS  # beside this file: what calls which op how
+    from triton_launches import CALLS  # next to this file
 
     configs.table_for = lambda device: table
     for op, call in CALLS.items():
@@ -117,7 +117,7 @@ def launches(table: str) -> Iterator[tuple[dict[str, Any], Launch]]:
 
 
 def main(table: str, capability: int) -> None:
-    """Print one line of JSON a kernel."""
+    """Print one line of JSON per kernel."""
     for described, launch in launches(table):
         found = described | compiled(launch, capability)
         sys.stdout.write(json.dumps(found) + "\n")

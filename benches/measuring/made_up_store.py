@@ -1,7 +1,7 @@
 """A store of any size without a model: texts of made-up words, curves drawn from a seed.
 
-It goes through the store's own plan and write side, part by part. What a token's density depends on
-is known: rarer words are denser, longer contexts sparser, and each domain has its level.
+Written part by part through the store's own planning and writing code. The effects on density are
+known: rarer words are denser, longer contexts sparser, and each domain has its level.
 """
 
 import re
@@ -21,7 +21,7 @@ from densitrace.tracer.spool import Spool
 from densitrace.tracer.stored_plan import create_store
 from densitrace.tracer.windows import Encoded, Plan, plan_windows
 
-BLOCKS, HEADS = 8, 8  # of the model that is not there
+BLOCKS, HEADS = 8, 8  # of the imaginary model
 WORDS = 20_000
 STRATA = tuple(np.geomspace(1e-1, 1e-4, 12).tolist())
 DOMAINS = ("law", "fiction", "speech", "drama", "letters")
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 def made_up_documents(tokens: int, mean_length: int = 500, seed: int = 0) -> Iterator[Document]:
-    """Documents of `tokens` words together, their frequencies after Zipf, a dot every 12 words."""
+    """Documents with `tokens` words in total, Zipf frequencies, and a full stop every 12 words."""
     rng = np.random.default_rng(seed)
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     words = np.array(["".join(rng.choice(syllables, 1 + n % 4)) for n in range(WORDS)])
@@ -48,7 +48,7 @@ def made_up_documents(tokens: int, mean_length: int = 500, seed: int = 0) -> Ite
 
 
 class Splitter:
-    """A tokenizer: words with the space before them, numbered as they come."""
+    """A tokenizer: words with their leading space, numbered in order of first occurrence."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
@@ -75,13 +75,13 @@ def make_store(
     """Write a complete store of these documents.
 
     Args:
-        path: a folder that is not there yet.
+        path: a folder that does not exist yet.
         documents: what is scanned.
         context: tokens of a window.
-        controls: lanes beside the trace.
+        controls: control lanes in addition to the trace.
         strata: thresholds.
-        model: what the model is called.
-        seed: of its densities; those of all seeds have the factors above in common.
+        model: the name of the model.
+        seed: of the densities; all seeds share the effects described above.
     """
     rule, place = Threshold(strata), place_of(path)
     recipe = Recipe(
@@ -104,7 +104,7 @@ def make_store(
 
 
 def full_edges(context: NDArray[Any]) -> NDArray[np.int64]:
-    """|E| of sequential blocks (METHOD §4)."""
+    """|E| for sequential blocks (METHOD §4)."""
     each = 3 * context + HEADS * context * (context + 1) // 2
     return np.asarray((BLOCKS - 1) * each + 3 + HEADS * context, np.int64)
 
@@ -128,7 +128,7 @@ def _arrays(
     rarity = -np.log10(shares[np.maximum(found["token"], 0)])
     entropy = rng.gamma(3.0, 1.0, shape)
     full = np.broadcast_to(full_edges(column + 1), shape)
-    # log10 of the size at which half of the error is left
+    # log10 of the size at which half of the error remains
     middle = -3 + 0.25 * rarity + 0.08 * entropy + 0.15 * domain[:, None]
     middle = middle - 0.2 * np.log10(column + 1) + rng.normal(0, 0.3, shape)
     curves = _curves(middle, full, store.strata, rng)
@@ -145,7 +145,7 @@ def _arrays(
     arrays = {}
     for spec in layout.window_arrays(store.controls, int(full.max())):
         name = spec.name
-        if name not in values:  # a control: as if from further left, or further right
+        if name not in values:  # a control: a distortion of the trace's curve
             base, _, control = name.rpartition("_")
             values[name] = _control(curves[base], control)
         filled = np.asarray(values[name])
@@ -159,12 +159,12 @@ def _arrays(
 def _curves(
     middle: Floats, full: NDArray[np.int64], strata: Floats, rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
-    """The curves [n, T, K] and the topology, whose sum is the size."""
+    """The curves [n, T, K] and the topology, which sums to the size."""
     log_size = np.linspace(-4, -0.05, len(strata)) + rng.normal(0, 0.1, (*middle.shape, 1))
     edges = np.maximum(np.rint(10 ** np.minimum(log_size, 0) * full[..., None]), 1)
     size = edges / full[..., None]
     tv = 1 / (1 + np.exp(3 * (np.log10(size) - middle[..., None])))
-    # Attention leans down, what a block adds by itself leans up.
+    # Attention edges mostly in the lower quartiles, the others mostly in the upper ones.
     kinds = np.array([0.7, 0.1, 0.08, 0.12])[:, None]
     depth = np.array([[0.4, 0.3, 0.2, 0.1]] + 3 * [[0.1, 0.2, 0.3, 0.4]])
     parts = np.floor(edges[..., None, None] * kinds * depth).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Comparing two records of the ledger: what moved, what did not, and what cannot be read."""
+"""Comparing two records of the ledger: which rows moved, which did not, and unreadable records."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def write(
     path: Path, rows: dict[str, Quartiles | None], day: int = 1, threads: int = 2, to: str = "SDPA"
 ) -> Path:
-    """A record with rows of the given ratios, None for a row that notes none."""
+    """Write a record with rows of the given ratios; None for a row without one."""
     benchmarks: list[dict[str, Any]] = []
     for name, ratio in rows.items():
         noted: dict[str, Any] = {"tokens/s": 7}
@@ -44,7 +44,7 @@ def run(compare: ModuleType, *paths: Path) -> Result:
 
 
 def found(compare: ModuleType, old: Path, new: Path) -> list[tuple[str, bool]]:
-    """Rows in the order of their movement, and whether they moved."""
+    """Rows in order of their change, and whether they moved."""
     rows = compare.movements(compare.read(old), compare.read(new))
     return [(row.name.removeprefix("test_a.py::"), row.moved) for row in rows]
 
@@ -75,7 +75,7 @@ def test_rows_move_up_and_down_and_stay(compare: ModuleType, tmp_path: Path) -> 
     [
         ((1, 1, 1), (1.02, 1.02, 1.02), False),  # below the floor, though neither has any spread
         ((1, 1, 1), (1.04, 1.04, 1.04), True),
-        ((0.95, 1, 1.05), (1.1, 1.15, 1.2), False),  # apart, yet not by both spreads: 0.14 < 0.19
+        ((0.95, 1, 1.05), (1.1, 1.15, 1.2), False),  # within the sum of the spreads: 0.14 < 0.19
         ((0.95, 1, 1.05), (1.2, 1.25, 1.3), True),  # 0.22 > 0.18
         ((1.2, 1.25, 1.3), (0.95, 1, 1.05), True),  # the same the other way round
     ],

@@ -1,4 +1,4 @@
-"""The benches for a GPU, on a tiny model on the CPU; how long anything takes is no claim here."""
+"""The GPU benches with a tiny model on the CPU; nothing here depends on actual times."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def parameters(config: LlamaConfig) -> int:
     [("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248), ("qwen3-8b", 8_190_735_360)],
 )
 def test_shapes(shape: str, expected: int) -> None:
-    """As many parameters as the models that they are named after have."""
+    """Parameter counts match those of the models the shapes are named after."""
     assert parameters(SHAPES[shape]()) == expected
 
 
@@ -110,7 +110,7 @@ def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.M
 def test_a_row_says_whether_the_pass_was_captured(
     graphs: dict[str, int], said: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was refused runs as it is."""
+    """A refused capture runs uncaptured."""
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     results = SimpleNamespace(results=lambda: None)
     tracing = SimpleNamespace(replays=SimpleNamespace(_graphs=graphs))
@@ -126,7 +126,7 @@ def test_a_row_says_whether_the_pass_was_captured(
 def test_memory_begins_with_nothing_kept(
     work: Work, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every pass by a decoder of its own, and every row with its limit."""
+    """Each pass gets its own decoder, and each row its limit."""
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     frozen = device_work(model, 24, STRATA, rows=2, attention="frozen")
     kept: list[bool] = []
@@ -139,13 +139,13 @@ def test_memory_begins_with_nothing_kept(
 
     monkeypatch.setattr(engine, "peak_added", peak_added)
     engine.note_memory(record, "memory", "model", work, frozen)
-    assert kept == [True, True, False, False, False]  # the plain forwards keep nothing
+    assert kept == [True, True, False, False, False]  # the plain forwards cache nothing
     limits = [figures.get("wanted") for _, figures in record.sections["memory"]]
     assert limits == [None, 1.3, 1.3, 1.3]
 
 
 def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an allocator that is made up: 5 bytes before, 7 kept from the first run on, 10 more."""
+    """A fake allocator: 5 bytes before, 7 kept from the first run on, 10 more during a run."""
     held, peak = [5], [0]
 
     def run() -> None:
@@ -166,7 +166,7 @@ def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_device_waits_until_the_host_has_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock and a launch that are made up: the wait comes before the first moment of a round."""
+    """With a fake clock and launch time: the wait comes before a round's first mark."""
     told: list[Any] = []
     monkeypatch.setattr("device_timing.BUDGET_SECONDS", 0.0)
     monkeypatch.setattr(Clock, "wait", lambda self, seconds: told.append(round(seconds, 4)))
@@ -225,7 +225,7 @@ def test_limits_go_by_what_an_op_does(work: Work) -> None:
 
 
 def test_cases_do_their_work_in_each_run(work: Work) -> None:
-    """And leave what they are given as it is."""
+    """Runs do not cache work on the case's arguments."""
     row = Work(work.model, work.ids[:1].tolist(), work.rule)
     with torch.inference_mode():
         attention, prediction = attention_problem_of(row), prediction_problem_of(row)

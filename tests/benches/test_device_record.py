@@ -1,4 +1,4 @@
-"""What a bench on a GPU measured is told and written at once."""
+"""Measurements of a GPU bench are printed and written at once."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_a_row_is_told_and_written_when_it_is_added(tmp_path: Path) -> None:
 
 
 def test_rows_outlive_a_bench_that_is_killed(tmp_path: Path) -> None:
-    """Its file, and its output, whatever pytest captures."""
+    """Both in its file and on its output, whatever pytest captures."""
     test, out = tmp_path / "test_killed.py", tmp_path / "out"
     test.write_text(KILLED)
     places = [str(ROOT / "benches"), str(ROOT / "benches" / "measuring")]

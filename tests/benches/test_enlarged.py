@@ -1,4 +1,4 @@
-"""A model tiled up computes what the small one does."""
+"""A tiled-up model computes the same as the small one."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_logits_are_the_same(small: LlamaForCausalLM, by: Enlargement) -> None:
 
 @pytest.mark.parametrize("importance", ["norm_l1", "proximity"])
 def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
-    """Where heads are as many, so that each edge weighs what it did."""
+    """With the same number of heads each edge keeps its weight."""
     large = enlarged(small, Enlargement(hidden=2, head_dim=2, inner=3), CPU, torch.float32)
     counts = []
     for model in (small, large):
@@ -56,7 +56,7 @@ def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
 
 
 def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> None:
-    """On a device without memory in place of one with another: nothing large is on the CPU."""
+    """With a meta device as the target: nothing large is created on the CPU."""
     made: list[torch.device] = []
 
     class Made(TorchDispatchMode):
@@ -79,7 +79,7 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
 
 @torch.no_grad()
 def test_blocks_that_are_repeated_add_as_much_together(small: LlamaForCausalLM) -> None:
-    """Where a block does not see what it added, as in the first."""
+    """Holds where a block does not see its own contribution, as in the first."""
     large = enlarged(small, Enlargement(blocks=2), CPU, torch.float32)
     assert large.config.num_hidden_layers == 6
     first, again = large.model.layers[:2]

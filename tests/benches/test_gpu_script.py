@@ -1,4 +1,4 @@
-"""benches/gpu.sh with a Python that only notes what it was asked."""
+"""benches/gpu.sh with a Python that only logs its arguments."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ STAND_INS = ("python", "nvcc", "compute-sanitizer")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Where programs are found that note how they are called."""
+    """An environment whose programs log how they are called."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in STAND_INS:
@@ -33,7 +33,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], **more: str) -> tuple[int, str, list[str]]:
-    """Exit status, what it printed, and the calls it made."""
+    """Exit status, output, and the calls made."""
     done = subprocess.run(
         [ROOT / "benches" / "gpu.sh"],
         env=environment | more, capture_output=True, text=True, check=False,
@@ -65,7 +65,7 @@ def test_some_parts(environment: dict[str, str]) -> None:
 
 
 def test_cuda_kernels_that_could_be_built_are_there(environment: dict[str, str]) -> None:
-    """Where they are not, tests of them are skipped: the run says so and fails."""
+    """If they were not built their tests are skipped, so the run must report it and fail."""
     status, said, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
     assert status == 1
     assert "nvcc is here, but CUDA kernels were not built" in said

@@ -1,4 +1,4 @@
-"""The ledger's file names, and what its page shows of a record."""
+"""The ledger's file names, and its page of a record."""
 
 from datetime import date
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_a_page_has_a_section_a_file() -> None:
     assert lines[0] == "# Benchmarks, 2026-11-23"
     assert "commit 0123456789, with changes." in lines[2]
     engine, memory = lines.index("## test_engine.py"), lines.index("## test_memory.py")
-    assert lines[engine + 2].endswith("?")  # what the file asks
+    assert lines[engine + 2].endswith("?")  # the question that the file asks
     assert lines[engine + 4 : engine + 8] == [
         "|  | time | ratio | tokens/s |",
         "| --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""The bench of codecs measures a whole part, chunks that differ, and several readers."""
+"""The codec bench measures a whole part, different chunk sizes, and several readers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The tuner on a clock, a compiler and an op that are made up: what it takes, and what not."""
+"""The tuner with a fake clock, compiler and op: which configurations it accepts."""
 
 import json
 from collections.abc import Callable
@@ -27,11 +27,11 @@ PLACE = Place("climbed", "32-bit", "64")
 
 
 def kernel(BT, BS, num_warps, num_stages):  # type: ignore[no-untyped-def]
-    """Never compiled: `Device.launch` stands for what a launch comes to."""
+    """Never compiled: `Device.launch` takes the place of its launches."""
 
 
 def away(config: Config) -> float:
-    """Steps from the optimum; as many percent slower."""
+    """Distance from the optimum, which is also the relative slowdown."""
     steps = {name: abs(value / OPTIMUM[name]) for name, value in config.items()}
     stages = abs(config["num_stages"] - OPTIMUM["num_stages"])
     return stages + sum(max(x, 1 / x) - 1 for name, x in steps.items() if name != "num_stages")
@@ -39,7 +39,7 @@ def away(config: Config) -> float:
 
 @dataclass
 class Device:
-    """A clock that launches move on, and what becomes of a configuration."""
+    """A clock that launches advance, and the outcome of each configuration."""
 
     cost: Callable[[Config], float] = lambda config: 1 + away(config)
     noise: float = 0.0
@@ -51,7 +51,7 @@ class Device:
     launched: list[Config] = field(default_factory=list)
 
     def launch(self, config: Config) -> SimpleNamespace:
-        """In place of Triton's compiler and driver."""
+        """Takes the place of Triton's compiler and driver."""
         self.launched.append(config)
         if self.fails(config):
             raise TritonError("out of resource: shared memory")
@@ -59,7 +59,7 @@ class Device:
         return SimpleNamespace(n_spills=24 if self.spills(config) else 0)
 
     def op(self) -> torch.Tensor:
-        """Looks its entry up and launches, as the host code of an op does."""
+        """Looks up its entry and launches, as the host code of an op does."""
         result = torch.arange(1.0, 1001.0)
         config = configs.launch(PLACE.op, 40, result)
         JITFunction(kernel)[(1,)](**config)
@@ -72,7 +72,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     table = {PLACE.op: {PLACE.bits: {PLACE.width: START}}}
     (tmp_path / "default.json").write_text(json.dumps(table))
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
-    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # of the clock
+    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # seconds of the fake clock
     configs._table.cache_clear()
     monkeypatch.setattr(configs, "table_for", lambda device: configs.DEFAULT)
     return bench("tune_gpu")
@@ -80,14 +80,14 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def tables_read_again() -> Any:
-    """What was read from a folder of a test is forgotten."""
+    """Drop tables cached from a test's folder."""
     yield
     configs._table.cache_clear()
     configs._tuned.cache_clear()
 
 
 def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> Config | None:
-    """What a climb writes, if anything."""
+    """The configuration that a climb writes, if any."""
     monkeypatch.setattr("device_timing.Clock.mark", lambda _: device.now)
     monkeypatch.setattr(JITFunction, "run", lambda self, grid, warmup, **c: device.launch(c))
     path = configs.FOLDER / "sm_90.json"
@@ -120,7 +120,7 @@ def test_every_argument_can_be_tuned(table: str) -> None:
 def test_never_takes_what_is_faulty(
     fault: str, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fastest have a fault: the best of the others is taken, and none of them is timed."""
+    """The fastest are faulty: the best of the others is taken, and no faulty one is timed."""
     device = Device(**{fault: lambda config: config["BT"] > 64})  # type: ignore[arg-type]
     assert tuned(tune, device, monkeypatch) == OPTIMUM | {"BT": 64}
     faulty = [config for config in device.launched if config["BT"] > 64]
@@ -159,7 +159,7 @@ def test_an_existing_file_keeps_its_entries(
 
 
 def test_a_lost_device_ends_the_climb(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its later errors would pass for faults of configurations; what was pinned stays pinned."""
+    """Its later errors would look like faults of configurations; pinned entries stay pinned."""
 
     def lost(config: Config) -> bool:
         if config != START:
@@ -197,7 +197,7 @@ def test_a_table_of_a_device_lies_over_the_default(
 
 
 def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a device can do does not change: it is asked once, and so is the folder."""
+    """A device's capability does not change: the driver and the folder are queried once."""
     asked: list[torch.device] = []
     (tmp_path / "sm_90.json").write_text("{}")
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
@@ -220,7 +220,7 @@ def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPa
 
 
 def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a tiny model and few tokens, with every kernel looked up but not run."""
+    """With a tiny model and few tokens; kernels are looked up but not run."""
     tune = bench("tune_gpu")
     config = tiny_llama(300, blocks=5)
     monkeypatch.setattr(tune, "MODELS", {64: lambda: config})
@@ -234,6 +234,6 @@ def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
                 run()
     listed = {(place.op, place.bits) for place in configs.places()}
     asked = {(place.op, place.bits) for place in pins.asked}
-    # A CPU's projection is float32: its product with bfloat16 values goes in two parts.
+    # On a CPU the projection is float32, so its product with bfloat16 values is split in two.
     assert asked | {("source_norms", "16-bit")} == listed
     assert {place.width for place in pins.asked if place.op == "row_cuts"} == {"16", "64", "256"}

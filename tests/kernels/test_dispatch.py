@@ -1,4 +1,4 @@
-"""Which backend serves an op, where all are built and where the compiled one is missing."""
+"""Which backend serves an op, with everything built and with the compiled one missing."""
 
 import logging
 import sys
@@ -30,7 +30,7 @@ MAPS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What a process finds out once is found out anew before and after each test."""
+    """Clear what a process caches, before and after each test."""
     for cached in (dispatch.missing, dispatch._warn_of):
         cached.cache_clear()
     yield
@@ -40,7 +40,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if densitrace._cuda had not been built, which is so where there is no CUDA compiler."""
+    """Simulate that densitrace._cuda was not built, as without a CUDA compiler."""
     monkeypatch.delitem(sys.modules, "densitrace.kernels.cuda", raising=False)
     monkeypatch.delattr(densitrace, "_cuda", raising=False)
     monkeypatch.setitem(sys.modules, "densitrace._cuda", None)
@@ -48,21 +48,21 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As if densitrace._cuda had been built."""
+    """Simulate that densitrace._cuda was built."""
     monkeypatch.setitem(sys.modules, "densitrace.kernels.cuda", cuda_host.ops)
     return cuda_host.ops
 
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if densitrace._cpu had not been built: importing it is an ImportError."""
+    """Simulate that densitrace._cpu was not built: importing it is an ImportError."""
     monkeypatch.delitem(sys.modules, "densitrace.kernels.cpu", raising=False)
     monkeypatch.delattr(densitrace, "_cpu", raising=False)
     monkeypatch.setitem(sys.modules, "densitrace._cpu", None)
 
 
 def test_auto_takes_the_first_backend_that_has_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Op by op, in the order of the device's preference."""
+    """Op by op, in the device's order of preference."""
     first, second = ModuleType("first"), ModuleType("second")
     for module, ops in ((first, ["edge_mass"]), (second, ["edge_mass", "edge_levels"])):
         monkeypatch.setitem(sys.modules, f"densitrace.kernels.{module.__name__}", module)
@@ -90,7 +90,7 @@ def test_auto_goes_on_without_the_extension_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert set(kernels.backends("cpu").values()) == {"reference"}
-    assert caplog.messages == []  # it was asked, and has answered
+    assert caplog.messages == []  # queried, and answered through the return value
     for _ in range(2):
         assert torch.equal(kernels.bottleneck(*MAPS), MAPS[0])
         kernels.trace_sizes(MAPS[0], torch.zeros(2, 1, 3, dtype=torch.int32))
@@ -142,7 +142,7 @@ def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
         assert dispatch.pick(reference.edge_levels, "cuda", "auto", edges) is triton.edge_levels
     found = dispatch.pick(reference.edge_levels, "cuda", "auto", PROXIMITY)
     assert found is reference.edge_levels
-    assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # knows all
+    assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # takes all
 
 
 def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
@@ -196,7 +196,7 @@ def test_cuda_needs_a_gpu_that_it_is_compiled_for(
 def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whichever was current before: layers of a model may be on several."""
+    """Whichever was current before: a model's layers may be on several GPUs."""
     current = [0]
 
     @contextmanager
@@ -225,7 +225,7 @@ def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
 
 
 def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
-    """On no backend: levels would wrap around."""
+    """On any backend: levels would wrap around."""
     token = torch.zeros(1, 1, 2, 1)
     weight = GivenWeight(torch.ones(1, 1, 2, 2))
     edges = AttentionEdges(kernels.Pattern(token, token, 1.0), weight)

@@ -1,6 +1,6 @@
 """On a GPU: each kernel against loops in float64, and the lane engine against the goldens.
 
-Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
+Inputs are drawn, and results checked, on the CPU; the ops in between run on the GPU.
 """
 
 import math
@@ -61,9 +61,9 @@ SHAPES = VARIANTS | WIDE
 
 
 def moved(value: Any, device: str) -> Any:
-    """Tensors on a device, in dataclasses and one after another too; all else as it is.
+    """Move tensors to a device, also in dataclasses and iterators; everything else is unchanged.
 
-    Strides stay.
+    Strides are kept.
     """
     if isinstance(value, torch.Tensor):
         return value.to(device)
@@ -78,11 +78,11 @@ def moved(value: Any, device: str) -> Any:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
-    """Ops on tensors of the CPU run on the GPU."""
+    """Run ops on CPU tensors on the GPU."""
     pick = dispatch.pick
 
     def pick_there(op: Callable[..., Any], device: Any, *how: Any) -> Callable[..., Any]:
-        if how[0] in ("cpu", "reference"):  # what results are compared with
+        if how[0] in ("cpu", "reference"):  # the expected results
             return pick(op, device, *how)
         function = pick(op, DEVICE, *how)
 
@@ -94,19 +94,19 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     monkeypatch.setattr(dispatch, "pick", pick_there)
 
 
-# ---- the ops: each checks one problem --------------------------------------------------------
+# ---- one check per op ------------------------------------------------------------------------
 
 
 def check_source_norms(problem: Problem) -> None:
     for p in (1, 2):
         found = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
-        # w_o may be rounded to the 16 bits of the values: by 2^-9 each in bfloat16.
+        # w_o may be rounded to the values' 16 bits: by 2^-9 each in bfloat16.
         ratio = 2e-5 if problem.shape.dtype == torch.float32 else 2.0**-8
         close(f"L{p}", found, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
 
 
 def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
-    """Edges whose source norms are the oracle's, so that no rounding of norms moves a weight."""
+    """Edges with the oracle's source norms, so that no rounding of norms moves a weight."""
     norms = torch.from_numpy(np.abs(problem.sent()).sum(-1)).float()
     return problem.edges(kernels.NormWeight(norms, problem.target))
 
@@ -126,7 +126,7 @@ def check_edge_levels(problem: Problem) -> None:
 
 
 def check_nucleus_cuts(problem: Problem) -> None:
-    """The edges kept hold the mass, and without the lightest of them they do not."""
+    """The kept edges reach the mass, and without the lightest of them they do not."""
     weights = problem.norm_weights()
     side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
     attention = weights.transpose(0, 2, 1, 3).reshape(*side.shape[1:], -1)
@@ -149,7 +149,7 @@ def check_nucleus_cuts(problem: Problem) -> None:
 
 
 def check_fraction_cuts(problem: Problem) -> None:
-    """As many edges are above the cut as the fraction of those that the node has, rounded up."""
+    """The number of edges above the cut is the fraction of the node's edges, rounded up."""
     weights, allowed = problem.norm_weights(), problem.allowed()
     side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
     fractions = (0.1, 0.5, 1.0)
@@ -158,7 +158,7 @@ def check_fraction_cuts(problem: Problem) -> None:
     for (k, b, t), cut in np.ndenumerate(cuts):
         node = np.append(weights[b, :, t][:, allowed[b, t]], side[:, b, t].double().numpy())
         wanted = math.ceil(fractions[k] * len(node))
-        # Two neighbours that rounding swaps lie as near to the cut, which is between them.
+        # Two neighbours swapped by rounding lie equally close to the cut, which is between them.
         assert (node > cut + 1e-4 * abs(cut)).sum() <= wanted
         assert (node > cut - 1e-4 * abs(cut)).sum() >= wanted
 
@@ -187,7 +187,7 @@ def check_lane_attention(problem: Problem) -> None:
 
 
 def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random level maps uint8 [B, T, T], as large as the problem."""
+    """Random level maps uint8 [B, T, T] of the problem's size."""
     size = (problem.shape.batch, problem.shape.length, problem.shape.length)
     drawn = torch.randint(0, 4, (2, *size), generator=problem.generator)
     return drawn[0].tril().byte(), drawn[1].tril().byte()
@@ -199,7 +199,7 @@ def check_bottleneck(problem: Problem) -> None:
              for row, other in zip(reach, levels, strict=True)]  # fmt: skip
     found = kernels.bottleneck(reach, levels, backend=problem.backend)
     np.testing.assert_array_equal(found, np.stack(paths))
-    if problem.backend == "cuda":  # and the way that is not taken
+    if problem.backend == "cuda":  # the method not chosen, too
         other = import_module("densitrace.kernels.cuda").bottleneck
         found = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
         np.testing.assert_array_equal(found.cpu(), np.stack(paths))
@@ -229,12 +229,12 @@ def check_collect_edges(problem: Problem) -> None:
 
 
 def check_proximity(problem: Problem) -> None:
-    """Levels and mass under proximity as on the CPU, where loops in float64 check them."""
+    """Levels and mass under proximity equal the CPU's, which are checked against float64 loops."""
     weight = kernels.ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
     edges = problem.edges(weight)
     dense = kernels.edge_weights(edges, backend="cpu").nan_to_num(0)
     close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
-    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    # Halfway between a target's heaviest edges, so that rounding decides nothing.
     ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
     cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
     found = kernels.edge_levels(edges, cuts, backend=problem.backend)
@@ -244,7 +244,7 @@ def check_proximity(problem: Problem) -> None:
 
 
 def check_product(problem: Problem) -> None:
-    """Of 16-bit and of float32 factors, as precise as float32."""
+    """With 16-bit and float32 factors, as precise as float32."""
     exact = problem.w_o.transpose(1, 2).flatten(0, 1)
     left = problem.normal(7, len(exact))
     for right in (exact, exact.to(problem.shape.dtype)):
@@ -335,13 +335,13 @@ def test_a_table_takes_the_memory_that_is_promised(monkeypatch: pytest.MonkeyPat
     before = torch.cuda.memory_allocated()
     sizes = list(map(lambda table: len(table.weight), cuda.collect_edges(edges, cuts)))  # noqa: C417
     assert sizes == [1024 * 1025 // 2] * 8
-    few = 1 << 20  # of rows: copies of a head's queries and keys, counts
+    few = 1 << 20  # for rows: copies of a head's queries and keys, counts
     assert torch.cuda.max_memory_allocated() - before <= 23 * (1 << 20) + few
 
 
 @pytest.mark.parametrize(("backend", "op"), SERVED)
 def test_sanitized(backend: str, op: str, on_gpu: None) -> None:
-    """Small and odd, every variant on: what benches/gpu.sh runs under compute-sanitizer."""
+    """Small and odd, every variant on: run under compute-sanitizer by benches/gpu.sh."""
     shape = Shape(length=33, d_k=40, d_v=24, window=20, softcap=5.0, sinks=True, segments=True)
     for dtype in (torch.float32, torch.bfloat16):
         CHECKS[op](Problem(replace(shape, dtype=dtype), backend=backend))
@@ -370,13 +370,13 @@ def test_goldens(family: str, rule: str) -> None:
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_output(family: str, attention: str) -> None:
-    """All outputs in one pass, under the controls, as on the CPU."""
+    """All outputs in one pass, under the controls, equal to the CPU's results."""
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     plain = Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
     found, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
     np.testing.assert_array_equal(found.edge_count, expected.edge_count)
     for name, values in expected.errors.items():
-        if name.startswith(("nucleus", "top1")):  # they jump where two tokens are equally likely
+        if name.startswith(("nucleus", "top1")):  # these jump where two tokens are equally likely
             assert (found.errors[name] != values).any(1).sum() <= 2, name
         else:
             np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
@@ -387,7 +387,7 @@ def test_every_output(family: str, attention: str) -> None:
 def test_no_block_makes_the_host_wait(
     family: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CUDA sees it, under every control, once kernels are compiled and constants copied."""
+    """By CUDA's own check, under every control, once kernels are compiled and constants copied."""
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     traced(tracer_on(family), family, **options)
     run_block, blocks = LaneLoop._run_block, []
@@ -413,7 +413,7 @@ def test_no_block_makes_the_host_wait(
 
 
 def test_two_runs_agree() -> None:
-    """Bit by bit: configurations are pinned, and nothing adds floats in an order of chance."""
+    """Bit for bit: configurations are pinned, and no floats are summed in a random order."""
     first, second = (traced(tracer_on("mistral"), "mistral") for _ in range(2))
     for name, values in first.errors.items():
         np.testing.assert_array_equal(second.errors[name], values)
@@ -421,7 +421,7 @@ def test_two_runs_agree() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replayed_passes_agree(family: str) -> None:
-    """Bit by bit, whatever the tokens, while results of the pass before still leave."""
+    """Bit for bit, whatever the tokens, while the previous pass's results are being copied."""
     rows = [[[5, 9, 33, 2, 60, 17, first], [7, 7, 1, 30, first]] for first in range(6)]
     batches = [(row, [3, -1]) for row in rows]
     rule, settings = Threshold([0.4, 0.1, 0.01]), Settings(controls=("inverse",))

@@ -44,9 +44,9 @@ PROVIDERS.append(cuda_host.NAME)
 
 
 def serving(*ops: str, weight: type = NormWeight) -> pytest.MarkDecorator:
-    """The test runs on every backend, that of the CPU in each instruction set, that has the ops.
+    """Run the test on every backend that has the ops; the CPU's in each instruction set.
 
-    `weight`: the kind of edges that they are given, if any.
+    `weight` is the kind of edges that the ops must support.
     """
 
     def has(provider: str, op: str) -> bool:
@@ -59,10 +59,10 @@ def serving(*ops: str, weight: type = NormWeight) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> str:
-    """The name of a backend, set up; see `serving`."""
+    """The name of a backend, set up as `serving` describes."""
     # Tiles so small that every op crosses several of them.
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
-    # In the interpreter what counts is how many programs run.
+    # In the interpreter time depends on the number of programs.
     monkeypatch.setattr(import_module("densitrace.kernels.triton.node_cuts"), "ROW_TILES", 8)
     name, _, isa = str(request.param).partition("-")
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
@@ -92,7 +92,7 @@ def test_source_norms(problem: Problem, p: int) -> None:
 
 @serving("source_norms")
 def test_source_norms_of_a_matrix_as_the_model_has_it(problem: Problem) -> None:
-    """In the values' dtype: exact products, as reference and CPU make of it in float32."""
+    """In the values' dtype: products are exact in float32, so the default tolerance holds."""
     problem.w_o = problem.w_o.to(problem.shape.dtype)
     found = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
     close("source norms", found, np.abs(problem.sent()).sum(-1))
@@ -105,7 +105,7 @@ def test_attention_stats(problem: Problem) -> None:
 
 
 def dense(problem: Problem, weight: Any) -> Floats:
-    """The op's weights, checked to be NaN exactly where there is no edge, 0 there instead."""
+    """The op's weights with 0 for absent edges, which are checked to be exactly the NaN ones."""
     found = kernels.edge_weights(problem.edges(weight), backend=problem.backend).double().numpy()
     absent = np.broadcast_to(~problem.allowed()[:, None], found.shape)
     np.testing.assert_array_equal(np.isnan(found), absent)
@@ -126,7 +126,7 @@ def test_norm_weights(problem: Problem) -> None:
 
 
 def proximity(problem: Problem) -> tuple[ProximityWeight, Floats]:
-    """An edge weight and what it comes to."""
+    """An edge weight and its expected values."""
     alpha, _ = problem.alpha()
     scaled = alpha * problem.target.double().numpy()[:, None, :, None]
     edge = scaled[..., None] * problem.sent()[:, :, None]  # [B, H, T, T, D]
@@ -144,12 +144,12 @@ def test_proximity_weights(problem: Problem) -> None:
 
 @serving("edge_levels", "edge_mass", weight=ProximityWeight)
 def test_proximity_levels_and_mass(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", 10_000)  # [rows, S, D] of them: it takes long
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 10_000)  # tiles of [rows, S, D]: 300 is slow
     weight, expected = proximity(problem)
     edges = problem.edges(weight)
     found = kernels.edge_mass(edges, backend=problem.backend)
     close("mass", found, expected.sum((1, 3)))
-    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    # Halfway between a target's heaviest edges, so that rounding decides nothing.
     rows = -np.sort(-expected.transpose(0, 2, 1, 3).reshape(*expected.shape[::2], -1), axis=-1)
     cuts = torch.from_numpy(np.stack([rows[..., i : i + 2].mean(-1) for i in (0, 1)])).float()
     kept = expected[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
@@ -161,7 +161,7 @@ def test_proximity_levels_and_mass(problem: Problem, monkeypatch: pytest.MonkeyP
 @serving("edge_weights")
 def test_cosine_weights(problem: Problem) -> None:
     sent, node = problem.sent(), problem.node.double().numpy()
-    sent[0, 0] = 0  # a head that sends nothing: the zero vector's cosine is 0 by definition
+    sent[0, 0] = 0  # a head that sends nothing: the cosine of the zero vector is 0 by definition
     problem.w_o[0] = 0 if problem.shape.batch == 1 else problem.w_o[0]
     inner = np.einsum("bhse,bte->bhts", problem.sent(), node)
     lengths = (
@@ -245,7 +245,7 @@ def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
 
 
 def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: int) -> list[float]:
-    """All in-edges' weights of one node, heaviest first."""
+    """Weights of all in-edges of one node, heaviest first."""
     attention = weights[b, :, t][:, allowed[b, t]].ravel()
     return sorted([*attention, *side[:, b, t]], reverse=True)
 
@@ -319,7 +319,7 @@ def given_node(rows: list[list[float]]) -> AttentionEdges:
 
 @serving("nucleus_cuts", "fraction_cuts")
 def test_ties(backend: str) -> None:
-    """A nucleus keeps all edges tied with the last, a fraction none tied with those left out."""
+    """A nucleus keeps all ties of its last edge; a fraction keeps no tie of one left out."""
     edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
     side = torch.tensor([[[1.0, 2.0, 0.0]]])
     total = torch.tensor([[2.0, 6.0, 9.0]])
@@ -386,7 +386,7 @@ def test_output_errors(
     generator = torch.Generator().manual_seed(0)
     tokens, strata, hidden = 9, 3, 6
     states = torch.randn(tokens, hidden, generator=generator)
-    # Lanes from nearly the same prediction to an unrelated one, and one that is the same.
+    # Lanes from an unrelated prediction to a close one, and one that is the clean one.
     noise = torch.tensor([2.0, 0.05, 0.0])[:, None, None]
     lanes = states + noise * torch.randn(strata, tokens, hidden, generator=generator)
     table = torch.randn(vocabulary, hidden, generator=generator)
@@ -425,7 +425,7 @@ def test_output_errors(
 def test_shared_nucleus_does_not_depend_on_candidates(
     vocabulary: int, candidates: int, seed: int
 ) -> None:
-    """Few candidates and a full ranking give the same answer."""
+    """A few candidates and a full ranking give the same answer."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, vocabulary, generator=generator) * 2
     noise = torch.randn(6, vocabulary, generator=generator)

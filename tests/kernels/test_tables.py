@@ -59,7 +59,7 @@ CASES = [
 def case(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, AttentionEdges]:
-    """A backend, and edges of a kind that it weighs."""
+    """A backend, and edges of a kind that it supports."""
     name, weight = request.param
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 1 << 14)
     problem = Problem(SHAPE, backend="reference")
@@ -71,7 +71,7 @@ def size(table: EdgeTable) -> int:
 
 
 def cuts_of(edges: AttentionEdges, *quantiles: float) -> torch.Tensor:
-    """float32 [K, B, T]: below so much of each target's weights, a target outside the trace."""
+    """float32 [K, B, T]: quantiles of each target's weights, with one target outside the trace."""
     weights = reference.edge_weights(edges).transpose(1, 2).flatten(2)
     cuts = torch.stack([torch.nanquantile(weights, q, -1) * 1.0001 + 1e-6 for q in quantiles])
     cuts[:, 1, 5] = torch.inf
@@ -86,7 +86,7 @@ def test_tables_are_bounded_and_hold_each_edge_once(
     case: tuple[str, AttentionEdges],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the order of sequence, head, target and source from the first table to the last."""
+    """By sequence, head, target and source from the first table to the last."""
     name, edges = case
     module, budget = BUDGETS[name]
     cuts = cuts_of(edges, *quantiles)
@@ -119,7 +119,7 @@ def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.M
 def test_a_table_is_let_go_before_the_next_is_made(
     case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If whoever asked for it has let it go."""
+    """If the consumer has released it."""
     name, edges = case
     module, budget = BUDGETS[name]
     monkeypatch.setattr(module, budget, 60)
@@ -142,7 +142,7 @@ def test_a_table_is_let_go_before_the_next_is_made(
 def test_a_device_weighs_once_and_holds_what_it_promises(
     order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """23 bytes for each weight of a budget, and 8 for each row."""
+    """23 bytes per weight of the budget, and 8 per row."""
     problem = Problem(Shape(batch=2, heads=4, groups=2, length=65), backend="reference")
     edges, budget = problem.norm_edges(), 65 * 20
     now, peak, weighed = 0, 0, 0

@@ -1,6 +1,6 @@
-"""Triton's ops on edges of every kind of weight they know, and many strata, against the definition.
+"""Triton ops on edges of every supported kind, and with many strata, against the definition.
 
-The variants of attention are gone through by `test_ops`, under one kind of weight.
+`test_ops` covers the variants of attention under one kind of weight.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:
             return NormWeight(source)
         case "cosine":
             direction = problem.normal(shape.batch, shape.heads, shape.length, shape.d_v)
-            source[:, 1, ::9] = 0  # sources that send nothing: few, for their weights all tie
+            source[:, 1, ::9] = 0  # sources that send nothing; few, because their weights all tie
             return CosineWeight(0.1 * direction, source, problem.v)
         case "random":
             # A seed and a stream with their highest bits set
@@ -60,12 +60,12 @@ def cuts_of(edges: AttentionEdges, strata: int) -> torch.Tensor:
 
 
 def margin(edges: AttentionEdges) -> float:
-    """Relative, what two orders of summation may differ by; nothing where nothing is summed."""
+    """Relative difference between two orders of summation; 0 if nothing is summed."""
     return 0.0 if isinstance(edges.weight, RandomWeight | GivenWeight) else 1e-5
 
 
 def test_levels(edges: AttentionEdges) -> None:
-    """Between those of slightly higher and slightly lower cuts."""
+    """Between the levels of slightly higher and slightly lower cuts."""
     cuts, slack = cuts_of(edges, 3), margin(edges)
     found = kernels.edge_levels(edges, cuts, backend="triton")
     fewest, most = (
@@ -98,7 +98,7 @@ def test_mass(edges: AttentionEdges) -> None:
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 def test_lanes(edges: AttentionEdges, attention: str, invert: bool) -> None:
-    strata, pattern = 3, edges.pattern  # not a multiple of the lanes of a program
+    strata, pattern = 3, edges.pattern  # not a multiple of the lanes per program
     # Between two weights, so that rounding decides nothing
     weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)
     ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
@@ -161,7 +161,7 @@ def test_any_cuts_are_those_of_the_definition(
     scratch: int,
     shares: list[float],
 ) -> None:
-    """To the bit, twice, in one run of targets or several; nodes of one edge are among them."""
+    """Bit for bit, twice, with one run of targets or several; some nodes have a single edge."""
     generator = torch.Generator().manual_seed(seed)
     side = weights_that_tie(generator, count, 1, length)
     edges = None
@@ -173,14 +173,14 @@ def test_any_cuts_are_those_of_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node_cuts, "SCRATCH_ELEMENTS", scratch)
         patch.setattr(node_cuts, "ROW_TILES", 4)
-        patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program goes on from row to row
+        patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program handles several rows
         found = all_cuts("triton", edges, side, shares)
         assert torch.equal(found, all_cuts("triton", edges, side, shares))
     assert torch.equal(found, all_cuts("reference", edges, side, shares))
 
 
 def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
-    """As weights are compared, though norms are by their logarithms: exact, whatever is 0."""
+    """Decided as weights compare, although norms compare by logarithms: exact with any zeros."""
     problem = Problem(
         Shape(batch=1, heads=2, groups=1, length=9, d_k=4, d_v=4), backend="reference"
     )
@@ -201,7 +201,7 @@ def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
-    """Also of those whose weight is the cut itself, but for rounding: the sizes are the lanes'."""
+    """Including edges whose weight equals the cut up to rounding: sizes must match the lanes."""
     length, strata = 33, 3
     problem = Problem(Shape(batch=1, heads=2, groups=1, length=length, d_k=4, d_v=4))
     edges = problem.edges(NormWeight(problem.normal(1, 2, length).abs(), problem.target))
@@ -209,7 +209,7 @@ def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
     ordered = weights.transpose(0, 1).flatten(1).sort(-1, descending=True).values
     cuts = ordered[:, [0, 4, 9]].T[:, None].contiguous()
     degrees = kernels.edge_levels(edges, cuts, backend="triton").degrees
-    # Each source sends a unit vector of its own, so that an output says what was kept.
+    # Each source sends its own unit vector, so that an output shows what was kept.
     v = torch.eye(length).expand(strata, 1, 1, -1, -1)
     q, k = (tensor.expand(strata, *tensor.shape) for tensor in (edges.pattern.q, edges.pattern.k))
     lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
@@ -218,7 +218,7 @@ def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
 
 
 def test_levels_of_more_heads_than_a_field_counts() -> None:
-    """Of 70 heads, all of which keep an edge somewhere."""
+    """70 heads, each of which keeps an edge somewhere."""
     problem = Problem(Shape(batch=1, heads=70, groups=35, length=5, d_k=4, d_v=4))
     edges = problem.edges(GivenWeight(torch.rand(1, 70, 5, 5, generator=problem.generator)))
     cuts = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(-1, 1, 5)
