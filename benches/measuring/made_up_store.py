@@ -89,7 +89,7 @@ def make_store(
         importance="norm_l1", attention="live", scope="all", count="window", seed=0,
         controls=controls, context=context, corpus_fingerprint="0" * 64,
     )  # fmt: skip
-    facts = {"model": model, "architecture": "llama", "n_layers": BLOCKS}
+    facts = {"model": model, "architecture": "llama", "blocks": BLOCKS, "parallel": False}
     most = int(full_edges(np.array([context]))[0])
     with place.staging() as folder:
         spool = Spool(folder / "spool")
