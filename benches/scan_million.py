@@ -142,7 +142,7 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
     traced = sum(part["tokens"] for part in parts)
     seconds = sum(part["seconds"] for part in parts)
     count, size = files_of(out)
-    shards = sum(part["bytes"] for part in parts) * store.attributes["tokens"] / traced
+    part_bytes = sum(part["bytes"] for part in parts) * store.attributes["tokens"] / traced
     held = np.array([sample[1] for sample in watched.samples])
     late = np.array_split(held[held > 0], 4)
     return {
@@ -165,8 +165,8 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
         "write share": sum(part["write_seconds"] for part in parts) / seconds,
         "files": count,
         "bytes a token, all files": size / len(frame),
-        "bytes a token, parts": shards / len(frame),
-        "compression ratio, parts": raw_bytes(store) / shards,
+        "bytes a token, parts": part_bytes / len(frame),
+        "compression ratio, parts": raw_bytes(store) / part_bytes,
         "memory by quarters of the time, median MiB": [float(np.median(q)) / 2**20 for q in late],
         "peak memory, MiB": float(held.max()) / 2**20,
         "shards that differ when done again": same_again(store, command),
