@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from ledger import figure, write_record
+from ledger import figure, table, table_row, write_record
 from op_cases import BLOCKS, Case, cases
 from problems import Work, attention_problem_of, prediction_problem_of, random_tokens, thresholds
 from ptx import Counts
@@ -65,18 +65,17 @@ def cycles(counts: Counts) -> dict[str, float]:
     }
 
 
-def row(name: str, kernel: str, needed: int | None, counts: Counts) -> str:
+def row(name: str, kernel: str, needed: int | None, counts: Counts) -> list[str]:
     """One table row of the page."""
     spent = cycles(counts)
     most = max(spent, key=lambda kind: spent[kind])
     share = needed / sum(counts.multiplied.values()) if needed and counts.multiplied else ""
     often = ", ".join(f"{each} {n / sum(counts.issued.values()):.0%}"
                       for each, n in counts.issued.most_common(5))  # fmt: skip
-    cells = [
+    return [
         name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), most,
         figure(share), figure(counts.turns / counts.least if counts.least else ""), often,
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
 HEAD = [
@@ -107,9 +106,8 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
         f"of products in 16 bits, a turn of shared memory and {BYTES} bytes of global memory a "
         "cycle.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|" + " --- |" * len(HEAD),
     ]
+    cells: list[list[str]] = []
     for name, case in every.items():
         if only and name not in only:
             continue
@@ -118,13 +116,13 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
             weight = None if case.edges is None else case.edges.weight
             elsewhere = isinstance(weight, ProximityWeight)  # cuBLAS does some of its products
             products = needed if work.costs.are_products(case.op) and not elsewhere else None
-            lines.append(row(name, kernel, products, counts))
+            cells.append(row(name, kernel, products, counts))
             rows.append({"op": name, "kernel": kernel, "needed": needed, **vars(counts)})
-            sys.stdout.write(lines[-1] + "\n")
+            sys.stdout.write(table_row(cells[-1]) + "\n")
             sys.stdout.flush()
         # Written after every op, so that an interrupted run keeps its results.
         record = {"date": str(date.today()), "capability": capability, "length": length}
-        write_record(out, record | {"rows": rows}, "\n".join([*lines, ""]))
+        write_record(out, record | {"rows": rows}, "\n".join([*lines, *table(HEAD, cells), ""]))
 
 
 if __name__ == "__main__":

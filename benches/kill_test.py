@@ -19,7 +19,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from byte_model import byte_model, save
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from scan_workers import Job, assert_same_store, killed_until_complete, write_corpus
 
 from densitrace import open_store
@@ -78,9 +78,7 @@ def page(record: dict[str, Any]) -> str:
             f"{figure(record['seconds of a whole scan'])} s when nothing happens. Each store is "
             "compared with that one shard by shard, and each token counted.",
             "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + " --- |" * len(rows[0]),
-            *("| " + " | ".join(map(str, row.values())) + " |" for row in rows),
+            *table(rows[0], (map(str, row.values()) for row in rows)),
             "",
         ]
     )

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import random_model
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from problems import EXAMPLES, thresholds
 
 from densitrace import Tracer, open_store, scan
@@ -225,6 +225,7 @@ def page(record: dict[str, Any]) -> str:
     info, rates = record["machine"], record["plain read, GB/s"]
     columns = [record["resident"], record["offloaded under the limit"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = ([name, *(figure(column.get(name)) for column in columns)] for name in names)
     same = ", ".join(record["arrays that differ"]) or "none"
     lines = [
         f"# A model larger than memory, {record['date']}",
@@ -239,14 +240,12 @@ def page(record: dict[str, Any]) -> str:
         f"A plain read of the files runs at {figure(rates['cold'])} GB/s cold, at "
         f"{figure(rates['cached'])} GB/s from the system's cache.",
         "",
-        "| | resident | offloaded |",
-        "| --- | --- | --- |",
+        *table(["", "resident", "offloaded"], rows),
+        "",
+        f"Arrays of the stores that differ in any bit: {same}.",
+        "",
     ]
-    lines += [
-        f"| {name} | " + " | ".join(figure(each.get(name)) for each in columns) + " |"
-        for name in names
-    ]
-    return "\n".join([*lines, "", f"Arrays of the stores that differ in any bit: {same}.", ""])
+    return "\n".join(lines)
 
 
 @click.command()

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
 
 
@@ -64,6 +64,8 @@ def ended(line: dict[str, Any]) -> float:
 def page(record: dict[str, Any], parts: int) -> str:
     """The record as Markdown."""
     info = record["machine"]
+    hidden = ("date", "machine", "asked", "passes")
+    rows = ([key, figure(value)] for key, value in record.items() if key not in hidden)
     lines = [
         f"# Reading and tokenising a corpus, {record['date']}",
         "",
@@ -73,14 +75,10 @@ def page(record: dict[str, Any], parts: int) -> str:
         f"{CONTEXT} tokens, defaults otherwise. The share is that of a scan of all tokens at the "
         "rate of these parts; a reading that leaves the cores to tracing takes longer.",
         "",
-        "| | |",
-        "| --- | --- |",
+        *table(["", ""], rows),
+        "",
     ]
-    hidden = ("date", "machine", "asked", "passes")
-    shown = {key: value for key, value in record.items() if key not in hidden}
-    return "\n".join(
-        [*lines, *(f"| {key} | {figure(value)} |" for key, value in shown.items()), ""]
-    )
+    return "\n".join(lines)
 
 
 @click.command()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import moved_bytes
 from device_timing import Part, parts_of
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from problems import Work, bundled, bundled_work
 
 ROUNDS = 5
@@ -100,13 +100,13 @@ def ceilings() -> tuple[float, float]:
     return rate, 2 * large.nbytes / best(lambda: target.copy_(large))
 
 
-def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
+HEADER = ("part", "ms", "share", "GFLOP", "MB", "GFLOP/s", "limit, ms", "time / limit")
+
+
+def profile_table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
     """The table of one scan in Markdown."""
     whole = profile["all"].seconds
-    rows = [
-        "| part | ms | share | GFLOP | MB | GFLOP/s | limit, ms | time / limit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, part in profile.items():
         limit = max(part.operations / rate, part.bytes / bandwidth)
         cells = [name, figure(part.seconds * 1e3), f"{part.seconds / whole:.1%}"]
@@ -118,8 +118,8 @@ def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
                 figure(limit * 1e3),
                 figure(part.seconds / limit),
             ]
-        rows.append("| " + " | ".join(cells + [""] * (8 - len(cells))) + " |")
-    return rows
+        rows.append(cells + [""] * (len(HEADER) - len(cells)))
+    return table(HEADER, rows)
 
 
 @click.command()
@@ -148,7 +148,7 @@ def main(out: Path) -> None:
         work = bundled_work(length, attention=attention)
         profile = profile_of(work)
         lines += ["", f"## {len(work.ids)} x {length} tokens, {attention}", ""]
-        lines += table(profile, rate, bandwidth)
+        lines += profile_table(profile, rate, bandwidth)
         parts = {
             name: {"seconds": part.seconds, "operations": part.operations, "bytes": part.bytes}
             for name, part in profile.items()

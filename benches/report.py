@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from made_up_store import made_up_documents, make_store
 
 from densitrace import open_store
@@ -118,12 +118,9 @@ def page_of(record: dict[str, Any]) -> str:
         f"{' and '.join(record['controls']) or 'none'}; `densitrace report` in a process of its "
         f"own, imports included; the fastest of {ROUNDS} runs each, and how long the slowest took.",
         "",
-        "| | " + " | ".join(columns) + " |",
-        "| --- |" + " --- |" * len(columns),
     ]
-    for name, row in record["runs"].items():
-        lines.append(f"| {name} | " + " | ".join(figure(row[c]) for c in columns) + " |")
-    return "\n".join([*lines, ""])
+    rows = ([name, *(figure(run[c]) for c in columns)] for name, run in record["runs"].items())
+    return "\n".join([*lines, *table(["", *columns], rows), ""])
 
 
 @click.command()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import Costs, moved_bytes
 from device_models import SHAPES
 from device_timing import VECTOR_RATE
-from ledger import figure, write_record
+from ledger import figure, table, write_record
 from op_cases import Case, cases
 from problems import STRATA, AttentionProblem, PredictionProblem
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -171,24 +171,25 @@ def linear_row(config: Any, length: int, strata: int) -> Row:
     return Row("linear layers of all lanes", 2 * weights * tokens, moved, True, 1)
 
 
+HEADER = (
+    "op", "GOP", "MB", "op/byte", "bound by", "limit, ms", "calls of a scan", "share of its limit",
+)  # fmt: skip
+
+
 def page(rows: list[Row], device: Device) -> str:
     """The table in Markdown."""
     whole = sum(row.calls * max(row.limits(device).values()) for row in rows)
-    lines = [
-        "| op | GOP | MB | op/byte | bound by | limit, ms | calls of a scan | share of its limit |",
-        "|" + " --- |" * 8,
-    ]
+    cells = []
     for row in rows:
         limits = row.limits(device)
         by = max(limits, key=lambda name: limits[name])
         share = f"{row.calls * limits[by] / whole:.1%}" if row.calls else ""
-        cells = [
+        cells.append([
             row.name, figure(row.operations / 1e9), figure(row.bytes / 1e6),
             figure(row.intensity), by, figure(1e3 * limits[by]), figure(row.calls), share,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"| a scan | | | | | {figure(1e3 * whole)} | | 100% |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    cells.append(["a scan", "", "", "", "", figure(1e3 * whole), "", "100%"])
+    return "\n".join(table(HEADER, cells))
 
 
 @click.command(context_settings={"show_default": True})

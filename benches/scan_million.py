@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
 from scan_workers import shards
 
@@ -186,14 +186,17 @@ def page(record: dict[str, Any], drawing: Path) -> str:
         f"{CONTEXT} tokens, defaults otherwise. Parts are written while the next one is traced: "
         "the write share is of the seconds of tracing, hidden or not.",
         "",
-        "| | |",
-        "| --- | --- |",
+        *table(["", ""], ([name, _shown(value)] for name, value in shown.items())),
+        "",
+        f"![Memory over time]({drawing.name})",
+        "",
     ]
-    for name, value in shown.items():
-        values = value if isinstance(value, list) else [value]
-        told = ", ".join(figure(v) if not isinstance(v, bool) else str(v) for v in values) or "none"
-        lines.append(f"| {name} | {told} |")
-    return "\n".join([*lines, "", f"![Memory over time]({drawing.name})", ""])
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(str(v) if isinstance(v, bool) else figure(v) for v in values) or "none"
 
 
 @click.command()

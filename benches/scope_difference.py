@@ -19,7 +19,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import write_record
+from ledger import table, write_record
 
 from densitrace import AutoStrata, Trace, Tracer
 
@@ -78,19 +78,14 @@ def main(wanted: int, strata: int, seed: int, out: Path) -> None:
         "spearman of auc_tv": rank,
         "strata": columns,
     }
-    rows = [
-        "| " + " | ".join(f"{value:.3g}" for value in row) + " |"
-        for row in zip(*columns.values(), strict=True)
-    ]
+    rows = ([f"{value:.3g}" for value in row] for row in zip(*columns.values(), strict=True))
     page = [
         f"# Errors in the two scopes, live attention, {date.today()}",
         "",
         f"`{command}`, bundled model, {wanted} outputs. "
         f"Rank correlation (Spearman) of auc_tv: {rank:.3f}.",
         "",
-        "| " + " | ".join(columns) + " |",
-        "|" + " --- |" * len(columns),
-        *rows,
+        *table(columns, rows),
     ]
     write_record(out, record, "\n".join(page) + "\n")
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 
 from densitrace import open_store
 from densitrace.tracer import layout
@@ -234,14 +234,9 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table_of(rows: Sequence[Row]) -> list[str]:
     """Markdown."""
-    return [
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + " --- |" * len(rows[0]),
-        *("| " + " | ".join(figure(value) for value in row.values()) + " |" for row in rows),
-        "",
-    ]
+    return [*table(rows[0], (map(figure, row.values()) for row in rows)), ""]
 
 
 def page(record: dict[str, Any]) -> str:
@@ -258,13 +253,13 @@ def page(record: dict[str, Any]) -> str:
             f"checksum on every chunk. Medians of {ROUNDS} rounds in which each has its turn. "
             f"Processes that wanted a core, before and after: {load}.",
             "",
-            *table(record["codecs and chunks"]),
+            *table_of(record["codecs and chunks"]),
             "Chunks of one array at which Zarr is together (`async.concurrency`):",
             "",
-            *table(record["chunks at once"]),
+            *table_of(record["chunks at once"]),
             f"Threads that read {PARTS} such parts, a part each at a time:",
             "",
-            *table(record["readers"]),
+            *table_of(record["readers"]),
         ]
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, command_of, parts_logged, write_corpus
 
 from densitrace import open_store
@@ -68,9 +68,7 @@ def page(record: dict[str, Any]) -> str:
             f"{info['threads']} threads, torch {info['torch']}. The bundled model, "
             f"{record['tokens']:,} tokens, windows of {CONTEXT}.",
             "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + " --- |" * len(rows[0]),
-            *("| " + " | ".join(map(figure, row.values())) + " |" for row in rows),
+            *table(rows[0], (map(figure, row.values()) for row in rows)),
             "",
         ]
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ledger import figure, machine
+from ledger import figure, machine, table
 
 Figures = dict[str, float | str]
 
@@ -70,11 +70,11 @@ class DeviceRecord:
         lines = [f"# Benchmarks on a device, {date.today()}", "", f"`{self.command}` on {info}."]
         for section, rows in self.sections.items():
             columns = list(dict.fromkeys(key for _, figures in rows for key in figures))
-            lines += ["", f"## {section}", "", "| " + " | ".join(["", *columns]) + " |"]
-            lines.append("|" + " --- |" * (len(columns) + 1))
-            for name, figures in rows:
-                cells = [name, *(figure(figures.get(column)) for column in columns)]
-                lines.append("| " + " | ".join(cells) + " |")
+            cells = (
+                [name, *(figure(figures.get(column)) for column in columns)]
+                for name, figures in rows
+            )
+            lines += ["", f"## {section}", "", *table(["", *columns], cells)]
         return "\n".join(lines) + "\n"
 
     def write(self, stem: Path) -> None:

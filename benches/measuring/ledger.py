@@ -103,23 +103,21 @@ def section(name: str, entries: list[dict[str, Any]]) -> Iterator[str]:
     notes = [key for key in notes if key != "ratio"]
     timed = name not in NO_SECONDS
     yield from ("", f"## {name}", "", _question(name), "")
-    yield _row(["", *(["time"] if timed else []), "ratio", *notes])
-    yield "|" + " --- |" * (len(notes) + 2 + timed)
-    for entry in entries:
-        cells = [entry["name"].removeprefix("test_").replace("|", "\\|")]
-        if timed:
-            cells.append(_time(entry["stats"]))
-        cells.append(_ratio(entry["extra_info"].get("ratio")))
-        yield _row(cells + [figure(entry["extra_info"].get(key)) for key in notes])
+    header = ["", *(["time"] if timed else []), "ratio", *notes]
+    yield from table(header, (_cells(entry, timed, notes) for entry in entries))
+
+
+def _cells(entry: dict[str, Any], timed: bool, notes: list[str]) -> list[str]:
+    cells = [entry["name"].removeprefix("test_").replace("|", "\\|")]
+    if timed:
+        cells.append(_time(entry["stats"]))
+    cells.append(_ratio(entry["extra_info"].get("ratio")))
+    return cells + [figure(entry["extra_info"].get(key)) for key in notes]
 
 
 def _question(name: str) -> str:
     source = (BENCHES / name).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").split("\n", 1)[0]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _time(stats: dict[str, float]) -> str:
@@ -134,6 +132,22 @@ def _ratio(ratio: dict[str, Any] | None) -> str:
         return ""
     q1, median, q3 = (figure(ratio[key]) for key in ("q1", "median", "q3"))
     return f"{median}{'' if q1 == q3 else f' ({q1} to {q3})'} x {ratio['to']}"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table.
+
+    Example:
+        >>> table(["op", "ms"], [["SDPA", "1.5"]])
+        ['| op | ms |', '| --- | --- |', '| SDPA | 1.5 |']
+    """
+    header = list(header)
+    return [table_row(header), "|" + " --- |" * len(header), *map(table_row, rows)]
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def figure(value: float | str | None) -> str:
