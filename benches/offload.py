@@ -12,8 +12,7 @@ import os
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
@@ -30,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import random_model
 from ledger import figure, machine, table, write_record
 from problems import EXAMPLES, thresholds
+from process_memory import peak_bytes
+from timing import seconds
 
 from densitrace import Tracer, open_store, scan
 from densitrace.tracer import layout
@@ -42,7 +43,6 @@ CONTEXT, WINDOWS = 128, 4
 BATCH_TOKENS = 256
 ROUNDS = 2  # resident and offloaded in turn; the faster scan of each is reported
 CHUNK_BYTES = 1 << 24  # per read of the plain read
-SELF = Path("/proc/self")
 
 
 def shape(vocabulary: int) -> LlamaConfig:
@@ -79,12 +79,6 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def plain_read(folder: Path) -> None:
     """Read every byte of the weights into one buffer."""
     into = memoryview(bytearray(CHUNK_BYTES))
@@ -112,14 +106,8 @@ def waits() -> Iterator[list[float]]:
 
 def read_bytes() -> int:
     """Bytes that this process has read from files."""
-    lines = (SELF / "io").read_text(encoding="ascii").splitlines()
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process, pages of mapped files included."""
-    lines = (SELF / "status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def read_alone(blocks: OffloadedBlocks) -> None:

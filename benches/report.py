@@ -23,6 +23,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from ledger import figure, machine, table, write_record
 from made_up_store import made_up_documents, make_store
+from process_memory import peak_bytes
 
 from densitrace import open_store
 
@@ -60,16 +61,6 @@ def family(process: int) -> list[int]:
             for child in tasks.read_text(encoding="ascii").split():
                 found += family(int(child))
     return found
-
-
-def peak_bytes(process: int) -> int:
-    """Peak memory of a process so far; 0 if it has ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(found[0]) if found else 0
 
 
 def made_up(folder: Path, tokens: int) -> list[Path]:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
+from process_memory import held_bytes
 from scan_workers import shards
 
 from densitrace import open_store
@@ -46,7 +47,7 @@ class Watched:
 
     def __init__(self, command: list[str], out: Path) -> None:
         self.command, self.out = command, out
-        self.samples: list[tuple[float, float, int]] = []  # seconds, bytes held, parts done
+        self.samples: list[tuple[float, int, int]] = []  # seconds, bytes held, parts done
         self.began = time.monotonic()
 
     def run(self, kill_at: int | None) -> None:
@@ -64,15 +65,6 @@ class Watched:
                 return
         if process.returncode or kill_at is not None:
             raise click.ClickException(f"the scan ended with {process.returncode}")
-
-
-def held_bytes(pid: int) -> float:
-    """Memory that a process holds; 0 once it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return 1024 * float(next((line.split()[1] for line in lines if line.startswith("VmRSS")), 0))
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -108,7 +100,7 @@ def same_again(store: Store, command: list[str]) -> list[str]:
     return [name for name in before if before[name] != after.get(name)]
 
 
-def plot(samples: list[tuple[float, float, int]], kills: list[float], path: Path) -> None:
+def plot(samples: list[tuple[float, int, int]], kills: list[float], path: Path) -> None:
     """Plot memory over time as SVG."""
     matplotlib.rcParams["svg.hashsalt"] = "densitrace"
     seconds, held, _ = np.array(samples).T
