@@ -147,6 +147,14 @@ from_checkout() {
         "$PYTHON" setup.py --quiet build_ext --build-lib "$root" --build-temp build/temp
 }
 
+# Put what `from_checkout` built, if it did, on Python's path.
+use_checkout() {
+    local root=$PWD/build/checkout
+    if [[ -d $root && ${PYTHONPATH:-} != "$root"* ]]; then
+        export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    fi
+}
+
 # Fingerprint of the sources of the extensions.
 sources() {
     find csrc setup.py pyproject.toml -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum
@@ -257,13 +265,9 @@ if [[ -z ${LIST:-} ]]; then
     fi
     mkdir -p "$OUT"
 fi
-if [[ -d build/checkout ]]; then
-    export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
-fi
+use_checkout # of an earlier run, which `build` then finds
 part build build
-if [[ -d build/checkout && ${PYTHONPATH:-} != "$PWD/build/checkout"* ]]; then
-    export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
-fi
+use_checkout
 part built built
 # Before the tests, so that they test the tuned configurations.
 if [[ ${TUNE:-0} == 1 ]]; then
