@@ -187,3 +187,9 @@ def test_nothing_to_do() -> None:
         _cpu.bottleneck(empty, empty, empty.copy(), 2)
         degrees = np.zeros((3, *shape[:2]), dtype=np.int32)
         _cpu.trace_sizes(empty, degrees, degrees.astype(np.int64), 2)
+        reach, nothing = torch.from_numpy(empty), torch.from_numpy(degrees)
+        for backend in ("cpu", "reference"):
+            product = kernels.bottleneck(reach, reach, backend=backend)
+            assert (product.shape, product.dtype) == (shape, torch.uint8)
+            sizes = kernels.trace_sizes(reach, nothing, backend=backend)
+            assert (sizes.shape, sizes.dtype) == (degrees.shape, torch.int64)
