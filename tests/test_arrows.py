@@ -141,7 +141,7 @@ def test_users_import_densitrace_by_its_name(folder: str) -> None:
     assert not inside
 
 
-def test_kernels_know_tensors_only() -> None:
+def test_kernels_import_only_tensor_packages() -> None:
     for path in sources("kernels"):
         outside = {i.name.split(".")[0] for i in imports_of(path) if not i.relative}
         assert outside - TENSORS <= sys.stdlib_module_names, path
@@ -157,7 +157,7 @@ def test_compiled_code_is_called_in_one_place() -> None:
     assert callers == {Path("kernels/cpu.py")}
 
 
-def test_models_alone_know_transformers_models() -> None:
+def test_only_models_import_transformers_models() -> None:
     """Elsewhere its types may be imported for annotations, and `transformers.utils` (logging)."""
     elsewhere = [
         f"{path}: {imported.name}"
@@ -171,7 +171,7 @@ def test_models_alone_know_transformers_models() -> None:
     assert any(i.within("transformers") for i in imports_of(Path("tracer/models/decoder.py")))
 
 
-def test_the_files_of_the_store_alone_know_zarr() -> None:
+def test_only_store_files_import_zarr() -> None:
     knowing = {
         path
         for path in sources(*PARTS)
@@ -183,7 +183,7 @@ def test_the_files_of_the_store_alone_know_zarr() -> None:
 
 
 @pytest.mark.parametrize("path", sources(*PARTS, *USERS), ids=str)
-def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
+def test_data_is_never_run_as_code(path: Path) -> None:
     assert not [i.name for i in imports_of(path) if i.name.split(".")[0] in UNSAFE]
     for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
         if isinstance(node, ast.Call):

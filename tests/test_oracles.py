@@ -76,7 +76,7 @@ def test_clean_logits_are_the_models(variant: str, tokens: int) -> None:
 
 
 @every_variant
-def test_documents_in_a_row_are_as_if_alone(variant: str) -> None:
+def test_documents_in_a_row_are_independent(variant: str) -> None:
     first, second = random_ids(7, seed=1), random_ids(9, seed=2)
     run = Oracle(tiny_model(variant)).clean(
         first + second, position_ids=[*range(7), *range(9)], allowed=two_documents(7, 9)
@@ -91,7 +91,7 @@ def two_documents(first: int, second: int) -> Bools:
 
 
 @every_model
-def test_what_a_tiny_model_has_to_be(variant: str) -> None:
+def test_tiny_models_are_suitable(variant: str) -> None:
     """Uneven attention, no constant norm or bias, and the same weights for the same seed."""
     model = tiny_model(variant)
     parameters = dict(model.named_parameters())
@@ -106,7 +106,7 @@ def test_what_a_tiny_model_has_to_be(variant: str) -> None:
 
 
 @every_model
-def test_every_edge_kept_is_the_model(variant: str) -> None:
+def test_keeping_every_edge_gives_the_model(variant: str) -> None:
     ids, oracle = random_ids(9), oracle_of(tiny_model(variant))
     run = oracle.clean(ids)
     everything = run.graph("norm_l1").exists
@@ -116,7 +116,7 @@ def test_every_edge_kept_is_the_model(variant: str) -> None:
 
 
 @every_variant
-def test_no_edge_kept_leaves_biases_alone(variant: str) -> None:
+def test_keeping_no_edge_leaves_only_biases(variant: str) -> None:
     """The last stream holds only the attention projections' biases: no token matters."""
     oracle = Oracle(tiny_model(variant))
     nothing = {kind: np.zeros_like(e) for kind, e in graph_of(variant, 6).exists.items()}
@@ -225,7 +225,7 @@ def test_zero_vectors() -> None:
         assert found["res_mlp"] == pytest.approx([1, 0.5] if cosine else [1, 0])
 
 
-def test_edges_outside_a_window_are_none() -> None:
+def test_no_edges_outside_a_window() -> None:
     exists = graph_of("gemma3", 9).exists["attn"]
     reach = np.arange(9)[:, None] - np.arange(9)
     for block, window in enumerate([WINDOW, 99, WINDOW, 99]):

@@ -109,13 +109,13 @@ def test_floats(values: NDArray[np.uint32]) -> None:
     np.testing.assert_array_equal(compared, ~(floats > 2))
 
 
-def test_bytes_change_places() -> None:
+def test_byte_permutation() -> None:
     values = np.full(THREADS, 0x81020304, np.uint32)
     assert computed("prmt.b32 %r6, %r5, 0, 0x4012;", values)[0] == 0x00040302
     assert computed("prmt.b32 %r6, %r5, 0, 0xB3;", values)[0] == 0x0404FF81
 
 
-def test_ways_part_and_join() -> None:
+def test_branches_diverge_and_reconverge() -> None:
     """Threads go round a loop as often as their number says."""
     loop = """
     mov.u32 %r6, 0;
@@ -128,7 +128,7 @@ def test_ways_part_and_join() -> None:
     np.testing.assert_array_equal(computed(loop, NUMBERS[::-1].copy()), NUMBERS[::-1] + 100)
 
 
-def test_lanes_exchange() -> None:
+def test_lanes_exchange_values() -> None:
     found = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
     np.testing.assert_array_equal(found, NUMBERS ^ 5)
     found = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
@@ -149,7 +149,7 @@ def test_memory_is_shared_after_a_barrier() -> None:
 
 
 @pytest.mark.parametrize("other", [4, 128])  # a byte of a lane of its warp, of another warp
-def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
+def test_a_warp_barrier_orders_accesses_of_its_lanes(other: int) -> None:
     body = f"""
     st.shared.u32 [%r4], %r5;
     bar.warp.sync -1;
@@ -166,7 +166,7 @@ def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
         computed(body, NUMBERS)
 
 
-def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
+def test_a_warp_barrier_does_not_order_other_warps() -> None:
     """A warp barrier does not synchronise with other warps."""
     body = """
     st.shared.u32 [%r4], %r5;
@@ -180,14 +180,14 @@ def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
         computed(body, NUMBERS)
 
 
-def test_additions_meet() -> None:
+def test_atomic_additions() -> None:
     found = np.zeros(THREADS, np.uint32)
     run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)
     assert found.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
 
 
 @given(words)
-def test_the_least_stays(values: NDArray[np.uint32]) -> None:
+def test_atomic_minimum(values: NDArray[np.uint32]) -> None:
     body = """
     st.shared.u32 [%r4], -1;
     bar.sync 0;
@@ -198,7 +198,7 @@ def test_the_least_stays(values: NDArray[np.uint32]) -> None:
     assert set(computed(body, values)) == {values.min()}
 
 
-def test_lanes_that_add_to_a_word_take_turns() -> None:
+def test_lanes_that_add_to_one_word_are_serialised() -> None:
     """Except when adding a constant: lanes that count are served together."""
 
     def turns(address: str, what: str) -> int:
@@ -260,7 +260,7 @@ def test_faults(message: str) -> None:
         run(FAULTS[message], NUMBERS, np.zeros(THREADS, np.uint32))
 
 
-def test_a_copy_has_landed_once_it_is_waited_for() -> None:
+def test_a_copy_is_readable_after_its_wait() -> None:
     body = """
     cp.async.ca.shared.global [%r4], [%rd4], 4;
     cp.async.commit_group;

@@ -109,7 +109,7 @@ def test_ratios_to_other_baselines_are_other_rows(compare: ModuleType, tmp_path:
     assert found(compare, old, new) == []
 
 
-def test_the_newest_is_compared_with_the_last_of_its_machine(
+def test_the_newest_record_is_compared_with_the_previous_of_its_machine(
     compare: ModuleType, tmp_path: Path
 ) -> None:
     rows: dict[str, Quartiles | None] = {"row": (1, 1, 1)}
@@ -133,7 +133,7 @@ def test_the_first_record_of_a_machine_has_nothing_before_it(
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"benchmarks": []}'])
-def test_what_cannot_be_read_is_one_line(
+def test_unreadable_records_are_reported_in_one_line(
     compare: ModuleType, tmp_path: Path, content: str | None
 ) -> None:
     good = write(tmp_path / "good.json", {"row": (1, 1, 1)})
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_one_line(
     assert "bad.json" in _only_line(run(compare, good, bad))
 
 
-def test_a_ratio_of_nothing_cannot_be_read(compare: ModuleType, tmp_path: Path) -> None:
+def test_a_zero_ratio_is_refused(compare: ModuleType, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", {"row": (0, 0, 0)})
     assert "is no ratio" in _only_line(run(compare, bad, bad))
 

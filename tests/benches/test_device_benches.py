@@ -107,7 +107,7 @@ def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("graphs", "said"), [({"shape": 1}, "yes"), ({}, "no")])
-def test_a_row_says_whether_the_pass_was_captured(
+def test_a_replay_row_records_whether_the_pass_was_captured(
     graphs: dict[str, int], said: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refused capture runs uncaptured."""
@@ -123,7 +123,7 @@ def test_a_row_says_whether_the_pass_was_captured(
     assert str(figures["captured"]).startswith(said)
 
 
-def test_memory_begins_with_nothing_kept(
+def test_memory_rows_start_with_empty_caches(
     work: Work, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each pass gets its own decoder, and each row its limit."""
@@ -144,7 +144,7 @@ def test_memory_begins_with_nothing_kept(
     assert limits == [None, 1.3, 1.3, 1.3]
 
 
-def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_includes_what_a_run_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake allocator: 5 bytes before, 7 kept from the first run on, 10 more during a run."""
     held, peak = [5], [0]
 
@@ -210,7 +210,7 @@ def test_ceilings_are_rates() -> None:
     assert found.limit(0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
 
 
-def test_limits_go_by_what_an_op_does(work: Work) -> None:
+def test_limits_depend_on_the_kind_of_operations(work: Work) -> None:
     """Minima and additions do not run at the rate of products."""
     device = Ceilings(products=100.0, vector=10.0, bytes=1.0)
     assert device.limit(1000, 0, 5) == 10
@@ -224,7 +224,7 @@ def test_limits_go_by_what_an_op_does(work: Work) -> None:
         assert 0 < parts[op].products == parts[op].operations, op
 
 
-def test_cases_do_their_work_in_each_run(work: Work) -> None:
+def test_cases_cache_nothing_between_runs(work: Work) -> None:
     """Runs do not cache work on the case's arguments."""
     row = Work(work.model, work.ids[:1].tolist(), work.rule)
     with torch.inference_mode():

@@ -19,7 +19,7 @@ def test_rows(record):
 """
 
 
-def test_a_row_is_told_and_written_when_it_is_added(tmp_path: Path) -> None:
+def test_a_row_is_printed_and_written_when_it_is_added(tmp_path: Path) -> None:
     told: list[str] = []
     record = DeviceRecord(stem=tmp_path / "new" / "found", say=told.append)
     for number in (1, 2):

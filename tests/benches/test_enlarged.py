@@ -78,7 +78,7 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
 
 
 @torch.no_grad()
-def test_blocks_that_are_repeated_add_as_much_together(small: LlamaForCausalLM) -> None:
+def test_repeated_blocks_add_the_same_in_total(small: LlamaForCausalLM) -> None:
     """Holds where a block does not see its own contribution, as in the first."""
     large = enlarged(small, Enlargement(blocks=2), CPU, torch.float32)
     assert large.config.num_hidden_layers == 6

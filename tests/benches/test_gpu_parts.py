@@ -140,7 +140,7 @@ def test_a_part_is_interrupted_at_its_limit(checkout: Checkout, before: tuple[st
     assert "interrupted" in (checkout.root / "out/modes-1b.log").read_text()
 
 
-def test_what_there_is_no_time_for_is_named(checkout: Checkout) -> None:
+def test_parts_without_time_are_listed(checkout: Checkout) -> None:
     result = checkout.run(ONLY="modes", WITHIN="22", SLOW="out/modes-1b")
     assert "modes-1b STOPPED" in result.stdout
     assert "NOT RUN, for lack of time: modes-trained" in result.stdout
@@ -152,7 +152,7 @@ def test_a_scan_ends_before_its_part(checkout: Checkout) -> None:
         assert checkout.asked[-1].endswith(f"--time-limit {seconds}")
 
 
-def test_two_files_hold_it_all(checkout: Checkout) -> None:
+def test_pack_leaves_two_files(checkout: Checkout) -> None:
     checkout.run(ONLY="modes", PACK="1", FAILING="bundled-8b")
     out = checkout.root / "out"
     assert sorted(path.name for path in out.iterdir()) == ["pages.md", "results.tgz"]
@@ -161,7 +161,7 @@ def test_two_files_hold_it_all(checkout: Checkout) -> None:
     assert {"build.log", "modes-1b.log", "modes-trained.log"} <= names
 
 
-def test_what_is_built_is_not_built_again(checkout: Checkout) -> None:
+def test_an_existing_build_is_reused(checkout: Checkout) -> None:
     """Except when sources changed; the toolkit's compiler is put on the path."""
     toolkit = checkout.root / "toolkit"
     (toolkit / "bin").mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_what_is_built_is_not_built_again(checkout: Checkout) -> None:
     assert builds() == 1
 
 
-def test_what_the_tuner_found_is_kept_when_it_is_stopped(checkout: Checkout) -> None:
+def test_tuned_entries_are_kept_when_the_tuner_is_stopped(checkout: Checkout) -> None:
     """The tuner writes one entry at a time to the checkout."""
     (checkout.root / "kernels/triton/configs/sm_90.json").write_text("{}")
     arguments = "--op edge_levels --width 128"

@@ -58,7 +58,7 @@ def test_a_store(script: ModuleType, tmp_path: Path) -> None:
         assert row["bytes a token"] > 50
 
 
-def test_what_was_scanned_in_time_is_told(script: ModuleType, tmp_path: Path) -> None:
+def test_a_scan_reports_what_fits_its_time_limit(script: ModuleType, tmp_path: Path) -> None:
     """After the limit no part begins except the first, without which there is nothing to report."""
     options = ("--tokens", str(TOKENS), "--context", "32", "--time-limit", "0")
     rows = rows_of(script, tmp_path / "scan", "store", *TINY, *options)
@@ -110,7 +110,7 @@ def test_a_part_under_the_profiler(
     assert figures["x slower under the profiler"] == slowed / without
 
 
-def test_an_interrupt_leaves_what_was_measured(
+def test_an_interrupt_keeps_measured_rows(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The rows of finished parts are kept, and each part is reported."""

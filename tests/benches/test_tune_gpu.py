@@ -117,7 +117,7 @@ def test_every_argument_can_be_tuned(table: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
-def test_never_takes_what_is_faulty(
+def test_never_takes_a_faulty_configuration(
     fault: str, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fastest are faulty: the best of the others is taken, and no faulty one is timed."""
@@ -137,7 +137,7 @@ def test_never_takes_what_is_faulty(
     ],
     ids=["equal", "within the margin", "within noise"],
 )
-def test_nothing_better_touches_no_file(
+def test_no_file_is_touched_without_an_improvement(
     device: Device, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tuned(tune, device, monkeypatch) is None
@@ -182,7 +182,7 @@ def test_results_agree_but_for_rounding(tune: ModuleType) -> None:
     assert not tune.agree(floats, floats.where(torch.arange(4096) != 7, torch.nan), 2e-5)
 
 
-def test_a_table_of_a_device_lies_over_the_default(
+def test_a_device_table_overrides_the_default(
     tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = {PLACE.op: {"32-bit": {"64": START, "128": START}, "16-bit": {"64": START}}}
@@ -196,7 +196,9 @@ def test_a_table_of_a_device_lies_over_the_default(
     assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
 
 
-def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_launch_does_not_query_the_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A device's capability does not change: the driver and the folder are queried once."""
     asked: list[torch.device] = []
     (tmp_path / "sm_90.json").write_text("{}")
@@ -212,7 +214,9 @@ def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert asked == devices
 
 
-def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_fails_with_a_message(
+    tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(tune.main)
     assert result.exit_code == 1

@@ -92,7 +92,7 @@ def test_product_is_the_definition(length: int, method: str) -> None:
 
 @pytest.mark.parametrize("levels", [1, 12, 127, 300])  # levels whose planes are held at once
 @pytest.mark.parametrize("strata", [0, 12, 13, 255])
-def test_boolean_product_of_all_levels_there_are(
+def test_boolean_product_of_any_levels(
     levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "PLANE_WORDS", levels * ops._cuda.plane_words(2, 33))
@@ -131,7 +131,7 @@ def test_tensors_of_any_layout(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_that_begin_anywhere(method: str) -> None:
+def test_rows_at_any_alignment(method: str) -> None:
     """With a length that is a multiple of 4, at an address that is not."""
     maps = level_maps(7, 2, 132, strata=5, zeros=0.3)
     shifted = []
@@ -169,7 +169,7 @@ def test_nothing_to_do(shape: tuple[int, ...]) -> None:
     assert ops.trace_sizes(empty, torch.zeros(3, *shape[:2], dtype=torch.int32)).shape[0] == 3
 
 
-def test_what_a_kernel_would_believe_is_checked() -> None:
+def test_arguments_of_kernels_are_checked() -> None:
     square = torch.zeros(1, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"levels has shape \[1, 5, 5\]; wanted \[1, 4, 4\]"):
         ops.bottleneck(square, torch.zeros(1, 5, 5, dtype=torch.uint8))
@@ -195,7 +195,9 @@ def test_what_a_kernel_would_believe_is_checked() -> None:
             op(whose, torch.zeros(1, 2, 13, device="meta"))
 
 
-def test_the_highest_level_is_looked_up_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_boolean_method_looks_up_the_highest_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reach, levels = level_maps(0, 1, 9, strata=3, zeros=0.3)
     monkeypatch.setattr(Tensor, "amax", None)
     ops.bottleneck(reach, levels, "packed")
@@ -269,7 +271,7 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
     assert len(first.weight) == len(joined(reference.collect_edges(edges, cuts)).weight)
 
 
-def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_without_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is computed once, over all sources, whatever the tables hold."""
     monkeypatch.setattr(ops, "TABLE_ELEMENTS", 700)
     problem = Problem(replace(WIDE, length=70), backend="reference")
@@ -302,7 +304,7 @@ def assert_cuts(edges: AttentionEdges | None, side: Tensor, shares: list[float])
     shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=20).map(sorted),
     elements=st.sampled_from([1, 1000, 1 << 24]),
 )
-def test_any_cuts_are_those_of_the_definition(
+def test_any_cuts_agree_with_the_definition(
     seed: int,
     batch: int,
     length: int,
@@ -376,7 +378,7 @@ def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.d
     close("bound", bound[:, :, *edge], expected.clip(min=0)[:, :, *edge])
 
 
-def test_factors_begin_where_quads_are_read() -> None:
+def test_factors_are_aligned_for_quads() -> None:
     """Whatever part of a larger tensor they are."""
     problem = Problem(Shape(d_k=8, d_v=8, dtype=torch.bfloat16), backend="reference")
     edges = proximity_edges(problem)
@@ -431,7 +433,7 @@ def settled_weights(edges: AttentionEdges) -> Tensor:
 
 
 @pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # per tile: a row, three heads, all
-def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: a bound is kept only if both ends of its interval have the same label."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
@@ -451,7 +453,7 @@ def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # per tile: some rows, heads, all
 @pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
-def test_levels_take_what_the_mass_has_settled(
+def test_levels_reuse_tiles_settled_by_the_mass(
     elements: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels are equal bit for bit; each settled tile, and the share summed, is used once."""
@@ -508,7 +510,7 @@ def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuts_reuse_tiles_settled_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The levels can still use it afterwards."""
     edges = proximity_edges(Problem(Shape(), backend="reference"))
     side, shares = torch.ones(1, 2, 13), torch.tensor([0.5], dtype=torch.float64)
@@ -538,7 +540,7 @@ def test_an_entry_that_is_zero() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_no_number_is_not_hidden(value: float) -> None:
+def test_nan_and_infinity_are_not_hidden(value: float) -> None:
     """In a node or in what a source sends: the mass is NaN where the definition's is."""
     problem = Problem(Shape(), backend="reference")
     cuts = torch.full((1, 2, 13), 1e-3)
@@ -601,7 +603,7 @@ def test_public_product_is_the_precise_one(
     assert torch.equal(found, ops._product(left, right))
 
 
-def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
+def test_a_16_bit_factor_is_not_copied() -> None:
     """W_O is not copied to 16 bits."""
     left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
     for laid_out, factor in zip(ops._laid_out(left, right, -2), (left, right), strict=True):

@@ -79,14 +79,14 @@ def test_auto_takes_the_first_backend_that_has_the_op(monkeypatch: pytest.Monkey
     assert dispatch.pick(reference.edge_mass, "meta") is reference.edge_mass
 
 
-def test_nothing_is_said_where_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_when_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     kernels.bottleneck(*MAPS)
     assert dispatch.missing("cpu") is None
     assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_auto_goes_on_without_the_extension_and_says_so_once(
+def test_auto_falls_back_without_the_extension_and_warns_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert set(kernels.backends("cpu").values()) == {"reference"}
@@ -102,7 +102,7 @@ def test_auto_goes_on_without_the_extension_and_says_so_once(
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_nothing_is_said_where_the_extension_would_not_serve(
+def test_no_warning_when_the_extension_would_not_serve(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kernels.bottleneck(*MAPS, backend="reference")
@@ -111,7 +111,9 @@ def test_nothing_is_said_where_the_extension_would_not_serve(
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_the_extension_asked_for_by_name_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_extension_requested_by_name_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match=r"'cpu' is not built here: .*densitrace\._cpu"):
             kernels.bottleneck(*MAPS, backend="cpu")
@@ -137,7 +139,7 @@ RANDOM = edges_of(RandomWeight(0, 0, torch.zeros(1, 3, dtype=torch.int32)))
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
+def test_auto_skips_backends_without_the_edge_weight() -> None:
     for edges in (GIVEN, RANDOM, None):
         assert dispatch.pick(reference.edge_levels, "cuda", "auto", edges) is triton.edge_levels
     found = dispatch.pick(reference.edge_levels, "cuda", "auto", PROXIMITY)
@@ -159,7 +161,7 @@ def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_missing_cuda_build_matters_on_a_gpu_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_cuda_build_only_matters_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
     kernels.bottleneck(*MAPS)
     assert caplog.messages == []
     for _ in range(2):
@@ -168,7 +170,7 @@ def test_a_missing_cuda_build_matters_on_a_gpu_alone(caplog: pytest.LogCaptureFi
     assert "backend='cuda' is not built here" in line and "nvcc" in line
 
 
-def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:
+def test_an_edge_weight_unknown_to_the_requested_backend_is_an_error() -> None:
     cuts = torch.zeros(1, 1, 3)
     with pytest.raises(BackendError) as error:
         kernels.edge_levels(PROXIMITY, cuts, backend="triton")
@@ -193,7 +195,7 @@ def test_cuda_needs_a_gpu_that_it_is_compiled_for(
     assert dispatch.missing("cuda") == (expected if found else None)
 
 
-def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
+def test_an_op_runs_on_the_gpu_of_its_tensors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever was current before: a model's layers may be on several GPUs."""
@@ -224,7 +226,7 @@ def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
             assert (found, current) == (index, [0])
 
 
-def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
+def test_no_op_takes_more_than_255_strata() -> None:
     """On any backend: levels would wrap around."""
     token = torch.zeros(1, 1, 2, 1)
     weight = GivenWeight(torch.ones(1, 1, 2, 2))

@@ -91,7 +91,7 @@ def test_source_norms(problem: Problem, p: int) -> None:
 
 
 @serving("source_norms")
-def test_source_norms_of_a_matrix_as_the_model_has_it(problem: Problem) -> None:
+def test_source_norms_in_the_model_dtype(problem: Problem) -> None:
     """In the values' dtype: products are exact in float32, so the default tolerance holds."""
     problem.w_o = problem.w_o.to(problem.shape.dtype)
     found = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
@@ -251,7 +251,7 @@ def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: in
 
 
 @serving("lane_attention")
-def test_lane_attention_in_the_dtype_that_is_read_next(backend: str) -> None:
+def test_lane_attention_in_another_dtype(backend: str) -> None:
     """Rounded once, from float32."""
     problem = Problem(Shape(batch=1, length=9), backend=backend)
     cuts, v = torch.zeros(2, 1, 9), problem.v.expand(2, *problem.v.shape)

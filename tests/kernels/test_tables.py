@@ -116,7 +116,7 @@ def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.M
     assert not everything.stratum.any()
 
 
-def test_a_table_is_let_go_before_the_next_is_made(
+def test_a_table_is_released_before_the_next_is_made(
     case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the consumer has released it."""
@@ -206,7 +206,7 @@ def test_runs_are_all_pairs_in_order(
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_edges_of_a_run_weigh_what_they_do_among_all(weight: str) -> None:
+def test_weights_of_a_run_equal_those_of_the_whole(weight: str) -> None:
     problem = Problem(SHAPE, backend="reference")
     edges = problem.edges(WEIGHTS[weight](problem))
     whole = reference.edge_weights(edges)

@@ -84,7 +84,7 @@ def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
     assert len(found.nucleus.unique()) > 4
 
 
-def test_lanes_that_are_the_clean_one_differ_by_nothing(poisoned: None) -> None:
+def test_lanes_equal_to_the_clean_one_have_no_error(poisoned: None) -> None:
     """Whatever row of a tile a lane falls into."""
     generator = torch.Generator().manual_seed(5)
     states = torch.randn(7, 75, generator=generator).bfloat16()

@@ -127,7 +127,7 @@ def test_memory_of_lanes_has_tokens_before_heads(edges: AttentionEdges) -> None:
     assert found.transpose(2, 3).is_contiguous()
 
 
-def test_scores_are_summed_where_they_were_not() -> None:
+def test_missing_log_sum_exp_is_computed() -> None:
     problem = Problem(SHAPE, backend="reference")
     weight = weight_of("norm", problem)
     masses = [
@@ -137,7 +137,7 @@ def test_scores_are_summed_where_they_were_not() -> None:
     torch.testing.assert_close(*masses)
 
 
-def test_kinds_are_all_there_are() -> None:
+def test_kinds_cover_all_supported_weights() -> None:
     problem = Problem(SHAPE, backend="reference")
     assert {type(weight_of(kind, problem)) for kind in KINDS} == set(triton.WEIGHTS)
 
@@ -152,7 +152,7 @@ def test_kinds_are_all_there_are() -> None:
     scratch=st.sampled_from([1, 40, 1 << 20]),
     shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=5).map(sorted),
 )
-def test_any_cuts_are_those_of_the_definition(
+def test_any_cuts_agree_with_the_definition(
     seed: int,
     length: int,
     heads: int | None,

@@ -110,7 +110,7 @@ OPS: dict[str, Callable[[Problem, str], Iterable[Tensor]]] = {
 }
 
 
-def test_ops_are_all_there_are() -> None:
+def test_all_attention_ops_are_covered() -> None:
     """Output errors involve no attention: test_triton covers them."""
     assert OPS.keys() | {"output_errors"} == set(triton.__all__)
 
