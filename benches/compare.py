@@ -147,12 +147,12 @@ def movements(old: Record, new: Record) -> list[Movement]:
 
 def show(old: Record, new: Record, console: Console) -> None:
     """Print the rows that moved as a table, then the rows that only one record has."""
-    found = movements(old, new)
-    moved = [movement for movement in found if movement.moved]
+    changes = movements(old, new)
+    moved = [movement for movement in changes if movement.moved]
     console.print(f"old: {old.path.name}, new: {new.path.name}", highlight=False)
     if moved:
         console.print(table(moved))
-    console.print(f"{len(moved)} of {len(found)} rows moved, the others within noise")
+    console.print(f"{len(moved)} of {len(changes)} rows moved, the others within noise")
     for title, record, other in (("old", old, new), ("new", new, old)):
         alone = [f"{name} (x {to})" for name, to in record.rows.keys() - other.rows.keys()]
         if alone:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from device_record import DeviceRecord
 
-FOUND = pytest.StashKey[DeviceRecord]()
+RECORD = pytest.StashKey[DeviceRecord]()
 
 
 @pytest.hookimpl(trylast=True)  # after the terminal's reporter
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
             reporter.flush()
 
     stem = Path(os.environ.get("OUT", "build/gpu")) / "benches"
-    config.stash[FOUND] = DeviceRecord(stem=stem, say=say)
+    config.stash[RECORD] = DeviceRecord(stem=stem, say=say)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,17 +43,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> DeviceRecord:
     """The record that GPU benches add their rows to."""
-    return request.config.stash[FOUND]
+    return request.config.stash[RECORD]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print the table of GPU results, which is also in $OUT (default build/gpu)."""
-    found = config.stash[FOUND]
-    if found.sections:
-        terminalreporter.write_line(found.page())
-        terminalreporter.write_line(f"wrote {found.stem}.json and .md")
+    record = config.stash[RECORD]
+    if record.sections:
+        terminalreporter.write_line(record.page())
+        terminalreporter.write_line(f"wrote {record.stem}.json and .md")
 
 
 def pytest_benchmark_update_machine_info(

@@ -43,16 +43,16 @@ def model() -> LlamaForCausalLM:
         head_dim=128, intermediate_size=1024, vocab_size=4096, max_position_embeddings=4096,
     )  # fmt: skip
     torch.manual_seed(0)
-    found: LlamaForCausalLM = LlamaForCausalLM(config).bfloat16().eval()
-    return found
+    decoder: LlamaForCausalLM = LlamaForCausalLM(config).bfloat16().eval()
+    return decoder
 
 
 def counted(case: Case, capability: int) -> Counted:
     """Counts of the op's kernels; empty if plain torch serves it."""
-    found: Counted = {}
-    with kernels_on_machine(capability, TABLES[capability], found):
+    counts: Counted = {}
+    with kernels_on_machine(capability, TABLES[capability], counts):
         case.run()
-    return found
+    return counts
 
 
 def cycles(counts: Counts) -> dict[str, float]:
@@ -68,13 +68,13 @@ def cycles(counts: Counts) -> dict[str, float]:
 def row(name: str, kernel: str, needed: int | None, counts: Counts) -> list[str]:
     """One table row of the page."""
     spent = cycles(counts)
-    most = max(spent, key=lambda kind: spent[kind])
+    dominant = max(spent, key=lambda kind: spent[kind])
     share = needed / sum(counts.multiplied.values()) if needed and counts.multiplied else ""
-    often = ", ".join(f"{each} {n / sum(counts.issued.values()):.0%}"
-                      for each, n in counts.issued.most_common(5))  # fmt: skip
+    commonest = ", ".join(f"{instruction} {n / sum(counts.issued.values()):.0%}"
+                      for instruction, n in counts.issued.most_common(5))  # fmt: skip
     return [
-        name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), most,
-        figure(share), figure(counts.turns / counts.least if counts.least else ""), often,
+        name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), dominant,
+        figure(share), figure(counts.turns / counts.least if counts.least else ""), commonest,
     ]  # fmt: skip
 
 

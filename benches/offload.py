@@ -91,14 +91,14 @@ def plain_read(folder: Path) -> None:
 @contextmanager
 def waits() -> Iterator[list[float]]:
     """Collect the seconds that blocks wait for their weights while the context is open."""
-    found: list[float] = []
+    waited: list[float] = []
     enter = OffloadedBlocks._enter
 
     def timed(blocks: OffloadedBlocks, *arguments: Any) -> None:
-        found.append(seconds(lambda: enter(blocks, *arguments)))
+        waited.append(seconds(lambda: enter(blocks, *arguments)))
 
     with patch.object(OffloadedBlocks, "_enter", timed):
-        yield found
+        yield waited
 
 
 # ---- in a separate process -----------------------------------------------------------------------
@@ -119,35 +119,37 @@ def read_alone(blocks: OffloadedBlocks) -> None:
 def measured(folder: Path, offloaded: bool, waited: list[float]) -> dict[str, float]:
     """Scan once; the offloaded scan starts with evicted files."""
     tracers: list[Tracer] = []
-    how: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
-    found = {
-        "load and check, s": seconds(lambda: tracers.append(Tracer.from_pretrained(folder, **how)))
+    options: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
+    figures = {
+        "load and check, s": seconds(
+            lambda: tracers.append(Tracer.from_pretrained(folder, **options))
+        )
     }
     tracer = tracers[0]
-    found["hash, s"] = seconds(lambda: tracer.weight_hash)
+    figures["hash, s"] = seconds(lambda: tracer.weight_hash)
     blocks = tracer._decoder.offloaded
     if blocks is not None:
         for name, prepare in (("cold", forget), ("cached", plain_read)):
             prepare(folder)
             before = read_bytes()
             taken = seconds(partial(read_alone, blocks))
-            found[f"blocks read alone, {name}, GB/s"] = (read_bytes() - before) / taken / 1e9
-    found["one token, s"] = seconds(lambda: tracer.trace([1], select=thresholds(1)))
+            figures[f"blocks read alone, {name}, GB/s"] = (read_bytes() - before) / taken / 1e9
+    figures["one token, s"] = seconds(lambda: tracer.trace([1], select=thresholds(1)))
     if offloaded:
         forget(folder)
     out = folder / ("offloaded" if offloaded else "resident")
-    how = {"select": thresholds(STRATA), "context": CONTEXT, "batch_tokens": BATCH_TOKENS}
+    options = {"select": thresholds(STRATA), "context": CONTEXT, "batch_tokens": BATCH_TOKENS}
     before, waited_before = read_bytes(), sum(waited)
-    found["scan, s"] = seconds(
-        lambda: scan(tracer, folder / "corpus.txt", out, overwrite=True, **how)
+    figures["scan, s"] = seconds(
+        lambda: scan(tracer, folder / "corpus.txt", out, overwrite=True, **options)
     )
-    found["tokens"] = float((open_store(out).token[:] >= 0).sum())
-    found["s a token"] = found["scan, s"] / found["tokens"]
-    found["peak, MiB"] = peak_bytes() / 2**20
+    figures["tokens"] = float((open_store(out).token[:] >= 0).sum())
+    figures["s a token"] = figures["scan, s"] / figures["tokens"]
+    figures["peak, MiB"] = peak_bytes() / 2**20
     if offloaded:
-        found["read, GB"] = (read_bytes() - before) / 1e9
-        found["waited for weights, s"] = sum(waited) - waited_before
-    return found
+        figures["read, GB"] = (read_bytes() - before) / 1e9
+        figures["waited for weights, s"] = sum(waited) - waited_before
+    return figures
 
 
 def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str, Any]:
@@ -161,8 +163,8 @@ def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1].replace(str(folder), "FOLDER")}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 # ---- the record ----------------------------------------------------------------------------------
@@ -192,8 +194,8 @@ def record_of(folder: Path) -> dict[str, Any]:
         for _ in range(ROUNDS)
     ]
     resident, offloaded = (
-        min(each, key=lambda found: found.get("scan, s", torch.inf))
-        for each in zip(*rounds, strict=True)
+        min(runs, key=lambda run: run.get("scan, s", torch.inf))
+        for runs in zip(*rounds, strict=True)
     )
     return {
         "date": str(date.today()),

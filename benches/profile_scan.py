@@ -11,7 +11,7 @@ the same run.
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -26,6 +26,7 @@ from costs import moved_bytes
 from device_timing import Part, parts_of
 from ledger import figure, machine, table, write_record
 from problems import Work, bundled, bundled_work
+from timing import Run, seconds
 
 ROUNDS = 5
 
@@ -68,9 +69,7 @@ def profile_of(work: Work) -> Profile:
     profile: Profile = defaultdict(Part)
     for _ in range(ROUNDS):
         with profiled(work, profile):
-            start = time.perf_counter()
-            work.scan()
-            profile["all"].seconds += time.perf_counter() - start
+            profile["all"].seconds += seconds(work.scan)
     parts = {
         name: Part(part.seconds / ROUNDS, part.operations // ROUNDS, part.bytes // ROUNDS)
         for name, part in profile.items()
@@ -84,13 +83,8 @@ def profile_of(work: Work) -> Profile:
 def ceilings() -> tuple[float, float]:
     """Operations a second of a large matrix product, and bytes a second of a large copy."""
 
-    def best(run: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(7):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+    def best(run: Run) -> float:
+        return min(seconds(run) for _ in range(7))
 
     square = torch.randn(1536, 1536)
     product = torch.empty_like(square)

@@ -40,8 +40,8 @@ def measured(arguments: list[str], page: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peaks: dict[int, int] = {}
         while process.poll() is None:
-            for each in family(process.pid):
-                peaks[each] = max(peaks.get(each, 0), peak_bytes(each))
+            for member in family(process.pid):
+                peaks[member] = max(peaks.get(member, 0), peak_bytes(member))
             time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -55,12 +55,12 @@ def measured(arguments: list[str], page: Path) -> dict[str, float]:
 
 def family(process: int) -> list[int]:
     """The ids of a process and of its descendants."""
-    found = [process]
+    members = [process]
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in tasks.read_text(encoding="ascii").split():
-                found += family(int(child))
-    return found
+                members += family(int(child))
+    return members
 
 
 def made_up(folder: Path, tokens: int) -> list[Path]:
@@ -79,11 +79,11 @@ def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
         "one store": names[:1],
         **({"two stores": names} if len(names) > 1 else {}),
     }
-    found = {}
+    results = {}
     for name, arguments in runs.items():
         rounds = [measured(arguments, folder / "page.html") for _ in range(ROUNDS)]
-        fastest, slowest = (pick(rounds, key=lambda each: each["seconds"]) for pick in (min, max))
-        found[name] = {**fastest, "seconds, slowest": slowest["seconds"]}
+        fastest, slowest = (pick(rounds, key=lambda run: run["seconds"]) for pick in (min, max))
+        results[name] = {**fastest, "seconds, slowest": slowest["seconds"]}
     return {
         "date": str(date.today()),
         "machine": machine(),
@@ -92,7 +92,7 @@ def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
         "documents": len(first.documents),
         "strata": len(first.strata),
         "controls": list(first.controls),
-        "runs": found,
+        "runs": results,
     }
 
 

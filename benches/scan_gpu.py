@@ -78,8 +78,8 @@ def model_of(shapes: str, device: str, dtype: str) -> PreTrainedModel:
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """The bundled model's, with 4,096 tokens: no model here has a smaller vocabulary."""
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(EXAMPLES / "model")
-    return found
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(EXAMPLES / "model")
+    return loaded
 
 
 def made_up_texts() -> Iterator[str]:
@@ -123,7 +123,7 @@ class PartLog(logging.Handler):
 
 
 @contextmanager
-def parts_told(say: Callable[[str], None] = lambda _: None) -> Iterator[list[Part]]:
+def parts_logged(say: Callable[[str], None] = lambda _: None) -> Iterator[list[Part]]:
     """The log entries of parts that finish while the context is open."""
     log, kept = logging.getLogger("densitrace.tracer.run"), PartLog(say)
     level = log.level
@@ -199,7 +199,7 @@ def note_scan(
         )
 
     planning = seconds(lambda: scan(max_parts=0))
-    with parts_told(record.say) as parts:
+    with parts_logged(record.say) as parts:
         store = scan(max_parts=1)
         record.add(title, "first part", **part_figures(parts))
         try:
@@ -240,9 +240,9 @@ def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], obj
 
     Kernel time is compared with the unprofiled run: the profiler slows the host down.
     """
-    with parts_told() as parts:
+    with parts_logged() as parts:
         scan_a_part()
-    with parts_told() as profiled:
+    with parts_logged() as profiled:
         busy = kernel_seconds(scan_a_part)
     figures, slowed = part_figures(parts), part_figures(profiled)
     figures["in kernels, s"] = busy
@@ -290,8 +290,8 @@ class Summed:
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
         if node.edges is not None:
-            found = kernels.edge_levels(node.edges, cuts).evaluated
-            self.shares.append(1.0 if found is None else float(found))
+            share = kernels.edge_levels(node.edges, cuts).evaluated
+            self.shares.append(1.0 if share is None else float(share))
 
 
 def share_summed(work: Work) -> float:
@@ -332,7 +332,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
     that passes as rounding.
     """
     valid = theirs.token[:] >= 0
-    found: dict[str, Figures] = {}
+    result: dict[str, Figures] = {}
     for spec in layout.window_arrays(theirs.controls, most_edges=0):
         left, right = (store.array(spec.name)[:] for store in (ours, theirs))
         if "column" in spec.dims:
@@ -341,7 +341,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
         apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
         missing, rounding = np.isnan(left) != np.isnan(right), ROUNDING.get(spec.name, Rounding())
         within = float((same | (apart <= rounding.difference)).mean())
-        found[spec.name] = {
+        result[spec.name] = {
             "type": str(right.dtype),
             "largest difference": float(np.max(np.nan_to_num(apart, nan=0.0), initial=0)),
             "share equal": float(same.mean()),
@@ -351,7 +351,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
             "wanted": rounding.share,
             "verdict": "rounding" if within >= rounding.share else "more than rounding",
         }
-    return found
+    return result
 
 
 def sample(folder: Path, documents: int | None) -> Path:
@@ -385,10 +385,10 @@ def note_bundled(
             )
             for number, (device, backend) in enumerate(runs)
         ]  # fmt: skip
-        found = differences(*stores)
-    for name, figures in found.items():
+        arrays = differences(*stores)
+    for name, figures in arrays.items():
         record.add(title, name, **figures)
-    return [name for name, figures in found.items() if figures["verdict"] != "rounding"]
+    return [name for name, figures in arrays.items() if figures["verdict"] != "rounding"]
 
 
 # ---- commands ------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ round, so that other load on the machine affects all of them. The files are in t
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +28,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from ledger import figure, machine, table, write_record
+from timing import Run, seconds
 
 from densitrace import open_store
 from densitrace.tracer import layout
@@ -90,16 +90,14 @@ def stored(folder: Path) -> "dict[str, zarr.Array[Any]]":
     return dict(zarr.open_group(folder, mode="r").arrays())
 
 
-def in_turns(runs: Sequence[Mapping[str, Callable[[], object]]]) -> list[dict[str, float]]:
+def in_turns(runs: Sequence[Mapping[str, Run]]) -> list[dict[str, float]]:
     """Time the candidates in turns: the median seconds over `ROUNDS` rounds."""
-    found: list[dict[str, list[float]]] = [{name: [] for name in run} for run in runs]
+    times: list[dict[str, list[float]]] = [{name: [] for name in run} for run in runs]
     for _ in range(ROUNDS):
-        for run, seconds in zip(runs, found, strict=True):
+        for run, taken in zip(runs, times, strict=True):
             for name, do in run.items():
-                start = time.perf_counter()
-                do()
-                seconds[name].append(time.perf_counter() - start)
-    return [{name: median(each) for name, each in seconds.items()} for seconds in found]
+                taken[name].append(seconds(do))
+    return [{name: median(figures) for name, figures in taken.items()} for taken in times]
 
 
 # ---- what is measured ----------------------------------------------------------------------------
@@ -115,7 +113,7 @@ class Candidate:
     windows: int  # per chunk
     at_once: int = zarr.config.get("async.concurrency")
 
-    def runs(self) -> Mapping[str, Callable[[], object]]:
+    def runs(self) -> Mapping[str, Run]:
         """What is timed, by column of the table."""
         middle = len(self.arrays["token"]) // 2
 
@@ -138,8 +136,8 @@ class Candidate:
     def bytes_a_token(self) -> float:
         """Bytes per token of what was written, after checking its values."""
         for name, array in stored(self.folder).items():
-            there = np.asarray(array[: len(self.arrays[name])])
-            np.testing.assert_array_equal(there, self.arrays[name])
+            written = np.asarray(array[: len(self.arrays[name])])
+            np.testing.assert_array_equal(written, self.arrays[name])
         tokens = int((self.arrays["token"] >= 0).sum())
         return sum(path.stat().st_size for path in self.folder.rglob("c.*")) / tokens
 
@@ -160,12 +158,12 @@ def codecs_and_chunks(folder: Path, arrays: Arrays) -> list[Row]:
     times = in_turns([candidate.runs() for candidate in candidates])
     return [
         {
-            "codec": each.codec + (" (chosen)" if ways[number] == (CHOSEN, chosen) else ""),
-            "windows a chunk": each.windows,
-            "bytes a token": each.bytes_a_token(),
-            **seconds,
+            "codec": candidate.codec + (" (chosen)" if ways[number] == (CHOSEN, chosen) else ""),
+            "windows a chunk": candidate.windows,
+            "bytes a token": candidate.bytes_a_token(),
+            **timed,
         }
-        for number, (each, seconds) in enumerate(zip(candidates, times, strict=True))
+        for number, (candidate, timed) in enumerate(zip(candidates, times, strict=True))
     ]
 
 
@@ -176,18 +174,20 @@ def chunks_at_once(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
         for number in AT_ONCE
     ]
     times = in_turns([candidate.runs() for candidate in candidates])
-    return [{"chunks at once": number, **each} for number, each in zip(AT_ONCE, times, strict=True)]
+    return [
+        {"chunks at once": number, **timed} for number, timed in zip(AT_ONCE, times, strict=True)
+    ]
 
 
 def readers(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
     """Several parts, each read by one of `threads` threads: all arrays, and the curves alone."""
     write(folder, arrays, windows, CODECS[CHOSEN], PARTS)
-    found = stored(folder)
-    size = found["token"].shape[0] // PARTS
+    opened = stored(folder)
+    size = opened["token"].shape[0] // PARTS
 
     def read(names: Iterable[str], part: int) -> None:
         for name in names:
-            found[name][part * size : (part + 1) * size]
+            opened[name][part * size : (part + 1) * size]
 
     def by(threads: int, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -203,8 +203,8 @@ def readers(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
         ]
     )
     return [
-        {"readers": f"{threads}{' (chosen)' if threads == CHOSEN_READERS else ''}", **each}
-        for threads, each in zip(READERS, times, strict=True)
+        {"readers": f"{threads}{' (chosen)' if threads == CHOSEN_READERS else ''}", **timed}
+        for threads, timed in zip(READERS, times, strict=True)
     ]
 
 

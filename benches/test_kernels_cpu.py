@@ -176,14 +176,14 @@ def proximity_levels(length: int) -> Case:
 def level_case(length: int, op: str, operations: int, of_degrees: bool) -> Case:
     """An op on level maps; the matrix baseline multiplies maps of the same size."""
     problem = attention_problem(length)
-    found = kernels.edge_levels(problem.edges, problem.cuts)
+    maps = kernels.edge_levels(problem.edges, problem.cuts)
     clean = problem.edges.pattern
     yardsticks = {
         "SDPA": sdpa(clean, problem.v),
-        "matmul": matmul(found.levels.float(), found.levels.float()),
+        "matmul": matmul(maps.levels.float(), maps.levels.float()),
     }
-    second = found.degrees if of_degrees else found.levels
-    return Case(op, (found.levels, second), operations, yardsticks, "matmul")
+    second = maps.degrees if of_degrees else maps.levels
+    return Case(op, (maps.levels, second), operations, yardsticks, "matmul")
 
 
 def bottleneck(length: int) -> Case:

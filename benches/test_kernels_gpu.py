@@ -113,15 +113,15 @@ def note_ops(
 
 @pytest.fixture(scope="module")
 def reached(record: DeviceRecord) -> Ceilings:
-    found = ceilings(torch.device("cuda"))
+    measured = ceilings(torch.device("cuda"))
     record.add(
         "ceilings",
         "measured",
-        TFLOP_a_second=found.products / 1e12,
-        vector_TOP_a_second=found.vector / 1e12,
-        GB_a_second=found.bytes / 1e9,
+        TFLOP_a_second=measured.products / 1e12,
+        vector_TOP_a_second=measured.vector / 1e12,
+        GB_a_second=measured.bytes / 1e9,
     )
-    return found
+    return measured
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))

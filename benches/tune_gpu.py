@@ -69,26 +69,26 @@ def tensors_of(result: object) -> list[Tensor]:
         return [result]
     parts: list[object] = []
     if is_dataclass(result):
-        parts = [getattr(result, each.name) for each in fields(result)]
+        parts = [getattr(result, entry.name) for entry in fields(result)]
     elif isinstance(result, list | tuple):
         parts = list(result)
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def agree(expected: Tensor, found: Tensor, ratio: float) -> bool:
+def agree(expected: Tensor, actual: Tensor, ratio: float) -> bool:
     """Whether two results are equal up to the order of sums and its effect on near ties.
 
     Args:
         ratio: largest difference of a float, relative to the largest entry.
     """
     if not expected.is_floating_point():
-        wrong = (expected.long() - found.long()).abs().sum()
+        wrong = (expected.long() - actual.long()).abs().sum()
         return bool(wrong <= MISCOUNTED * expected.long().abs().sum())
     finite = expected.isfinite()
-    if not torch.equal(finite, found.isfinite()):
+    if not torch.equal(finite, actual.isfinite()):
         return False
     largest = expected.where(finite, 0).abs().amax() if expected.numel() else 0
-    off = (expected - found).abs() > ratio * largest
+    off = (expected - actual).abs() > ratio * largest
     return bool((off & finite).sum() <= STRAY * off.numel())
 
 
@@ -116,7 +116,7 @@ def launches() -> Iterator[list[Any]]:
 class Pins:
     """Configurations used while tuning: those found so far, else the pinned ones."""
 
-    found: dict[Place, Config] = field(default_factory=dict)
+    known: dict[Place, Config] = field(default_factory=dict)
     asked: set[Place] = field(default_factory=set)
 
     @contextmanager
@@ -127,9 +127,9 @@ class Pins:
         def launch(op: str, width: int, tensor: Tensor) -> Config:
             place = configs.place(op, width, tensor)
             self.asked.add(place)
-            if place not in self.found:
-                self.found[place] = pinned(op, width, tensor)
-            return dict(self.found[place])
+            if place not in self.known:
+                self.known[place] = pinned(op, width, tensor)
+            return dict(self.known[place])
 
         configs.launch = launch
         try:
@@ -155,14 +155,14 @@ class Trial:
 
     def under(self, config: Config) -> list[Tensor]:
         """Results of the runs under a configuration."""
-        self.pins.found[self.place] = config
+        self.pins.known[self.place] = config
         return [tensor for run in self.runs for tensor in tensors_of(run())]
 
     def fault(self, config: Config, expected: list[Tensor]) -> str | None:
         """Why a configuration is unusable, or None."""
         try:
             with launches() as launched:
-                found = self.under(config)
+                results = self.under(config)
         except torch.AcceleratorError:  # this process cannot use the device any more
             raise
         except (TritonError, RuntimeError) as error:  # compiler passes raise the latter
@@ -170,12 +170,15 @@ class Trial:
         if max(kernel.n_spills for kernel in launched):
             return "spills"
         ratio = 2.0**-8 if self.place.bits == "16-bit" else 2e-5  # the tolerances of the ops' tests
-        same = all(agree(*pair, ratio) for pair in zip(expected, found, strict=True))
+        same = all(agree(*pair, ratio) for pair in zip(expected, results, strict=True))
         return None if same else "wrong"
 
     def over(self, config: Config, present: Config) -> Quartiles:
         """A configuration's time over the present one's, round by round."""
-        runs = {name: partial(self.under, each) for name, each in (("", config), ("p", present))}
+        runs = {
+            name: partial(self.under, candidate)
+            for name, candidate in (("", config), ("p", present))
+        }
         return measure_on(self.device, runs[""], {"p": runs["p"]}, launched=True).over("p")
 
 
@@ -202,7 +205,7 @@ def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
             say(f"  {json.dumps(config)}: {fault or f'x {ratio.median:.3f}'}")
         # The best of many was also lucky: it must win a second time.
         if best is None or not better(trial.over(best[1], present)):
-            trial.pins.found[trial.place] = present
+            trial.pins.known[trial.place] = present
             return present
         present = best[1]
 
@@ -249,12 +252,12 @@ def tune(
             if not wanted(place):
                 continue
             names = [name for name, places in using.items() if place in places]
-            start = pins.found[place]
+            start = pins.known[place]
             say(f"{' '.join(place)}, by {'; '.join(names)}: {json.dumps(start)}")
-            found = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
-            if found != start:
-                write(path, place, found)
-                say(f"  wrote {json.dumps(found)}")
+            best = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
+            if best != start:
+                write(path, place, best)
+                say(f"  wrote {json.dumps(best)}")
 
 
 # ---- on the GPU ------------------------------------------------------------------------------
@@ -278,18 +281,18 @@ def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
         for strata, length in LENGTHS.items():
             work = device_work(model, length, strata, rows=1)
             with torch.inference_mode():
-                found = cases(attention_problem_of(work), prediction_problem_of(work))
-            yield {f"{name} ({length} tokens, {strata} strata)": found[name] for name in found}
-            del work, found
+                group = cases(attention_problem_of(work), prediction_problem_of(work))
+            yield {f"{name} ({length} tokens, {strata} strata)": group[name] for name in group}
+            del work, group
             gc.collect()
             torch.cuda.empty_cache()
 
 
-def served(found: Mapping[str, Case]) -> dict[str, Run]:
+def served(group: Mapping[str, Case]) -> dict[str, Run]:
     """The cases that Triton has kernels for, run on these kernels whatever `auto` would choose."""
     return {
         name: replace(case, options=case.options | {"backend": "triton"}).run
-        for name, case in found.items()
+        for name, case in group.items()
         if dispatch.has(triton, case.op, case.edges)
     }
 
@@ -297,8 +300,8 @@ def served(found: Mapping[str, Case]) -> dict[str, Run]:
 @click.command()
 @click.option("--op", "ops", multiple=True, help="entries of this op alone; repeatable")
 @click.option(
-    "--width", "widths", multiple=True, type=click.Choice([str(each) for each in MODELS]),
-    default=[str(each) for each in MODELS], help="of the heads of the problems; repeatable",
+    "--width", "widths", multiple=True, type=click.Choice([str(width) for width in MODELS]),
+    default=[str(width) for width in MODELS], help="of the heads of the problems; repeatable",
 )  # fmt: skip
 def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     """Tune the entries for the GPU that is here, and write those that got better."""
@@ -312,8 +315,8 @@ def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     path = configs.FOLDER / f"{configs.capability(device)}.json"
     pins, done = Pins(), set[Place]()
     for width in widths:
-        for found in problems(int(width), device):
-            runs = served(found)
+        for group in problems(int(width), device):
+            runs = served(group)
             tune(
                 device, runs, pins, done, lambda place: not ops or place.op in ops, path, click.echo
             )

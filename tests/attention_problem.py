@@ -119,8 +119,8 @@ class Problem:
     def _segments(self) -> torch.Tensor:
         """Two documents a row; the first row is padded on the left."""
         t = self.shape.length
-        place = torch.arange(t).expand(self.shape.batch, -1)
-        rows = place // 3 % 2 == 1 if self.shape.scattered else place >= t // 2
+        position = torch.arange(t).expand(self.shape.batch, -1)
+        rows = position // 3 % 2 == 1 if self.shape.scattered else position >= t // 2
         segments = rows.int().clone()
         segments[0, : t // 4] = -1
         return segments
@@ -128,11 +128,11 @@ class Problem:
     def allowed(self) -> NDArray[np.bool_]:
         """bool [B, T, T]: where attention is allowed."""
         s = self.shape
-        found = np.zeros((s.batch, s.length, s.length), dtype=bool)
-        for b, t, u in np.ndindex(found.shape):
+        mask = np.zeros((s.batch, s.length, s.length), dtype=bool)
+        for b, t, u in np.ndindex(mask.shape):
             same = self.segments is None or self.segments[b, t] == self.segments[b, u]
-            found[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
-        return found
+            mask[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
+        return mask
 
     def alpha(self) -> tuple[Floats, Floats]:
         """Attention weights [B, H, T, T] and log-sum-exp [B, H, T]."""
@@ -198,12 +198,12 @@ def assert_attention_stats(problem: Problem) -> None:
     """Check output, log-sum-exp and edge mass against the definition."""
     alpha, lse = problem.alpha()
     source = problem.normal(*lse.shape).abs()
-    found = problem.stats(source)
+    result = problem.stats(source)
     repeats = problem.shape.heads // problem.shape.groups
     v = problem.v.double().repeat_interleave(repeats, 1).numpy()
-    close("output", found.output, alpha @ v, problem.product_ratio)
-    close("lse", found.lse, lse)
-    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+    close("output", result.output, alpha @ v, problem.product_ratio)
+    close("lse", result.lse, lse)
+    close("mass", result.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
 
 
 def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
@@ -234,11 +234,11 @@ def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
 
 def joined(tables: Iterable[EdgeTable]) -> EdgeTable:
     """Concatenate tables; there may be none."""
-    found = list(tables)
-    if not found:
+    listed = list(tables)
+    if not listed:
         return EdgeTable.of(*torch.empty(6, 0).unbind())
     names = [column.name for column in fields(EdgeTable)]
-    return EdgeTable(*(torch.cat([getattr(each, name) for each in found]) for name in names))
+    return EdgeTable(*(torch.cat([getattr(table, name) for table in listed]) for name in names))
 
 
 def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
@@ -305,8 +305,8 @@ def assert_cuts_of_ties(problem: Problem) -> None:
     given = weights_that_tie(generator, shape.batch, shape.heads, shape.length, shape.length)
     edges = problem.edges(kernels.GivenWeight(given))
     side = weights_that_tie(generator, 3, shape.batch, shape.length)
-    found, expected = (
+    cuts, expected = (
         all_cuts(backend, edges, side, (0.05, 0.5, 0.99))
         for backend in (problem.backend, "reference")
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(cuts, expected)

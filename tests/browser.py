@@ -51,8 +51,8 @@ class Pipe:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                found: Message = answer["result"]
-                return found
+                result: Message = answer["result"]
+                return result
             self.events.append(answer)
 
     def wait(
@@ -68,10 +68,10 @@ class Pipe:
                 if event["method"] == method and fits(event):
                     return event
             after = len(self.events)
-            found = self._next(SECONDS)
-            if found is None:
+            arrived = self._next(SECONDS)
+            if arrived is None:
                 raise TimeoutError(f"no {method}")
-            self.events.append(found)
+            self.events.append(arrived)
 
     def _next(self, seconds: float) -> Message | None:
         end = time.monotonic() + seconds
@@ -84,8 +84,8 @@ class Pipe:
                 raise RuntimeError("the browser has gone")
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
-        found: Message = json.loads(message)
-        return found
+        parsed: Message = json.loads(message)
+        return parsed
 
 
 class Page:
@@ -116,13 +116,13 @@ class Page:
 
     def run(self, script: str) -> Any:
         """Evaluate an expression in the page; promises are awaited."""
-        found = self.call(
+        answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
             userGesture=True,
         )  # fmt: skip
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{script}: {found['exceptionDetails']}")
-        return found["result"].get("value")
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
 
     def point(self, selector: str) -> None:
         """Move the mouse to the middle of an element, scrolled into view."""
@@ -168,16 +168,16 @@ class Page:
 
     def trouble(self) -> list[str]:
         """Errors and warnings logged by the page, and exceptions of its scripts."""
-        found = []
+        messages = []
         for event in self._events():
             params = event["params"]
             if event["method"] == "Runtime.exceptionThrown":
-                found.append(str(params["exceptionDetails"]))
+                messages.append(str(params["exceptionDetails"]))
             elif event["method"] == "Runtime.consoleAPICalled" and params["type"] != "log":
-                found.append(str(params["args"]))
+                messages.append(str(params["args"]))
             elif event["method"] == "Log.entryAdded" and params["entry"]["level"] != "verbose":
-                found.append(str(params["entry"]["text"]))
-        return found
+                messages.append(str(params["entry"]["text"]))
+        return messages
 
     def requests(self) -> list[str]:
         """URLs that the page requested, its own included."""

@@ -27,14 +27,14 @@ Counted = dict[str, Counts]  # counts of a kernel's launches, by its name
 @cache
 def cuda_entries(capability: int) -> list[Entry]:
     """All kernels of csrc/cuda."""
-    found: list[Entry] = []
+    kernels: list[Entry] = []
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((cuda_host.CSRC / "cuda").glob("*.cu")):
             ptx = Path(folder) / f"{source.stem}.ptx"
             command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source, "-o", ptx]
             subprocess.run([*map(str, command)], check=True)
-            found += entries(ptx.read_text(encoding="utf-8")).values()
-    return found
+            kernels += entries(ptx.read_text(encoding="utf-8")).values()
+    return kernels
 
 
 def _counts(counted: Counted | None, kernel: str) -> Counts | None:
@@ -47,27 +47,27 @@ def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator
 
     The work they are given is added to `counted`.
     """
-    told: list[torch.Tensor] = []  # kept alive, so that no address is reused
+    passed: list[torch.Tensor] = []  # kept alive, so that no address is reused
     data_ptr = torch.Tensor.data_ptr
 
-    def tell(tensor: torch.Tensor) -> int:
+    def note(tensor: torch.Tensor) -> int:
         """Record tensors whose address is taken: they are passed to a kernel."""
-        told.append(tensor)
+        passed.append(tensor)
         return data_ptr(tensor)
 
     def run(kernel: str, arguments: bytes, blocks: tuple[int, int, int], threads: int) -> None:
         name = kernel.split("_GLOBAL__N_1")[1]
-        (entry,) = (each for each in cuda_entries(capability) if name in each.name)
+        (entry,) = (tensor for tensor in cuda_entries(capability) if name in tensor.name)
         packed = arguments + struct.pack("III", *blocks)
         grid = (math.prod(blocks), 1, 1)
-        arrays = [(data_ptr(each), each.numel() * each.element_size()) for each in told]
+        arrays = [(data_ptr(tensor), tensor.numel() * tensor.element_size()) for tensor in passed]
         # Mangled: a length, the name of the structure, and its template arguments.
         plain = re.findall(r"^\d+([A-Z][a-z]+(?:[A-Z][a-z]+)*)", name)[0]
         launch(Launch(entry, grid, threads, packed), arrays, _counts(counted, plain))
 
     cuda_host.built().launch_with(run)
     try:
-        with mock.patch.object(torch.Tensor, "data_ptr", tell):
+        with mock.patch.object(torch.Tensor, "data_ptr", note):
             yield
     finally:
         cuda_host.built().launch_with(None)

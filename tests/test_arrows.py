@@ -59,8 +59,8 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 
 def sources(*folders: str) -> list[Path]:
-    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [path.relative_to(ROOT) for path in found]
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path.relative_to(ROOT) for path in paths]
 
 
 def imports_of(path: Path) -> list[Import]:
@@ -70,8 +70,8 @@ def imports_of(path: Path) -> list[Import]:
     return list(imports((ROOT / path).read_text("utf-8"), module, path.name == "__init__.py"))
 
 
-def names(found: list[Import]) -> list[str]:
-    return [imported.name for imported in found]
+def names(imported: list[Import]) -> list[str]:
+    return [imported.name for imported in imported]
 
 
 def test_there_is_something_to_check() -> None:
@@ -89,8 +89,8 @@ if TYPE_CHECKING:
 def f():
     from . import graph
 """
-    found = list(imports(source, "densitrace.tracer.engine", is_package=False))
-    assert {(i.name, i.relative, i.for_types) for i in found} == {
+    result = list(imports(source, "densitrace.tracer.engine", is_package=False))
+    assert {(i.name, i.relative, i.for_types) for i in result} == {
         ("os.path", False, False),
         ("torch", False, False),
         ("densitrace.kernels", True, False),

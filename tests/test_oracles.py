@@ -203,26 +203,26 @@ def test_importances_by_hand() -> None:
         "cosine": ((1 + 8 / 10) / 2, (1 + 2 / (2 * 10**0.5)) / 2),
     }
     for importance, (attention, residual) in by_hand.items():
-        found = weigh(edges, importance)
-        assert found["attn"].item() == pytest.approx(attention), importance
-        assert found["res_attn"].item() == pytest.approx(residual), importance
+        result = weigh(edges, importance)
+        assert result["attn"].item() == pytest.approx(attention), importance
+        assert result["res_attn"].item() == pytest.approx(residual), importance
 
 
 def test_proximity_is_clamped() -> None:
     """An edge that moves the node nearer to zero weighs nothing: 2 - |(3, 0)| is negative."""
     edges = {"mlp": np.array([[-1.0, 0.0]]), "res_mlp": np.array([[3.0, 0.0]])}
-    found = weigh(edges, "proximity")
-    assert (found["mlp"].item(), found["res_mlp"].item()) == (0, 1)
+    result = weigh(edges, "proximity")
+    assert (result["mlp"].item(), result["res_mlp"].item()) == (0, 1)
 
 
 def test_zero_vectors() -> None:
     """They weigh nothing; their cosine is 0, so 0.5, as for every edge of a zero node."""
     edges = {"mlp": np.zeros((2, 3)), "res_mlp": np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])}
     for importance in WEIGHT_TOLERANCE:
-        found = weigh(edges, importance)
+        result = weigh(edges, importance)
         cosine = importance == "cosine"
-        assert found["mlp"].tolist() == ([0.5, 0.5] if cosine else [0, 0])
-        assert found["res_mlp"] == pytest.approx([1, 0.5] if cosine else [1, 0])
+        assert result["mlp"].tolist() == ([0.5, 0.5] if cosine else [0, 0])
+        assert result["res_mlp"] == pytest.approx([1, 0.5] if cosine else [1, 0])
 
 
 def test_no_edges_outside_a_window() -> None:
@@ -363,12 +363,12 @@ def test_search_and_reach_by_hand() -> None:
 
 def test_errors_by_hand() -> None:
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.5, 0.1])
-    found = errors(np.log(p) + 3, np.log(q) - 2, next_id=2)
-    assert found["tv"] == pytest.approx(0.2)
-    assert found["kl"] == pytest.approx((p * np.log(p / q)).sum())
-    assert found["loss"] == pytest.approx(-math.log(0.1))
-    assert found["entropy"] == pytest.approx(-(q * np.log(q)).sum())
-    assert (found["top1"], found["nucleus"]) == (0, 0)
+    result = errors(np.log(p) + 3, np.log(q) - 2, next_id=2)
+    assert result["tv"] == pytest.approx(0.2)
+    assert result["kl"] == pytest.approx((p * np.log(p / q)).sum())
+    assert result["loss"] == pytest.approx(-math.log(0.1))
+    assert result["entropy"] == pytest.approx(-(q * np.log(q)).sum())
+    assert (result["top1"], result["nucleus"]) == (0, 0)
     # Tokens needed for 50%: 1 and 1; 60, 70: 2 and 1; 80: 2 and 2; 90: 3 and 2; 99: 3 and 3.
     p = np.array([0.55, 0.3, 0.15])
     agreeing = errors(np.log(p), np.log([0.72, 0.23, 0.05]), next_id=None)
@@ -478,18 +478,18 @@ def test_golden_labels_and_sizes(family: str, length: str, importance: str, rule
     full = graph.full_size(last, "causal")
     strata = len(selection["tau"]) - 1
     labels = {kind: np.where(exists[kind], strata, -1) for kind in KINDS}
-    found: list[tuple[int, bool]] = []
+    result: list[tuple[int, bool]] = []
     for stratum in reversed(range(strata)):
         keep = graph.keep(rule, selection["tau"][stratum], last, "causal")
         trace = graph.reach(keep, last)
         for kind in KINDS:
             labels[kind][trace[kind]] = stratum
         embeddings = bool(trace["attn"][0].any() or trace["res_attn"][0].any())
-        found.insert(0, (int(sizes(trace).sum()), embeddings))
-    found.append((full, True))
+        result.insert(0, (int(sizes(trace).sum()), embeddings))
+    result.append((full, True))
     for kind in KINDS:
         np.testing.assert_array_equal(labels[kind], selection[f"lab_{kind}"])
-    raw_size, connected = np.array(found).T
+    raw_size, connected = np.array(result).T
     np.testing.assert_array_equal(raw_size, selection["raw_size"])
     np.testing.assert_array_equal(connected, selection["connected"])
     np.testing.assert_allclose(raw_size / full, selection["rel_size"], rtol=1e-12)
@@ -522,11 +522,11 @@ def test_golden_errors(family: str, length: str, importance: str, rule: str) -> 
         trace = {kind: (label >= 0) & (label <= stratum) for kind, label in labels.items()}
         for name, kept in (("only", trace), ("inv", graph.inverse(trace))):
             lane = golden_oracle(family).masked_logits(arrays["ids"].tolist(), kept)[-1]
-            found = errors(clean, lane, int(arrays["next_id"]))
-            q, nucleus = np.exp(log_softmax(lane)), int(found["nucleus"])
+            result = errors(clean, lane, int(arrays["next_id"]))
+            q, nucleus = np.exp(log_softmax(lane)), int(result["nucleus"])
             measured = {
-                "tv": found["tv"],
-                "loss": found["loss"],
+                "tv": result["tv"],
+                "loss": result["loss"],
                 "ent": -(q * np.log(q + 1e-7)).sum(),
                 "nu": nucleus,
                 "nusize": len(ranked_nucleus(np.exp(log_softmax(clean)), nucleus)) * (nucleus > 0),

@@ -36,23 +36,23 @@ HEAD = """
 
 def run(
     body: str,
-    given: NDArray[np.uint32],
-    found: NDArray[np.uint32],
+    inputs: NDArray[np.uint32],
+    outputs: NDArray[np.uint32],
     blocks: int = 1,
     counts: Counts | None = None,
 ) -> None:
-    """Run a kernel; each thread has its number of `given` at %rd4 and of `found` at %rd5."""
+    """Run a kernel; each thread has its number of `inputs` at %rd4 and of `outputs` at %rd5."""
     (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
-    arguments = struct.pack("QQ", given.ctypes.data, found.ctypes.data)
-    arrays = [(each.ctypes.data, each.nbytes) for each in (given, found)]
+    arguments = struct.pack("QQ", inputs.ctypes.data, outputs.ctypes.data)
+    arrays = [(array.ctypes.data, array.nbytes) for array in (inputs, outputs)]
     launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays, counts)
 
 
 def computed(body: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The values of %r6 that a body computes from %r5."""
-    found = np.zeros(THREADS, np.uint32)
-    run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, found)
-    return found
+    outputs = np.zeros(THREADS, np.uint32)
+    run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, outputs)
+    return outputs
 
 
 NUMBERS = np.arange(THREADS, dtype=np.uint32)
@@ -129,12 +129,12 @@ def test_branches_diverge_and_reconverge() -> None:
 
 
 def test_lanes_exchange_values() -> None:
-    found = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, NUMBERS ^ 5)
-    found = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, np.where(NUMBERS % 32 < 3, NUMBERS, NUMBERS - 3))
-    found = computed("redux.sync.max.u32 %r6, %r5, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, NUMBERS | 31)
+    exchanged = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, NUMBERS ^ 5)
+    exchanged = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, np.where(NUMBERS % 32 < 3, NUMBERS, NUMBERS - 3))
+    exchanged = computed("redux.sync.max.u32 %r6, %r5, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, NUMBERS | 31)
 
 
 def test_memory_is_shared_after_a_barrier() -> None:
@@ -181,9 +181,9 @@ def test_a_warp_barrier_does_not_order_other_warps() -> None:
 
 
 def test_atomic_additions() -> None:
-    found = np.zeros(THREADS, np.uint32)
-    run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)
-    assert found.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
+    sums = np.zeros(THREADS, np.uint32)
+    run("red.global.add.u32 [%rd2], 1;", NUMBERS, sums, blocks=3)
+    assert sums.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
 
 
 @given(words)

@@ -119,8 +119,8 @@ def launches(table: str) -> Iterator[tuple[dict[str, Any], Launch]]:
 def main(table: str, capability: int) -> None:
     """Print one line of JSON per kernel."""
     for described, launch in launches(table):
-        found = described | compiled(launch, capability)
-        sys.stdout.write(json.dumps(found) + "\n")
+        result = described | compiled(launch, capability)
+        sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ class Costs:
 
     def source_norms(self, p: int) -> int:
         """L1: project each value, D sums. L2: multiply each value by a d x d root, d sums."""
-        each = self.length * self.heads
-        return each * (self.hidden if p == 1 else self.width) * (2 * self.width + 2)
+        sources = self.length * self.heads
+        return sources * (self.hidden if p == 1 else self.width) * (2 * self.width + 2)
 
     def lane_attention(self, live: bool) -> int:
         """One clean QK; a QK (if live) and a PV per lane."""
@@ -90,8 +90,8 @@ class Costs:
             case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass" | "collect_edges":
                 return self.product
             case "lane_attention":
-                some = replace(self, strata=len(arguments[1]))  # the lanes of this call
-                return some.lane_attention(live=arguments[3] is not None)
+                lanes = replace(self, strata=len(arguments[1]))  # the lanes of this call
+                return lanes.lane_attention(live=arguments[3] is not None)
             case "product":
                 return 2 * self.length * int(arguments[1].numel())
             case "bottleneck" | "trace_sizes" | "output_errors":
@@ -105,18 +105,18 @@ class Costs:
 
 def moved_bytes(*values: object) -> int:
     """Bytes of all tensors in arguments and results, also in dataclasses and lists; each once."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            found[value.data_ptr() or id(value)] = value.nbytes  # empty tensors have no address
+            sizes[value.data_ptr() or id(value)] = value.nbytes  # empty tensors have no address
         elif isinstance(value, list):
-            for each in value:
-                visit(each)
+            for item in value:
+                visit(item)
         elif is_dataclass(value):
             for field in fields(value):
                 visit(getattr(value, field.name))
 
     for value in values:
         visit(value)
-    return sum(found.values())
+    return sum(sizes.values())

@@ -124,8 +124,8 @@ class WeightSample:
         rows = slice(max(0, length - SAMPLED_TARGETS), length)
         tile = reference.weight_tile(node.edges, rows)  # [B, H, n, <= T]
         shares = tile / node.total[:, None, rows, None]
-        found = shares[shares.isfinite()]
-        self.shares.append(found[:: 1 + len(found) // SAMPLED_EDGES].cpu())
+        finite = shares[shares.isfinite()]
+        self.shares.append(finite[:: 1 + len(finite) // SAMPLED_EDGES].cpu())
 
 
 def spread_thresholds(work: Work, strata: int) -> Threshold:

@@ -21,13 +21,13 @@ Figures = dict[str, float | str]
 @cache
 def device_info() -> dict[str, Any]:
     """The machine: processor, GPU and versions, without the host's name."""
-    found = machine() | {"triton": version("triton")}
+    info = machine() | {"triton": version("triton")}
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        found["gpu"] = torch.cuda.get_device_name()
-        found["capability"] = f"sm_{major}{minor}"
-        found["cuda"] = torch.version.cuda
-    return found
+        info["gpu"] = torch.cuda.get_device_name()
+        info["capability"] = f"sm_{major}{minor}"
+        info["cuda"] = torch.version.cuda
+    return info
 
 
 def line(section: str, name: str, figures: Figures) -> str:
@@ -37,8 +37,8 @@ def line(section: str, name: str, figures: Figures) -> str:
         >>> line("ops", "SDPA", {"ms": 0.12345, "by": "torch"})
         'ops | SDPA | ms 0.123, by torch'
     """
-    told = ", ".join(f"{key} {figure(value)}" for key, value in figures.items())
-    return f"{section} | {name} | {told}"
+    listed = ", ".join(f"{key} {figure(value)}" for key, value in figures.items())
+    return f"{section} | {name} | {listed}"
 
 
 @dataclass

@@ -64,20 +64,21 @@ def measure_on(
             run, that still counts.
     """
     clock = Clock(device)
-    every = {**beside, "": run}
-    for work in every.values():
+    runs = {**beside, "": run}
+    for work in runs.values():
         work()
-    host = {name: clock.launching(work) if launched else 0.0 for name, work in every.items()}
-    once = {name: clock.seconds(work, 1, _ahead(host[name])) for name, work in every.items()}
-    most = MOST_LAUNCHED if any(host.values()) else 1000
+    host = {name: clock.launching(work) if launched else 0.0 for name, work in runs.items()}
+    once = {name: clock.seconds(work, 1, _ahead(host[name])) for name, work in runs.items()}
+    most_repeats = MOST_LAUNCHED if any(host.values()) else 1000
     repeats = {
-        name: int(np.clip(SHORTEST_SECONDS / taken, 1, most)) for name, taken in once.items()
+        name: int(np.clip(SHORTEST_SECONDS / taken, 1, most_repeats))
+        for name, taken in once.items()
     }
-    a_round = sum(once[name] * repeats[name] for name in every)
+    a_round = sum(once[name] * repeats[name] for name in runs)
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
-    taken = {name: np.empty(rounds) for name in every}
+    taken = {name: np.empty(rounds) for name in runs}
     for index in range(rounds):
-        for name, work in every.items():
+        for name, work in runs.items():
             ahead = _ahead(host[name] * repeats[name])
             taken[name][index] = clock.seconds(work, repeats[name], ahead)
     return Timed(taken.pop(""), taken)

@@ -68,8 +68,8 @@ def enlarged(
         )
     # Move the small weights first: the large ones are then tiled on the device.
     weights = {name: weight.to(device) for name, weight in small.state_dict().items()}
-    found = {name: _like(name, weights, by, small.config).to(dtype) for name in model.state_dict()}
-    model.load_state_dict(found, assign=True)
+    large = {name: _like(name, weights, by, small.config).to(dtype) for name in model.state_dict()}
+    model.load_state_dict(large, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.eval()
@@ -113,6 +113,6 @@ def _in(weight: Tensor, times: int) -> Tensor:
 
 def _spread(heads: Tensor, times: int) -> Tensor:
     """[heads, d, ...] -> [heads, times * d, ...]: fill places that rotate as fast, 0 elsewhere."""
-    found = heads.new_zeros(heads.shape[0], times * heads.shape[1], *heads.shape[2:])
-    found[:, ::times] = heads
-    return found
+    spread = heads.new_zeros(heads.shape[0], times * heads.shape[1], *heads.shape[2:])
+    spread[:, ::times] = heads
+    return spread

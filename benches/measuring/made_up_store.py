@@ -57,9 +57,9 @@ class Splitter:
         return [self._split(text) for text in texts]
 
     def _split(self, text: str) -> Encoded:
-        found = list(PIECE.finditer(text))
-        ids = [self.ids.setdefault(piece[0], len(self.ids)) for piece in found]
-        return Encoded(ids, [piece.span() for piece in found])
+        pieces = list(PIECE.finditer(text))
+        ids = [self.ids.setdefault(piece[0], len(self.ids)) for piece in pieces]
+        return Encoded(ids, [piece.span() for piece in pieces])
 
 
 def make_store(
@@ -96,7 +96,9 @@ def make_store(
         plan = plan_windows(documents, Splitter(), context, spool)
         report = CorpusReport(documents=len(spool))
         store = create_store(place, folder, plan, recipe, rule, report, facts, most)
-        domains = np.array([sum(map(ord, each.labels.get("domain", ""))) % 5 for each in spool])
+        domains = np.array(
+            [sum(map(ord, document.labels.get("domain", ""))) % 5 for document in spool]
+        )
         shares = np.bincount(plan.tokens) / len(plan.tokens)
         for part in range(store.n_parts):
             store.write_part(part, _arrays(store, plan, part, domains, shares, seed))
@@ -105,8 +107,8 @@ def make_store(
 
 def full_edges(context: NDArray[Any]) -> NDArray[np.int64]:
     """|E| for sequential blocks (METHOD §4)."""
-    each = 3 * context + HEADS * context * (context + 1) // 2
-    return np.asarray((BLOCKS - 1) * each + 3 + HEADS * context, np.int64)
+    per_block = 3 * context + HEADS * context * (context + 1) // 2
+    return np.asarray((BLOCKS - 1) * per_block + 3 + HEADS * context, np.int64)
 
 
 def _arrays(
@@ -116,16 +118,20 @@ def _arrays(
     windows = range(run.start, run.stop)
     shape = (len(windows), plan.longest)
     column = np.arange(plan.longest)
-    found = {name: np.full(shape, -1, np.int64) for name in ("token", "char_start", "char_end")}
+    token_arrays = {
+        name: np.full(shape, -1, np.int64) for name in ("token", "char_start", "char_end")
+    }
     for row, window in enumerate(windows):
-        place = plan.place(window)
-        length = place.stop - place.start
-        found["token"][row, :length] = plan.tokens[place]
-        found["char_start"][row, :length], found["char_end"][row, :length] = plan.spans[place].T
-    real = found["token"] >= 0
+        span = plan.place(window)
+        length = span.stop - span.start
+        token_arrays["token"][row, :length] = plan.tokens[span]
+        token_arrays["char_start"][row, :length], token_arrays["char_end"][row, :length] = (
+            plan.spans[span].T
+        )
+    real = token_arrays["token"] >= 0
     rng = np.random.default_rng([seed, part])
     domain = domains[plan.document[run]]
-    rarity = -np.log10(shares[np.maximum(found["token"], 0)])
+    rarity = -np.log10(shares[np.maximum(token_arrays["token"], 0)])
     entropy = rng.gamma(3.0, 1.0, shape)
     full = np.broadcast_to(full_edges(column + 1), shape)
     # log10 of the size at which half of the error remains
@@ -133,7 +139,7 @@ def _arrays(
     middle = middle - 0.2 * np.log10(column + 1) + rng.normal(0, 0.3, shape)
     curves = _curves(middle, full, store.strata, rng)
     values: dict[str, Any] = {
-        **found,
+        **token_arrays,
         **curves,
         "surprisal": np.where(real, rng.gamma(2.0, 1.5, shape), np.nan),
         "model_entropy": entropy,

@@ -37,7 +37,7 @@ class Case:
     @property
     def edges(self) -> AttentionEdges | None:
         """The edges among the arguments, if any."""
-        return next((each for each in self.arguments if isinstance(each, AttentionEdges)), None)
+        return next((value for value in self.arguments if isinstance(value, AttentionEdges)), None)
 
     def run(self) -> object:
         """Run the op once on the backend that serves it; an iterator is read to its end.

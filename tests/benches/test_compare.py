@@ -43,7 +43,7 @@ def run(compare: ModuleType, *paths: Path) -> Result:
     return CliRunner().invoke(compare.main, [str(path) for path in paths])
 
 
-def found(compare: ModuleType, old: Path, new: Path) -> list[tuple[str, bool]]:
+def movements_of(compare: ModuleType, old: Path, new: Path) -> list[tuple[str, bool]]:
     """Rows in order of their change, and whether they moved."""
     rows = compare.movements(compare.read(old), compare.read(new))
     return [(row.name.removeprefix("test_a.py::"), row.moved) for row in rows]
@@ -58,7 +58,7 @@ def test_rows_move_up_and_down_and_stay(compare: ModuleType, tmp_path: Path) -> 
         tmp_path / "new.json",
         {"up": (2.9, 3, 3.1), "down": (1.9, 2, 2.1), "noisy": (3, 4, 5), "still": (5, 5.1, 5.2)},
     )
-    assert found(compare, old, new) == [
+    assert movements_of(compare, old, new) == [
         ("down", True), ("up", True), ("noisy", False), ("still", False),
     ]  # fmt: skip
     shown = run(compare, old, new)
@@ -87,7 +87,7 @@ def test_noise_is_both_spreads_or_the_floor(
         write(tmp_path / f"{name}.json", {"row": ratio})
         for name, ratio in {"old": old, "new": new}.items()
     ]
-    assert found(compare, records[0], records[1]) == [("row", moved)]
+    assert movements_of(compare, records[0], records[1]) == [("row", moved)]
 
 
 def test_rows_without_counterpart_are_named(compare: ModuleType, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_rows_without_counterpart_are_named(compare: ModuleType, tmp_path: Path)
 def test_ratios_to_other_baselines_are_other_rows(compare: ModuleType, tmp_path: Path) -> None:
     old = write(tmp_path / "old.json", {"row": (1, 1, 1)})
     new = write(tmp_path / "new.json", {"row": (9, 9, 9)}, to="plain forward")
-    assert found(compare, old, new) == []
+    assert movements_of(compare, old, new) == []
 
 
 def test_the_newest_record_is_compared_with_the_previous_of_its_machine(
@@ -160,8 +160,8 @@ def _only_line(result: Result) -> str:
 
 
 def test_the_committed_records_can_be_read(compare: ModuleType) -> None:
-    found = {path: path.read_text(encoding="utf-8") for path in compare.RESULTS.glob("*.json")}
-    records = [path for path, text in found.items() if '"benchmarks"' in text]
+    texts = {path: path.read_text(encoding="utf-8") for path in compare.RESULTS.glob("*.json")}
+    records = [path for path, text in texts.items() if '"benchmarks"' in text]
     assert records
     for path in records:
         assert compare.read(path).machine[1] > 0

@@ -167,19 +167,19 @@ def test_peak_memory_includes_what_a_run_caches(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_device_waits_until_the_host_has_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fake clock and launch time: the wait comes before a round's first mark."""
-    told: list[Any] = []
+    events: list[Any] = []
     monkeypatch.setattr("device_timing.BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(Clock, "wait", lambda self, seconds: told.append(round(seconds, 4)))
+    monkeypatch.setattr(Clock, "wait", lambda self, seconds: events.append(round(seconds, 4)))
     monkeypatch.setattr(Clock, "launching", lambda self, run: 2e-3)
     mark = Clock.mark
 
     def marked(self: Clock) -> Any:
-        told.append("mark")
+        events.append("mark")
         return mark(self)
 
     monkeypatch.setattr(Clock, "mark", marked)
-    measure_on(CPU, lambda: told.append("run"), {}, launched=True)
-    warm_up, first, rounds = told[:1], told[1:5], told[5:]
+    measure_on(CPU, lambda: events.append("run"), {}, launched=True)
+    warm_up, first, rounds = events[:1], events[1:5], events[5:]
     assert warm_up == ["run"]
     assert first == [0.0031, "mark", "run", "mark"]
     a_round = rounds[: len(rounds) // 4]
@@ -204,10 +204,10 @@ def test_kernel_rows(work: Work, tmp_path: Path) -> None:
 
 
 def test_ceilings_are_rates() -> None:
-    found = ceilings(CPU, side=16, elements=1 << 10)
-    assert found.products > 0 and found.bytes > 0
-    assert found.vector == VECTOR_RATE
-    assert found.limit(0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
+    measured = ceilings(CPU, side=16, elements=1 << 10)
+    assert measured.products > 0 and measured.bytes > 0
+    assert measured.vector == VECTOR_RATE
+    assert measured.limit(0, 0, int(measured.bytes)) == pytest.approx(1, rel=1e-3)
 
 
 def test_limits_depend_on_the_kind_of_operations(work: Work) -> None:

@@ -49,9 +49,9 @@ def test_traces_are_the_same(small: LlamaForCausalLM, importance: str) -> None:
     counts = []
     for model in (small, large):
         rule, ids = Threshold([0.1, 0.01]), IDS[0].tolist()
-        found = Tracer(model).trace(ids, select=rule, importance=importance)
-        assert isinstance(found, Trace)
-        counts.append(found.edge_count)
+        traced = Tracer(model).trace(ids, select=rule, importance=importance)
+        assert isinstance(traced, Trace)
+        counts.append(traced.edge_count)
     np.testing.assert_array_equal(counts[0], counts[1])
 
 
@@ -66,10 +66,10 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, torch.Tensor) and found.numel() > 32 * 96:
-                made.append(found.device)
-            return found
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.numel() > 32 * 96:
+                made.append(result.device)
+            return result
 
     with Made():
         large = enlarged(small, Enlargement(hidden=3, heads=2), torch.device("meta"))

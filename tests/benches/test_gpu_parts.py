@@ -104,7 +104,7 @@ def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
 
     assert collected(named.stdout) == collected(every.stdout) != []
     chosen = [re.search(r"-k (.*) tests/", line) for line in checkout.asked]
-    assert [found[1] for found in chosen if found] == [
+    assert [match[1] for match in chosen if match] == [
         "triton and lane_attention", "triton and not lane_attention", "cuda and not triton",
         "not cuda and not triton",
     ]  # fmt: skip

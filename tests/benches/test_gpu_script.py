@@ -42,9 +42,9 @@ def run(environment: dict[str, str], **more: str) -> tuple[int, str, list[str]]:
 
 
 def test_all_parts(environment: dict[str, str]) -> None:
-    status, said, calls = run(environment)
-    assert status == 0, said
-    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    status, output, calls = run(environment)
+    assert status == 0, output
+    parts = [line[3:] for line in output.splitlines() if line.startswith("== ")]
     tests = ["triton-lanes", "triton-others", "cuda", "engine"]
     checks = ["sanitizer-cuda", "sanitizer-triton"]
     assert parts[:8] == ["build", "built", *(f"tests-{name}" for name in tests), *checks]
@@ -57,16 +57,16 @@ def test_all_parts(environment: dict[str, str]) -> None:
 
 
 def test_some_parts(environment: dict[str, str]) -> None:
-    status, said, calls = run(environment, ONLY="sanitizer-cuda modes")
-    assert status == 0, said
-    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    status, output, calls = run(environment, ONLY="sanitizer-cuda modes")
+    assert status == 0, output
+    parts = [line[3:] for line in output.splitlines() if line.startswith("== ")]
     assert parts == ["build", "built", "sanitizer-cuda", "modes-1b", "modes-trained"]
     assert not any("triton" in call for call in calls)
 
 
 def test_cuda_kernels_that_could_be_built_are_there(environment: dict[str, str]) -> None:
     """If they were not built their tests are skipped, so the run must report it and fail."""
-    status, said, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
+    status, output, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
     assert status == 1
-    assert "nvcc is here, but CUDA kernels were not built" in said
-    assert said.splitlines()[-1] == "FAILED: built"
+    assert "nvcc is here, but CUDA kernels were not built" in output
+    assert output.splitlines()[-1] == "FAILED: built"

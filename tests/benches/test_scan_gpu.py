@@ -87,12 +87,12 @@ def test_a_part_under_the_profiler(
     store = scanned()
     script.open_first_part(store)
     assert not store.is_done(0)
-    told: list[dict[str, float]] = []
+    recorded: list[dict[str, float]] = []
     figures_of = script.part_figures
 
     def noted(parts: Any) -> dict[str, float]:
-        told.append(dict(figures_of(parts)))
-        return dict(told[-1])
+        recorded.append(dict(figures_of(parts)))
+        return dict(recorded[-1])
 
     def again() -> None:
         script.open_first_part(store)
@@ -103,8 +103,8 @@ def test_a_part_under_the_profiler(
     script.note_kernels(record, "title", again)
     assert store.complete
     ((_, figures),) = record.sections["title"]
-    without, slowed = (part["seconds"] for part in told)
-    assert [part["parts"] for part in told] == [1, 1]
+    without, slowed = (part["seconds"] for part in recorded)
+    assert [part["parts"] for part in recorded] == [1, 1]
     assert figures["seconds"] == without
     assert figures["outside kernels"] == 1 - 3e-6 / without
     assert figures["x slower under the profiler"] == slowed / without
@@ -210,12 +210,12 @@ def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:
         )
         tracer = Tracer(model, script.tokenizer())
         stores.append(scan(tracer, corpus, tmp_path / str(dtype), select=RULE, context=32))
-    found = script.differences(*stores)
+    figures = script.differences(*stores)
     for name in ("token", "position", "full_edge_count"):
-        assert (found[name]["share equal"], found[name]["largest difference"]) == (1, 0)
+        assert (figures[name]["share equal"], figures[name]["largest difference"]) == (1, 0)
     valid = stores[0].token[:] >= 0
     for name in ("tv", "topology"):
         left, right = (store.array(name)[:][valid].astype(float) for store in stores)
-        assert found[name]["largest difference"] == abs(left - right).max() > 0
-        assert found[name]["share equal"] == (left == right).mean() < 1
-    assert found["surprisal"]["NaN in one"] == 0
+        assert figures[name]["largest difference"] == abs(left - right).max() > 0
+        assert figures[name]["share equal"] == (left == right).mean() < 1
+    assert figures["surprisal"]["NaN in one"] == 0

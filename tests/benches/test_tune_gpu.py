@@ -91,16 +91,16 @@ def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("device_timing.Clock.mark", lambda _: device.now)
     monkeypatch.setattr(JITFunction, "run", lambda self, grid, warmup, **c: device.launch(c))
     path = configs.FOLDER / "sm_90.json"
-    said: list[str] = []
+    printed: list[str] = []
     before = configs.launch
-    tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, said.append)
+    tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, printed.append)
     assert configs.launch is before
     assert not list(configs.FOLDER.glob("*.new"))
     if not path.exists():
         return None
-    found: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
-    assert list(found) == list(START)
-    return found
+    config: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
+    assert list(config) == list(START)
+    return config
 
 
 def test_finds_the_optimum(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +190,8 @@ def test_a_device_table_overrides_the_default(
     tune.write(configs.FOLDER / "sm_90.json", PLACE, OPTIMUM)
     assert configs.available() == ["default", "sm_90"]
     monkeypatch.setattr(configs, "table_for", lambda device: "sm_90")
-    found = [configs.launch(PLACE.op, width, torch.zeros(1)) for width in (33, 65)]
-    assert found == [OPTIMUM, START]
+    launched = [configs.launch(PLACE.op, width, torch.zeros(1)) for width in (33, 65)]
+    assert launched == [OPTIMUM, START]
     assert configs.launch(PLACE.op, 64, torch.zeros(1).half()) == START
     assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
 
@@ -230,11 +230,11 @@ def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "MODELS", {64: lambda: config})
     monkeypatch.setattr(tune, "LENGTHS", dict.fromkeys(tune.LENGTHS, 6))
     pins = tune.Pins()
-    for found in tune.problems(64, CPU):
+    for cases in tune.problems(64, CPU):
         with monkeypatch.context() as patch, pins.in_place():
             patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
             patch.setattr(torch, "empty", torch.zeros)
-            for run in tune.served(found).values():
+            for run in tune.served(cases).values():
                 run()
     listed = {(place.op, place.bits) for place in configs.places()}
     asked = {(place.op, place.bits) for place in pins.asked}

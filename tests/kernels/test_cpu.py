@@ -104,8 +104,8 @@ def replace_backend(problem: Problem) -> Problem:
 def tensors(result: Any) -> dict[str, torch.Tensor]:
     if not is_dataclass(result):
         return {"result": result}
-    found = {field.name: getattr(result, field.name) for field in fields(result)}
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def assert_same_bits(first: Any, second: Any, name: str) -> None:

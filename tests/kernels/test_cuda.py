@@ -103,8 +103,8 @@ def test_boolean_product_of_any_levels(
 def test_boolean_product_of_many_nodes(length: int) -> None:
     """Sparse, so that few of the paths a wrong product may miss exist twice."""
     maps = level_maps(length, 1, length, strata=3, zeros=0.97)
-    for found in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
-        assert torch.equal(found, reference.bottleneck(*(m.tril() for m in maps)))
+    for actual in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
+        assert torch.equal(actual, reference.bottleneck(*(m.tril() for m in maps)))
 
 
 @given(
@@ -234,9 +234,9 @@ def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     cuts = torch.tensor([1.5, 0.5, -0.3])[:, None, None].expand(3, 2, 70).clone()
     cuts[:, 1, 40] = torch.inf  # a target outside the trace
     expected = joined(reference.collect_edges(edges, cuts))
-    for found in both_orders(lambda: table_of(edges, cuts)):
-        assert rows_of(found) == rows_of(expected)
-        assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
+    for actual in both_orders(lambda: table_of(edges, cuts)):
+        assert rows_of(actual) == rows_of(expected)
+        assert actual.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time
@@ -250,9 +250,9 @@ def test_table_of_long_rows(length: int) -> None:
     )
     cuts = torch.zeros(1, 1, length)
     kept = (drawn[0, 0].tril() > 0).nonzero()
-    found = table_of(edges, cuts)
-    assert torch.equal(torch.stack([found.target, found.source], 1), kept.int())
-    assert torch.equal(found.weight, drawn[0, 0][tuple(kept.T)])
+    actual = table_of(edges, cuts)
+    assert torch.equal(torch.stack([actual.target, actual.source], 1), kept.int())
+    assert torch.equal(actual.weight, drawn[0, 0][tuple(kept.T)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -398,9 +398,9 @@ def test_factors_are_aligned_for_quads() -> None:
         ops.edge_mass(fewer)
 
 
-def assert_levels(found: EdgeLevels, expected: EdgeLevels) -> None:
-    assert torch.equal(found.levels, expected.levels)
-    assert torch.equal(found.degrees, expected.degrees)
+def assert_levels(actual: EdgeLevels, expected: EdgeLevels) -> None:
+    assert torch.equal(actual.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
 
 
 def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,11 +412,11 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     expected = reference.edge_levels(edges, cuts)
     for elements in (1, 3000, 1 << 24):
         monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-        found = ops.edge_levels(edges, cuts)
-        assert_levels(found, expected)
-        assert 0 < float(found.evaluated) < 0.4
+        actual = ops.edge_levels(edges, cuts)
+        assert_levels(actual, expected)
+        assert 0 < float(actual.evaluated) < 0.4
     every = ops.edge_levels(edges, cuts * 0)
-    assert float(found.evaluated) < float(every.evaluated) < 1
+    assert float(actual.evaluated) < float(every.evaluated) < 1
     # A cut below zero: edges that add nothing clear it, absent ones do not.
     all_kept = torch.full_like(cuts, -1.0)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
@@ -427,8 +427,8 @@ def settled_weights(edges: AttentionEdges) -> Tensor:
     weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
     for tile, weight in ops._Proximity(edges).tiles():
         place = torch.arange(tile.rows.stop)
-        found = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
-        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = found
+        exact = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
+        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = exact
     return weights
 
 
@@ -444,10 +444,10 @@ def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.Monk
     cuts = torch.stack([ordered[..., 1], at_a_weight, at_a_weight * 0.9999, between])
     cuts = cuts.clamp(min=0).sort(0, descending=True).values
     kept = weights > cuts[:, :, None, :, None]
-    for found in both_orders(lambda: ops.edge_levels(edges, cuts)):
-        assert torch.equal(found.levels.long(), kept.sum(0).amax(1))
-        assert torch.equal(found.degrees.long(), kept.sum((2, 4)))
-        assert 0 < float(found.evaluated) < 1
+    for actual in both_orders(lambda: ops.edge_levels(edges, cuts)):
+        assert torch.equal(actual.levels.long(), kept.sum(0).amax(1))
+        assert torch.equal(actual.degrees.long(), kept.sum((2, 4)))
+        assert 0 < float(actual.evaluated) < 1
     close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
 
 
@@ -468,10 +468,10 @@ def test_levels_reuse_tiles_settled_by_the_mass(
     with monkeypatch.context() as patch:
         if room == 1 << 27:
             patch.setattr(ops, "_Weighing", None)
-        found = ops.edge_levels(edges, cuts)
+        actual = ops.edge_levels(edges, cuts)
     assert edges.settled == {}
-    assert_levels(found, alone)
-    assert float(alone.evaluated) <= float(found.evaluated) < 1
+    assert_levels(actual, alone)
+    assert float(alone.evaluated) <= float(actual.evaluated) < 1
     again = ops.edge_levels(edges, cuts)
     assert_levels(again, alone)
     assert again.evaluated == alone.evaluated
@@ -491,9 +491,9 @@ def test_many_sources(length: int) -> None:
     first, second = both_orders(lambda: ops.edge_mass(edges))
     assert torch.equal(first, second)
     close("mass", first, expected.double().numpy())
-    found = ops._Proximity(edges)
-    list(found.tiles())
-    assert torch.equal(found.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+    actual = ops._Proximity(edges)
+    list(actual.tiles())
+    assert torch.equal(actual.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
@@ -520,9 +520,9 @@ def test_cuts_reuse_tiles_settled_by_the_mass(monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(ops, "_Weighing", None)
         assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
         cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
-        found = ops.edge_levels(edges, cuts)
+        actual = ops.edge_levels(edges, cuts)
     assert edges.settled == {}
-    assert_levels(found, reference.edge_levels(edges, cuts))
+    assert_levels(actual, reference.edge_levels(edges, cuts))
 
 
 def test_an_entry_that_is_zero() -> None:
@@ -579,12 +579,12 @@ def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> 
     drawn = torch.randn(2, 12, 300, generator=torch.Generator().manual_seed(0))
     many = drawn[:, :5].to(dtype), drawn[:, 5:].transpose(1, 2)
     for left, right in (many, (many[0][0], many[1][0])):  # batched, and single
-        found = ops._product(left.to(device), right.to(device))
-        assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
+        actual = ops._product(left.to(device), right.to(device))
+        assert (actual.dtype, actual.shape) == (torch.float32, (*left.shape[:-1], 7))
         if device == "cpu":
             expected = left.double() @ right.double()
             rounded = (left.float() @ right - expected).abs().max()
-            assert (found - expected).abs().max() < 3 * rounded + 1e-6
+            assert (actual - expected).abs().max() < 3 * rounded + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -598,9 +598,9 @@ def test_public_product_is_the_precise_one(
     close("in torch", kernels.product(left, right), expected)
     cuda_host.switch_on(monkeypatch)
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "reference"))
-    found = kernels.product(left, right)
-    close("in pieces", found, expected)
-    assert torch.equal(found, ops._product(left, right))
+    actual = kernels.product(left, right)
+    close("in pieces", actual, expected)
+    assert torch.equal(actual, ops._product(left, right))
 
 
 def test_a_16_bit_factor_is_not_copied() -> None:
@@ -662,9 +662,9 @@ def test_any_shape_agrees_with_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
             patch.setattr(ops, budget, elements)
-        found = table_of(written, cuts)
+        actual = table_of(written, cuts)
         mass = ops.edge_mass(proximity)
-    assert rows_of(found) == rows_of(joined(reference.collect_edges(written, cuts)))
+    assert rows_of(actual) == rows_of(joined(reference.collect_edges(written, cuts)))
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
 
 

@@ -68,10 +68,11 @@ def moved(value: Any, device: str) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Iterator):
-        return (moved(each, device) for each in value)
+        return (moved(entry, device) for entry in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
-            value, **{each.name: moved(getattr(value, each.name), device) for each in fields(value)}
+            value,
+            **{entry.name: moved(getattr(value, entry.name), device) for entry in fields(value)},
         )
     return value
 
@@ -99,10 +100,10 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
 
 def check_source_norms(problem: Problem) -> None:
     for p in (1, 2):
-        found = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
+        actual = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
         # w_o may be rounded to the values' 16 bits: by 2^-9 each in bfloat16.
         ratio = 2e-5 if problem.shape.dtype == torch.float32 else 2.0**-8
-        close(f"L{p}", found, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
+        close(f"L{p}", actual, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
 
 
 def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
@@ -112,17 +113,17 @@ def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
 
 
 def check_edge_mass(problem: Problem) -> None:
-    found = kernels.edge_mass(exact_norm_edges(problem), backend="triton")
-    close("mass", found, problem.norm_weights().sum((1, 3)))
+    actual = kernels.edge_mass(exact_norm_edges(problem), backend="triton")
+    close("mass", actual, problem.norm_weights().sum((1, 3)))
 
 
 def check_edge_levels(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = gap_cuts(weights, (0.9, 0.7, 0.2))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
-    found = kernels.edge_levels(exact_norm_edges(problem), cuts, backend="triton")
-    np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
-    np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
+    actual = kernels.edge_levels(exact_norm_edges(problem), cuts, backend="triton")
+    np.testing.assert_array_equal(actual.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(actual.degrees, kept.sum((2, 4)))
 
 
 def check_nucleus_cuts(problem: Problem) -> None:
@@ -174,7 +175,7 @@ def check_lane_attention(problem: Problem) -> None:
     )
     values = torch.stack([lane.v for lane in lanes])
     for live, invert in ((True, False), (True, True), (False, False), (False, True)):
-        found = kernels.lane_attention(
+        actual = kernels.lane_attention(
             exact_norm_edges(problem), cuts, values, own if live else None, invert=invert,
             backend="triton",
         )  # fmt: skip
@@ -183,7 +184,7 @@ def check_lane_attention(problem: Problem) -> None:
             lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
             alpha = (lane if live else problem).alpha()[0]
             v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
-            close(f"lane {k} {live}", found[k], (alpha * kept[k]) @ v, problem.product_ratio)
+            close(f"lane {k} {live}", actual[k], (alpha * kept[k]) @ v, problem.product_ratio)
 
 
 def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,21 +198,21 @@ def check_bottleneck(problem: Problem) -> None:
     reach, levels = levels_of(problem)
     paths = [np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
              for row, other in zip(reach, levels, strict=True)]  # fmt: skip
-    found = kernels.bottleneck(reach, levels, backend=problem.backend)
-    np.testing.assert_array_equal(found, np.stack(paths))
+    actual = kernels.bottleneck(reach, levels, backend=problem.backend)
+    np.testing.assert_array_equal(actual, np.stack(paths))
     if problem.backend == "cuda":  # the method not chosen, too
         other = import_module("densitrace.kernels.cuda").bottleneck
-        found = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
-        np.testing.assert_array_equal(found.cpu(), np.stack(paths))
+        actual = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
+        np.testing.assert_array_equal(actual.cpu(), np.stack(paths))
 
 
 def check_trace_sizes(problem: Problem) -> None:
     reach, _ = levels_of(problem)
     degrees = torch.randint(0, 9, (3, *reach.shape[:2]), generator=problem.generator).int()
-    found = kernels.trace_sizes(reach, degrees, backend=problem.backend)
+    actual = kernels.trace_sizes(reach, degrees, backend=problem.backend)
     for k in range(3):
         inside = reach.numpy() >= 3 - k
-        np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
+        np.testing.assert_array_equal(actual[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
 
 
 def check_collect_edges(problem: Problem) -> None:
@@ -219,13 +220,13 @@ def check_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = gap_cuts(weights, (0.9, 0.6))
     tables = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
-    found = joined(tables)
+    actual = joined(tables)
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
     places = np.argwhere(kept[1])  # in the table's order: sequence, head, target, source
-    columns = (found.sequence, found.head, found.target, found.source)
+    columns = (actual.sequence, actual.head, actual.target, actual.source)
     np.testing.assert_array_equal(torch.stack(columns, 1), places)
-    np.testing.assert_array_equal(found.stratum, 1 - kept[0][kept[1]])
-    np.testing.assert_allclose(found.weight, weights[kept[1]], rtol=1e-4)
+    np.testing.assert_array_equal(actual.stratum, 1 - kept[0][kept[1]])
+    np.testing.assert_allclose(actual.weight, weights[kept[1]], rtol=1e-4)
 
 
 def check_proximity(problem: Problem) -> None:
@@ -237,10 +238,10 @@ def check_proximity(problem: Problem) -> None:
     # Halfway between a target's heaviest edges, so that rounding decides nothing.
     ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
     cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
-    found = kernels.edge_levels(edges, cuts, backend=problem.backend)
+    actual = kernels.edge_levels(edges, cuts, backend=problem.backend)
     kept = dense > cuts[:, :, None, :, None]  # [K, B, H, T, T]
-    assert torch.equal(found.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
-    assert torch.equal(found.degrees, kept.sum((2, 4), dtype=torch.int32))
+    assert torch.equal(actual.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
+    assert torch.equal(actual.degrees, kept.sum((2, 4), dtype=torch.int32))
 
 
 def check_product(problem: Problem) -> None:
@@ -258,7 +259,7 @@ def check_output_errors(problem: Problem) -> None:
     lanes = states + noise * problem.normal(3, tokens, hidden)
     table, bias = problem.normal(vocabulary, hidden) / hidden**0.5, problem.normal(vocabulary)
     next_ids = torch.arange(tokens) * 7
-    found = kernels.output_errors(
+    actual = kernels.output_errors(
         states, lanes, table, bias, scale=0.9, softcap=5.0, next_ids=next_ids, backend="triton"
     )
 
@@ -270,7 +271,7 @@ def check_output_errors(problem: Problem) -> None:
     for k, m in np.ndindex(3, tokens):
         expected = oracle_errors(logits(states[m]), logits(lanes[k, m]), int(next_ids[m]))
         for name, value in expected.items():
-            ours = float(getattr(found, name)[k, m])
+            ours = float(getattr(actual, name)[k, m])
             np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
@@ -373,13 +374,13 @@ def test_every_output(family: str, attention: str) -> None:
     """All outputs in one pass, under the controls, equal to the CPU's results."""
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     plain = Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
-    found, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
-    np.testing.assert_array_equal(found.edge_count, expected.edge_count)
+    actual, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
+    np.testing.assert_array_equal(actual.edge_count, expected.edge_count)
     for name, values in expected.errors.items():
         if name.startswith(("nucleus", "top1")):  # these jump where two tokens are equally likely
-            assert (found.errors[name] != values).any(1).sum() <= 2, name
+            assert (actual.errors[name] != values).any(1).sum() <= 2, name
         else:
-            np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(actual.errors[name], values, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])

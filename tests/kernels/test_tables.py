@@ -98,9 +98,9 @@ def test_tables_are_bounded_and_hold_each_edge_once(
     sizes = list(map(size, tables))
     assert 0 < min(sizes) <= max(sizes) <= max(most, SHAPE.length)
     assert len(sizes) >= len(kept) / max(most, SHAPE.length)
-    found = joined(tables)
-    assert rows_of(found) == [(*place, int(stratum[tuple(place)])) for place in kept.tolist()]
-    torch.testing.assert_close(found.weight, weights[tuple(kept.T)], rtol=2e-5, atol=1e-6)
+    actual = joined(tables)
+    assert rows_of(actual) == [(*place, int(stratum[tuple(place)])) for place in kept.tolist()]
+    torch.testing.assert_close(actual.weight, weights[tuple(kept.T)], rtol=2e-5, atol=1e-6)
 
 
 def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_runs_are_all_pairs_in_order(
     batch: int, groups: int, shared: int, length: int, most: int
 ) -> None:
     heads = groups * shared
-    found = list(runs((batch, heads, length), groups, most))
+    actual = list(runs((batch, heads, length), groups, most))
 
     def rows(run: Run) -> list[tuple[int, int, int]]:
         b, h, t = (range(part.start, part.stop) for part in run)
@@ -202,7 +202,7 @@ def test_runs_are_all_pairs_in_order(
         return [(i, j, k) for i in b for j in h for k in t]
 
     every = [(i, j, k) for i in range(batch) for j in range(heads) for k in range(length)]
-    assert list(chain.from_iterable(map(rows, found))) == every
+    assert list(chain.from_iterable(map(rows, actual))) == every
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -214,7 +214,7 @@ def test_weights_of_a_run_equal_those_of_the_whole(weight: str) -> None:
         Run(slice(1, 3), slice(0, 6), slice(0, 14)),
         Run(slice(2, 3), slice(4, 5), slice(9, 14)),
     ):
-        some = edges_in(edges, run)
-        tile = reference.weight_tile(some, run.rows, first_head=run.heads.start)
+        part = edges_in(edges, run)
+        tile = reference.weight_tile(part, run.rows, first_head=run.heads.start)
         expected = whole[run.sequences, run.heads, run.rows].nan_to_num(-torch.inf)
         torch.testing.assert_close(tile, expected, rtol=1e-5, atol=1e-6)

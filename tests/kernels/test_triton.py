@@ -73,15 +73,15 @@ def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
     lanes = states.repeat(4, 1, 1)
     lanes[:, :, :2] += integers(-2, 2, 4, tokens, 2)
     with small_blocks(vocabulary, candidates):
-        found = kernels.output_errors(
+        actual = kernels.output_errors(
             states, lanes, table, next_ids=torch.arange(tokens), backend="triton"
         )
     for k, m in np.ndindex(4, tokens):
         clean, lane = ((table @ vector).double().numpy() for vector in (states[m], lanes[k, m]))
         expected = oracle_errors(clean, lane, m)
-        assert found.top1[k, m] == expected["top1"]
-        assert found.nucleus[k, m] == expected["nucleus"]
-    assert len(found.nucleus.unique()) > 4
+        assert actual.top1[k, m] == expected["top1"]
+        assert actual.nucleus[k, m] == expected["nucleus"]
+    assert len(actual.nucleus.unique()) > 4
 
 
 def test_lanes_equal_to_the_clean_one_have_no_error(poisoned: None) -> None:
@@ -89,13 +89,13 @@ def test_lanes_equal_to_the_clean_one_have_no_error(poisoned: None) -> None:
     generator = torch.Generator().manual_seed(5)
     states = torch.randn(7, 75, generator=generator).bfloat16()
     table = torch.randn(301, 75, generator=generator).bfloat16()
-    found = kernels.output_errors(
+    actual = kernels.output_errors(
         states, states.repeat(20, 1, 1), table, next_ids=torch.arange(7), backend="triton"
     )
-    assert not found.tv.any() and not found.kl.any()
-    assert (found.nucleus == 99).all() and found.top1.all()
-    assert torch.equal(found.loss, found.clean_loss.expand(20, -1))
-    assert torch.equal(found.entropy, found.clean_entropy.expand(20, -1))
+    assert not actual.tv.any() and not actual.kl.any()
+    assert (actual.nucleus == 99).all() and actual.top1.all()
+    assert torch.equal(actual.loss, actual.clean_loss.expand(20, -1))
+    assert torch.equal(actual.entropy, actual.clean_entropy.expand(20, -1))
 
 
 @pytest.mark.parametrize("tokens", [1, 6])
@@ -106,13 +106,13 @@ def test_the_host_waits_once(tokens: int, poisoned: None) -> None:
     lanes = states + 1e-3 * torch.randn(3, tokens, 9, generator=generator)
     table, ids = torch.randn(157, 9, generator=generator), torch.arange(tokens)
 
-    def found() -> kernels.OutputErrors:
+    def errors() -> kernels.OutputErrors:
         return kernels.output_errors(states, lanes, table, next_ids=ids, backend="triton")
 
     with small_blocks(157, 5):
-        found()  # copies constants
+        errors()  # copies constants
         with HostWaits() as waits:
-            found()
+            errors()
     assert waits.found == {"nonzero": 1}
 
 

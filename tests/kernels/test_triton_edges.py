@@ -67,14 +67,14 @@ def margin(edges: AttentionEdges) -> float:
 def test_levels(edges: AttentionEdges) -> None:
     """Between the levels of slightly higher and slightly lower cuts."""
     cuts, slack = cuts_of(edges, 3), margin(edges)
-    found = kernels.edge_levels(edges, cuts, backend="triton")
+    actual = kernels.edge_levels(edges, cuts, backend="triton")
     fewest, most = (
         kernels.edge_levels(edges, cuts * (1 + shift), backend="reference")
         for shift in (slack, -slack)
     )
     assert (most.degrees - fewest.degrees).sum() < 0.1 * most.degrees.sum()
     for name in ("levels", "degrees"):
-        low, ours, high = (getattr(x, name).int() for x in (fewest, found, most))
+        low, ours, high = (getattr(x, name).int() for x in (fewest, actual, most))
         assert ((low <= ours) & (ours <= high)).all()
 
 
@@ -82,17 +82,17 @@ def test_as_many_strata_as_a_level_map_holds() -> None:
     problem = Problem(Shape(batch=1, heads=2, groups=1, length=9), backend="reference")
     edges = problem.edges(weight_of("random", problem))
     cuts = cuts_of(edges, 255)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=name) for name in ("triton", "reference")
     )
     assert expected.levels.max() == 255
-    torch.testing.assert_close(found.levels, expected.levels)
-    torch.testing.assert_close(found.degrees, expected.degrees)
+    torch.testing.assert_close(actual.levels, expected.levels)
+    torch.testing.assert_close(actual.degrees, expected.degrees)
 
 
 def test_mass(edges: AttentionEdges) -> None:
-    found, expected = (kernels.edge_mass(edges, backend=name) for name in ("triton", "reference"))
-    close("mass", found, expected.double().numpy())
+    actual, expected = (kernels.edge_mass(edges, backend=name) for name in ("triton", "reference"))
+    close("mass", actual, expected.double().numpy())
 
 
 @pytest.mark.parametrize("invert", [False, True])
@@ -111,20 +111,20 @@ def test_lanes(edges: AttentionEdges, attention: str, invert: bool) -> None:
         k=torch.stack([lane.pattern.k for lane in lanes]),
     )
     values = torch.stack([lane.v for lane in lanes])
-    found, expected = (
+    actual, expected = (
         kernels.lane_attention(
             edges, cuts, values, own if attention == "live" else None, invert=invert, backend=name
         )
         for name in ("triton", "reference")
     )
     assert expected.any()
-    close("lanes", found, expected.double().numpy())
+    close("lanes", actual, expected.double().numpy())
 
 
 def test_memory_of_lanes_has_tokens_before_heads(edges: AttentionEdges) -> None:
     values = torch.zeros(1, *Problem(SHAPE).v.shape)
-    found = kernels.lane_attention(edges, cuts_of(edges, 1), values, backend="triton")
-    assert found.transpose(2, 3).is_contiguous()
+    actual = kernels.lane_attention(edges, cuts_of(edges, 1), values, backend="triton")
+    assert actual.transpose(2, 3).is_contiguous()
 
 
 def test_missing_log_sum_exp_is_computed() -> None:
@@ -174,9 +174,9 @@ def test_any_cuts_agree_with_the_definition(
         patch.setattr(node_cuts, "SCRATCH_ELEMENTS", scratch)
         patch.setattr(node_cuts, "ROW_TILES", 4)
         patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program handles several rows
-        found = all_cuts("triton", edges, side, shares)
-        assert torch.equal(found, all_cuts("triton", edges, side, shares))
-    assert torch.equal(found, all_cuts("reference", edges, side, shares))
+        actual = all_cuts("triton", edges, side, shares)
+        assert torch.equal(actual, all_cuts("triton", edges, side, shares))
+    assert torch.equal(actual, all_cuts("reference", edges, side, shares))
 
 
 def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
@@ -190,11 +190,11 @@ def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
     target[:, 4] = 0
     edges = problem.edges(NormWeight(source, target))
     cuts = torch.tensor([torch.inf, 1e30, 1e-30, 0.0, -1.0])[:, None, None].expand(-1, 1, 9)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
     )
-    assert torch.equal(found.degrees, expected.degrees)
-    assert torch.equal(found.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
+    assert torch.equal(actual.levels, expected.levels)
     nothing = kernels.edge_levels(edges, cuts * torch.nan, backend="triton")
     assert not nothing.degrees.any()
 
@@ -222,8 +222,8 @@ def test_levels_of_more_heads_than_a_field_counts() -> None:
     problem = Problem(Shape(batch=1, heads=70, groups=35, length=5, d_k=4, d_v=4))
     edges = problem.edges(GivenWeight(torch.rand(1, 70, 5, 5, generator=problem.generator)))
     cuts = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(-1, 1, 5)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
     )
-    assert torch.equal(found.degrees, expected.degrees)
-    assert torch.equal(found.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
+    assert torch.equal(actual.levels, expected.levels)

@@ -24,7 +24,7 @@ Served = dict[str, str]  # op -> the backend whose function ran
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Prefer Triton, then plain torch; records which of them served each op."""
-    found: Served = {}
+    backends: Served = {}
     pick = dispatch.pick
 
     def noted(
@@ -35,15 +35,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     ) -> Callable[..., Any]:
         function = pick(op, device, backend, edges)
         if backend == "auto":  # the comparison with plain torch requests it by name
-            found[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
+            backends[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
         return function
 
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", ("triton", "reference"))
     monkeypatch.setattr(dispatch, "pick", noted)
-    yield found
+    yield backends
     # Triton served every op that it has, among them the sweep over attention.
-    assert found == {op: "triton" if op in triton.__all__ else "reference" for op in found}
-    assert found["attention_stats"] == "triton"
+    assert backends == {op: "triton" if op in triton.__all__ else "reference" for op in backends}
+    assert backends["attention_stats"] == "triton"
 
 
 def traced(backend: str = "auto", rule: str = "threshold", **options: Any) -> Trace:

@@ -62,8 +62,8 @@ def source_norms(problem: Problem, backend: str) -> Iterable[Tensor]:
 def attention_stats(problem: Problem, backend: str) -> Iterable[Tensor]:
     pattern = replace(edges_of(problem).pattern, lse=None)
     source = problem.normal(problem.shape.batch, problem.shape.heads, problem.shape.length).abs()
-    found = kernels.attention_stats(pattern, problem.v, source, backend=backend)
-    return found.output, found.lse, found.mass
+    actual = kernels.attention_stats(pattern, problem.v, source, backend=backend)
+    return actual.output, actual.lse, actual.mass
 
 
 def edge_mass(problem: Problem, backend: str) -> Iterable[Tensor]:
@@ -72,8 +72,8 @@ def edge_mass(problem: Problem, backend: str) -> Iterable[Tensor]:
 
 def edge_levels(problem: Problem, backend: str) -> Iterable[Tensor]:
     edges = edges_of(problem)
-    found = kernels.edge_levels(edges, cuts_of(edges), backend=backend)
-    return found.levels, found.degrees
+    actual = kernels.edge_levels(edges, cuts_of(edges), backend=backend)
+    return actual.levels, actual.degrees
 
 
 def nucleus_cuts(problem: Problem, backend: str) -> Iterable[Tensor]:
@@ -124,8 +124,8 @@ def test_all_attention_ops_are_covered() -> None:
 def test_op(op: str, shape: Shape) -> None:
     """Integers must be equal."""
     ratio = Problem(shape).norm_ratio if op == "source_norms" else 1e-5
-    found, expected = (OPS[op](Problem(shape), backend) for backend in ("triton", "reference"))
-    for ours, theirs in zip(found, expected, strict=True):
+    actual, expected = (OPS[op](Problem(shape), backend) for backend in ("triton", "reference"))
+    for ours, theirs in zip(actual, expected, strict=True):
         if theirs.is_floating_point():
             close(op, ours, theirs.double().numpy(), ratio)
         else:

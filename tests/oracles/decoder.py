@@ -33,15 +33,15 @@ class Run:
         res_mlp in a parallel model.
         """
         blocks, _, tokens, _ = self.alpha.shape
-        found: Weights = {
+        result: Weights = {
             "attn": np.full(self.alpha.shape, np.nan),
             **{kind: np.full((blocks, tokens), np.nan) for kind in KINDS[1:]},
         }
         for block, edges in self.nodes:
             for kind, weight in weigh(edges, importance).items():
-                found[kind][block] = weight
-        found["attn"] = np.where(self.window[:, None], found["attn"], np.nan)
-        return found
+                result[kind][block] = weight
+        result["attn"] = np.where(self.window[:, None], result["attn"], np.nan)
+        return result
 
     def graph(self, importance: str | Weights) -> Graph:
         """The weighted graph under an importance, or with given weights (the random importance)."""
@@ -265,14 +265,14 @@ class Oracle:
         elif self.config.model_type == "gpt_neox":  # [T, H, (q, k, v), d]
             fused = parts[0].reshape(len(x), self.heads, 3, self.head_size)
             parts = [fused[:, :, i].reshape(len(x), -1) for i in range(3)]
-        found = []
+        result = []
         for part, name in zip(parts, ("q_norm", "k_norm", None), strict=True):
             norm = self._norm(block, name and f"self_attn.{name}")
             full_width = norm is not None and len(norm.gamma) == part.shape[-1]
             part = norm(part) if norm and full_width else part
             part = part.reshape(len(x), -1, self.head_size).swapaxes(0, 1)
-            found.append(norm(part) if norm and not full_width else part)
-        return found
+            result.append(norm(part) if norm and not full_width else part)
+        return result
 
     def _mlp(self, block: int, y: Floats) -> Floats:
         """The MLP edge's vectors [T, D], with the norms before and after it."""

@@ -140,17 +140,17 @@ class Graph:
     def reach(self, keep: Mapping[str, Bools], output: int) -> Kept:
         """The trace: the kept edges on a path of kept edges to the output (METHOD §4)."""
         start: NodeName = (self.top, output % self.tokens)
-        found, reached, todo = [], {start}, [start]
+        edges, reached, todo = [], {start}, [start]
         while todo:
             layer, token = todo.pop()
             for edge in self.in_edges.get((layer, token), ()):
                 if keep[edge.kind][edge.place]:
-                    found.append(edge)
+                    edges.append(edge)
                     below = (layer - 1, edge.source)
                     if below not in reached:
                         reached.add(below)
                         todo.append(below)
-        return self._set(found)
+        return self._set(edges)
 
     def full_size(self, output: int, count: str = "window") -> int:
         """|E_t|: the number of edges that can reach the output, by counting.

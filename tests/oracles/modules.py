@@ -99,8 +99,8 @@ class ModulesOracle(Oracle):
         if self.config.model_type in ("bloom", "falcon"):  # queries, key and value of each group
             weight, bias = self._linear(block, "self_attention.query_key_value")
             groups = getattr(self.config, "num_kv_heads", self.heads)
-            each = (x @ weight.T + bias).reshape(len(x), groups, -1)
-            return each[..., -self.head_size :]
+            grouped = (x @ weight.T + bias).reshape(len(x), groups, -1)
+            return grouped[..., -self.head_size :]
         if self.config.model_type == "gemma4_text":  # maybe the keys' projection
             module = self.modules[block].self_attn
             name = "self_attn.k_proj" if module.v_proj is None else "self_attn.v_proj"

@@ -112,8 +112,8 @@ def _halves(value: Value) -> Value:
 
 
 def _by_halves(compute: Callable[..., Value], dtype: type, a: Value, b: Value) -> Value:
-    found = compute(_halves(a).view(dtype), _halves(b).view(dtype))
-    return np.ascontiguousarray(found).view(np.uint32)[..., 0]
+    result = compute(_halves(a).view(dtype), _halves(b).view(dtype))
+    return np.ascontiguousarray(result).view(np.uint32)[..., 0]
 
 
 # ---- conversions -------------------------------------------------------------------------------
@@ -197,12 +197,12 @@ def _field(a: Value, start: Value, length: Value) -> Value:
     start, length = (np.minimum(x & 255, 64).astype(np.int64) for x in (start, length))
     wide = a.astype(np.int64)
     mask = (np.int64(1) << np.minimum(length, 62)) - 1
-    found = wide >> np.minimum(start, 63) & mask
+    result = wide >> np.minimum(start, 63) & mask
     if a.dtype.kind == "i":
         top = np.minimum(start + length - 1, 8 * a.dtype.itemsize - 1)
         negative = (wide >> top & 1) * (length > 0)
-        found = np.where(negative == 1, found | ~mask, found)
-    return found.astype(a.dtype)
+        result = np.where(negative == 1, result | ~mask, result)
+    return result.astype(a.dtype)
 
 
 def _inserted(a: Value, into: Value, start: Value, length: Value) -> Value:
@@ -252,17 +252,17 @@ def compared(how: str, a: Value, b: Value) -> Value:
         either = np.isnan(a) | np.isnan(b)
         return either if how == "nan" else ~either
     if how in _COMPARE:
-        found = _COMPARE[how](a, b)
+        result = _COMPARE[how](a, b)
         # ne does not hold if one is NaN; that is neu.
         return (
-            found & ~(np.isnan(a) | np.isnan(b)) if how == "ne" and a.dtype.kind == "f" else found
+            result & ~(np.isnan(a) | np.isnan(b)) if how == "ne" and a.dtype.kind == "f" else result
         )
     return _COMPARE[how[:-1]](a, b) | np.isnan(a) | np.isnan(b)
 
 
 def _setp(modifiers: tuple[str, ...], a: Value, b: Value, also: Value | None = None) -> Value:
-    found = compared(modifiers[0], a, b)
-    return found if also is None else _JOIN[modifiers[1]](found, also)
+    result = compared(modifiers[0], a, b)
+    return result if also is None else _JOIN[modifiers[1]](result, also)
 
 
 def _larger(a: Value, b: Value, nan: bool = False) -> Value:
@@ -297,8 +297,8 @@ def arithmetic(it: Instruction) -> Arithmetic | None:
 
     def flushing(*values: Value) -> Value:
         inputs = (_flushed(x) if x.dtype == np.float32 else x for x in values)
-        found = plain.compute(*inputs)
-        return _flushed(found) if found.dtype == np.float32 else found
+        result = plain.compute(*inputs)
+        return _flushed(result) if result.dtype == np.float32 else result
 
     return Arithmetic(plain.sources, plain.result, flushing)
 

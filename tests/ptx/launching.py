@@ -32,9 +32,9 @@ def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | Non
     if any(count > most for count, most in zip(what.grid, MOST_BLOCKS, strict=True)):
         raise PtxError(f"a grid of {what.grid} blocks is too large")
     memory, does = GlobalMemory(arrays), steps(what.entry)
-    count, some = math.prod(what.grid), max(1, TOGETHER // what.threads)
+    count, together = math.prod(what.grid), max(1, TOGETHER // what.threads)
     with np.errstate(all="ignore"):
-        for first in range(0, count, some):
-            blocks = np.arange(first, min(count, first + some))
+        for first in range(0, count, together):
+            blocks = np.arange(first, min(count, first + together))
             Machine(what, does, blocks, memory, counts).run()
     memory.write_back()

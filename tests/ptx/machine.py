@@ -143,13 +143,13 @@ class Machine:
 
     def _held(self, register: Register) -> NDArray[Any]:
         """A register of all threads."""
-        found = self._registers.get(register.name)
-        if found is None:
+        values = self._registers.get(register.name)
+        if values is None:
             dtype = np.dtype(f"u{register.bytes}") if register.bytes else np.dtype(bool)
-            found = np.zeros(self.count, dtype)
-            found.view(np.uint8)[:] = GARBAGE if register.bytes else 0
-            self._registers[register.name] = found
-        return found
+            values = np.zeros(self.count, dtype)
+            values.view(np.uint8)[:] = GARBAGE if register.bytes else 0
+            self._registers[register.name] = values
+        return values
 
     def get(self, operand: Operand, kind: str, who: Who) -> Value:
         """An operand's value for some threads; a scalar if all share it."""

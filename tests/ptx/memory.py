@@ -21,8 +21,8 @@ class PtxError(AssertionError):
 def words(data: NDArray[np.uint8], at: Places, size: int, count: int) -> NDArray[Any]:
     """Read `count` consecutive numbers of `size` bytes from each place: [n, count]."""
     numbers: NDArray[Any] = data.view(f"u{size}")
-    found: NDArray[Any] = numbers[at[:, None] // size + np.arange(count)]
-    return found
+    result: NDArray[Any] = numbers[at[:, None] // size + np.arange(count)]
+    return result
 
 
 def put(data: NDArray[np.uint8], at: Places, values: NDArray[Any]) -> None:
@@ -87,8 +87,8 @@ class GlobalMemory:
             raise PtxError(
                 f"{outside.sum()} accesses outside all arrays, at {near:#x} + {first - near}"
             )
-        found: Places = at - self.starts[which] + self.places[which]
-        return found
+        offsets: Places = at - self.starts[which] + self.places[which]
+        return offsets
 
 
 def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
@@ -142,8 +142,8 @@ class SharedMemory:
         self._reads[:, place] = epoch, self._readers(before, who), self._met[who // WARP]
         # Of several simultaneous readers only the last is recorded: a second look finds the others.
         others = self._readers(self._reads[1, place], who)
-        for some in (others < SEVERAL, others == SEVERAL):
-            self._reads[1, place[some]] = others[some]
+        for chosen in (others < SEVERAL, others == SEVERAL):
+            self._reads[1, place[chosen]] = others[chosen]
 
     def writes(self, thread: NDArray[np.int64], at: Places, values: NDArray[Any]) -> None:
         """Threads write numbers [n, count] from each place on; several may write the same value."""

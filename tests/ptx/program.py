@@ -179,20 +179,20 @@ def _instruction(text: str, entry: Entry) -> Instruction:
         assert guard is not None, text
     name, _, operands = rest.partition(" ")
     first, *modifiers = name.replace("::", "_").split(".")
-    found = tuple(_operand(part, entry) for part in _split(operands))
-    return Instruction(text, first, tuple(modifiers), found, guard, unless)
+    parsed = tuple(_operand(part, entry) for part in _split(operands))
+    return Instruction(text, first, tuple(modifiers), parsed, guard, unless)
 
 
 def entries(text: str) -> dict[str, Entry]:
     """The kernels of a PTX file, by name."""
-    found: dict[str, Entry] = {}
+    kernels: dict[str, Entry] = {}
     shared: list[str] = []  # variables of the file, visible to every entry
     entry: Entry | None = None
     for whole in text.splitlines():
         line = " ".join(whole.split("//")[0].split())
         started = re.search(r"\.entry ([\w$]+)", line)
         if started:
-            entry = found[started[1]] = Entry(started[1])
+            entry = kernels[started[1]] = Entry(started[1])
             for declaration in shared:
                 entry.declare_shared(declaration)
             line = line.partition("(")[2]
@@ -200,7 +200,7 @@ def entries(text: str) -> dict[str, Entry]:
             break  # debug information
         for statement in line.split(";"):
             _read(statement.strip().rstrip(",").strip(), entry, shared)
-    return found
+    return kernels
 
 
 def _read(statement: str, entry: Entry | None, shared: list[str]) -> None:

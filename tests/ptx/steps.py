@@ -44,15 +44,15 @@ def load(machine: Machine, it: Instruction, who: Who) -> None:
     vector, size, space = _listed(target), TYPES[it.type].itemsize, _space(it)
     if space == "param":
         at = machine.each(source, "u64", who).astype(np.int64)
-        found = machine.bank[at[:, None] + np.arange(size * len(vector))].view(f"u{size}")
+        values = machine.bank[at[:, None] + np.arange(size * len(vector))].view(f"u{size}")
     else:
         at = _locate(machine, space, source, who, size * len(vector))
         if space == "shared":
             machine.shared.reads(who, at, size * len(vector))
         data = machine.shared.data if space == "shared" else machine.memory.data
-        found = words(data, at, size, len(vector))
-    for i, each in enumerate(vector):
-        machine.set(each, it.type, who, found[:, i].view(TYPES[it.type]))
+        values = words(data, at, size, len(vector))
+    for i, register in enumerate(vector):
+        machine.set(register, it.type, who, values[:, i].view(TYPES[it.type]))
 
 
 def store(machine: Machine, it: Instruction, who: Who) -> None:
@@ -104,18 +104,18 @@ def copy_ahead(machine: Machine, it: Instruction, who: Who) -> None:
         machine.shared.waits(who, but=int(machine.get(it.operands[0], "u32", who)))
     if len(it.operands) < 3:
         return
-    target, source, size, *some = it.operands
+    target, source, size, *optional = it.operands
     assert isinstance(size, int)
-    wanted = machine.each(some[0] if some else size, "u32", who)
+    wanted = machine.each(optional[0] if optional else size, "u32", who)
     to = _locate(machine, "shared", target, who, size)
-    found = np.zeros((len(who), size), np.uint8)  # zeros beyond the wanted bytes
+    copied = np.zeros((len(who), size), np.uint8)  # zeros beyond the wanted bytes
     for count in np.unique(wanted[wanted > 0]):
         those = wanted == count
         at = _locate(machine, "global", source, who[those], size if count == size else 1)
         if count < size:  # only these bytes need to exist
             _locate(machine, "global", source, who[those], int(count))
-        found[those, :count] = words(machine.memory.data, at, 1, int(count))
-    machine.shared.begins(who, to, found)
+        copied[those, :count] = words(machine.memory.data, at, 1, int(count))
+    machine.shared.begins(who, to, copied)
 
 
 # ---- warps -------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def reduce(machine: Machine, it: Instruction, who: Who) -> None:
     if (machine.get(mask, "u32", who) != 0xFFFFFFFF).any():
         raise PtxError("a reduction of a part of a warp is not known")
     values = machine.each(source, it.type, who).reshape(warps.shape)
-    found = _JOIN[it.modifiers[1]].reduce(values, axis=1, dtype=values.dtype)
-    machine.set(target, it.type, who, np.repeat(found, WARP))
+    result = _JOIN[it.modifiers[1]].reduce(values, axis=1, dtype=values.dtype)
+    machine.set(target, it.type, who, np.repeat(result, WARP))
 
 
 def _words(machine: Machine, operand: Operand, who: Who) -> NDArray[np.uint32]:
@@ -176,8 +176,8 @@ def _words(machine: Machine, operand: Operand, who: Who) -> NDArray[np.uint32]:
 def _keep(machine: Machine, operand: Operand, who: Who, kind: str, values: NDArray[Any]) -> None:
     """Set an operand from values [warp, lane, register]."""
     values = values.reshape(len(who), -1).astype(TYPES[kind])
-    for i, each in enumerate(_listed(operand)):
-        machine.set(each, kind, who, values[:, i])
+    for i, register in enumerate(_listed(operand)):
+        machine.set(register, kind, who, values[:, i])
 
 
 def multiply(machine: Machine, it: Instruction, who: Who) -> None:
@@ -294,17 +294,17 @@ def _does(it: Instruction) -> Step:
         return lambda machine, who: machine.set(
             target, it.type, who, machine.get(source, it.type, who)
         )
-    found = arithmetic(it)
-    if found is None:
+    operation = arithmetic(it)
+    if operation is None:
         raise PtxError(f"{it.text}: not known")
-    typed = list(zip(sources, found.sources, strict=True))
+    typed = list(zip(sources, operation.sources, strict=True))
 
     def compute(machine: Machine, who: Who) -> None:
-        value = found.compute(*(machine.get(source, kind, who) for source, kind in typed))
-        if isinstance(target, tuple) and found.result == "pred":  # and its complement
+        value = operation.compute(*(machine.get(source, kind, who) for source, kind in typed))
+        if isinstance(target, tuple) and operation.result == "pred":  # and its complement
             machine.set(target[0], "pred", who, value)
             machine.set(target[1], "pred", who, ~value)
         else:
-            machine.set(target, found.result, who, value)
+            machine.set(target, operation.result, who, value)
 
     return compute
