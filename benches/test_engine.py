@@ -45,10 +45,10 @@ def test_tracing(benchmark: BenchmarkFixture, part: str, length: int, strata: in
     benchmark.group = f"engine T={length}"
     name, attention = TRACING[part]
     work = bundled_work(length, strata, attention=attention)
-    beside = {"plain forward": work.forward}
+    baselines = {"plain forward": work.forward}
     if name == "sizes":
-        beside["forward without unembedding"] = work.without_unembedding
-    timed = measure(benchmark, getattr(work, name), beside, "plain forward")
+        baselines["forward without unembedding"] = work.without_unembedding
+    timed = measure(benchmark, getattr(work, name), baselines, "plain forward")
     if timed is None:
         return
     noted = benchmark.extra_info

@@ -110,7 +110,7 @@ def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None
     for name, passes in {"sizes": lambda: work.sizes_of(run), "scan with sizes": work.scan}.items():
         timed = measure_on(work.ids.device, by("boolean", passes), {"packed": by("packed", passes)})
         low, ratio, high = timed.over("packed")
-        packed = float(np.median(timed.beside["packed"]))
+        packed = float(np.median(timed.baselines["packed"]))
         record.add(title, f"{name}, bottleneck packed", ms=1e3 * packed)
         record.add(
             title, f"{name}, bottleneck boolean", ms=1e3 * timed.seconds, x_packed=ratio,

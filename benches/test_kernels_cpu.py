@@ -269,12 +269,12 @@ def test_op(benchmark: BenchmarkFixture, name: str, provider: str, length: int) 
         closest = case.yardsticks[case.closest]
         operations = closest.operations if provider == "torch" else case.operations
         run = closest.run if provider == "torch" else lambda: case.run(provider)
-        beside = {name: yardstick.run for name, yardstick in case.yardsticks.items()}
-        timed = measure(benchmark, run, beside, case.closest)
+        baselines = {name: yardstick.run for name, yardstick in case.yardsticks.items()}
+        timed = measure(benchmark, run, baselines, case.closest)
         if timed is None:
             return
         best = max(
-            yardstick.operations / np.median(timed.beside[name])
+            yardstick.operations / np.median(timed.baselines[name])
             for name, yardstick in case.yardsticks.items()
         )
         noted = benchmark.extra_info

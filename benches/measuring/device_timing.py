@@ -52,9 +52,9 @@ class Clock(DeviceClock):
 
 
 def measure_on(
-    device: torch.device, run: Run, beside: dict[str, Run], *, launched: bool = False
+    device: torch.device, run: Run, baselines: dict[str, Run], *, launched: bool = False
 ) -> Timed:
-    """Time `run` in alternation with the runs in `beside`, after two warm-up runs each.
+    """Time `run` in alternation with `baselines`, after two warm-up runs each.
 
     The first warm-up compiles kernels and chooses algorithms; the second gives the time of one run.
 
@@ -64,7 +64,7 @@ def measure_on(
             run, that still counts.
     """
     clock = Clock(device)
-    runs = {**beside, "": run}
+    runs = {**baselines, "": run}
     for work in runs.values():
         work()
     host = {name: clock.launching(work) if launched else 0.0 for name, work in runs.items()}

@@ -33,7 +33,7 @@ class Timed:
     """Seconds of each round of a row, and of the baselines timed just before it."""
 
     own: NDArray[np.float64]  # [rounds]
-    beside: dict[str, NDArray[np.float64]]  # [rounds] per baseline
+    baselines: dict[str, NDArray[np.float64]]  # [rounds] per baseline
 
     @property
     def seconds(self) -> float:
@@ -42,7 +42,7 @@ class Timed:
 
     def over(self, name: str) -> Quartiles:
         """Ratio of the row's time to a baseline's, round by round."""
-        return quartiles(self.own / self.beside[name])
+        return quartiles(self.own / self.baselines[name])
 
 
 def seconds(run: Run) -> float:
@@ -53,25 +53,25 @@ def seconds(run: Run) -> float:
 
 
 def measure(
-    benchmark: BenchmarkFixture, run: Run, beside: Mapping[str, Run], baseline: str
+    benchmark: BenchmarkFixture, run: Run, baselines: Mapping[str, Run], baseline: str
 ) -> Timed | None:
-    """Benchmark `run` in alternation with the baselines in `beside`, after one warm-up run each.
+    """Benchmark `run` in alternation with `baselines`, after one warm-up run each.
 
-    Stores the ratio of the row's time to the baseline's (one of `beside`) as `ratio`, which
+    Stores the ratio of the row's time to the baseline's (one of `baselines`) as `ratio`, which
     benches/compare.py compares: it is stable when the machine as a whole is not.
 
     Returns:
         None if pytest runs with --benchmark-disable and nothing was timed.
     """
-    a_round = sum(seconds(work) for work in (*beside.values(), run))
+    a_round = sum(seconds(work) for work in (*baselines.values(), run))
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
-    taken: dict[str, list[float]] = {name: [] for name in beside}
+    taken: dict[str, list[float]] = {name: [] for name in baselines}
 
-    def time_the_others() -> None:
-        for name, other in beside.items():
+    def time_baselines() -> None:
+        for name, other in baselines.items():
             taken[name].append(seconds(other))
 
-    benchmark.pedantic(run, setup=time_the_others, rounds=rounds)
+    benchmark.pedantic(run, setup=time_baselines, rounds=rounds)
     if benchmark.stats is None:
         return None
     timed = Timed(

@@ -70,7 +70,7 @@ def test_times_of_rounds() -> None:
     order: list[str] = []
     timed = measure_on(CPU, lambda: order.append("own"), {"other": lambda: order.append("other")})
     assert order[:2] == ["other", "own"]
-    assert len(timed.own) == len(timed.beside["other"]) >= 4
+    assert len(timed.own) == len(timed.baselines["other"]) >= 4
     assert (timed.own > 0).all()
 
 
