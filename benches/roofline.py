@@ -144,8 +144,10 @@ def by_proximity(case: Case) -> bool:
 
 def op_rows(config: Any, length: int, strata: int) -> list[Row]:
     """A row for every op except `collect_edges`, whose bytes depend on how much it keeps."""
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    costs = Costs(heads, length, config.head_dim, hidden, strata, config.vocab_size)
+    costs = Costs(
+        heads=config.num_attention_heads, length=length, width=config.head_dim,
+        hidden=config.hidden_size, strata=strata, vocabulary=config.vocab_size,
+    )  # fmt: skip
     attention = attention_problem(config, length, strata)
     rows = []
     for name, case in cases(attention, prediction_problem(config, length, strata)).items():

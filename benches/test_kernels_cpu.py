@@ -78,7 +78,10 @@ def matmul(left: Tensor, right: Tensor) -> Yardstick:
 def costs(length: int) -> Costs:
     problem = attention_problem(length)
     heads, hidden, width = problem.w_o.shape
-    return Costs(heads, length, width, hidden, STRATA, vocabulary())
+    return Costs(
+        heads=heads, length=length, width=width, hidden=hidden, strata=STRATA,
+        vocabulary=vocabulary(),
+    )  # fmt: skip
 
 
 def attention_case(

@@ -53,8 +53,10 @@ def sdpa_of(attention: AttentionProblem, lanes: bool) -> tuple[Run, int]:
 
 def costs_of(attention: AttentionProblem, prediction: PredictionProblem) -> Costs:
     heads, hidden, width = attention.w_o.shape
-    length, vocabulary = attention.node.total.shape[1], len(prediction.unembedding)
-    return Costs(heads, length, width, hidden, len(attention.cuts), vocabulary)
+    return Costs(
+        heads=heads, length=attention.node.total.shape[1], width=width, hidden=hidden,
+        strata=len(attention.cuts), vocabulary=len(prediction.unembedding),
+    )  # fmt: skip
 
 
 def note_ops(

@@ -246,17 +246,17 @@ def _attention_problem(
         return torch.stack([clean] * len(rule))
 
     return AttentionProblem(
-        node,
-        node.edges,
-        branch.v,
-        w_o,
-        branch.block.folded_root(branch.norms),
-        residual + torch.einsum("bhtd,hed->bte", output, w_o.float()),
+        node=node,
+        edges=node.edges,
+        v=branch.v,
+        w_o=w_o,
+        root=branch.block.folded_root(branch.norms),
+        vector=residual + torch.einsum("bhtd,hed->bte", output, w_o.float()),
         # A threshold rule on a trained model and real text: as much is empty, and skipped, as in a
         # scan.
-        rule.cuts(node),
-        replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
-        in_every_lane(branch.v),
+        cuts=rule.cuts(node),
+        lanes=replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
+        lanes_v=in_every_lane(branch.v),
     )
 
 
