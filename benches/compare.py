@@ -1,15 +1,15 @@
-"""What moved between two records of the ledger, by ratios within each run.
+"""Compare two records of the ledger: which rows changed, by ratios taken within each run.
 
     python benches/compare.py               # the newest record, and the one before it
     python benches/compare.py OLD.json NEW.json
 
-Seconds of two days are not comparable: machines are shared and clocks drift. Each row therefore
-notes its ratio to a baseline that was timed, or measured, beside it in the same run (the plain
-forward, torch's own op), and only ratios are compared here.
+Absolute times of two days are not comparable: machines are shared and clocks drift. So each row
+also records its ratio to a baseline measured in the same run (the plain forward pass, torch's own
+op), and only these ratios are compared.
 
-Noise: a row's spread is the quartile range of its ratio over the median. A row has moved when the
-logarithm of new over old exceeds the sum of both spreads, and `FLOOR`, which is what another build
-or another day moves at any rate. For normal errors and five rounds the sum is some 3 standard
+Noise: a row's spread is the interquartile range of its ratio over the median. A row has moved if
+the log of new over old exceeds both the sum of the two spreads and `FLOOR`, which covers
+differences between builds and days. For normal errors and five rounds the sum is about 3 standard
 errors of the difference of two medians.
 """
 
@@ -28,14 +28,14 @@ FLOOR = 0.03
 
 
 class RecordError(click.ClickException):
-    """A record that is missing or cannot be read; click ends with its one line."""
+    """A record is missing or unreadable; click prints its one-line message."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row against a baseline of its own run."""
+    """A row's time (or memory) over that of a baseline of the same run."""
 
     q1: float
     median: float
@@ -47,7 +47,7 @@ class Ratio:
 
     @property
     def spread(self) -> float:
-        """The quartile range, relative."""
+        """Interquartile range over the median."""
         return (self.q3 - self.q1) / self.median
 
 
@@ -59,12 +59,12 @@ class Record:
     machine: tuple[str, int]  # processor and threads
     datetime: str  # ISO 8601, UTC
     rows: dict[tuple[str, str], Ratio]  # by name and baseline
-    without: int  # rows that note no ratio
+    without: int  # rows that have no ratio
 
 
 @dataclass(frozen=True)
 class Movement:
-    """A row that both records have."""
+    """A row present in both records."""
 
     name: str
     baseline: str
@@ -73,17 +73,17 @@ class Movement:
 
     @property
     def change(self) -> float:
-        """Logarithm of new over old."""
+        """Log of new over old."""
         return math.log(self.new.median / self.old.median)
 
     @property
     def noise(self) -> float:
-        """What the change has to exceed."""
+        """What the change has to exceed to count as movement."""
         return max(FLOOR, self.old.spread + self.new.spread)
 
     @property
     def moved(self) -> bool:
-        """Whether it does."""
+        """Whether the change exceeds the noise."""
         return abs(self.change) > self.noise
 
 
@@ -91,10 +91,10 @@ class Movement:
 
 
 def read(path: Path) -> Record:
-    """A record as `make bench` writes it.
+    """Read a record written by `make bench`.
 
     Raises:
-        RecordError: no such file, or something else in it.
+        RecordError: the file is missing, or is not such a record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -119,12 +119,12 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def latest(folder: Path) -> tuple[Record, Record]:
-    """The newest record of a folder, and the one before it of the same machine: (old, new).
+    """The newest record of a folder and the one before it on the same machine: (old, new).
 
     Raises:
-        RecordError: no two such records.
+        RecordError: there are no two such records.
     """
-    # What other measurements left there has no machine, and is no record.
+    # Results of the other scripts have no `machine_info`: skip them.
     paths = [path for path in sorted(folder.glob("*.json")) if "machine_info" in path.read_text()]
     records = sorted(map(read, paths), key=lambda record: record.datetime)
     if not records:
@@ -137,7 +137,7 @@ def latest(folder: Path) -> tuple[Record, Record]:
 
 
 def movements(old: Record, new: Record) -> list[Movement]:
-    """Rows of both records, the largest change first."""
+    """Rows present in both records, the largest change first."""
     common = [Movement(*key, old.rows[key], new.rows[key]) for key in new.rows if key in old.rows]
     return sorted(common, key=lambda movement: -abs(movement.change))
 
@@ -146,13 +146,13 @@ def movements(old: Record, new: Record) -> list[Movement]:
 
 
 def show(old: Record, new: Record, console: Console) -> None:
-    """What moved as a table, and in lines what did not or has no counterpart."""
-    found = movements(old, new)
-    moved = [movement for movement in found if movement.moved]
+    """Print the rows that moved as a table, then the rows that only one record has."""
+    changes = movements(old, new)
+    moved = [movement for movement in changes if movement.moved]
     console.print(f"old: {old.path.name}, new: {new.path.name}", highlight=False)
     if moved:
         console.print(table(moved))
-    console.print(f"{len(moved)} of {len(found)} rows moved, the others within noise")
+    console.print(f"{len(moved)} of {len(changes)} rows moved, the others within noise")
     for title, record, other in (("old", old, new), ("new", new, old)):
         alone = [f"{name} (x {to})" for name, to in record.rows.keys() - other.rows.keys()]
         if alone:
@@ -162,7 +162,7 @@ def show(old: Record, new: Record, console: Console) -> None:
 
 
 def table(moved: list[Movement]) -> Table:
-    """One line a row: its ratio in both records."""
+    """A table with one line per row: its ratio in both records."""
     result = Table("row", "in times of", box=None)
     for heading in ("old", "new", "change", "noise"):
         result.add_column(heading, justify="right")

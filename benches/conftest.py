@@ -1,4 +1,4 @@
-"""What pytest-benchmark writes of a run, made a record of the ledger; and what a GPU showed."""
+"""pytest-benchmark hooks that write records of the ledger, and the record of GPU benches."""
 
 import os
 from contextlib import nullcontext
@@ -10,12 +10,12 @@ import pytest
 import torch
 from device_record import DeviceRecord
 
-FOUND = pytest.StashKey[DeviceRecord]()
+RECORD = pytest.StashKey[DeviceRecord]()
 
 
 @pytest.hookimpl(trylast=True)  # after the terminal's reporter
 def pytest_configure(config: pytest.Config) -> None:
-    """A record that the benches on a GPU fill: written to $OUT, and told, row by row."""
+    """Create the record of GPU benches, which writes each row to $OUT and prints it."""
     plugins = config.pluginmanager
     reporter, capture = map(plugins.getplugin, ("terminalreporter", "capturemanager"))
 
@@ -28,11 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
             reporter.flush()
 
     stem = Path(os.environ.get("OUT", "build/gpu")) / "benches"
-    config.stash[FOUND] = DeviceRecord(stem=stem, say=say)
+    config.stash[RECORD] = DeviceRecord(stem=stem, say=say)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Benches that need a GPU are not collected where there is none."""
+    """Deselect benches that need a GPU if there is none."""
     if torch.cuda.is_available():
         return
     needing = [item for item in items if item.get_closest_marker("gpu")]
@@ -42,24 +42,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> DeviceRecord:
-    """Where a bench on a GPU puts its rows."""
-    return request.config.stash[FOUND]
+    """The record that GPU benches add their rows to."""
+    return request.config.stash[RECORD]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """The table of what a GPU showed; it is in $OUT, too (build/gpu where that is not set)."""
-    found = config.stash[FOUND]
-    if found.sections:
-        terminalreporter.write_line(found.page())
-        terminalreporter.write_line(f"wrote {found.stem}.json and .md")
+    """Print the table of GPU results, which is also in $OUT (default build/gpu)."""
+    record = config.stash[RECORD]
+    if record.sections:
+        terminalreporter.write_line(record.page())
+        terminalreporter.write_line(f"wrote {record.stem}.json and .md")
 
 
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """What ran, without the host's name."""
+    """Record the machine, without the host's name."""
     machine_info.clear()
     machine_info.update(ledger.machine())
 
@@ -67,7 +67,7 @@ def pytest_benchmark_update_machine_info(
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
-    """Beside the JSON, a Markdown page."""
+    """Write a Markdown page next to the JSON."""
     target: Path | None = config.getoption("benchmark_json")
     if target is not None:
         ledger.slim(output_json)

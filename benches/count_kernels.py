@@ -2,11 +2,11 @@
 
     python benches/count_kernels.py --out benches/results/counts-DATE
 
-Nothing is timed. Each op runs once as the compilers have it for a GPU, on the machine of tests/ptx,
-on one block of a model with random weights whose heads are as wide as an 8B Llama's, in bfloat16;
-what its warps are given to do is counted. The page says how many cycles of a multiprocessor each
-kind of work takes at least, and which takes most. Instructions are those of PTX: the assembler
-drops some, moves above all, and makes several of others, divisions above all.
+Counts, no timing. Each op runs once, as compiled for a GPU, on the simulated machine of tests/ptx:
+one block of a model with random weights in bfloat16, its heads as wide as those of an 8B Llama. The
+page gives the minimum number of multiprocessor cycles for each kind of work, and which kind
+dominates. Instructions are PTX instructions: the assembler removes some (mostly moves) and expands
+others (mostly divisions).
 """
 
 import sys
@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from ledger import figure, write_record
+from ledger import figure, table, table_row, write_record
 from op_cases import BLOCKS, Case, cases
 from problems import Work, attention_problem_of, prediction_problem_of, random_tokens, thresholds
 from ptx import Counts
@@ -30,33 +30,33 @@ from ptx_launches import Counted, kernels_on_machine
 from densitrace.kernels import ProximityWeight
 
 TABLES = {80: "default", 90: "sm_90"}
-# What a multiprocessor does in a cycle: H100 architecture.
-ISSUED = 4  # instructions of a warp
+# Per cycle of one multiprocessor, H100 architecture.
+ISSUED = 4  # warp instructions
 PRODUCTS = {"bf16": 4096, "f16": 4096, "tf32": 2048}  # operations
-BYTES = 64  # from the second cache: all global memory counts as if the first cache served none
+BYTES = 64  # from L2: all global memory counts as if L1 never hit
 
 
 def model() -> LlamaForCausalLM:
-    """Its heads, and how many share keys, are an 8B Llama's; it has fewer of them."""
+    """A model with an 8B Llama's head width and query/key grouping, but fewer heads."""
     config = LlamaConfig(
         hidden_size=1024, num_hidden_layers=BLOCKS, num_attention_heads=8, num_key_value_heads=2,
         head_dim=128, intermediate_size=1024, vocab_size=4096, max_position_embeddings=4096,
     )  # fmt: skip
     torch.manual_seed(0)
-    found: LlamaForCausalLM = LlamaForCausalLM(config).bfloat16().eval()
-    return found
+    decoder: LlamaForCausalLM = LlamaForCausalLM(config).bfloat16().eval()
+    return decoder
 
 
 def counted(case: Case, capability: int) -> Counted:
-    """What the op's kernels are given to do; none where plain torch serves it."""
-    found: Counted = {}
-    with kernels_on_machine(capability, TABLES[capability], found):
+    """Counts of the op's kernels; empty if plain torch serves it."""
+    counts: Counted = {}
+    with kernels_on_machine(capability, TABLES[capability], counts):
         case.run()
-    return found
+    return counts
 
 
 def cycles(counts: Counts) -> dict[str, float]:
-    """Of a multiprocessor, by kind of work."""
+    """Multiprocessor cycles by kind of work."""
     return {
         "instructions": sum(counts.issued.values()) / ISSUED,
         "products": sum(n / PRODUCTS[kind] for kind, n in counts.multiplied.items()),
@@ -65,18 +65,17 @@ def cycles(counts: Counts) -> dict[str, float]:
     }
 
 
-def row(name: str, kernel: str, needed: int | None, counts: Counts) -> str:
-    """Of the page."""
+def row(name: str, kernel: str, needed: int | None, counts: Counts) -> list[str]:
+    """One table row of the page."""
     spent = cycles(counts)
-    most = max(spent, key=lambda kind: spent[kind])
+    dominant = max(spent, key=lambda kind: spent[kind])
     share = needed / sum(counts.multiplied.values()) if needed and counts.multiplied else ""
-    often = ", ".join(f"{each} {n / sum(counts.issued.values()):.0%}"
-                      for each, n in counts.issued.most_common(5))  # fmt: skip
-    cells = [
-        name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), most,
-        figure(share), figure(counts.turns / counts.least if counts.least else ""), often,
+    commonest = ", ".join(f"{instruction} {n / sum(counts.issued.values()):.0%}"
+                      for instruction, n in counts.issued.most_common(5))  # fmt: skip
+    return [
+        name, f"`{kernel}`", *(figure(spent[kind] / 1e3) for kind in spent), dominant,
+        figure(share), figure(counts.turns / counts.least if counts.least else ""), commonest,
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
 HEAD = [
@@ -94,7 +93,7 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
     """Count, and write OUT.json and OUT.md."""
     work = Work(model(), random_tokens(length), thresholds())
     attention = attention_problem_of(work)
-    attention = replace(attention, w_o=attention.w_o.bfloat16())  # as a GPU has it
+    attention = replace(attention, w_o=attention.w_o.bfloat16())  # the dtype it has on a GPU
     every = cases(attention, prediction_problem_of(work))
     rows: list[dict[str, Any]] = []
     lines = [
@@ -107,9 +106,8 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
         f"of products in 16 bits, a turn of shared memory and {BYTES} bytes of global memory a "
         "cycle.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|" + " --- |" * len(HEAD),
     ]
+    cells: list[list[str]] = []
     for name, case in every.items():
         if only and name not in only:
             continue
@@ -118,13 +116,13 @@ def main(capability: str, length: int, only: tuple[str, ...], out: Path) -> None
             weight = None if case.edges is None else case.edges.weight
             elsewhere = isinstance(weight, ProximityWeight)  # cuBLAS does some of its products
             products = needed if work.costs.are_products(case.op) and not elsewhere else None
-            lines.append(row(name, kernel, products, counts))
+            cells.append(row(name, kernel, products, counts))
             rows.append({"op": name, "kernel": kernel, "needed": needed, **vars(counts)})
-            sys.stdout.write(lines[-1] + "\n")
+            sys.stdout.write(table_row(cells[-1]) + "\n")
             sys.stdout.flush()
-        # What is killed later keeps what it has.
+        # Written after every op, so that an interrupted run keeps its results.
         record = {"date": str(date.today()), "capability": capability, "length": length}
-        write_record(out, record | {"rows": rows}, "\n".join([*lines, ""]))
+        write_record(out, record | {"rows": rows}, "\n".join([*lines, *table(HEAD, cells), ""]))
 
 
 if __name__ == "__main__":

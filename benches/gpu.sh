@@ -3,26 +3,27 @@
 #
 #     benches/gpu.sh                        # from a checkout; results go to build/gpu
 #     OUT=DIR PYTHON=python3 benches/gpu.sh
-#     LIST=1 benches/gpu.sh                 # the names of the parts, in their order; nothing runs
-#     ONLY="tests engine-8b" benches/gpu.sh # the build, and the parts that are these or begin with
-#                                           # one of them and a dash: engine-8b-2048, ...
-#     TUNE=1 benches/gpu.sh                 # the kernels' configurations first, then all on those
-#     TUNE=1 TUNE_ARGS="--op edge_levels --width 128" benches/gpu.sh  # of these alone
+#     LIST=1 benches/gpu.sh                 # print the names of the parts in order; run nothing
+#     ONLY="tests engine-8b" benches/gpu.sh # the build, and the parts with these names or prefixes
+#                                           # (up to a dash): tests-cuda, engine-8b-2048, ...
+#     TUNE=1 benches/gpu.sh                 # tune kernel configurations first, then use them
+#     TUNE=1 TUNE_ARGS="--op edge_levels --width 128" benches/gpu.sh  # tune only these
 #
-# On a machine that is lent for some minutes at a time, and hands few files back:
+# On a machine that is available for a few minutes at a time and returns few files:
 #
 #     WITHIN=570 LIMIT=240 PACK=1 ONLY="tests-cuda engine-8b-2048" benches/gpu.sh
 #
-#     LIMIT=SECONDS   of a part but the build: it is interrupted then, so that it can say
-#                     what it has, and killed 20 seconds later. Rows measured by then are in files.
-#     WITHIN=SECONDS  of all: a part gets what is left, and one that would come later is named.
-#     PACK=1          $OUT gets two files, anew after every part: results.tgz with all there is,
-#                     and pages.md with the tables.
+#     LIMIT=SECONDS   per part, except the build: the part is interrupted then, so that it can
+#                     report what it has, and killed 20 seconds later. Finished rows are in files.
+#     WITHIN=SECONDS  for everything: a part gets the time left; parts that get none are listed.
+#     PACK=1          $OUT gets only two files, rewritten after every part: results.tgz with
+#                     everything, and pages.md with the tables.
 #
-# A part that fails is named and the next one runs; the exit status says whether any failed. Without
-# a build of the package (no compiler, no network) it runs from the checkout, GPU ops alone; what was
-# built of the same sources is not built again. Nothing is fetched. Tests run in several processes
-# where pytest-xdist is, benches never do. Each part is meant to take no more than eight minutes.
+# If a part fails, its name is reported and the next one runs; the exit status says whether any
+# failed. If the package cannot be built (no compiler, no network), everything runs from the
+# checkout with the GPU ops only. An existing build of the same sources is reused. Nothing is
+# downloaded. Tests run in several processes if pytest-xdist is installed, benches never do. A part
+# is meant to take at most eight minutes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -38,11 +39,11 @@ if ! command -v nvcc >/dev/null && [[ -x $TOOLKIT/bin/nvcc ]]; then
     PATH=$PATH:$TOOLKIT/bin
 fi
 export PYTHON OUT PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-GRACE=20 # seconds from the interrupt of a part to its end
+GRACE=20 # seconds between interrupting a part and killing it
 failed=()
 late=()
 
-# Started in the background, a shell's children would ignore interrupts.
+# Children that a shell starts in the background ignore interrupts by default.
 heeding=()
 if env --default-signal=INT true 2>/dev/null; then
     heeding=(env --default-signal=INT)
@@ -63,10 +64,10 @@ chosen() {
     return 1
 }
 
-# The seconds that a part may take; 0: any; nothing: it is too late for it.
+# Print the seconds that a part may take; 0: no limit; nothing: no time left for it.
 allowed() {
     local left seconds=${LIMIT:-0}
-    if [[ $1 == build ]]; then # without it nothing else is worth its time
+    if [[ $1 == build ]]; then # nothing else works without the build
         seconds=0
     fi
     if [[ -n ${WITHIN:-} ]]; then
@@ -77,7 +78,7 @@ allowed() {
     echo "$seconds"
 }
 
-# part NAME COMMAND...: run it, keep what it prints in $OUT/NAME.log, go on.
+# part NAME COMMAND...: run it, log its output to $OUT/NAME.log, and continue.
 part() {
     local name=$1 seconds status started=$SECONDS
     shift
@@ -93,7 +94,7 @@ part() {
         return 0
     fi
     echo "== $name"
-    if declare -F "$1" >/dev/null; then # what follows runs programs
+    if declare -F "$1" >/dev/null; then # the wrappers below run programs, not functions
         set -- bash -c "$(declare -f)"$'\n''"$@"' "$1" "$@"
     fi
     if ((seconds)); then
@@ -137,7 +138,7 @@ has_gpu() {
 
 # ---- the build -----------------------------------------------------------------------------------
 
-# Links to the parts under the names that they are imported by, and the extension built there.
+# Link the packages under their import names, and build the extensions there.
 from_checkout() {
     local root=$PWD/build/checkout
     rm -rf "$root" && mkdir -p "$root/densitrace" &&
@@ -146,12 +147,20 @@ from_checkout() {
         "$PYTHON" setup.py --quiet build_ext --build-lib "$root" --build-temp build/temp
 }
 
-# What the extensions are built of.
+# Put what `from_checkout` built, if it did, on Python's path.
+use_checkout() {
+    local root=$PWD/build/checkout
+    if [[ -d $root && ${PYTHONPATH:-} != "$root"* ]]; then
+        export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    fi
+}
+
+# Fingerprint of the sources of the extensions.
 sources() {
     find csrc setup.py pyproject.toml -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum
 }
 
-# Whether the package imports with its extensions, and they are not known to be of other sources.
+# Whether the package imports with its extensions, and they are not known to be out of date.
 is_built() {
     if [[ -e build/gpu-sources ]] && [[ $(<build/gpu-sources) != "$(sources)" ]]; then
         return 1
@@ -172,7 +181,7 @@ build() {
     from_checkout
 }
 
-# Tests of what is not built are skipped: where it could be built that is no pass.
+# Tests of a backend that is not built are skipped. Fail if it could have been built.
 built() {
     if ! command -v "${CUDA_HOME:+$CUDA_HOME/bin/}nvcc" >/dev/null; then
         echo "nvcc is not here: CUDA kernels are neither built nor tested"
@@ -185,8 +194,8 @@ built() {
 
 # ---- what the parts run --------------------------------------------------------------------------
 
-# -P: the root stays off the path, where kernels/ would pass for another package. By name, as tests
-# of other parts import packages that a GPU machine may lack.
+# -P keeps the root off sys.path, where kernels/ would shadow another package. The file is named
+# because other tests import packages that a GPU machine may lack.
 tests() {
     local processes=() cores
     if "$PYTHON" -P -c 'import xdist' 2>/dev/null; then
@@ -197,7 +206,7 @@ tests() {
     "$PYTHON" -P -m pytest -m gpu "${processes[@]}" -k "$1" tests/kernels/test_gpu.py
 }
 
-# checked BACKEND: its ops under both tools.
+# checked BACKEND: run its ops under both tools.
 checked() {
     local sanitizer
     sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
@@ -205,8 +214,8 @@ checked() {
         echo "compute-sanitizer is not here: no kernel was checked"
         return 1
     fi
-    # One small problem a kernel; PyTorch's caching allocator would hide what is out of bounds.
-    # racecheck: two threads of a block on one place of shared memory without a barrier between.
+    # One small problem per kernel; PyTorch's caching allocator would hide out-of-bounds accesses.
+    # racecheck: two threads of a block access the same shared memory without a barrier between.
     local tool status=0
     for tool in memcheck racecheck; do
         echo "-- $tool"
@@ -217,19 +226,19 @@ checked() {
     return "$status"
 }
 
-# bench NAME TEST...: tests that measure, one after another; their rows go to $OUT/NAME.
+# bench NAME TEST...: run benches one after another; their rows go to $OUT/NAME.
 bench() {
     env OUT="$OUT/$1" "$PYTHON" -P -m pytest -m gpu "${@:2}"
 }
 
-# Scans write a store, which needs more than torch.
+# Scans write a store, which needs zarr.
 scans() {
     local limited=() most=360
     if ! "$PYTHON" -c 'import zarr'; then
         echo "zarr is not here: nothing was scanned"
         return 1
     fi
-    if ((PART_SECONDS)); then # the rest is for the rows that come at the end
+    if ((PART_SECONDS)); then # the rest is for the rows added at the end
         most=$((PART_SECONDS > 240 ? PART_SECONDS - 90 : PART_SECONDS / 2))
     fi
     if [[ $1 == store ]]; then
@@ -238,8 +247,8 @@ scans() {
     "$PYTHON" -P benches/scan_gpu.py "$@" "${limited[@]}"
 }
 
-# What got better is in the checkout, for the parts that follow, and beside their results: an entry
-# at a time, so that it is there when the tuner is stopped.
+# Better configurations are saved in the checkout, for the parts that follow; copy them to the
+# results. The tuner writes one entry at a time, so this also works after an interrupt.
 keep_tuned() {
     local table
     for table in kernels/triton/configs/sm_*.json; do
@@ -256,21 +265,17 @@ if [[ -z ${LIST:-} ]]; then
     fi
     mkdir -p "$OUT"
 fi
-if [[ -d build/checkout ]]; then
-    export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
-fi
+use_checkout # of an earlier run, which `build` then finds
 part build build
-if [[ -d build/checkout && ${PYTHONPATH:-} != "$PWD/build/checkout"* ]]; then
-    export PYTHONPATH=$PWD/build/checkout${PYTHONPATH:+:$PYTHONPATH}
-fi
+use_checkout
 part built built
-# Before the tests, which then hold for what was found.
+# Before the tests, so that they test the tuned configurations.
 if [[ ${TUNE:-0} == 1 ]]; then
     # shellcheck disable=SC2086 # several words
     part tune "$PYTHON" -P benches/tune_gpu.py ${TUNE_ARGS:-}
     [[ -n ${LIST:-} ]] || keep_tuned
 fi
-# Compiling its variants takes lane_attention as long as all others together.
+# Compiling the variants of lane_attention takes as long as those of all other ops together.
 part tests-triton-lanes tests "triton and lane_attention"
 part tests-triton-others tests "triton and not lane_attention"
 part tests-cuda tests "cuda and not triton"

@@ -1,9 +1,9 @@
-"""The kill test's long form: a scan killed a hundred times with one worker, and with two.
+"""The long form of the kill test: kill scans a hundred times with one worker, and with two.
 
     python benches/kill_test.py --kills 100 --out benches/results/kills-DATE
 
-Workers are killed (SIGKILL) at random moments and started again until the scan is complete, scan
-after scan. Every store must have the bytes of the one that nothing happened to.
+Workers are killed (SIGKILL) at random moments and restarted until the scan is complete, scan after
+scan. Every store must be byte-identical to that of an uninterrupted scan.
 """
 
 import random
@@ -19,14 +19,14 @@ import click
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from byte_model import byte_model, save
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from scan_workers import Job, assert_same_store, killed_until_complete, write_corpus
 
 from densitrace import open_store
 
 
 def differs(ours: Path, expected: Path) -> bool:
-    """Whether a store is not that one, token for token and shard for shard; it is told how."""
+    """Whether a store differs from the expected one in tokens or shards; prints how."""
     try:
         assert_same_store(ours, expected)
     except AssertionError as error:
@@ -36,11 +36,11 @@ def differs(ours: Path, expected: Path) -> bool:
 
 
 def record_of(folder: Path, kills: int) -> dict[str, Any]:
-    """Scan, and kill, until there were as many kills with either number of workers."""
+    """Scan and kill until the number of kills is reached, with one worker and with two."""
     corpus, model = folder / "corpus.jsonl", folder / "model"
     write_corpus(corpus)
     save(model, byte_model())
-    Job(model, corpus, folder / "first").finished()  # slow: what forks the others is made
+    Job(model, corpus, folder / "first").finished()  # slow: starts what forks the others
     whole, started = Job(model, corpus, folder / "whole"), time.monotonic()
     whole.finished()
     seconds = time.monotonic() - started
@@ -67,7 +67,7 @@ def record_of(folder: Path, kills: int) -> dict[str, Any]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info, rows = record["machine"], record["rows"]
     return "\n".join(
         [
@@ -78,9 +78,7 @@ def page(record: dict[str, Any]) -> str:
             f"{figure(record['seconds of a whole scan'])} s when nothing happens. Each store is "
             "compared with that one shard by shard, and each token counted.",
             "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + " --- |" * len(rows[0]),
-            *("| " + " | ".join(map(str, row.values())) + " |" for row in rows),
+            *table(rows[0], (map(str, row.values()) for row in rows)),
             "",
         ]
     )

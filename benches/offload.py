@@ -2,9 +2,9 @@
 
     python benches/offload.py --out benches/results/offload-DATE
 
-A checkpoint with random weights is scanned in two ways: kept in memory, and block by block in a
-process whose memory is limited to a quarter of it. The files are put out of the system's cache
-before the offloaded scan and each reading that is called cold: memory would not hold them either.
+A checkpoint with random weights is scanned twice: resident in memory, and block by block in a
+process limited to a quarter of its size. Before the offloaded scan and each read labelled cold the
+files are evicted from the page cache, as memory would not hold them either.
 """
 
 import json
@@ -12,8 +12,7 @@ import os
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
@@ -28,25 +27,26 @@ from transformers import AutoTokenizer, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import random_model
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from problems import EXAMPLES, thresholds
+from process_memory import peak_bytes
+from timing import seconds
 
 from densitrace import Tracer, open_store, scan
 from densitrace.tracer import layout
 from densitrace.tracer.models import OffloadedBlocks
 
-LIMIT_BYTES = 5 << 28  # of the process that offloads: heap and private mappings, torch's included
+LIMIT_BYTES = 5 << 28  # of the offloading process: heap and private mappings, torch's included
 BLOCKS = 80
 STRATA = 4
 CONTEXT, WINDOWS = 128, 4
 BATCH_TOKENS = 256
-ROUNDS = 2  # resident and offloaded in turn: the faster scan of each is told
-CHUNK_BYTES = 1 << 24  # of a plain read
-SELF = Path("/proc/self")
+ROUNDS = 2  # resident and offloaded in turn; the faster scan of each is reported
+CHUNK_BYTES = 1 << 24  # per read of the plain read
 
 
 def shape(vocabulary: int) -> LlamaConfig:
-    """Blocks of 64 MiB in float32: more than four limits."""
+    """Blocks of 64 MiB in float32: more than four times the limit."""
     return LlamaConfig(
         vocab_size=vocabulary, hidden_size=1024, intermediate_size=4096, num_hidden_layers=BLOCKS,
         num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=2048,
@@ -54,7 +54,7 @@ def shape(vocabulary: int) -> LlamaConfig:
 
 
 def build(folder: Path) -> None:
-    """The checkpoint, with the tokenizer of the bundled model, and the text that is scanned."""
+    """Write the checkpoint with the bundled model's tokenizer, and the text to scan."""
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLES / "model")
     tokenizer.save_pretrained(folder)
     config = shape(len(tokenizer))
@@ -67,26 +67,20 @@ def build(folder: Path) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """What holds the weights."""
+    """The files that hold the weights."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def forget(folder: Path) -> None:
-    """Put the weights out of the system's cache."""
+    """Evict the weights from the page cache."""
     for path in files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def plain_read(folder: Path) -> None:
-    """Every byte of the weights, into the same memory."""
+    """Read every byte of the weights into one buffer."""
     into = memoryview(bytearray(CHUNK_BYTES))
     for path in files(folder):
         with path.open("rb", buffering=0) as file:
@@ -96,74 +90,70 @@ def plain_read(folder: Path) -> None:
 
 @contextmanager
 def waits() -> Iterator[list[float]]:
-    """Seconds that blocks waited for their weights."""
-    found: list[float] = []
+    """Collect the seconds that blocks wait for their weights while the context is open."""
+    waited: list[float] = []
     enter = OffloadedBlocks._enter
 
     def timed(blocks: OffloadedBlocks, *arguments: Any) -> None:
-        found.append(seconds(lambda: enter(blocks, *arguments)))
+        waited.append(seconds(lambda: enter(blocks, *arguments)))
 
     with patch.object(OffloadedBlocks, "_enter", timed):
-        yield found
+        yield waited
 
 
-# ---- in a process of its own ---------------------------------------------------------------------
+# ---- in a separate process -----------------------------------------------------------------------
 
 
 def read_bytes() -> int:
-    """What this process has read from files."""
-    lines = (SELF / "io").read_text(encoding="ascii").splitlines()
+    """Bytes that this process has read from files."""
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held, pages of mapped files included."""
-    lines = (SELF / "status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-
-
 def read_alone(blocks: OffloadedBlocks) -> None:
-    """All blocks, one after another, with nothing to compute."""
+    """Read all blocks one after another, without computing anything."""
     for index in range(BLOCKS):
         blocks._read(index, blocks._rooms[index % 2])
 
 
 def measured(folder: Path, offloaded: bool, waited: list[float]) -> dict[str, float]:
-    """Scan once, from cold files where they are read meanwhile."""
+    """Scan once; the offloaded scan starts with evicted files."""
     tracers: list[Tracer] = []
-    how: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
-    found = {
-        "load and check, s": seconds(lambda: tracers.append(Tracer.from_pretrained(folder, **how)))
+    options: dict[str, Any] = {"device": "cpu", "offload": "layers" if offloaded else None}
+    figures = {
+        "load and check, s": seconds(
+            lambda: tracers.append(Tracer.from_pretrained(folder, **options))
+        )
     }
     tracer = tracers[0]
-    found["hash, s"] = seconds(lambda: tracer.weight_hash)
+    figures["hash, s"] = seconds(lambda: tracer.weight_hash)
     blocks = tracer._decoder.offloaded
     if blocks is not None:
         for name, prepare in (("cold", forget), ("cached", plain_read)):
             prepare(folder)
             before = read_bytes()
             taken = seconds(partial(read_alone, blocks))
-            found[f"blocks read alone, {name}, GB/s"] = (read_bytes() - before) / taken / 1e9
-    found["one token, s"] = seconds(lambda: tracer.trace([1], select=thresholds(1)))
+            figures[f"blocks read alone, {name}, GB/s"] = (read_bytes() - before) / taken / 1e9
+    figures["one token, s"] = seconds(lambda: tracer.trace([1], select=thresholds(1)))
     if offloaded:
         forget(folder)
     out = folder / ("offloaded" if offloaded else "resident")
-    how = {"select": thresholds(STRATA), "context": CONTEXT, "batch_tokens": BATCH_TOKENS}
+    options = {"select": thresholds(STRATA), "context": CONTEXT, "batch_tokens": BATCH_TOKENS}
     before, waited_before = read_bytes(), sum(waited)
-    found["scan, s"] = seconds(
-        lambda: scan(tracer, folder / "corpus.txt", out, overwrite=True, **how)
+    figures["scan, s"] = seconds(
+        lambda: scan(tracer, folder / "corpus.txt", out, overwrite=True, **options)
     )
-    found["tokens"] = float((open_store(out).token[:] >= 0).sum())
-    found["s a token"] = found["scan, s"] / found["tokens"]
-    found["peak, MiB"] = peak_bytes() / 2**20
+    figures["tokens"] = float((open_store(out).token[:] >= 0).sum())
+    figures["s a token"] = figures["scan, s"] / figures["tokens"]
+    figures["peak, MiB"] = peak_bytes() / 2**20
     if offloaded:
-        found["read, GB"] = (read_bytes() - before) / 1e9
-        found["waited for weights, s"] = sum(waited) - waited_before
-    return found
+        figures["read, GB"] = (read_bytes() - before) / 1e9
+        figures["waited for weights, s"] = sum(waited) - waited_before
+    return figures
 
 
 def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str, Any]:
-    """A step of the bench, under a limit of memory where one is given."""
+    """Run a step of this script in a process, optionally under a memory limit."""
 
     def limited() -> None:
         if limit is not None:
@@ -173,15 +163,15 @@ def in_a_process(step: str, folder: Path, limit: int | None = None) -> dict[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1].replace(str(folder), "FOLDER")}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 # ---- the record ----------------------------------------------------------------------------------
 
 
 def differing(folder: Path) -> list[str]:
-    """Arrays of the two stores that are not the same to the bit."""
+    """Arrays of the two stores that are not bit-identical."""
     ours, theirs = open_store(folder / "offloaded"), open_store(folder / "resident")
     return [
         spec.name
@@ -191,7 +181,7 @@ def differing(folder: Path) -> list[str]:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """All that is measured."""
+    """Run all measurements."""
     in_a_process("build", folder)
     size = sum(path.stat().st_size for path in files(folder))
     rates = {}
@@ -204,8 +194,8 @@ def record_of(folder: Path) -> dict[str, Any]:
         for _ in range(ROUNDS)
     ]
     resident, offloaded = (
-        min(each, key=lambda found: found.get("scan, s", torch.inf))
-        for each in zip(*rounds, strict=True)
+        min(runs, key=lambda run: run.get("scan, s", torch.inf))
+        for runs in zip(*rounds, strict=True)
     )
     return {
         "date": str(date.today()),
@@ -221,10 +211,11 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info, rates = record["machine"], record["plain read, GB/s"]
     columns = [record["resident"], record["offloaded under the limit"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = ([name, *(figure(column.get(name)) for column in columns)] for name in names)
     same = ", ".join(record["arrays that differ"]) or "none"
     lines = [
         f"# A model larger than memory, {record['date']}",
@@ -239,14 +230,12 @@ def page(record: dict[str, Any]) -> str:
         f"A plain read of the files runs at {figure(rates['cold'])} GB/s cold, at "
         f"{figure(rates['cached'])} GB/s from the system's cache.",
         "",
-        "| | resident | offloaded |",
-        "| --- | --- | --- |",
+        *table(["", "resident", "offloaded"], rows),
+        "",
+        f"Arrays of the stores that differ in any bit: {same}.",
+        "",
     ]
-    lines += [
-        f"| {name} | " + " | ".join(figure(each.get(name)) for each in columns) + " |"
-        for name in names
-    ]
-    return "\n".join([*lines, "", f"Arrays of the stores that differ in any bit: {same}.", ""])
+    return "\n".join(lines)
 
 
 @click.command()
@@ -260,7 +249,7 @@ def main(out: Path | None, step: str | None, folder: Path | None) -> None:
             build(folder)
             click.echo("{}")
             return
-        with waits() as waited:  # hooks are made of the timed method when the model is loaded
+        with waits() as waited:  # before loading: the model's hooks take the patched method
             click.echo(json.dumps(measured(folder, step == "offloaded", waited)))
         return
     if out is None:

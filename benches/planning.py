@@ -2,9 +2,9 @@
 
     python benches/planning.py --corpus FOLDER --out benches/results/planning-DATE
 
-The corpus of `scan_million.py`, or one that goes through its text several times, is scanned by the
-command line until some parts are done. How long the reading took, which parts were traced and
-written meanwhile, and how fast, the scan's own log says.
+The corpus of `scan_million.py`, or several passes through its text, is scanned from the command
+line until some parts are done. The scan's log says how long reading took, and which parts were
+traced and written in the meantime.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
 
 
@@ -57,13 +57,15 @@ def record_of(
 
 
 def ended(line: dict[str, Any]) -> float:
-    """When what a line of the log tells was over, in seconds."""
+    """The time at which the step of a log line ended, in seconds."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 def page(record: dict[str, Any], parts: int) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
+    hidden = ("date", "machine", "asked", "passes")
+    rows = ([key, figure(value)] for key, value in record.items() if key not in hidden)
     lines = [
         f"# Reading and tokenising a corpus, {record['date']}",
         "",
@@ -73,14 +75,10 @@ def page(record: dict[str, Any], parts: int) -> str:
         f"{CONTEXT} tokens, defaults otherwise. The share is that of a scan of all tokens at the "
         "rate of these parts; a reading that leaves the cores to tracing takes longer.",
         "",
-        "| | |",
-        "| --- | --- |",
+        *table(["", ""], rows),
+        "",
     ]
-    hidden = ("date", "machine", "asked", "passes")
-    shown = {key: value for key, value in record.items() if key not in hidden}
-    return "\n".join(
-        [*lines, *(f"| {key} | {figure(value)} |" for key, value in shown.items()), ""]
-    )
+    return "\n".join(lines)
 
 
 @click.command()

@@ -2,16 +2,16 @@
 
     python benches/profile_scan.py --out benches/results/profile-NAME
 
-Every op and every linear layer of a scan of the bundled model is timed; the rest is what norms,
-activations, residual sums and the engine take. A part's limit is the longer of two times: its
-operations at the rate of a large matrix product, its bytes at the rate of a large copy, both
-measured in the same run.
+Times every op and every linear layer of a scan of the bundled model; the rest is norms,
+activations, residual sums and the engine. A part's limit is the longer of two times: its operations
+at the rate of a large matrix product, and its bytes at the rate of a large copy, both measured in
+the same run.
 """
 
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import moved_bytes
 from device_timing import Part, parts_of
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from problems import Work, bundled, bundled_work
+from timing import Run, seconds
 
 ROUNDS = 5
 
@@ -35,7 +36,7 @@ Profile = dict[str, Part]
 
 @contextmanager
 def profiled(work: Work, profile: Profile) -> Iterator[None]:
-    """While it lasts, ops and linear layers note their time in `profile`."""
+    """Add the times of ops and linear layers to `profile` while the context is open."""
     started: list[float] = []
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -63,14 +64,12 @@ def profiled(work: Work, profile: Profile) -> Iterator[None]:
 
 
 def profile_of(work: Work) -> Profile:
-    """The mean of some scans, by part; `all` is the whole."""
+    """Mean of `ROUNDS` scans by part; `all` is the whole."""
     work.scan()
     profile: Profile = defaultdict(Part)
     for _ in range(ROUNDS):
         with profiled(work, profile):
-            start = time.perf_counter()
-            work.scan()
-            profile["all"].seconds += time.perf_counter() - start
+            profile["all"].seconds += seconds(work.scan)
     parts = {
         name: Part(part.seconds / ROUNDS, part.operations // ROUNDS, part.bytes // ROUNDS)
         for name, part in profile.items()
@@ -82,15 +81,10 @@ def profile_of(work: Work) -> Profile:
 
 
 def ceilings() -> tuple[float, float]:
-    """Operations a second of a large matrix product, bytes a second of a large copy."""
+    """Operations a second of a large matrix product, and bytes a second of a large copy."""
 
-    def best(run: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(7):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+    def best(run: Run) -> float:
+        return min(seconds(run) for _ in range(7))
 
     square = torch.randn(1536, 1536)
     product = torch.empty_like(square)
@@ -100,13 +94,13 @@ def ceilings() -> tuple[float, float]:
     return rate, 2 * large.nbytes / best(lambda: target.copy_(large))
 
 
-def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
-    """Markdown rows of one scan."""
+HEADER = ("part", "ms", "share", "GFLOP", "MB", "GFLOP/s", "limit, ms", "time / limit")
+
+
+def profile_table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
+    """The table of one scan in Markdown."""
     whole = profile["all"].seconds
-    rows = [
-        "| part | ms | share | GFLOP | MB | GFLOP/s | limit, ms | time / limit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, part in profile.items():
         limit = max(part.operations / rate, part.bytes / bandwidth)
         cells = [name, figure(part.seconds * 1e3), f"{part.seconds / whole:.1%}"]
@@ -118,8 +112,8 @@ def table(profile: Profile, rate: float, bandwidth: float) -> list[str]:
                 figure(limit * 1e3),
                 figure(part.seconds / limit),
             ]
-        rows.append("| " + " | ".join(cells + [""] * (8 - len(cells))) + " |")
-    return rows
+        rows.append(cells + [""] * (len(HEADER) - len(cells)))
+    return table(HEADER, rows)
 
 
 @click.command()
@@ -148,7 +142,7 @@ def main(out: Path) -> None:
         work = bundled_work(length, attention=attention)
         profile = profile_of(work)
         lines += ["", f"## {len(work.ids)} x {length} tokens, {attention}", ""]
-        lines += table(profile, rate, bandwidth)
+        lines += profile_table(profile, rate, bandwidth)
         parts = {
             name: {"seconds": part.seconds, "operations": part.operations, "bytes": part.bytes}
             for name, part in profile.items()

@@ -3,10 +3,10 @@
     python benches/report.py --out benches/results/report-DATE
     python benches/report.py --store traces.zarr --out benches/results/report-scan-DATE
 
-A made-up store of a million tokens is written, and `densitrace report` run on it in a process of
-its own: as it is, without the factors, and on two stores. With --store it is run on a store that is
-there. Seconds are those of the whole command, its imports included; the peak is the most memory
-that its process has held, and the one beside it that explains factors.
+Writes a made-up store of a million tokens and runs `densitrace report` on it in a separate process:
+with defaults, without factors, and on two stores. With --store, runs it on an existing store.
+Seconds are those of the whole command, imports included; the peak is the memory of its process plus
+that of the child process that explains factors.
 """
 
 import subprocess
@@ -21,26 +21,27 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from made_up_store import made_up_documents, make_store
+from process_memory import peak_bytes
 
 from densitrace import open_store
 
 TOKENS = 1_000_000
 CONTROLS = ("inverse", "random")
-ROUNDS = 5  # of which the fastest one is told, and how long the slowest took
+ROUNDS = 5  # the fastest is reported, and the time of the slowest
 POLL_SECONDS = 0.02
 
 
 def measured(arguments: list[str], page: Path) -> dict[str, float]:
-    """One run of the command."""
+    """Run the command once."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "densitrace", "report", *arguments, "--out", str(page)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peaks: dict[int, int] = {}
         while process.poll() is None:
-            for each in family(process.pid):
-                peaks[each] = max(peaks.get(each, 0), peak_bytes(each))
+            for member in family(process.pid):
+                peaks[member] = max(peaks.get(member, 0), peak_bytes(member))
             time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -53,27 +54,17 @@ def measured(arguments: list[str], page: Path) -> dict[str, float]:
 
 
 def family(process: int) -> list[int]:
-    """A process and what it has started."""
-    found = [process]
+    """The ids of a process and of its descendants."""
+    members = [process]
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in tasks.read_text(encoding="ascii").split():
-                found += family(int(child))
-    return found
-
-
-def peak_bytes(process: int) -> int:
-    """The most memory that a process has held so far; 0 if it has gone."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(found[0]) if found else 0
+                members += family(int(child))
+    return members
 
 
 def made_up(folder: Path, tokens: int) -> list[Path]:
-    """Two stores of as many tokens, with both controls."""
+    """Two stores of `tokens` tokens each, with both controls."""
     paths = [folder / f"{seed}.zarr" for seed in range(2)]
     for seed, path in enumerate(paths):
         make_store(path, made_up_documents(tokens), controls=CONTROLS, seed=seed)
@@ -81,18 +72,18 @@ def made_up(folder: Path, tokens: int) -> list[Path]:
 
 
 def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
-    """All that is measured: on the first store, and on both where there are two."""
+    """Run all measurements on the first store, and on both if there are two."""
     names, first = [str(path) for path in stores], open_store(stores[0])
     runs = {
         "one store, without factors": [names[0], "--no-factors"],
         "one store": names[:1],
         **({"two stores": names} if len(names) > 1 else {}),
     }
-    found = {}
+    results = {}
     for name, arguments in runs.items():
         rounds = [measured(arguments, folder / "page.html") for _ in range(ROUNDS)]
-        fastest, slowest = (pick(rounds, key=lambda each: each["seconds"]) for pick in (min, max))
-        found[name] = {**fastest, "seconds, slowest": slowest["seconds"]}
+        fastest, slowest = (pick(rounds, key=lambda run: run["seconds"]) for pick in (min, max))
+        results[name] = {**fastest, "seconds, slowest": slowest["seconds"]}
     return {
         "date": str(date.today()),
         "machine": machine(),
@@ -101,12 +92,12 @@ def record_of(stores: list[Path], folder: Path) -> dict[str, Any]:
         "documents": len(first.documents),
         "strata": len(first.strata),
         "controls": list(first.controls),
-        "runs": found,
+        "runs": results,
     }
 
 
 def page_of(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
     columns = list(next(iter(record["runs"].values())))
     lines = [
@@ -118,12 +109,9 @@ def page_of(record: dict[str, Any]) -> str:
         f"{' and '.join(record['controls']) or 'none'}; `densitrace report` in a process of its "
         f"own, imports included; the fastest of {ROUNDS} runs each, and how long the slowest took.",
         "",
-        "| | " + " | ".join(columns) + " |",
-        "| --- |" + " --- |" * len(columns),
     ]
-    for name, row in record["runs"].items():
-        lines.append(f"| {name} | " + " | ".join(figure(row[c]) for c in columns) + " |")
-    return "\n".join([*lines, ""])
+    rows = ([name, *(figure(run[c]) for c in columns)] for name, run in record["runs"].items())
+    return "\n".join([*lines, *table(["", *columns], rows), ""])
 
 
 @click.command()

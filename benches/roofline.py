@@ -3,10 +3,10 @@
     python benches/roofline.py --out benches/results/roofline-DATE   # llama-8b, T = 2048, an H100
     python benches/roofline.py --shapes llama-1b --length 1024 --out build/roofline
 
-Nothing is measured: operations and bytes are counted by measuring/costs.py on tensors that have a
-shape and no memory, and ceilings are those of a data sheet. Operations of matrix products are held
-against the rate of the matrix units in half precision, all others (minima, maxima, sums of small
-integers) against one operation a lane and cycle of the vector units.
+Nothing is measured: operations and bytes are counted by measuring/costs.py on meta tensors, and
+ceilings come from a data sheet. Operations of matrix products are held against the half-precision
+rate of the matrix units; all others (minima, maxima, sums of small integers) against one operation
+per lane and cycle of the vector units.
 """
 
 import sys
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from costs import Costs, moved_bytes
 from device_models import SHAPES
 from device_timing import VECTOR_RATE
-from ledger import figure, write_record
+from ledger import figure, table, write_record
 from op_cases import Case, cases
 from problems import STRATA, AttentionProblem, PredictionProblem
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -33,10 +33,10 @@ from densitrace.kernels import AttentionEdges, NormWeight, Pattern, ProximityWei
 from densitrace.kernels.results import OutputErrors
 from densitrace.tracer.nodes import Node
 
-RATE = click.FloatRange(0, inf, min_open=True)  # a second
+RATE = click.FloatRange(0, inf, min_open=True)  # per second
 META = torch.device("meta")
 DTYPE = torch.bfloat16
-# Calls a block in a scan under thresholds, live; a block has one attention and one MLP node layer.
+# Calls per block of a live scan under thresholds; a block has an attention and an MLP node layer.
 CALLS = {
     "source_norms, L1": 1,
     "attention_stats": 1,
@@ -50,16 +50,16 @@ ONCE = ("output_errors",)
 
 @dataclass(frozen=True)
 class Device:
-    """What a data sheet promises."""
+    """Ceilings of a device by its data sheet."""
 
     products: float = 989e12  # operations a second in bfloat16, dense: H100 SXM
     vector: float = VECTOR_RATE
-    bytes: float = 3.35e12  # a second
+    bytes: float = 3.35e12  # per second
 
 
 @dataclass(frozen=True)
 class Row:
-    """What an op has to do in one call, on one sequence."""
+    """The work of an op in one call on one sequence."""
 
     name: str
     operations: int
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Operations per byte."""
         return self.operations / self.bytes
 
     def limits(self, device: Device) -> dict[str, float]:
@@ -79,16 +79,16 @@ class Row:
         return {by: self.operations / rate, "memory": self.bytes / device.bytes}
 
 
-# ---- problems without memory ---------------------------------------------------------------------
+# ---- inputs on the meta device -------------------------------------------------------------------
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A shape and a type."""
+    """A tensor with a shape and a dtype but no memory."""
     return torch.empty(shape, dtype=dtype, device=META)
 
 
 def attention_problem(config: Any, length: int, strata: int) -> AttentionProblem:
-    """An attention node of one sequence, as `problems.attention_problem_of` finds it."""
+    """An attention node of one sequence, as `problems.attention_problem_of` returns it."""
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     width, hidden = config.head_dim, config.hidden_size
     q, k = empty(1, heads, length, width, dtype=DTYPE), empty(1, groups, length, width, dtype=DTYPE)
@@ -125,17 +125,17 @@ def prediction_problem(config: Any, length: int, strata: int) -> PredictionProbl
 
 
 def result(case: Case, attention: AttentionProblem) -> object:
-    """What an op gives back, from its definition in plain torch where shapes alone tell."""
+    """An op's result, from its definition in plain torch where that runs on meta tensors."""
     strata, _, length = attention.cuts.shape
     if case.op == "output_errors":
         return OutputErrors.empty(strata, length, META)
-    if by_proximity(case):  # whose definition takes a million steps to the same shapes
+    if by_proximity(case):  # its definition takes a million steps to the same shapes
         return replace(case, arguments=(attention.edges, *case.arguments[1:])).run()
     return case.run()
 
 
 def by_proximity(case: Case) -> bool:
-    """Whether the op weighs edges so."""
+    """Whether the op weighs edges by proximity."""
     return case.edges is not None and isinstance(case.edges.weight, ProximityWeight)
 
 
@@ -143,9 +143,11 @@ def by_proximity(case: Case) -> bool:
 
 
 def op_rows(config: Any, length: int, strata: int) -> list[Row]:
-    """Every op but `collect_edges`, which moves as much as it keeps."""
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    costs = Costs(heads, length, config.head_dim, hidden, strata, config.vocab_size)
+    """A row for every op except `collect_edges`, whose bytes depend on how much it keeps."""
+    costs = Costs(
+        heads=config.num_attention_heads, length=length, width=config.head_dim,
+        hidden=config.hidden_size, strata=strata, vocabulary=config.vocab_size,
+    )  # fmt: skip
     attention = attention_problem(config, length, strata)
     rows = []
     for name, case in cases(attention, prediction_problem(config, length, strata)).items():
@@ -160,7 +162,7 @@ def op_rows(config: Any, length: int, strata: int) -> list[Row]:
 
 
 def linear_row(config: Any, length: int, strata: int) -> Row:
-    """The linear layers of all blocks and lanes, were no row dropped."""
+    """The linear layers of all blocks and lanes, if no row were dropped."""
     with META:
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     layers = [m for m in model.base_model.modules() if isinstance(m, nn.Linear)]
@@ -171,24 +173,25 @@ def linear_row(config: Any, length: int, strata: int) -> Row:
     return Row("linear layers of all lanes", 2 * weights * tokens, moved, True, 1)
 
 
+HEADER = (
+    "op", "GOP", "MB", "op/byte", "bound by", "limit, ms", "calls of a scan", "share of its limit",
+)  # fmt: skip
+
+
 def page(rows: list[Row], device: Device) -> str:
-    """Markdown."""
+    """The table in Markdown."""
     whole = sum(row.calls * max(row.limits(device).values()) for row in rows)
-    lines = [
-        "| op | GOP | MB | op/byte | bound by | limit, ms | calls of a scan | share of its limit |",
-        "|" + " --- |" * 8,
-    ]
+    cells = []
     for row in rows:
         limits = row.limits(device)
         by = max(limits, key=lambda name: limits[name])
         share = f"{row.calls * limits[by] / whole:.1%}" if row.calls else ""
-        cells = [
+        cells.append([
             row.name, figure(row.operations / 1e9), figure(row.bytes / 1e6),
             figure(row.intensity), by, figure(1e3 * limits[by]), figure(row.calls), share,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"| a scan | | | | | {figure(1e3 * whole)} | | 100% |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    cells.append(["a scan", "", "", "", "", figure(1e3 * whole), "", "100%"])
+    return "\n".join(table(HEADER, cells))
 
 
 @click.command(context_settings={"show_default": True})

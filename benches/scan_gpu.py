@@ -5,9 +5,9 @@
     python benches/scan_gpu.py modes --shapes bundled-8b --length 1024 --out build/gpu/modes-trained
     python benches/scan_gpu.py bundled --out build/gpu/scan-bundled
 
-`store` scans made-up text with a model of random weights; nothing is fetched. `modes` compares what
-the importances cost, `bundled` the stores that two devices make of the sample corpus. All of them
-run on a CPU too, with `--shapes tiny`. `store` and `bundled` need zarr.
+`store` scans made-up text with a randomly initialised model; nothing is downloaded. `modes`
+compares the cost of the importances, `bundled` the stores that two devices make of the sample
+corpus. All of them also run on a CPU, with `--shapes tiny`. `store` and `bundled` need zarr.
 """
 
 import json
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from densitrace import Store
 
 SAMPLE = EXAMPLES / "corpus/scan.jsonl"
-DOCUMENT_WORDS = (5.5, 1.0)  # mean and deviation of their log: median 245
+DOCUMENT_WORDS = (5.5, 1.0)  # mean and standard deviation of log length: median 245
 KEPT = ("part", "tokens", "padding", "seconds", "device_seconds", "write_seconds", "bytes")
-COPIES = ("Memcpy", "Memset")  # what a device does beside its kernels
+COPIES = ("Memcpy", "Memset")  # device work other than kernels
 
 Part = dict[str, Any]
 
@@ -65,7 +65,7 @@ TRAINED = {"bundled": Enlargement(), "bundled-8b": LIKE_8B}
 
 
 def model_of(shapes: str, device: str, dtype: str) -> PreTrainedModel:
-    """Of random weights, or the bundled one, tiled up."""
+    """A model with random weights, or the bundled one, tiled up."""
     where, numbers = torch.device(device), getattr(torch, dtype)
     if shapes in MODELS:
         return random_model(MODELS[shapes](), where, numbers)
@@ -73,17 +73,17 @@ def model_of(shapes: str, device: str, dtype: str) -> PreTrainedModel:
     return enlarged(small, TRAINED[shapes], where, numbers)
 
 
-# ---- what is scanned -----------------------------------------------------------------------------
+# ---- the corpus ----------------------------------------------------------------------------------
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """The bundled model's, of 4,096 tokens: every model here has as many or more."""
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(EXAMPLES / "model")
-    return found
+    """The bundled model's, with 4,096 tokens: no model here has a smaller vocabulary."""
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(EXAMPLES / "model")
+    return loaded
 
 
 def made_up_texts() -> Iterator[str]:
-    """Words of the sample corpus in random order, in documents as long as drawn."""
+    """Words of the sample corpus in random order, in documents of log-normal length."""
     drawn = random.Random(0)
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()
     words = [word for line in lines for word in json.loads(line)["text"].split()]
@@ -92,7 +92,7 @@ def made_up_texts() -> Iterator[str]:
 
 
 def write_corpus(path: Path, tokens: int) -> None:
-    """Made-up documents of as many tokens."""
+    """Write made-up documents of `tokens` tokens in total."""
     tokens_of, left = tokenizer(), tokens
     with path.open("w", encoding="utf-8") as file:
         for text in made_up_texts():
@@ -103,11 +103,11 @@ def write_corpus(path: Path, tokens: int) -> None:
                 return
 
 
-# ---- a scan, watched -----------------------------------------------------------------------------
+# ---- a scan, observed ----------------------------------------------------------------------------
 
 
 class PartLog(logging.Handler):
-    """Keeps what a scan says of its parts, and tells it at once."""
+    """Keeps a scan's log entries of finished parts, and reports each at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         logging.Handler.__init__(self)
@@ -115,7 +115,7 @@ class PartLog(logging.Handler):
         self.say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line of the log."""
+        """Keep an entry if it is of a finished part."""
         if record.getMessage() == "part done":
             part = {name: getattr(record, name) for name in KEPT}
             self.parts.append(part)
@@ -123,8 +123,8 @@ class PartLog(logging.Handler):
 
 
 @contextmanager
-def parts_told(say: Callable[[str], None] = lambda _: None) -> Iterator[list[Part]]:
-    """What is said of the parts that are done while the context is open."""
+def parts_logged(say: Callable[[str], None] = lambda _: None) -> Iterator[list[Part]]:
+    """The log entries of parts that finish while the context is open."""
     log, kept = logging.getLogger("densitrace.tracer.run"), PartLog(say)
     level = log.level
     log.addHandler(kept)
@@ -151,7 +151,7 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def kernel_seconds(run: Callable[[], object]) -> float:
-    """How long one kernel or several were at work."""
+    """Seconds during which at least one kernel ran."""
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profile:
         run()
     return 1e-6 * covered(
@@ -162,7 +162,7 @@ def kernel_seconds(run: Callable[[], object]) -> float:
 
 
 def part_figures(parts: Sequence[Part]) -> Figures:
-    """Of some parts together."""
+    """Combined figures of some parts."""
     tokens, spent = sum(part["tokens"] for part in parts), sum(part["seconds"] for part in parts)
     device = sum(part["device_seconds"] for part in parts)
     return {
@@ -186,9 +186,10 @@ def note_scan(
     deadline: float,
     **options: Any,
 ) -> None:
-    """Plan, scan until the deadline (time.monotonic), and where there is a GPU profile a part.
+    """Plan, scan until the deadline (time.monotonic), and on a GPU profile one part.
 
-    The first part stands apart: in it kernels are compiled. A part that was begun is finished.
+    The first part gets its own row because kernels are compiled in it. A part that has begun is
+    finished.
     """
     from densitrace.tracer.run import Limits
 
@@ -198,12 +199,12 @@ def note_scan(
         )
 
     planning = seconds(lambda: scan(max_parts=0))
-    with parts_told(record.say) as parts:
+    with parts_logged(record.say) as parts:
         store = scan(max_parts=1)
         record.add(title, "first part", **part_figures(parts))
         try:
             store = scan(seconds=max(0.0, deadline - time.monotonic()))
-        finally:  # whoever interrupts it has the parts that are done
+        finally:  # also when interrupted
             if parts[1:]:
                 record.add(title, "other parts", **part_figures(parts[1:]))
     done = sum(part["tokens"] for part in parts)
@@ -228,20 +229,20 @@ def note_scan(
 
 
 def open_first_part(store: "Store") -> None:
-    """The first part is not done any more."""
+    """Mark the first part as not done."""
     from densitrace.tracer.store import open_store_in
 
     open_store_in(store.storage, to_write=True).open_again(0)
 
 
 def note_kernels(record: DeviceRecord, title: str, scan_a_part: Callable[[], object]) -> None:
-    """A part again, and once more under the profiler, which says how long kernels ran.
+    """Trace a part again, and once more under the profiler to learn how long kernels ran.
 
-    Their time is held against that of the part without it: the profiler slows the host down.
+    Kernel time is compared with the unprofiled run: the profiler slows the host down.
     """
-    with parts_told() as parts:
+    with parts_logged() as parts:
         scan_a_part()
-    with parts_told() as profiled:
+    with parts_logged() as profiled:
         busy = kernel_seconds(scan_a_part)
     figures, slowed = part_figures(parts), part_figures(profiled)
     figures["in kernels, s"] = busy
@@ -282,19 +283,19 @@ def note_modes(
 
 
 class Summed:
-    """Shares of the attention edges of each block that were summed exactly."""
+    """Shares of each block's attention edges that were summed exactly."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []
 
     def __call__(self, node: Node, cuts: Tensor) -> None:
         if node.edges is not None:
-            found = kernels.edge_levels(node.edges, cuts).evaluated
-            self.shares.append(1.0 if found is None else float(found))
+            share = kernels.edge_levels(node.edges, cuts).evaluated
+            self.shares.append(1.0 if share is None else float(share))
 
 
 def share_summed(work: Work) -> float:
-    """Of the attention edges of all blocks; for the others a bound said enough."""
+    """Mean share of attention edges summed exactly; for the others a bound was enough."""
     seen = Summed()
     work.tracing.loop(work.batch, work.rule, masked_lanes=False, observers=(seen,)).run()
     return float(np.mean(seen.shares))
@@ -305,17 +306,17 @@ def share_summed(work: Work) -> float:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far an array of two stores may differ: this share of it by no more than so much."""
+    """How far an array of two stores may differ: at least `share` of it by at most `difference`."""
 
     difference: float = 0.0
     share: float = 1.0
 
 
-# In float32. Devices add in different orders, so numbers differ in their last digits. An edge whose
-# weight is that near to its cut is kept on one and not on the other, which moves a size by an edge
-# and what comes out of that lane by more. Two backends of one CPU (`bundled --device cpu --backend
-# reference --documents 6`) differed so in 0.05% of the topology, and in 0.03 to 0.09% of an error
-# by more than 1e-3; 1% are allowed. All other arrays are the same on any device.
+# In float32. Devices add in different orders, so the last digits differ. An edge whose weight is
+# that close to its cut is kept on one device and not on the other, which changes a size by one edge
+# and that lane's errors by more. Two backends of one CPU (`bundled --device cpu --backend reference
+# --documents 6`) differed like this in 0.05% of the topology, and by more than 1e-3 in 0.03 to
+# 0.09% of an error; 1% is allowed. All other arrays must be equal.
 ROUNDING = {
     "surprisal": Rounding(1e-4), "model_entropy": Rounding(1e-4),
     "size": Rounding(1e-4, 0.99), "topology": Rounding(0, 0.99),
@@ -325,13 +326,13 @@ ROUNDING = {
 
 
 def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
-    """Of every array of two stores of one corpus, where tokens are; and whether they are rounding.
+    """Compare every array of two stores of one corpus where there are tokens.
 
-    `within` is the share of an array that differs by no more than is `allowed`, `wanted` the least
-    of it.
+    `within` is the share of an array that differs by at most `allowed`, `wanted` the smallest share
+    that passes as rounding.
     """
     valid = theirs.token[:] >= 0
-    found: dict[str, Figures] = {}
+    result: dict[str, Figures] = {}
     for spec in layout.window_arrays(theirs.controls):
         left, right = (store.array(spec.name)[:] for store in (ours, theirs))
         if "column" in spec.dims:
@@ -340,7 +341,7 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
         apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
         missing, rounding = np.isnan(left) != np.isnan(right), ROUNDING.get(spec.name, Rounding())
         within = float((same | (apart <= rounding.difference)).mean())
-        found[spec.name] = {
+        result[spec.name] = {
             "type": str(right.dtype),
             "largest difference": float(np.max(np.nan_to_num(apart, nan=0.0), initial=0)),
             "share equal": float(same.mean()),
@@ -350,11 +351,11 @@ def differences(ours: "Store", theirs: "Store") -> dict[str, Figures]:
             "wanted": rounding.share,
             "verdict": "rounding" if within >= rounding.share else "more than rounding",
         }
-    return found
+    return result
 
 
 def sample(folder: Path, documents: int | None) -> Path:
-    """The first documents of the sample corpus, or all."""
+    """Write the first documents of the sample corpus, or all of them."""
     path = folder / "sample.jsonl"
     lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:documents]), encoding="utf-8")
@@ -367,7 +368,7 @@ def note_bundled(
     runs: Sequence[tuple[str, str]],
     documents: int | None,
 ) -> list[str]:
-    """The bundled model's scans of the sample corpus, by two devices and backends.
+    """Scan the sample corpus with the bundled model on two devices or backends.
 
     Returns:
         The arrays that differ by more than rounding.
@@ -384,10 +385,10 @@ def note_bundled(
             )
             for number, (device, backend) in enumerate(runs)
         ]  # fmt: skip
-        found = differences(*stores)
-    for name, figures in found.items():
+        arrays = differences(*stores)
+    for name, figures in arrays.items():
         record.add(title, name, **figures)
-    return [name for name, figures in found.items() if figures["verdict"] != "rounding"]
+    return [name for name, figures in arrays.items() if figures["verdict"] != "rounding"]
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def device_option(command: Any) -> Any:
 
 
 def model_options(command: Any) -> Any:
-    """Which model, and where."""
+    """Options that choose the model, its dtype and its device."""
     for option in (
         click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")),
                      default="bfloat16", show_default=True),
@@ -412,7 +413,7 @@ def model_options(command: Any) -> Any:
 
 @contextmanager
 def recorded(out: Path) -> Iterator[DeviceRecord]:
-    """Rows go to OUT.json and OUT.md as they come, at the end the page to the terminal."""
+    """Write rows to OUT.json and OUT.md as they come, and print the page at the end."""
     record = DeviceRecord(stem=out, say=click.echo)
     yield record
     click.echo(record.page())

@@ -2,9 +2,9 @@
 
     python benches/scan_million.py --corpus FOLDER --out benches/results/scan-million-DATE
 
-Paragraphs of the folder's .txt files, in documents of many lengths, are scanned with a small
-model by the command line until a million tokens are done; on the way the process is killed
-(SIGKILL), and the same command goes on. Memory is that of the process, once a second.
+Paragraphs of the folder's .txt files, in documents of many lengths, are scanned with a small model
+from the command line until a million tokens are done. On the way the process is killed (SIGKILL)
+several times and the same command resumes. The memory of the process is sampled once a second.
 """
 
 import random
@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, MODELS, command_of, parts_logged, write_corpus
+from process_memory import held_bytes
 from scan_workers import shards
 
 from densitrace import open_store
@@ -33,7 +34,7 @@ from densitrace.tracer import layout
 from densitrace.tracer.store import Store, open_store_in
 
 KILLED_AT = (0.17, 0.44, 0.81)  # shares of the tokens
-CHECKED_PARTS = 3  # done again at the end
+CHECKED_PARTS = 3  # redone at the end
 SAMPLE_SECONDS = 1.0
 PLOT_KILLS: dict[str, Any] = {"color": "0.6", "linestyle": "--", "linewidth": 0.8}
 
@@ -42,15 +43,15 @@ PLOT_KILLS: dict[str, Any] = {"color": "0.6", "linestyle": "--", "linewidth": 0.
 
 
 class Watched:
-    """The command in a process of its own, its memory and what it has done over time."""
+    """Runs the command in a process, sampling its memory and progress."""
 
     def __init__(self, command: list[str], out: Path) -> None:
         self.command, self.out = command, out
-        self.samples: list[tuple[float, float, int]] = []  # seconds, bytes held, parts done
+        self.samples: list[tuple[float, int, int]] = []  # seconds, bytes held, parts done
         self.began = time.monotonic()
 
     def run(self, kill_at: int | None) -> None:
-        """To the end, or until so many parts are done: then killed in the middle of the next."""
+        """Run to the end, or until `kill_at` parts are done and then kill during the next one."""
         process = subprocess.Popen(self.command)
         moments = random.Random(kill_at)
         while process.poll() is None:
@@ -66,20 +67,11 @@ class Watched:
             raise click.ClickException(f"the scan ended with {process.returncode}")
 
 
-def held_bytes(pid: int) -> float:
-    """Memory that a process holds, 0 once it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return 1024 * float(next((line.split()[1] for line in lines if line.startswith("VmRSS")), 0))
-
-
-# ---- what came of it -----------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def raw_bytes(store: Store) -> int:
-    """Of all values that the parts hold, without padding and compression."""
+    """Bytes of all values that the parts hold, without padding and compression."""
     tokens = int(store.lengths.sum())
     total = 0
     for spec in layout.window_arrays(store.controls):
@@ -92,13 +84,13 @@ def raw_bytes(store: Store) -> int:
 
 
 def files_of(folder: Path) -> tuple[int, int]:
-    """How many, and their bytes."""
+    """Number of files, and their bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return len(sizes), sum(sizes)
 
 
 def same_again(store: Store, command: list[str]) -> list[str]:
-    """Shards that differ once some parts are done again; there should be none."""
+    """Shards that differ after some parts are redone; there should be none."""
     before = shards(Path(store.path))
     writable = open_store_in(store.storage, to_write=True)
     for part in np.linspace(0, store.n_parts - 1, CHECKED_PARTS).astype(int).tolist():
@@ -108,8 +100,8 @@ def same_again(store: Store, command: list[str]) -> list[str]:
     return [name for name in before if before[name] != after.get(name)]
 
 
-def plot(samples: list[tuple[float, float, int]], kills: list[float], path: Path) -> None:
-    """Memory over time, as SVG."""
+def plot(samples: list[tuple[float, int, int]], kills: list[float], path: Path) -> None:
+    """Plot memory over time as SVG."""
     matplotlib.rcParams["svg.hashsalt"] = "densitrace"
     seconds, held, _ = np.array(samples).T
     chart = Figure(figsize=(7, 2.5), layout="constrained")
@@ -122,12 +114,12 @@ def plot(samples: list[tuple[float, float, int]], kills: list[float], path: Path
 
 
 def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path) -> dict[str, Any]:
-    """Scan, kill, go on, and count."""
+    """Scan, kill, resume, and collect the results."""
     text, out, log = folder / "corpus.jsonl", folder / "traces.zarr", folder / "log.jsonl"
     write_corpus(corpus, text, tokens, model)
     command = command_of(text, out, log, model)
     watched, kills = Watched(command, out), []
-    # The first start plans; how many parts there are is known from then on.
+    # The first run makes the plan, and with it the number of parts.
     watched.run(kill_at=1)
     kills.append(watched.samples[-1][0])
     n_parts = open_store(out).n_parts
@@ -142,7 +134,7 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
     traced = sum(part["tokens"] for part in parts)
     seconds = sum(part["seconds"] for part in parts)
     count, size = files_of(out)
-    shards = sum(part["bytes"] for part in parts) * store.attributes["tokens"] / traced
+    part_bytes = sum(part["bytes"] for part in parts) * store.attributes["tokens"] / traced
     held = np.array([sample[1] for sample in watched.samples])
     late = np.array_split(held[held > 0], 4)
     return {
@@ -165,8 +157,8 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
         "write share": sum(part["write_seconds"] for part in parts) / seconds,
         "files": count,
         "bytes a token, all files": size / len(frame),
-        "bytes a token, parts": shards / len(frame),
-        "compression ratio, parts": raw_bytes(store) / shards,
+        "bytes a token, parts": part_bytes / len(frame),
+        "compression ratio, parts": raw_bytes(store) / part_bytes,
         "memory by quarters of the time, median MiB": [float(np.median(q)) / 2**20 for q in late],
         "peak memory, MiB": float(held.max()) / 2**20,
         "shards that differ when done again": same_again(store, command),
@@ -174,7 +166,7 @@ def record_of(corpus: Path, tokens: int, model: str, folder: Path, drawing: Path
 
 
 def page(record: dict[str, Any], drawing: Path) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
     shown = {key: value for key, value in record.items() if key not in ("date", "machine", "asked")}
     lines = [
@@ -186,14 +178,17 @@ def page(record: dict[str, Any], drawing: Path) -> str:
         f"{CONTEXT} tokens, defaults otherwise. Parts are written while the next one is traced: "
         "the write share is of the seconds of tracing, hidden or not.",
         "",
-        "| | |",
-        "| --- | --- |",
+        *table(["", ""], ([name, _shown(value)] for name, value in shown.items())),
+        "",
+        f"![Memory over time]({drawing.name})",
+        "",
     ]
-    for name, value in shown.items():
-        values = value if isinstance(value, list) else [value]
-        told = ", ".join(figure(v) if not isinstance(v, bool) else str(v) for v in values) or "none"
-        lines.append(f"| {name} | {told} |")
-    return "\n".join([*lines, "", f"![Memory over time]({drawing.name})", ""])
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(str(v) if isinstance(v, bool) else figure(v) for v in values) or "none"
 
 
 @click.command()

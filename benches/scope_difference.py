@@ -2,9 +2,9 @@
 
     python benches/scope_difference.py --outputs 120 --out benches/results/scopes
 
-Sizes are equal and frozen errors are too (tests/tracer/test_scopes.py). With live attention the
-tokens outside an output's trace present other keys to the softmax in the one scope than in the
-other. This measures what that does on the bundled model, stratum by stratum.
+Sizes are equal, and so are frozen errors (tests/tracer/test_scopes.py). With live attention, tokens
+outside an output's trace present different keys to the softmax in the two scopes. This measures the
+effect on the bundled model, stratum by stratum.
 """
 
 import json
@@ -19,7 +19,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import write_record
+from ledger import table, write_record
 
 from densitrace import AutoStrata, Trace, Tracer
 
@@ -39,16 +39,16 @@ def outputs(tracer: Tracer, wanted: int, seed: int) -> list[list[int]]:
 def curves(tracer: Tracer, windows: list[list[int]], strata: int) -> dict[str, Any]:
     """Errors of each window's last token in both scopes: tv [outputs, K], auc [outputs]."""
     rule = tracer.choose_strata(AutoStrata(strata), windows)
-    found: dict[str, list[Any]] = {"all": [], "output": [], "auc_all": [], "auc_output": []}
+    results: dict[str, list[Any]] = {"all": [], "output": [], "auc_all": [], "auc_output": []}
     for window in track(windows, description="outputs"):
         for scope in ("all", "output"):
             trace = tracer.trace(window, select=rule, scope=scope)
             assert isinstance(trace, Trace)
-            found[scope].append(trace.errors["tv"][-1])
-            found[f"auc_{scope}"].append(trace.auc_tv[-1])
+            results[scope].append(trace.errors["tv"][-1])
+            results[f"auc_{scope}"].append(trace.auc_tv[-1])
             size = trace.size[-1]
-        found.setdefault("size", []).append(size)
-    return {"rule": rule.values, **{name: np.array(values) for name, values in found.items()}}
+        results.setdefault("size", []).append(size)
+    return {"rule": rule.values, **{name: np.array(values) for name, values in results.items()}}
 
 
 @click.command()
@@ -59,14 +59,14 @@ def curves(tracer: Tracer, windows: list[list[int]], strata: int) -> dict[str, A
 def main(wanted: int, strata: int, seed: int, out: Path) -> None:
     """Measure, and write OUT.json and OUT.md."""
     tracer = Tracer.from_pretrained(ROOT / "examples/model", device="cpu")
-    found = curves(tracer, outputs(tracer, wanted, seed), strata)
-    difference = found["all"] - found["output"]
-    rank = float(spearmanr(found["auc_all"], found["auc_output"]).statistic)
+    results = curves(tracer, outputs(tracer, wanted, seed), strata)
+    difference = results["all"] - results["output"]
+    rank = float(spearmanr(results["auc_all"], results["auc_output"]).statistic)
     columns = {
-        "threshold": found["rule"],
-        "mean size": found["size"].mean(0).tolist(),
-        "mean TV, all": found["all"].mean(0).tolist(),
-        "mean TV, output": found["output"].mean(0).tolist(),
+        "threshold": results["rule"],
+        "mean size": results["size"].mean(0).tolist(),
+        "mean TV, all": results["all"].mean(0).tolist(),
+        "mean TV, output": results["output"].mean(0).tolist(),
         "mean absolute difference": np.abs(difference).mean(0).tolist(),
         "largest": np.abs(difference).max(0).tolist(),
     }
@@ -78,19 +78,14 @@ def main(wanted: int, strata: int, seed: int, out: Path) -> None:
         "spearman of auc_tv": rank,
         "strata": columns,
     }
-    rows = [
-        "| " + " | ".join(f"{value:.3g}" for value in row) + " |"
-        for row in zip(*columns.values(), strict=True)
-    ]
+    rows = ([f"{value:.3g}" for value in row] for row in zip(*columns.values(), strict=True))
     page = [
         f"# Errors in the two scopes, live attention, {date.today()}",
         "",
         f"`{command}`, bundled model, {wanted} outputs. "
         f"Rank correlation (Spearman) of auc_tv: {rank:.3f}.",
         "",
-        "| " + " | ".join(columns) + " |",
-        "|" + " --- |" * len(columns),
-        *rows,
+        *table(columns, rows),
     ]
     write_record(out, record, "\n".join(page) + "\n")
 

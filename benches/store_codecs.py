@@ -2,17 +2,15 @@
 
     python benches/store_codecs.py --store traces.zarr --out benches/results/store-codecs-DATE
 
-The windows of a finished scan, as many as a part of the largest size holds, are written again with
-every candidate and read back: whole, as a report does, and one window of the curves, as one who
-looks at a passage does. Copies of that part are read by several threads, too. Candidates take
-turns, round after round, so that what else the machine does meets all of them. The files are in the
-system's cache.
+Windows of a finished scan, as many as a part of the largest size holds, are rewritten with every
+candidate and read back: whole, as a report does, and one window of the curves, as for looking at a
+passage. Copies of that part are also read by several threads. Candidates alternate, round after
+round, so that other load on the machine affects all of them. The files are in the page cache.
 """
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -29,7 +27,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
+from timing import Run, seconds
 
 from densitrace import open_store
 from densitrace.tracer import layout
@@ -38,10 +37,10 @@ from densitrace.tracer.store import Store
 from densitrace.tracer.stored_edges import COMPRESSORS
 
 ROUNDS = 5
-CHUNK_VALUES = (1 << 14, layout.CHUNK_VALUES, 1 << 21)  # (token, stratum) pairs; the last: a part
-AT_ONCE = (1, 4, 10, 32)  # chunks that Zarr is at together: its async.concurrency, by default 10
+CHUNK_VALUES = (1 << 14, layout.CHUNK_VALUES, 1 << 21)  # (token, stratum) pairs; last: a part
+AT_ONCE = (1, 4, 10, 32)  # concurrent chunk requests: Zarr's async.concurrency, 10 by default
 READERS = (1, 2, 4, 8)  # threads that read parts
-PARTS = 8  # that they read
+PARTS = 8  # read by them
 CODECS: Mapping[str, Any] = {
     "none": (),
     "zstd 3": (ZstdCodec(level=3),),
@@ -52,13 +51,13 @@ CODECS: Mapping[str, Any] = {
     "zstd 7, shuffled": (BloscCodec(cname="zstd", clevel=7, shuffle="shuffle"),),
 }
 CHOSEN = next(name for name, codecs in CODECS.items() if codecs == COMPRESSORS[:-1])
-READ = ("size", "tv")  # what one who looks at a window reads
+READ = ("size", "tv")  # read when looking at one window
 Arrays = Mapping[str, NDArray[Any]]
 Row = dict[str, Any]
 
 
 def part_of(store: Store) -> dict[str, NDArray[Any]]:
-    """All arrays of so many of the store's windows as a part of the largest size holds."""
+    """All arrays of the first windows of a store, as many as a part of the largest size holds."""
     _, columns, strata = store.array("tv").shape
     count = layout.parts(columns, strata, sys.maxsize).windows
     if store.n_windows < count or not store.complete:
@@ -68,7 +67,7 @@ def part_of(store: Store) -> dict[str, NDArray[Any]]:
 
 
 def write(folder: Path, arrays: Arrays, windows: int, codecs: Any, parts: int = 1) -> None:
-    """The arrays as parts that are the same: a shard each, in chunks of so many windows."""
+    """Write the arrays as identical parts: one shard each, in chunks of `windows` windows."""
     group = zarr.create_group(folder, overwrite=True, zarr_format=3)
     for name, values in arrays.items():
         whole = -(-len(values) // windows) * windows
@@ -87,20 +86,18 @@ def write(folder: Path, arrays: Arrays, windows: int, codecs: Any, parts: int = 
 
 
 def stored(folder: Path) -> "dict[str, zarr.Array[Any]]":
-    """The arrays of a folder, opened."""
+    """Open the arrays of a folder."""
     return dict(zarr.open_group(folder, mode="r").arrays())
 
 
-def in_turns(runs: Sequence[Mapping[str, Callable[[], object]]]) -> list[dict[str, float]]:
-    """What candidates do, timed: the median seconds of some rounds in which each has its turn."""
-    found: list[dict[str, list[float]]] = [{name: [] for name in run} for run in runs]
+def in_turns(runs: Sequence[Mapping[str, Run]]) -> list[dict[str, float]]:
+    """Time the candidates in turns: the median seconds over `ROUNDS` rounds."""
+    times: list[dict[str, list[float]]] = [{name: [] for name in run} for run in runs]
     for _ in range(ROUNDS):
-        for run, seconds in zip(runs, found, strict=True):
+        for run, taken in zip(runs, times, strict=True):
             for name, do in run.items():
-                start = time.perf_counter()
-                do()
-                seconds[name].append(time.perf_counter() - start)
-    return [{name: median(each) for name, each in seconds.items()} for seconds in found]
+                taken[name].append(seconds(do))
+    return [{name: median(figures) for name, figures in taken.items()} for taken in times]
 
 
 # ---- what is measured ----------------------------------------------------------------------------
@@ -113,11 +110,11 @@ class Candidate:
     folder: Path
     arrays: Arrays
     codec: str
-    windows: int  # of a chunk
+    windows: int  # per chunk
     at_once: int = zarr.config.get("async.concurrency")
 
-    def runs(self) -> Mapping[str, Callable[[], object]]:
-        """What is timed of it."""
+    def runs(self) -> Mapping[str, Run]:
+        """What is timed, by column of the table."""
         middle = len(self.arrays["token"]) // 2
 
         def read(names: Iterable[str], where: Any) -> None:
@@ -137,16 +134,16 @@ class Candidate:
         }
 
     def bytes_a_token(self) -> float:
-        """Of what was written, which holds what it should."""
+        """Bytes per token of what was written, after checking its values."""
         for name, array in stored(self.folder).items():
-            there = np.asarray(array[: len(self.arrays[name])])
-            np.testing.assert_array_equal(there, self.arrays[name])
+            written = np.asarray(array[: len(self.arrays[name])])
+            np.testing.assert_array_equal(written, self.arrays[name])
         tokens = int((self.arrays["token"] >= 0).sum())
         return sum(path.stat().st_size for path in self.folder.rglob("c.*")) / tokens
 
 
 def codecs_and_chunks(folder: Path, arrays: Arrays) -> list[Row]:
-    """Every codec in chunks of the chosen size, and the chosen codec in every size."""
+    """Every codec with chunks of the chosen size, and the chosen codec with every size."""
     count, columns, strata = arrays["tv"].shape
     sizes = [min(count, max(1, values // (columns * strata))) for values in CHUNK_VALUES]
     if len(set(sizes)) < len(sizes):
@@ -161,34 +158,36 @@ def codecs_and_chunks(folder: Path, arrays: Arrays) -> list[Row]:
     times = in_turns([candidate.runs() for candidate in candidates])
     return [
         {
-            "codec": each.codec + (" (chosen)" if ways[number] == (CHOSEN, chosen) else ""),
-            "windows a chunk": each.windows,
-            "bytes a token": each.bytes_a_token(),
-            **seconds,
+            "codec": candidate.codec + (" (chosen)" if ways[number] == (CHOSEN, chosen) else ""),
+            "windows a chunk": candidate.windows,
+            "bytes a token": candidate.bytes_a_token(),
+            **timed,
         }
-        for number, (each, seconds) in enumerate(zip(candidates, times, strict=True))
+        for number, (candidate, timed) in enumerate(zip(candidates, times, strict=True))
     ]
 
 
 def chunks_at_once(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
-    """The chosen way, with so many chunks at which Zarr is together."""
+    """The chosen codec and chunks, with different numbers of concurrent chunk requests."""
     candidates = [
         Candidate(folder / f"at-once-{number}", arrays, CHOSEN, windows, number)
         for number in AT_ONCE
     ]
     times = in_turns([candidate.runs() for candidate in candidates])
-    return [{"chunks at once": number, **each} for number, each in zip(AT_ONCE, times, strict=True)]
+    return [
+        {"chunks at once": number, **timed} for number, timed in zip(AT_ONCE, times, strict=True)
+    ]
 
 
 def readers(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
-    """Several parts, each read by one of so many threads: all arrays, and the curves alone."""
+    """Several parts, each read by one of `threads` threads: all arrays, and the curves alone."""
     write(folder, arrays, windows, CODECS[CHOSEN], PARTS)
-    found = stored(folder)
-    size = found["token"].shape[0] // PARTS
+    opened = stored(folder)
+    size = opened["token"].shape[0] // PARTS
 
     def read(names: Iterable[str], part: int) -> None:
         for name in names:
-            found[name][part * size : (part + 1) * size]
+            opened[name][part * size : (part + 1) * size]
 
     def by(threads: int, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -204,13 +203,13 @@ def readers(folder: Path, arrays: Arrays, windows: int) -> list[Row]:
         ]
     )
     return [
-        {"readers": f"{threads}{' (chosen)' if threads == CHOSEN_READERS else ''}", **each}
-        for threads, each in zip(READERS, times, strict=True)
+        {"readers": f"{threads}{' (chosen)' if threads == CHOSEN_READERS else ''}", **timed}
+        for threads, timed in zip(READERS, times, strict=True)
     ]
 
 
 def record_of(store: Store, folder: Path) -> dict[str, Any]:
-    """Every candidate."""
+    """Run all measurements."""
     arrays = part_of(store)
     _, columns, strata = arrays["tv"].shape
     windows = max(1, layout.CHUNK_VALUES // (columns * strata))
@@ -235,18 +234,13 @@ def record_of(store: Store, folder: Path) -> dict[str, Any]:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table_of(rows: Sequence[Row]) -> list[str]:
     """Markdown."""
-    return [
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + " --- |" * len(rows[0]),
-        *("| " + " | ".join(figure(value) for value in row.values()) + " |" for row in rows),
-        "",
-    ]
+    return [*table(rows[0], (map(figure, row.values()) for row in rows)), ""]
 
 
 def page(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info = record["machine"]
     load = " and ".join(map(figure, record["load, before and after"]))
     return "\n".join(
@@ -259,13 +253,13 @@ def page(record: dict[str, Any]) -> str:
             f"checksum on every chunk. Medians of {ROUNDS} rounds in which each has its turn. "
             f"Processes that wanted a core, before and after: {load}.",
             "",
-            *table(record["codecs and chunks"]),
+            *table_of(record["codecs and chunks"]),
             "Chunks of one array at which Zarr is together (`async.concurrency`):",
             "",
-            *table(record["chunks at once"]),
+            *table_of(record["chunks at once"]),
             f"Threads that read {PARTS} such parts, a part each at a time:",
             "",
-            *table(record["readers"]),
+            *table_of(record["readers"]),
         ]
     )
 

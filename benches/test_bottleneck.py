@@ -1,9 +1,9 @@
 """How fast is the (max, min) product: in C++, as a loop in plain torch, as boolean products.
 
-`bottleneck` serves all strata at once. The alternative of METHOD, section 4, is one boolean
-reachability product a stratum, here as a float32 matrix product, the fastest that torch has on a
-CPU. Operations are counted alike for all: a min and a max for each of the T (T + 1) (T + 2) / 6
-paths i <= j <= t, whatever a provider does besides.
+`bottleneck` serves all strata at once. The alternative of METHOD §4 is one boolean reachability
+product per stratum, here a float32 matrix product, the fastest that torch has on a CPU. Operations
+are counted the same way for all: a min and a max for each of the T (T + 1) (T + 2) / 6 paths i <= j
+<= t, whatever else a provider does.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LENGTHS = (256, 1024, 2048)
 
 
 def level_maps(length: int) -> tuple[Tensor, Tensor]:
-    """reach and levels, uint8 [1, T, T], every level of 0 .. K equally likely."""
+    """reach and levels, uint8 [1, T, T], each level of 0 .. K equally likely."""
     generator = torch.Generator().manual_seed(length)
     maps = torch.randint(0, STRATA + 1, (2, 1, length, length), generator=generator)
     reach, levels = maps.to(torch.uint8).tril()
@@ -29,7 +29,7 @@ def level_maps(length: int) -> tuple[Tensor, Tensor]:
 
 
 def by_boolean_products(reach: Tensor, levels: Tensor) -> Tensor:
-    """One reachability product a stratum; their sum is the bottleneck, as the strata nest."""
+    """One reachability product per stratum; as strata nest, their sum is the bottleneck."""
     result = torch.zeros_like(reach)
     for level in range(1, STRATA + 1):
         paths = (reach >= level).float() @ (levels >= level).float()

@@ -1,8 +1,9 @@
 """What does tracing cost, against the plain forward of the same model?
 
 The bundled model on the sample corpus: the plain forward itself, importance and sizes, and full
-scans with live and with frozen attention. A scan of K strata runs K + 1 lanes, so it can cost no
-less than K + 1 forwards unless lanes skip what they mask; with frozen attention they share it.
+scans with live and with frozen attention. A scan of K strata runs K + 1 lanes, so it costs at least
+K + 1 forwards unless lanes skip what they mask; with frozen attention they share the attention
+weights.
 """
 
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from problems import bundled_work
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import measure
 
-# Strata measured at each length. Where a scan of 12 takes over a minute, 4 stand for it.
+# Strata measured at each length; 4 where 12 would take over a minute.
 STRATA_AT = {64: (12,), 256: (12,), 512: (1, 4, 12, 16), 1024: (12,), 2048: (12,), 4096: (12,)}
-TRACING = {  # the pass of `problems.Work`, and its attention
+TRACING = {  # the method of `problems.Work`, and its attention
     "sizes": ("sizes", "live"),
     "scan-live": ("scan", "live"),
     "scan-frozen": ("scan", "frozen"),
@@ -31,7 +32,7 @@ def rows() -> Iterator[Any]:
 
 @pytest.mark.parametrize("length", STRATA_AT)
 def test_forward(benchmark: BenchmarkFixture, length: int) -> None:
-    """Against itself: what the ratios of the others are worth."""
+    """The forward timed against itself: the noise of the other ratios."""
     benchmark.group = f"engine T={length}"
     work = bundled_work(length)
     timed = measure(benchmark, work.forward, {"plain forward": work.forward}, "plain forward")
@@ -44,10 +45,10 @@ def test_tracing(benchmark: BenchmarkFixture, part: str, length: int, strata: in
     benchmark.group = f"engine T={length}"
     name, attention = TRACING[part]
     work = bundled_work(length, strata, attention=attention)
-    beside = {"plain forward": work.forward}
+    baselines = {"plain forward": work.forward}
     if name == "sizes":
-        beside["forward without unembedding"] = work.without_unembedding
-    timed = measure(benchmark, getattr(work, name), beside, "plain forward")
+        baselines["forward without unembedding"] = work.without_unembedding
+    timed = measure(benchmark, getattr(work, name), baselines, "plain forward")
     if timed is None:
         return
     noted = benchmark.extra_info

@@ -1,11 +1,11 @@
 """What does tracing cost on a GPU, against the plain SDPA forward of the same model?
 
-Models of 1 and 8 billion random parameters in bfloat16, 12 strata. Each pass is timed in turns with
-the plain forward of the same batch (logits included), `x forward` is the ratio of the two. Sizes,
-which follow from the levels of the clean pass, stand apart too; scans are there with and without
-them. Then what each op takes of a pass, and over its counted limit (`x limit`, see
-test_kernels_gpu.py), and the peak memory over that of the plain forward of as many rows as the pass
-runs. CUDA graphs come last, as a capture that fails may spoil what follows.
+Random models of 1 and 8 billion parameters in bfloat16, 12 strata. Each pass is timed in turns with
+the plain forward of the same batch (logits included); `x forward` is the ratio of the two. Sizes,
+which follow from the levels of the clean pass, are also timed on their own; scans are timed with
+and without them. Further rows give the time of each op in a pass and its ratio to the op's counted
+limit (`x limit`, see test_kernels_gpu.py), and the peak memory over that of the plain forward of as
+many rows as the pass runs. CUDA graphs come last, because a failed capture may break what follows.
 """
 
 import gc
@@ -44,12 +44,12 @@ LIMITS = {  # over the plain forward, at 2,048 tokens: METHOD §8
     "scan with sizes, frozen": 13.0,
 }
 MEMORY_LIMIT = 1.3
-LONG = (4096, 8192, 16384, 32768)  # of the memory curve
-LAST_SIZES = 2048  # beyond this the sizes are timed only where `bottleneck` has a kernel
+LONG = (4096, 8192, 16384, 32768)  # lengths of the memory curve
+LAST_SIZES = 2048  # beyond this length sizes are timed only if `bottleneck` has a kernel
 
 
 def passes(live: Work, frozen: Work) -> dict[str, Run]:
-    """What is measured, by name."""
+    """The passes that are timed, by name."""
     return {
         "plain forward": live.forward,
         "importance and cuts": live.clean_lane,
@@ -60,7 +60,7 @@ def passes(live: Work, frozen: Work) -> dict[str, Run]:
 
 
 def sizes_are_timed(work: Work) -> bool:
-    """Whether they take no minutes."""
+    """Whether sizes take seconds, not minutes."""
     served = dispatch.serving("bottleneck", work.ids.device)
     return work.ids.shape[1] <= LAST_SIZES or served != "reference"
 
@@ -71,7 +71,7 @@ def with_sizes(live: Work, frozen: Work) -> dict[str, Run]:
 
 
 def note_times(record: DeviceRecord, title: str, work: Work, runs: dict[str, Run]) -> None:
-    """Each pass against the plain forward, in turns with it."""
+    """Time each pass in turns with the plain forward."""
     forward = {"forward": work.forward}
     for name, run in runs.items():
         timed = measure_on(work.ids.device, run, forward)
@@ -84,7 +84,7 @@ def note_times(record: DeviceRecord, title: str, work: Work, runs: dict[str, Run
 
 
 def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
-    """Sizes from the levels of a pass: all of them, once to warm up and once timed."""
+    """Time all sizes from the levels of a pass once, after one warm-up."""
     run = work.clean_lane()
     clock = Clock(work.ids.device)
     work.sizes_of(run)
@@ -94,7 +94,7 @@ def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
 
 
 def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None:
-    """Sizes, and scans with them, by each way of the (max, min) product, in turns."""
+    """Time sizes, and scans with them, under both methods of the (max, min) product, in turns."""
     run = work.clean_lane()
 
     def by(way: str, passes: Run) -> Run:
@@ -111,7 +111,7 @@ def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None
     for name, passes in {"sizes": lambda: work.sizes_of(run), "scan with sizes": work.scan}.items():
         timed = measure_on(work.ids.device, by("boolean", passes), {"packed": by("packed", passes)})
         low, ratio, high = timed.over("packed")
-        packed = float(np.median(timed.beside["packed"]))
+        packed = float(np.median(timed.baselines["packed"]))
         record.add(title, f"{name}, bottleneck packed", ms=1e3 * packed)
         record.add(
             title, f"{name}, bottleneck boolean", ms=1e3 * timed.seconds, x_packed=ratio,
@@ -120,7 +120,7 @@ def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None
 
 
 def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
-    """A scan with its sizes until its results are on the host, as it is and as a CUDA graph."""
+    """Time a scan with sizes until its results are on the host: as it is, and as a CUDA graph."""
     graph = work.replayed()
 
     def as_it_is() -> object:
@@ -141,7 +141,7 @@ def note_replays(record: DeviceRecord, title: str, work: Work) -> None:
 
 
 def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached: Ceilings) -> None:
-    """What each op takes of one scan, and how near it is to what the device reaches."""
+    """The time of each op in a scan, and its ratio to the limit of the device."""
     for name, work in works.items():
         device = work.ids.device
         work.lanes()
@@ -162,9 +162,9 @@ def note_parts(record: DeviceRecord, title: str, works: dict[str, Work], reached
 
 
 def note_memory(record: DeviceRecord, title: str, name: str, live: Work, frozen: Work) -> None:
-    """Peak memory of each pass, over the plain forward of as many rows.
+    """Peak memory of each pass over that of the plain forward of as many rows.
 
-    What a pass keeps of the model's weights counts as its own: each begins with none of it.
+    What a pass caches of the model's weights counts as its own: each pass starts with empty caches.
     """
     device = live.ids.device
     alone = peak_added(device, live.without_unembedding)
@@ -214,7 +214,7 @@ def same_shape(left: Any, right: Any) -> bool:
 
 
 def works(model: PreTrainedModel, length: int) -> tuple[Work, Work]:
-    """Live and frozen, under the same thresholds."""
+    """Live and frozen attention under the same thresholds."""
     live = device_work(model, length)
     frozen = device_work(model, length, attention="frozen")
     return live, frozen
@@ -239,14 +239,14 @@ def test_passes(model: PreTrainedModel, length: int, record: DeviceRecord) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", LONG)
 def test_memory_curve(length: int, device: torch.device, record: DeviceRecord) -> None:
-    """One sequence on the shape of 1 billion parameters, to 32768 tokens."""
+    """One sequence of up to 32,768 tokens on the 1B shape."""
     model = random_model(SHAPES["llama-1b"](), device)
     live, frozen = works(model, length)
     note_memory(record, "peak memory by length, llama-1b", f"T={length}", live, frozen)
 
 
-# Last, and without the fixture whose models pytest would sort it by: after a capture that failed,
-# nothing that draws random numbers need work any more. benches/gpu.sh gives each a process.
+# Last, and without the `model` fixture, by which pytest would reorder it: after a failed capture,
+# anything that draws random numbers may fail. benches/gpu.sh runs each case in its own process.
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", LENGTHS[:2])
 @pytest.mark.parametrize("shape", list(SHAPES))

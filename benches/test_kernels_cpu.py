@@ -1,10 +1,10 @@
 """How near is each op, under each backend, to the best that torch has on the same shapes?
 
-The shapes are the bundled model's: one row of T tokens, 6 heads, 2 of keys and values, d = 32,
-D = 192, V = 4096, 12 strata. Beside each op stands what torch has for the same arithmetic: causal
-SDPA where attention is recomputed, else a matrix product. Both are also timed before every round of
-every row, and `of best` is the row's operations a second over the better of the two. What counts as
-an operation, and as a byte, is defined in measuring/costs.py.
+The shapes are the bundled model's: one row of T tokens, 6 heads, 2 of keys and values, d = 32, D =
+192, V = 4096, 12 strata. Each op is paired with torch's closest equivalent: causal SDPA if
+attention is recomputed, else a matrix product. Both are also timed before every round of every row,
+and `of best` is the row's operations a second over the better of the two. measuring/costs.py
+defines what counts as an operation and as a byte.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ from densitrace import BackendError, kernels
 from densitrace.kernels import NormWeight, Pattern, dispatch
 
 LENGTHS = (512, 2048)
-SHORT = (512,)  # for ops whose plain-torch definition takes over some seconds at 2048
+SHORT = (512,)  # for ops whose plain-torch definition takes several seconds at 2048
 MASSES = tuple((k + 1) / (STRATA + 1) for k in range(STRATA))  # of nucleus and fraction cuts
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What torch has: its operations, and how to run it."""
+    """A torch baseline: how to run it, and its operations."""
 
     run: Run
     operations: int
@@ -38,7 +38,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Case:
-    """An op on one problem."""
+    """An op on one problem, with its baselines."""
 
     op: str
     arguments: tuple[Any, ...]
@@ -48,13 +48,13 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, backend: str) -> object:
-        """The op once; all of its results, if it gives several."""
+        """Run the op once; an iterator is read to its end."""
         result = getattr(kernels, self.op)(*self.arguments, **self.options, backend=backend)
         return list(result) if isinstance(result, Iterator) else result
 
 
 def sdpa(pattern: Pattern, v: Tensor) -> Yardstick:
-    """Causal SDPA on the same queries, keys and values, lanes as rows of one batch."""
+    """Causal SDPA on the same queries, keys and values, with lanes as rows of one batch."""
     heads, length, width = pattern.q.shape[-3:]
     q, k, v = (tensor.flatten(0, -4) for tensor in (pattern.q, pattern.k, v))
 
@@ -78,13 +78,16 @@ def matmul(left: Tensor, right: Tensor) -> Yardstick:
 def costs(length: int) -> Costs:
     problem = attention_problem(length)
     heads, hidden, width = problem.w_o.shape
-    return Costs(heads, length, width, hidden, STRATA, vocabulary())
+    return Costs(
+        heads=heads, length=length, width=width, hidden=hidden, strata=STRATA,
+        vocabulary=vocabulary(),
+    )  # fmt: skip
 
 
 def attention_case(
     length: int, op: str, *arguments: object, operations: int, lanes: Pattern | None = None
 ) -> Case:
-    """An op that recomputes attention, beside SDPA and the product of queries and keys."""
+    """An op that recomputes attention; baselines: SDPA, and the product of queries and keys."""
     problem = attention_problem(length)
     clean = problem.edges.pattern
     folded = clean.q.unflatten(1, (clean.k.shape[1], -1)).flatten(2, 3)
@@ -140,9 +143,10 @@ def fraction_cuts(length: int) -> Case:
 
 
 def lane_attention(length: int, live: bool) -> Case:
-    """Beside SDPA of all lanes; with frozen attention torch has nothing that computes alpha once.
+    """Lane attention, with SDPA of all lanes as the baseline.
 
-    Lanes with equal queries and keys are then what comes closest.
+    For frozen attention too: torch has nothing that computes alpha once, so lanes with equal
+    queries and keys come closest.
     """
     problem = attention_problem(length)
     lanes = problem.lanes if live else None
@@ -166,23 +170,23 @@ def proximity_mass(length: int) -> Case:
 
 def proximity_levels(length: int) -> Case:
     problem = attention_problem(length)
-    total = kernels.edge_mass(problem.proximity)  # of attention alone: near enough for a cut
+    total = kernels.edge_mass(problem.proximity)  # of attention alone: close enough for a cut
     cuts = torch.tensor(thresholds().values, dtype=torch.float32)[:, None, None] * total
     arguments = (problem.proximity, cuts)
     return attention_case(length, "edge_levels", *arguments, operations=costs(length).proximity())
 
 
 def level_case(length: int, op: str, operations: int, of_degrees: bool) -> Case:
-    """An op on level maps, beside the matrix product of maps of the same size."""
+    """An op on level maps; the matrix baseline multiplies maps of the same size."""
     problem = attention_problem(length)
-    found = kernels.edge_levels(problem.edges, problem.cuts)
+    maps = kernels.edge_levels(problem.edges, problem.cuts)
     clean = problem.edges.pattern
     yardsticks = {
         "SDPA": sdpa(clean, problem.v),
-        "matmul": matmul(found.levels.float(), found.levels.float()),
+        "matmul": matmul(maps.levels.float(), maps.levels.float()),
     }
-    second = found.degrees if of_degrees else found.levels
-    return Case(op, (found.levels, second), operations, yardsticks, "matmul")
+    second = maps.degrees if of_degrees else maps.levels
+    return Case(op, (maps.levels, second), operations, yardsticks, "matmul")
 
 
 def bottleneck(length: int) -> Case:
@@ -213,7 +217,7 @@ def output_errors(length: int) -> Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table below."""
+    """A row of the table below."""
 
     op: str
     build: Callable[[int], Case]
@@ -243,7 +247,7 @@ CPU_BACKENDS = [name for name in dispatch.BACKENDS if name in dispatch.PREFERENC
 
 
 def has(backend: str, op: str) -> bool:
-    """Whether a backend has an op of its own on the CPU."""
+    """Whether a backend has its own implementation of an op on the CPU."""
     try:
         dispatch.serving(op, "cpu", backend)
     except BackendError:
@@ -252,7 +256,7 @@ def has(backend: str, op: str) -> bool:
 
 
 def rows() -> Iterator[Any]:
-    """Every op at every length under every backend that has it, and torch's row beside them."""
+    """Every op at every length under every backend that has it, and torch's baseline."""
     for name, entry in ENTRIES.items():
         providers = [backend for backend in CPU_BACKENDS if has(backend, entry.op)]
         for length in entry.lengths:
@@ -268,12 +272,12 @@ def test_op(benchmark: BenchmarkFixture, name: str, provider: str, length: int) 
         closest = case.yardsticks[case.closest]
         operations = closest.operations if provider == "torch" else case.operations
         run = closest.run if provider == "torch" else lambda: case.run(provider)
-        beside = {name: yardstick.run for name, yardstick in case.yardsticks.items()}
-        timed = measure(benchmark, run, beside, case.closest)
+        baselines = {name: yardstick.run for name, yardstick in case.yardsticks.items()}
+        timed = measure(benchmark, run, baselines, case.closest)
         if timed is None:
             return
         best = max(
-            yardstick.operations / np.median(timed.beside[name])
+            yardstick.operations / np.median(timed.baselines[name])
             for name, yardstick in case.yardsticks.items()
         )
         noted = benchmark.extra_info

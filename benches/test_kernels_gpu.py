@@ -1,11 +1,10 @@
 """How near is each op on a GPU to what the device reaches on work that suits it?
 
-Each op on an attention node of a random model of a well-known shape, one row of T tokens, bfloat16,
-12 strata. `x limit` is the time taken over the least that it could take: its operations at the rate
-of a large product, or of the vector units where they are no products, or its bytes at that of a
-large copy, whichever is longest. Operations and bytes are those of measuring/costs.py. Beside
-attention stands causal SDPA on the same shapes. Times are those of the kernels: the device waits in
-a kernel that does nothing until a round is launched.
+Each op runs on an attention node of a random model of a well-known shape: one row of T tokens,
+bfloat16, 12 strata. `x limit` is its time over the minimum time, the longest of three: products at
+the rate of a large product, other operations at the rate of the vector units, bytes at the rate of
+a large copy. Operations and bytes are those of measuring/costs.py. Causal SDPA on the same shapes
+is listed too. Kernel time only: the device waits in an idle kernel until a round is launched.
 """
 
 import gc
@@ -35,7 +34,7 @@ from densitrace import kernels
 from densitrace.kernels import dispatch
 
 LENGTHS = (512, 2048, 8192)
-PLAIN_LENGTHS = (512, 2048)  # of ops that plain torch serves, minutes beyond
+PLAIN_LENGTHS = (512, 2048)  # for ops served by plain torch, which take minutes beyond
 CUDA = "densitrace.kernels.cuda"
 
 
@@ -54,8 +53,10 @@ def sdpa_of(attention: AttentionProblem, lanes: bool) -> tuple[Run, int]:
 
 def costs_of(attention: AttentionProblem, prediction: PredictionProblem) -> Costs:
     heads, hidden, width = attention.w_o.shape
-    length, vocabulary = attention.node.total.shape[1], len(prediction.unembedding)
-    return Costs(heads, length, width, hidden, len(attention.cuts), vocabulary)
+    return Costs(
+        heads=heads, length=attention.node.total.shape[1], width=width, hidden=hidden,
+        strata=len(attention.cuts), vocabulary=len(prediction.unembedding),
+    )  # fmt: skip
 
 
 def note_ops(
@@ -65,14 +66,14 @@ def note_ops(
     prediction: PredictionProblem,
     reached: Ceilings,
 ) -> None:
-    """A row for each op, and for SDPA on the same shapes."""
+    """Add a row for each op, and for SDPA on the same shapes."""
     device, costs = attention.v.device, costs_of(attention, prediction)
 
     def note(
         name: str, by: str, run: Run, operations: int, moved: int, products: bool = True
     ) -> None:
         limit = reached.limit(operations * products, operations * (not products), moved)
-        # Of a short op the host would take longer to launch the kernels than they run.
+        # Launching a short op takes the host longer than running its kernels.
         seconds = measure_on(device, run, {}, launched=True).seconds
         record.add(
             title, name, by=by, ms=1e3 * seconds, TFLOP=operations / 1e12, GB=moved / 1e9,
@@ -114,20 +115,20 @@ def note_ops(
 
 @pytest.fixture(scope="module")
 def reached(record: DeviceRecord) -> Ceilings:
-    found = ceilings(torch.device("cuda"))
+    measured = ceilings(torch.device("cuda"))
     record.add(
         "ceilings",
         "measured",
-        TFLOP_a_second=found.products / 1e12,
-        vector_TOP_a_second=found.vector / 1e12,
-        GB_a_second=found.bytes / 1e9,
+        TFLOP_a_second=measured.products / 1e12,
+        vector_TOP_a_second=measured.vector / 1e12,
+        GB_a_second=measured.bytes / 1e9,
     )
-    return found
+    return measured
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def model(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
-    """The first blocks of a shape: what an op costs does not depend on the others."""
+    """The first blocks of a shape: the cost of an op does not depend on the others."""
     config = first_blocks(SHAPES[request.param]())
     yield request.param, random_model(config, torch.device("cuda"))
     gc.collect()

@@ -1,9 +1,9 @@
 """How much memory does a pass add at its peak, and is a scan's more than its rows need?
 
-A scan of K strata runs K + 1 rows for each row of its input, so it is held against the plain
-forward of as many rows (`Work.forward_of_all_lanes` says what that is); importance and sizes
-against the plain forward of the batch. Every figure is the resident memory of a fresh process; the
-seconds are those of starting it, and mean nothing.
+A scan of K strata runs K + 1 rows for each row of its input, so it is compared with the plain
+forward of as many rows (see `Work.forward_of_all_lanes`); importance and sizes are compared with
+the plain forward of the batch. Each figure is the resident memory of a fresh process; the seconds
+are those of starting it and mean nothing.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import Quartiles, note_ratio
 
-BASELINES = {  # of each pass of `problems.Work`
+BASELINES = {  # for each pass of `problems.Work`
     "forward": None,
     "forward_of_all_lanes": "forward",
     "sizes": "forward",
@@ -27,7 +27,7 @@ BASELINES = {  # of each pass of `problems.Work`
 
 @cache
 def added_bytes(part: str, length: int) -> int:
-    """What a pass of 12 strata adds to the peak of its own process."""
+    """Bytes that a pass of 12 strata adds to the peak of its own process."""
     script = Path(peak.__file__)
     command = [sys.executable, str(script), part, str(length), str(torch.get_num_threads())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,9 +1,9 @@
 """How much faster than the papers' reference is the reference's own question answered?
 
-One output position, 15 thresholds, weights and evaluation included, on a model of the shape that
-the reference was timed on; and all positions at once. The reference's seconds are those of another
-2-core machine (tests/goldens/README.md has the whole table): read them beside the plain forward,
-which took 0.010 to 0.019 s there and is timed beside every round here.
+One output position with 15 thresholds, weights and evaluation included, on a model of the shape
+that the reference was timed on; and all positions at once. The reference's seconds were measured on
+another 2-core machine (tests/goldens/README.md has the whole table). To compare the machines, look
+at the plain forward: it took 0.010 to 0.019 s there, and is timed before every round here.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from timing import measure
 
 STRATA = 15
-# For one output position: weights, threshold strata and evaluation.
+# One output position: weights, threshold strata and evaluation.
 REFERENCE_SECONDS = {16: 0.11 + 0.19 + 0.71, 32: 0.45 + 0.62 + 1.8, 64: 1.4 + 2.6 + 6.4,
                      128: 5.2 + 9.5 + 27}  # fmt: skip
 

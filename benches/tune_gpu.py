@@ -3,11 +3,12 @@
     python benches/tune_gpu.py                    # every entry that a problem below reaches
     python benches/tune_gpu.py --op edge_levels --width 128
 
-Each entry of kernels/triton/configs climbs to the best of its neighbours, until none is better, on
-the cases of benches/measuring/op_cases.py that look it up. A neighbour has one argument halved or
-doubled, or a pipeline stage more or less. It must compile, fit, keep its registers and agree with
-the present entry's results before it is timed, in alternation with the present one. What is better
-goes to the file of the GPU's compute capability; where nothing is, no file is touched.
+A hill climb for each entry of kernels/triton/configs: it moves to the best neighbour until none is
+better, on the cases of benches/measuring/op_cases.py that use the entry. A neighbour has one
+argument halved or doubled, or one pipeline stage more or less. Before it is timed, in alternation
+with the current configuration, it must compile, fit, not spill registers and agree with the current
+results. Improvements are written to the file of the GPU's compute capability; without any, no file
+is touched.
 """
 
 import gc
@@ -37,20 +38,20 @@ from densitrace.kernels import dispatch, triton
 from densitrace.kernels.triton import configs
 from densitrace.kernels.triton.configs import Config, Place, Table
 
-MARGIN = 0.03  # least gain of a median, where rounds agree better than that
-STRAY = 1e-3  # of the numbers of a result: rankings and cuts jump where two weights nearly tie
-MISCOUNTED = 1e-5  # of a result's sum of integers; a tile left out or counted twice is far more
+MARGIN = 0.03  # smallest gain of a median that counts, if the rounds agree better than that
+STRAY = 1e-3  # share of a result's numbers: rankings and cuts jump at near ties
+MISCOUNTED = 1e-5  # share of a result's sum of integers; a missed or repeated tile is far more
 
-# Least and most of each argument; products take 16 rows, and what is not named here is a tile.
+# Bounds of each argument; arguments not named here are tile sizes. Products need 16 rows.
 BOUNDS = {
     "num_warps": (1, 16), "num_stages": (1, 5), "LANES": (1, 8), "BITS": (4, 9), "BE": (256, 4096),
 }  # fmt: skip
 TILE_BOUNDS = (16, 512)
-COUNTED_UP = ("num_stages", "BITS")  # by one; all else is doubled
+COUNTED_UP = ("num_stages", "BITS")  # by one; all others are doubled
 
 
 def neighbours(config: Config) -> Iterator[Config]:
-    """The configurations one step away, in an order that is always the same."""
+    """Configurations one step away, in a fixed order."""
     for name, value in config.items():
         steps = (value - 1, value + 1) if name in COUNTED_UP else (value // 2, value * 2)
         least, most = BOUNDS.get(name, TILE_BOUNDS)
@@ -59,35 +60,35 @@ def neighbours(config: Config) -> Iterator[Config]:
                 yield config | {name: step}
 
 
-# ---- right before fast -----------------------------------------------------------------------
+# ---- correctness before speed ----------------------------------------------------------------
 
 
 def tensors_of(result: object) -> list[Tensor]:
-    """All tensors of a result, in order, inside dataclasses and sequences too."""
+    """All tensors of a result in order, also inside dataclasses and sequences."""
     if isinstance(result, Tensor):
         return [result]
     parts: list[object] = []
     if is_dataclass(result):
-        parts = [getattr(result, each.name) for each in fields(result)]
+        parts = [getattr(result, entry.name) for entry in fields(result)]
     elif isinstance(result, list | tuple):
         parts = list(result)
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def agree(expected: Tensor, found: Tensor, ratio: float) -> bool:
-    """Whether two results are one but for the order of sums and what that turns at a tie.
+def agree(expected: Tensor, actual: Tensor, ratio: float) -> bool:
+    """Whether two results are equal up to the order of sums and its effect on near ties.
 
     Args:
-        ratio: of the largest entry, what a float may differ by.
+        ratio: largest difference of a float, relative to the largest entry.
     """
     if not expected.is_floating_point():
-        wrong = (expected.long() - found.long()).abs().sum()
+        wrong = (expected.long() - actual.long()).abs().sum()
         return bool(wrong <= MISCOUNTED * expected.long().abs().sum())
     finite = expected.isfinite()
-    if not torch.equal(finite, found.isfinite()):
+    if not torch.equal(finite, actual.isfinite()):
         return False
     largest = expected.where(finite, 0).abs().amax() if expected.numel() else 0
-    off = (expected - found).abs() > ratio * largest
+    off = (expected - actual).abs() > ratio * largest
     return bool((off & finite).sum() <= STRAY * off.numel())
 
 
@@ -113,21 +114,21 @@ def launches() -> Iterator[list[Any]]:
 
 @dataclass
 class Pins:
-    """What kernels look up while entries are tuned: those found so far, else those pinned."""
+    """Configurations used while tuning: those found so far, else the pinned ones."""
 
-    found: dict[Place, Config] = field(default_factory=dict)
+    known: dict[Place, Config] = field(default_factory=dict)
     asked: set[Place] = field(default_factory=set)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Kernels ask here while the context is open."""
+        """Make kernels look up these configurations while the context is open."""
         pinned = configs.entry
 
         def entry(place: Place, table: str) -> Config:
             self.asked.add(place)
-            if place not in self.found:
-                self.found[place] = pinned(place, table)
-            return dict(self.found[place])
+            if place not in self.known:
+                self.known[place] = pinned(place, table)
+            return dict(self.known[place])
 
         configs.entry = entry
         try:
@@ -144,7 +145,7 @@ class Pins:
 
 @dataclass
 class Trial:
-    """One entry, and what is run to judge it."""
+    """One entry, and the runs that judge it."""
 
     device: torch.device
     pins: Pins
@@ -152,38 +153,41 @@ class Trial:
     runs: list[Run]
 
     def under(self, config: Config) -> list[Tensor]:
-        """What the runs come to under a configuration."""
-        self.pins.found[self.place] = config
+        """Results of the runs under a configuration."""
+        self.pins.known[self.place] = config
         return [tensor for run in self.runs for tensor in tensors_of(run())]
 
     def fault(self, config: Config, expected: list[Tensor]) -> str | None:
-        """Why a configuration is out of the question, if it is."""
+        """Why a configuration is unusable, or None."""
         try:
             with launches() as launched:
-                found = self.under(config)
-        except torch.AcceleratorError:  # the device is lost to this process
+                results = self.under(config)
+        except torch.AcceleratorError:  # this process cannot use the device any more
             raise
-        except (TritonError, RuntimeError) as error:  # passes of the compiler raise the latter
+        except (TritonError, RuntimeError) as error:  # compiler passes raise the latter
             return f"does not run: {type(error).__name__}"
         if max(kernel.n_spills for kernel in launched):
             return "spills"
-        ratio = 2.0**-8 if self.place.bits == "16-bit" else 2e-5  # of the tests of the ops
-        same = all(agree(*pair, ratio) for pair in zip(expected, found, strict=True))
+        ratio = 2.0**-8 if self.place.bits == "16-bit" else 2e-5  # the tolerances of the ops' tests
+        same = all(agree(*pair, ratio) for pair in zip(expected, results, strict=True))
         return None if same else "wrong"
 
     def over(self, config: Config, present: Config) -> Quartiles:
-        """The time of a configuration in times of the present one, round by round."""
-        runs = {name: partial(self.under, each) for name, each in (("", config), ("p", present))}
+        """A configuration's time over the present one's, round by round."""
+        runs = {
+            name: partial(self.under, candidate)
+            for name, candidate in (("", config), ("p", present))
+        }
         return measure_on(self.device, runs[""], {"p": runs["p"]}, launched=True).over("p")
 
 
 def better(ratio: Quartiles) -> bool:
-    """Whether the median gains more than the rounds differ by."""
+    """Whether the median gains more than the spread of the rounds."""
     return 1 - ratio.median > max(MARGIN, ratio.q3 - ratio.q1)
 
 
 def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
-    """From a configuration to one without a better neighbour."""
+    """Climb from a configuration to one without a better neighbour."""
     present, seen = start, [start]
     expected = trial.under(start)
     while True:
@@ -198,9 +202,9 @@ def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
                 if better(ratio) and (best is None or ratio.median < best[0]):
                     best = ratio.median, config
             say(f"  {json.dumps(config)}: {fault or f'x {ratio.median:.3f}'}")
-        # The best of many was also lucky: it has to be better a second time.
+        # The best of many was also lucky: it must win a second time.
         if best is None or not better(trial.over(best[1], present)):
-            trial.pins.found[trial.place] = present
+            trial.pins.known[trial.place] = present
             return present
         present = best[1]
 
@@ -209,7 +213,7 @@ def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
 
 
 def text(table: Table) -> str:
-    """One line an entry: ops and bits by name, widths by size."""
+    """A table as JSON with one line per entry: ops and bits by name, widths by size."""
     ops = []
     for op in sorted(table):
         kinds = []
@@ -222,7 +226,7 @@ def text(table: Table) -> str:
 
 
 def write(path: Path, place: Place, config: Config) -> None:
-    """Put an entry into a file, which is whole at any time, and new if need be."""
+    """Write an entry to a file atomically, creating the file if needed."""
     table = configs.read(path) if path.is_file() else {}
     table.setdefault(place.op, {}).setdefault(place.bits, {})[place.width] = config
     temporary = path.with_name(path.name + ".new")
@@ -239,7 +243,7 @@ def tune(
     path: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Tune what the runs look up, what is `done` apart; write each entry when it is found."""
+    """Tune the entries that the runs look up, except those `done`; write each when it is found."""
     with pins.in_place():
         using = {name: pins.places_of(run) for name, run in runs.items()}
         for place in sorted(set().union(*using.values()) - done):
@@ -247,26 +251,26 @@ def tune(
             if not wanted(place):
                 continue
             names = [name for name, places in using.items() if place in places]
-            start = pins.found[place]
+            start = pins.known[place]
             say(f"{' '.join(place)}, by {'; '.join(names)}: {json.dumps(start)}")
-            found = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
-            if found != start:
-                write(path, place, found)
-                say(f"  wrote {json.dumps(found)}")
+            best = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
+            if best != start:
+                write(path, place, best)
+                say(f"  wrote {json.dumps(best)}")
 
 
 # ---- on the GPU ------------------------------------------------------------------------------
 
 
 def wide() -> Any:
-    """Llama-3.1-8B with half as many heads, twice as wide."""
+    """Llama-3.1-8B with half as many heads, each twice as wide."""
     config = llama_8b()
     config.head_dim, config.num_attention_heads, config.num_key_value_heads = 256, 16, 4
     return config
 
 
 MODELS: Mapping[int, Callable[[], Any]] = {64: llama_1b, 128: llama_8b, 256: wide}
-LENGTHS = {12: 2048, 64: 512, 255: 512}  # tokens, by strata: a lane holds all queries
+LENGTHS = {12: 2048, 64: 512, 255: 512}  # tokens by strata: lanes hold all queries
 
 
 def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
@@ -276,18 +280,18 @@ def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
         for strata, length in LENGTHS.items():
             work = device_work(model, length, strata, rows=1)
             with torch.inference_mode():
-                found = cases(attention_problem_of(work), prediction_problem_of(work))
-            yield {f"{name} ({length} tokens, {strata} strata)": found[name] for name in found}
-            del work, found
+                group = cases(attention_problem_of(work), prediction_problem_of(work))
+            yield {f"{name} ({length} tokens, {strata} strata)": group[name] for name in group}
+            del work, group
             gc.collect()
             torch.cuda.empty_cache()
 
 
-def served(found: Mapping[str, Case]) -> dict[str, Run]:
-    """The cases that Triton has kernels for, on these, whatever else would serve them."""
+def served(group: Mapping[str, Case]) -> dict[str, Run]:
+    """The cases that Triton has kernels for, run on these kernels whatever `auto` would choose."""
     return {
         name: replace(case, options=case.options | {"backend": "triton"}).run
-        for name, case in found.items()
+        for name, case in group.items()
         if dispatch.has(triton, case.op, case.edges)
     }
 
@@ -295,8 +299,8 @@ def served(found: Mapping[str, Case]) -> dict[str, Run]:
 @click.command()
 @click.option("--op", "ops", multiple=True, help="entries of this op alone; repeatable")
 @click.option(
-    "--width", "widths", multiple=True, type=click.Choice([str(each) for each in MODELS]),
-    default=[str(each) for each in MODELS], help="of the heads of the problems; repeatable",
+    "--width", "widths", multiple=True, type=click.Choice([str(width) for width in MODELS]),
+    default=[str(width) for width in MODELS], help="of the heads of the problems; repeatable",
 )  # fmt: skip
 def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     """Tune the entries for the GPU that is here, and write those that got better."""
@@ -310,8 +314,8 @@ def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     path = configs.FOLDER / f"{configs.capability(device)}.json"
     pins, done = Pins(), set[Place]()
     for width in widths:
-        for found in problems(int(width), device):
-            runs = served(found)
+        for group in problems(int(width), device):
+            runs = served(group)
             tune(
                 device, runs, pins, done, lambda place: not ops or place.op in ops, path, click.echo
             )

@@ -2,9 +2,9 @@
 
     python benches/worker_scaling.py --corpus FOLDER --out benches/results/workers-DATE
 
-The command line, in one process or in two that share a store, each with one thread; and in one
-process with two threads. Counted from the first part's beginning to the last part's end: loading
-the model is left out, waiting for one another is not.
+Scans from the command line: one process, two processes that share a store, each with one thread,
+and one process with two threads. Time runs from the start of the first part to the end of the last:
+loading the model is left out, waiting for each other is not.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
-from ledger import figure, machine, write_record
+from ledger import figure, machine, table, write_record
 from long_scans import CONTEXT, command_of, parts_logged, write_corpus
 
 from densitrace import open_store
@@ -27,7 +27,7 @@ RUNS = (("one worker", 1, 1), ("two workers", 2, 1), ("one worker, two threads",
 
 
 def scanned(corpus: Path, folder: Path, workers: int, threads: int) -> dict[str, Any]:
-    """One scan."""
+    """Run one scan."""
     out = folder / f"{workers}-{threads}"
     logs = [folder / f"{out.name}-{index}.jsonl" for index in range(workers)]
     processes = [
@@ -58,7 +58,7 @@ def scanned(corpus: Path, folder: Path, workers: int, threads: int) -> dict[str,
 
 
 def page(record: dict[str, Any]) -> str:
-    """Markdown."""
+    """The record as Markdown."""
     info, rows = record["machine"], record["rows"]
     return "\n".join(
         [
@@ -68,9 +68,7 @@ def page(record: dict[str, Any]) -> str:
             f"{info['threads']} threads, torch {info['torch']}. The bundled model, "
             f"{record['tokens']:,} tokens, windows of {CONTEXT}.",
             "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + " --- |" * len(rows[0]),
-            *("| " + " | ".join(map(figure, row.values())) + " |" for row in rows),
+            *table(rows[0], (map(figure, row.values()) for row in rows)),
             "",
         ]
     )

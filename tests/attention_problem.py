@@ -1,4 +1,4 @@
-"""One attention problem: random inputs of the ops, and their definition by loops in float64."""
+"""Random inputs of the attention ops, and their definitions by loops in float64."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one attention problem, odd on purpose."""
+    """Shape of an attention problem, odd on purpose."""
 
     batch: int = 2
     heads: int = 4
@@ -37,9 +37,9 @@ class Shape:
     softcap: float | None = None
     sinks: bool = False
     segments: bool = False
-    scattered: bool = False  # segments that come back after another
+    scattered: bool = False  # documents alternate, so that a segment resumes after another
     dtype: torch.dtype = torch.float32  # of queries, keys and values
-    wide: bool = False  # queries and keys in float32 all the same, as CodeGen has them
+    wide: bool = False  # queries and keys stay float32, as in CodeGen
 
 
 VARIANTS = {
@@ -55,7 +55,7 @@ VARIANTS = {
     "scattered segments": Shape(segments=True, scattered=True),
     "all": Shape(length=17, window=6, softcap=2.0, sinks=True, segments=True),
     "bfloat16": Shape(length=35, dtype=torch.bfloat16),
-    # Across several panels of sources and columns, and strips of targets.
+    # Several panels of sources and columns, and strips of targets.
     "long": Shape(batch=1, heads=2, groups=1, length=111, d_k=40, d_v=37, hidden=67),
     "long, all": Shape(
         heads=2, length=65, d_k=32, d_v=64, window=40, sinks=True, segments=True, scattered=True,
@@ -91,19 +91,20 @@ class Problem:
 
     @property
     def product_ratio(self) -> float:
-        """What a product with the values may err by, of its largest entry.
+        """Tolerance of a product with the values, relative to its largest entry.
 
-        On tensor cores the attention weights, which sum to 1, are rounded to the values' 16 bits
-        first: by 2^-9 each in bfloat16.
+        Tensor cores take the attention weights, which sum to 1, in the values' 16 bits: rounded by
+        2^-9 each in bfloat16.
         """
         rounded = self.backend == "triton" and self.shape.dtype != torch.float32
         return 2.0**-8 if rounded else 1e-5
 
     @property
     def norm_ratio(self) -> float:
-        """What source norms may err by, of the largest.
+        """Tolerance of source norms, relative to the largest.
 
-        For bfloat16 values W_O goes in two bfloat16 parts, which leave 2^-17 = 7.6e-6 of an entry.
+        For bfloat16 values W_O is split into two bfloat16 parts, which leave 2^-17 = 7.6e-6 of an
+        entry.
         """
         return 2e-5 if self.shape.dtype == torch.bfloat16 else 1e-5
 
@@ -111,27 +112,27 @@ class Problem:
         return torch.randn(shape, generator=self.generator)
 
     def _rows(self, heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """[B, heads, T, width] as models lay it out: tokens before heads."""
+        """[B, heads, T, width] laid out as in models: tokens before heads."""
         rows = self.normal(self.shape.batch, self.shape.length, heads, width)
         return rows.to(dtype).transpose(1, 2)
 
     def _segments(self) -> torch.Tensor:
-        """Two documents a row, the first row padded on its left."""
+        """Two documents a row; the first row is padded on the left."""
         t = self.shape.length
-        place = torch.arange(t).expand(self.shape.batch, -1)
-        rows = place // 3 % 2 == 1 if self.shape.scattered else place >= t // 2
+        position = torch.arange(t).expand(self.shape.batch, -1)
+        rows = position // 3 % 2 == 1 if self.shape.scattered else position >= t // 2
         segments = rows.int().clone()
         segments[0, : t // 4] = -1
         return segments
 
     def allowed(self) -> NDArray[np.bool_]:
-        """bool [B, T, T]."""
+        """bool [B, T, T]: where attention is allowed."""
         s = self.shape
-        found = np.zeros((s.batch, s.length, s.length), dtype=bool)
-        for b, t, u in np.ndindex(found.shape):
+        mask = np.zeros((s.batch, s.length, s.length), dtype=bool)
+        for b, t, u in np.ndindex(mask.shape):
             same = self.segments is None or self.segments[b, t] == self.segments[b, u]
-            found[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
-        return found
+            mask[b, t, u] = u <= t and (s.window is None or t - u < s.window) and bool(same)
+        return mask
 
     def alpha(self) -> tuple[Floats, Floats]:
         """Attention weights [B, H, T, T] and log-sum-exp [B, H, T]."""
@@ -171,7 +172,7 @@ class Problem:
         return kernels.source_norms(self.v, self.w_o, p, backend=self._having("source_norms"))
 
     def _having(self, op: str) -> str:
-        """The backend where it has an op, else the definition."""
+        """The problem's backend if it has the op, else the reference."""
         auto = self.backend == "auto"
         module = kernels if auto else import_module(f"densitrace.kernels.{self.backend}")
         return self.backend if hasattr(module, op) else "reference"
@@ -188,21 +189,21 @@ class Problem:
 
 
 def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 1e-5) -> None:
-    """Within `ratio` of the largest entry: float32 sums of at most a few hundred terms."""
+    """Within `ratio` of the largest entry; the default suits float32 sums of some hundred terms."""
     scale = max(1e-6, float(np.abs(expected).max()))
     np.testing.assert_allclose(actual.double().numpy(), expected, atol=ratio * scale, err_msg=name)
 
 
 def assert_attention_stats(problem: Problem) -> None:
-    """Output, log-sum-exp and edge mass are those of the definition."""
+    """Check output, log-sum-exp and edge mass against the definition."""
     alpha, lse = problem.alpha()
     source = problem.normal(*lse.shape).abs()
-    found = problem.stats(source)
+    result = problem.stats(source)
     repeats = problem.shape.heads // problem.shape.groups
     v = problem.v.double().repeat_interleave(repeats, 1).numpy()
-    close("output", found.output, alpha @ v, problem.product_ratio)
-    close("lse", found.lse, lse)
-    close("mass", found.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
+    close("output", result.output, alpha @ v, problem.product_ratio)
+    close("lse", result.lse, lse)
+    close("mass", result.mass, np.einsum("bhts,bhs->bt", alpha, source.double().numpy()))
 
 
 def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
@@ -213,9 +214,9 @@ def cuts_for(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
 
 
 def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
-    """float32 [K, B, T] cuts in the widest of the gaps near each quantile of a target's weights.
+    """float32 [K, B, T] cuts in the widest gap near each quantile of a target's weights.
 
-    Hundreds of weights lie close together: in a narrow gap float32 would not know which side.
+    Hundreds of weights lie close together: in a narrow gap float32 rounding would decide the side.
     """
     b, h, t, s = weights.shape
     rows = np.sort(weights.transpose(0, 2, 1, 3).reshape(b, t, h * s), axis=-1)
@@ -232,12 +233,12 @@ def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
 
 
 def joined(tables: Iterable[EdgeTable]) -> EdgeTable:
-    """All of the tables as one; there may be none."""
-    found = list(tables)
-    if not found:
+    """Concatenate tables; there may be none."""
+    listed = list(tables)
+    if not listed:
         return EdgeTable.of(*torch.empty(6, 0).unbind())
     names = [column.name for column in fields(EdgeTable)]
-    return EdgeTable(*(torch.cat([getattr(each, name) for each in found]) for name in names))
+    return EdgeTable(*(torch.cat([getattr(table, name) for table in listed]) for name in names))
 
 
 def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
@@ -247,11 +248,11 @@ def rows_of(table: EdgeTable) -> list[tuple[int, ...]]:
 
 
 def errors_of(problem: Problem, vocabulary: int, backend: str, noise: float = 0.1) -> OutputErrors:
-    """Of the problem's nodes as final states, and lanes that are near them."""
+    """Output errors of lanes near the problem's nodes, which are taken as final states."""
     states = problem.node.flatten(0, 1).to(problem.shape.dtype)
     generator = torch.Generator().manual_seed(vocabulary)
     near = noise * torch.randn(3, *states.shape, generator=generator)
-    near[2] = 0  # a lane that is the clean one
+    near[2] = 0  # the third lane equals the clean one
     table = torch.randn(vocabulary, states.shape[-1], generator=generator).to(states.dtype)
     ids = torch.arange(len(states)) % vocabulary
     ids[::3] = -1
@@ -262,9 +263,9 @@ def errors_of(problem: Problem, vocabulary: int, backend: str, noise: float = 0.
 
 
 def assert_errors_agree(ours: OutputErrors, theirs: OutputErrors) -> None:
-    """Two backends' results of `errors_of` are the same but for rounding."""
-    # A ranking turns where two logits differ by less than their rounding, so these may differ by a
-    # token in many; all others are sums.
+    """Two backends' results of `errors_of` are equal up to rounding."""
+    # A ranking flips if two logits differ by less than their rounding, so these may differ for a
+    # few tokens; all others are sums.
     for name in ("top1", "nucleus"):
         same = getattr(ours, name) == getattr(theirs, name)
         assert same.sum() >= same.numel() - 1 - same.numel() // 20, name
@@ -279,7 +280,7 @@ def assert_errors_agree(ours: OutputErrors, theirs: OutputErrors) -> None:
 
 
 def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
-    """Few different ones over 30 powers of two, and zeros of both signs; all sums are exact."""
+    """A few distinct weights over 30 powers of two, and zeros of both signs; all sums are exact."""
     digits = torch.randint(-1, 4, shape, generator=generator)
     exponents = torch.randint(0, 4, shape, generator=generator) * 10
     weights = digits.clamp(min=0) * 2.0 ** -exponents.float()
@@ -289,7 +290,7 @@ def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
 def all_cuts(
     backend: str, edges: AttentionEdges | None, side: torch.Tensor, shares: Iterable[float]
 ) -> torch.Tensor:
-    """[2, K, B, T]: nucleus and fraction cuts, of totals that are summed in float64."""
+    """[2, K, B, T]: nucleus and fraction cuts, with totals summed in float64."""
     shares, total = tuple(shares), side.double().sum(0)
     if edges is not None:
         weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
@@ -299,13 +300,13 @@ def all_cuts(
 
 
 def assert_cuts_of_ties(problem: Problem) -> None:
-    """Nucleus and fraction cuts are the definition's to the bit, however sums are made."""
+    """Nucleus and fraction cuts equal the definition's bit for bit, in any order of summation."""
     shape, generator = problem.shape, problem.generator
     given = weights_that_tie(generator, shape.batch, shape.heads, shape.length, shape.length)
     edges = problem.edges(kernels.GivenWeight(given))
     side = weights_that_tie(generator, 3, shape.batch, shape.length)
-    found, expected = (
+    cuts, expected = (
         all_cuts(backend, edges, side, (0.05, 0.5, 0.99))
         for backend in (problem.backend, "reference")
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(cuts, expected)

@@ -1,4 +1,4 @@
-"""Files that are in no package as modules: scripts of benches/, or tests that another one reads."""
+"""Import files that belong to no package: scripts of benches/, or tests that other tests reuse."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def module_at(path: Path) -> ModuleType:
-    """The module of a file."""
+    """Load a file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -18,5 +18,5 @@ def module_at(path: Path) -> ModuleType:
 
 
 def bench(name: str) -> ModuleType:
-    """The module of benches/NAME.py."""
+    """Load benches/NAME.py as a module."""
     return module_at(ROOT / "benches" / f"{name}.py")

@@ -1,7 +1,7 @@
-"""A headless Chromium for tests, driven through its own pipe: no driver, no port, no package.
+"""A headless Chromium for tests, driven through a pipe: no driver, no port, no package.
 
-Chromium started with --remote-debugging-pipe reads DevTools commands from its file 3 and answers on
-file 4, each message JSON with a zero byte after it.
+Chromium started with --remote-debugging-pipe reads DevTools commands from file descriptor 3 and
+answers on 4; each message is JSON followed by a zero byte.
 """
 
 import fcntl
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 60.0  # that an answer may take
+SECONDS = 60.0  # timeout of an answer
 Message = dict[str, Any]
 
 
 def chromium() -> str | None:
-    """Where the browser is; None where there is none."""
+    """Path of the browser, or None."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Pipe:
-    """Commands to a browser, and what it says unasked."""
+    """Sends commands to a browser and collects its events."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
@@ -36,7 +36,7 @@ class Pipe:
         self.events: list[Message] = []
 
     def call(self, method: str, session: str | None = None, **params: Any) -> Message:
-        """The answer to a command; RuntimeError if the browser refuses."""
+        """Send a command and return its result; RuntimeError if the browser refuses."""
         self._number += 1
         message: Message = {"id": self._number, "method": method, "params": params}
         if session is not None:
@@ -51,27 +51,27 @@ class Pipe:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                found: Message = answer["result"]
-                return found
+                result: Message = answer["result"]
+                return result
             self.events.append(answer)
 
     def wait(
         self, method: str, fits: Callable[[Message], bool] = lambda _: True, after: int = 0
     ) -> Message:
-        """The first event of that name that fits, among `events[after:]` and those to come.
+        """Return the first matching event of `events[after:]`, waiting for further ones if needed.
 
         Returns:
-            The event, its `params` and `sessionId` among it.
+            The event with its `params` and `sessionId`.
         """
         while True:
             for event in self.events[after:]:
                 if event["method"] == method and fits(event):
                     return event
             after = len(self.events)
-            found = self._next(SECONDS)
-            if found is None:
+            arrived = self._next(SECONDS)
+            if arrived is None:
                 raise TimeoutError(f"no {method}")
-            self.events.append(found)
+            self.events.append(arrived)
 
     def _next(self, seconds: float) -> Message | None:
         end = time.monotonic() + seconds
@@ -84,12 +84,12 @@ class Pipe:
                 raise RuntimeError("the browser has gone")
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
-        found: Message = json.loads(message)
-        return found
+        parsed: Message = json.loads(message)
+        return parsed
 
 
 class Page:
-    """A page that was opened, with everything it logs and requests."""
+    """An open page, with everything it logs and requests."""
 
     def __init__(self, pipe: Pipe, width: int = 1000, height: int = 800) -> None:
         self.pipe = pipe
@@ -104,7 +104,7 @@ class Page:
         )  # fmt: skip
 
     def call(self, method: str, **params: Any) -> Message:
-        """A command to this page."""
+        """Send a command to this page."""
         return self.pipe.call(method, self.session, **params)
 
     def open(self, path: Path) -> None:
@@ -115,14 +115,14 @@ class Page:
         self.pipe.wait("Page.loadEventFired", lambda event: event["sessionId"] == mine, before)
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page; promises are awaited."""
-        found = self.call(
+        """Evaluate an expression in the page; promises are awaited."""
+        answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
             userGesture=True,
         )  # fmt: skip
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{script}: {found['exceptionDetails']}")
-        return found["result"].get("value")
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
 
     def point(self, selector: str) -> None:
         """Move the mouse to the middle of an element, scrolled into view."""
@@ -147,7 +147,7 @@ class Page:
             )  # fmt: skip
 
     def press(self, key: str) -> None:
-        """A key that has a name: Tab, ArrowRight, Enter, Escape."""
+        """Press a key by name: Tab, ArrowRight, Enter, Escape."""
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
@@ -156,31 +156,31 @@ class Page:
             )  # fmt: skip
 
     def type(self, text: str) -> None:
-        """Text into what has the focus."""
+        """Type text into the focused element."""
         self.call("Input.insertText", text=text)
 
     def prefer(self, **features: str) -> None:
-        """What the system prefers: color_scheme="dark"."""
+        """Emulate system preferences: color_scheme="dark"."""
         names = [
             {"name": f"prefers-{k.replace('_', '-')}", "value": v} for k, v in features.items()
         ]
         self.call("Emulation.setEmulatedMedia", features=names)
 
     def trouble(self) -> list[str]:
-        """Errors and warnings that the page logged, and exceptions of its scripts."""
-        found = []
+        """Errors and warnings logged by the page, and exceptions of its scripts."""
+        messages = []
         for event in self._events():
             params = event["params"]
             if event["method"] == "Runtime.exceptionThrown":
-                found.append(str(params["exceptionDetails"]))
+                messages.append(str(params["exceptionDetails"]))
             elif event["method"] == "Runtime.consoleAPICalled" and params["type"] != "log":
-                found.append(str(params["args"]))
+                messages.append(str(params["args"]))
             elif event["method"] == "Log.entryAdded" and params["entry"]["level"] != "verbose":
-                found.append(str(params["entry"]["text"]))
-        return found
+                messages.append(str(params["entry"]["text"]))
+        return messages
 
     def requests(self) -> list[str]:
-        """What the page asked for, itself included."""
+        """URLs that the page requested, its own included."""
         return [
             str(event["params"]["request"]["url"])
             for event in self._events()
@@ -188,16 +188,16 @@ class Page:
         ]
 
     def _events(self) -> Iterator[Message]:
-        self.run("0")  # what was sent before its answer has come
+        self.run("0")  # events sent before this answer have arrived
         return (event for event in self.pipe.events if event.get("sessionId") == self.session)
 
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Pipe]:
-    """A headless Chromium whose profile lies in `folder`; it is gone at the end."""
+    """Run a headless Chromium with its profile in `folder`; it is killed at the end."""
     path = chromium()
     assert path is not None
-    # Not by their own numbers, which the browser's 3 and 4 might overwrite one by the other.
+    # Numbers from 10 on, as dup2 to the browser's 3 and 4 might overwrite lower ones.
     pipes = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for _ in range(2) for end in os.pipe()]
     theirs_in, ours_out, ours_in, theirs_out = pipes
     arguments = [

@@ -1,4 +1,4 @@
-"""A model small enough to scan with in a test: a tiny Llama over a byte-level tokenizer."""
+"""A model small enough to scan with in a test: a tiny Llama with a byte-level tokenizer."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS = "<bos>"
-BYTES = 256  # ids of the tokenizer: one a byte, then BOS
+BYTES = 256  # ids of the tokenizer: one per byte, then BOS
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, BOS at the beginning of a text."""
+    """One token per byte, BOS at the start of a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {**{symbol: index for index, symbol in enumerate(alphabet)}, BOS: BYTES}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -40,7 +40,7 @@ def byte_model(vocabulary: int = BYTES + 1, seed: int = 0) -> LlamaForCausalLM:
 
 
 def save(folder: Path, model: LlamaForCausalLM) -> Path:
-    """A model and the byte tokenizer in a folder."""
+    """Save a model and the byte tokenizer to a folder."""
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""What all tests share: reproducible hypothesis, poisoned memory, device tests where one is."""
+"""Shared by all tests: reproducible hypothesis, poisoned memory, GPU tests only with a GPU."""
 
 import os
 from typing import Any
@@ -15,19 +15,19 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile(
     "densitrace", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
-hypothesis.settings.register_profile(  # for runs that are slow: --hypothesis-profile=few
+hypothesis.settings.register_profile(  # for slow runs: --hypothesis-profile=few
     "few", hypothesis.settings.get_profile("densitrace"), max_examples=5
 )
 hypothesis.settings.load_profile("densitrace")
 
 
 def pytest_report_header() -> str:
-    """Versions; and importing the package first keeps kernels/ from passing for another's."""
+    """Versions. Importing the package first keeps kernels/ from shadowing another `kernels`."""
     return f"densitrace {densitrace.__version__}, torch {torch.__version__}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a GPU are not collected where there is none."""
+    """Deselect tests that need a GPU if there is none."""
     if torch.cuda.is_available():
         return
     needing = [item for item in items if item.get_closest_marker("gpu")]
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty filled with NaN, or the largest integer, so that what nobody wrote is seen."""
+    """Fill torch.empty with NaN, or the largest integer, to expose unwritten elements."""
     empty = torch.empty
 
     def filled(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The CUDA kernels on tensors of the CPU: their sources, built for the host by a C++ compiler.
+"""The CUDA kernels on CPU tensors: their sources, built for the host by a C++ compiler.
 
-`csrc/cuda/grid.h` says how one source serves both. The build is for tests alone and lies in a
-temporary folder; it is made when an op is first called. Importing this module makes a copy of
-`kernels/cuda.py` on top of it, the backend `cuda_host` of tests that `switch_on` that name.
+`csrc/cuda/grid.h` explains how one source serves both. The build is only for tests, lives in a
+temporary folder and is made when an op is first called. Importing this module puts a copy of
+`kernels/cuda.py` on top of it: the backend `cuda_host`, which tests enable with `switch_on`.
 """
 
 import importlib.util
@@ -26,15 +26,15 @@ from densitrace.kernels import dispatch
 
 NAME = "cuda_host"
 CSRC = Path(__file__).parents[1] / "csrc"
-# As setup.py builds it
+# As in setup.py
 NVCC = ["nvcc", "-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}"]
 FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
-# As nvcc is told: a product and its sum are one operation only where the sources say so.
+# As for nvcc: a multiply and an add fuse only where the sources say so.
 FLAGS += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
 def loaded(name: str, path: Path) -> ModuleType:
-    """A module from a file, which `sys.modules` does not know yet."""
+    """Load a module from a file without registering it in `sys.modules`."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert isinstance(spec, ModuleSpec) and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +44,7 @@ def loaded(name: str, path: Path) -> ModuleType:
 
 @cache
 def built() -> ModuleType:
-    """densitrace._cuda_host, compiled now."""
+    """Compile densitrace._cuda_host."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "_cuda_host.so"
         include = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
@@ -59,7 +59,7 @@ def built() -> ModuleType:
 
 
 class Deferred(ModuleType):
-    """The build, made when something of it is asked for."""
+    """Stands in for the build, which is made on first attribute access."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -71,7 +71,7 @@ def _ops() -> Any:
     compiled = Deferred("densitrace._cuda")
     with mock.patch.dict(sys.modules, {compiled.__name__: compiled}):
         ops = loaded(f"densitrace.kernels.{NAME}", Path(kernels.__file__).parent / "cuda.py")
-    vars(ops)["_cuda"] = compiled  # where the real one is here, it was found first
+    vars(ops)["_cuda"] = compiled  # if the real extension exists, it was imported first
     return ops
 
 
@@ -79,5 +79,5 @@ ops = sys.modules[f"densitrace.kernels.{NAME}"] = _ops()
 
 
 def switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`backend="cuda_host"` is a backend, for one test."""
+    """Make `backend="cuda_host"` available for one test."""
     monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, NAME))

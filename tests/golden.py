@@ -1,4 +1,4 @@
-"""The golden models and arrays of tests/goldens; the README there says what they hold."""
+"""The golden models and arrays of tests/goldens; see the README there."""
 
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = ("mistral", "qwen2", "qwen3", "olmo2", "gemma3")
 LENGTHS = ("T08", "T16")
 RULES: dict[str, type[Rule]] = {"threshold": Threshold, "nucleus": Nucleus, "size": Size}
-CUT_RULES = ("threshold", "nucleus")  # those that are not searched for
+CUT_RULES = ("threshold", "nucleus")  # rules that need no search
 
 
 @cache
@@ -30,7 +30,7 @@ def golden(family: str, length: str) -> dict[str, NDArray[Any]]:
 def golden_trace(
     tracer: Tracer, arrays: dict[str, NDArray[Any]], rule: str = "threshold", **options: Any
 ) -> Trace:
-    """Of a golden sequence, under the strata of its arrays for the importance `norm_l1`."""
+    """Trace a golden sequence under the strata of its arrays for the importance `norm_l1`."""
     select = RULES[rule](arrays[f"s.norm_l1.{rule}.tau"])
     following = [int(arrays["next_id"])]
     trace = tracer.trace(arrays["ids"].tolist(), select=select, next_token=following, **options)
@@ -39,9 +39,9 @@ def golden_trace(
 
 
 def assert_golden(trace: Trace, arrays: dict[str, NDArray[Any]], rule: str) -> None:
-    """Sizes and errors of one output's traces and of their inverse, controls=("inverse",).
+    """Check sizes and errors of one output's traces and of their inverse (controls=("inverse",)).
 
-    Not the size of the last stratum: the reference's is the whole graph by fiat.
+    The size of the last stratum is left out: the reference defines it as the whole graph.
     """
     sizes = arrays[f"s.norm_l1.{rule}.raw_size"]
     np.testing.assert_array_equal(trace.edge_count[0, :-1], sizes[:-1])

@@ -1,4 +1,4 @@
-"""What would make the host wait, were a CPU's tensors on a device."""
+"""Find ops that would make the host wait if CPU tensors were on a device."""
 
 from collections import Counter
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Ops whose result the host reads, and the copy that every `torch.tensor(number)` makes.
+# Ops whose result the host reads, and the copy made by every `torch.tensor(number)`.
 READS = (
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "lift_fresh",
 )  # fmt: skip
 
 
 class HostWaits(TorchDispatchMode):
-    """Counts what would make the host wait, were the tensors on a device."""
+    """Counts ops that would make the host wait if their tensors were on a device."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)

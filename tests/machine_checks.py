@@ -1,10 +1,10 @@
-"""Checks the Triton ops, and a model, on the machine for PTX: compiled for a GPU not here, and run.
+"""Check the Triton ops, and a model, on the simulated PTX machine: compiled for an absent GPU, run.
 
     python tests/machine_checks.py TABLE CAPABILITY [SHAPE ...]
 
-Ops run as `kernels/test_gpu.py` checks them on a GPU, in one shape of its own and then the goldens
-of a model, under each rule, on all kernels, Triton's and CUDA's; or the ops alone, in the named
-shapes or in `all`. Prints the name of each op that holds, and of the shape.
+Ops run under the checks of `kernels/test_gpu.py`. Without SHAPE: in one shape, and then a model's
+goldens under each cut rule with all Triton and CUDA kernels. With SHAPE: only the ops, in the named
+shapes or in `all`. Prints the op and the shape of every check that passes.
 """
 
 import sys
@@ -18,8 +18,8 @@ from ptx_launches import kernels_on_machine, triton_on_machine
 
 from densitrace import Tracer
 
-FAMILY = "mistral"  # of the goldens: grouped heads, a window
-OWN = {  # several tiles, every variant; numbers as matrix units of each generation take them
+FAMILY = "mistral"  # golden model with grouped heads and a window
+OWN = {  # several tiles, every variant; dtypes as each generation's matrix units take them
     "80": Shape(
         batch=1, heads=2, groups=1, length=70, d_k=40, d_v=24, window=50, softcap=5.0, sinks=True,
         segments=True,
@@ -32,7 +32,7 @@ OWN = {  # several tiles, every variant; numbers as matrix units of each generat
 
 
 def main(table: str, capability: str, *names: str) -> None:
-    """Check, and print a line for each that holds."""
+    """Run the checks and print a line for each that passes."""
     on_gpu = module_at(Path(__file__).parent / "kernels" / "test_gpu.py")
     shapes = {name: on_gpu.SHAPES[name] for name in (on_gpu.SHAPES if "all" in names else names)}
     for name, shape in (shapes or {"own": OWN[capability]}).items():

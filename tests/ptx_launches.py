@@ -1,4 +1,4 @@
-"""Our kernels on the machine for PTX: what the compilers for a GPU make of them runs here."""
+"""Run our kernels on the simulated PTX machine, as compiled for a GPU."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from ptx import Counts, Entry, Launch, entries, launch
 
 from densitrace.kernels import dispatch
 
-Counted = dict[str, Counts]  # of the launches of a kernel, by its name
+Counted = dict[str, Counts]  # counts of a kernel's launches, by its name
 
 
 # ---- CUDA C++ ----------------------------------------------------------------------------------
@@ -27,14 +27,14 @@ Counted = dict[str, Counts]  # of the launches of a kernel, by its name
 @cache
 def cuda_entries(capability: int) -> list[Entry]:
     """All kernels of csrc/cuda."""
-    found: list[Entry] = []
+    kernels: list[Entry] = []
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((cuda_host.CSRC / "cuda").glob("*.cu")):
             ptx = Path(folder) / f"{source.stem}.ptx"
             command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source, "-o", ptx]
             subprocess.run([*map(str, command)], check=True)
-            found += entries(ptx.read_text(encoding="utf-8")).values()
-    return found
+            kernels += entries(ptx.read_text(encoding="utf-8")).values()
+    return kernels
 
 
 def _counts(counted: Counted | None, kernel: str) -> Counts | None:
@@ -43,31 +43,31 @@ def _counts(counted: Counted | None, kernel: str) -> Counts | None:
 
 @contextmanager
 def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator[None]:
-    """The ops of `cuda_host` launch their kernels as a GPU of a compute capability has them.
+    """Launch the kernels of `cuda_host` on the machine, compiled for a compute capability.
 
-    What they are given to do is added to `counted`.
+    The work they are given is added to `counted`.
     """
-    told: list[torch.Tensor] = []  # and kept, so that no address is used twice
+    passed: list[torch.Tensor] = []  # kept alive, so that no address is reused
     data_ptr = torch.Tensor.data_ptr
 
-    def tell(tensor: torch.Tensor) -> int:
-        """Addresses are asked for to be given to a kernel."""
-        told.append(tensor)
+    def note(tensor: torch.Tensor) -> int:
+        """Record tensors whose address is taken: they are passed to a kernel."""
+        passed.append(tensor)
         return data_ptr(tensor)
 
     def run(kernel: str, arguments: bytes, blocks: tuple[int, int, int], threads: int) -> None:
         name = kernel.split("_GLOBAL__N_1")[1]
-        (entry,) = (each for each in cuda_entries(capability) if name in each.name)
+        (entry,) = (tensor for tensor in cuda_entries(capability) if name in tensor.name)
         packed = arguments + struct.pack("III", *blocks)
         grid = (math.prod(blocks), 1, 1)
-        arrays = [(data_ptr(each), each.numel() * each.element_size()) for each in told]
-        # A length, the name of the structure, and what a template is of.
+        arrays = [(data_ptr(tensor), tensor.numel() * tensor.element_size()) for tensor in passed]
+        # Mangled: a length, the name of the structure, and its template arguments.
         plain = re.findall(r"^\d+([A-Z][a-z]+(?:[A-Z][a-z]+)*)", name)[0]
         launch(Launch(entry, grid, threads, packed), arrays, _counts(counted, plain))
 
     cuda_host.built().launch_with(run)
     try:
-        with mock.patch.object(torch.Tensor, "data_ptr", tell):
+        with mock.patch.object(torch.Tensor, "data_ptr", note):
             yield
     finally:
         cuda_host.built().launch_with(None)
@@ -77,7 +77,7 @@ def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator
 
 
 def _packed(entry: Entry, values: list[Any]) -> bytes:
-    """Arguments as parameters lie; those that a compiler adds are 0."""
+    """Pack arguments as parameters; those that the compiler adds are 0."""
     packed = bytearray(entry.parameter_bytes)
     for (start, size), value in zip(entry.parameters, values, strict=False):
         if isinstance(value, torch.Tensor):
@@ -88,7 +88,7 @@ def _packed(entry: Entry, values: list[Any]) -> bytes:
 
 
 def _storage(tensor: torch.Tensor) -> tuple[int, int]:
-    """Where the memory is that a tensor shows a part of: rows may be padded."""
+    """The memory that a tensor is a view of: rows may be padded."""
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 
@@ -97,12 +97,12 @@ def _storage(tensor: torch.Tensor) -> tuple[int, int]:
 def triton_on_machine(
     capability: int, table: str, counted: Counted | None = None
 ) -> Iterator[None]:
-    """The Triton ops launch their kernels as a GPU of a compute capability has them.
+    """Launch the Triton kernels on the machine, compiled for a compute capability.
 
     Args:
         capability: 80 or 90.
         table: of pinned configurations.
-        counted: to add what they are given to do to.
+        counted: where to add the work they are given.
     """
     from triton_device import Launched, device  # here: Triton is not needed for CUDA's
 
@@ -127,7 +127,7 @@ def triton_on_machine(
 def kernels_on_machine(
     capability: int, table: str, counted: Counted | None = None
 ) -> Iterator[None]:
-    """Ops on tensors of the CPU are served as on a GPU: see `triton_on_machine`."""
+    """Serve ops on CPU tensors as on a GPU: see `triton_on_machine`."""
     with (
         mock.patch.object(dispatch, "BACKENDS", (*dispatch.BACKENDS, cuda_host.NAME)),
         mock.patch.dict(dispatch.PREFERENCE, {"cpu": (cuda_host.NAME, "triton", "reference")}),

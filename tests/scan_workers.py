@@ -1,4 +1,4 @@
-"""Workers of one scan as processes that can be killed: what tests and benches of faults run."""
+"""Workers of one scan as processes that can be killed, for tests and benches of faults."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ from densitrace.tracer.storage import Folder
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
-WINDOWS = 2  # of a part
+WINDOWS = 2  # per part
 
 # Children are forked from a process that has imported everything and started no thread.
 context = multiprocessing.get_context("forkserver")
@@ -31,16 +31,16 @@ context.set_forkserver_preload(["scan_workers", "transformers.models.llama.model
 
 
 def write_corpus(path: Path) -> None:
-    """Two dozen documents of letters, for the model whose tokens are bytes."""
+    """Write two dozen documents of letters, for the model whose tokens are bytes."""
     letters = random.Random(0)
     texts = ("".join(letters.choices("abc xyz", k=letters.randint(1, 50))) for _ in range(24))
     path.write_text("".join(json.dumps({"text": f"t{text}"}) + "\n" for text in texts))
 
 
 class _SmallParts:
-    """Many parts of a small corpus, and one thread, while any thread of this process is inside.
+    """Many parts for a small corpus, and one torch thread, while any thread is inside the context.
 
-    Threads may come and go in any order: the first sets, the last puts back.
+    Threads may enter and leave in any order: the first sets the values, the last restores them.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ small_parts = _SmallParts()
 
 @dataclass(frozen=True)
 class Job:
-    """A scan that several processes can be put to."""
+    """A scan that several processes can work on."""
 
     model: Path
     corpus: Path
@@ -82,7 +82,7 @@ class Job:
     edges: int | None = None
 
     def run(self, worker: Worker | None = None) -> None:
-        """One worker's share, in this process."""
+        """Run one worker's share in this process."""
         with small_parts:
             tracer = Tracer.from_pretrained(self.model, device="cpu")
             scan(
@@ -91,7 +91,7 @@ class Job:
             )  # fmt: skip
 
     def started(self, count: int = 1) -> list[BaseProcess]:
-        """Workers in processes of their own."""
+        """Start workers as processes."""
         processes: list[BaseProcess] = [
             context.Process(target=self.run, args=(Worker(index, count),)) for index in range(count)
         ]
@@ -100,7 +100,7 @@ class Job:
         return processes
 
     def finished(self, count: int = 1) -> None:
-        """The scan, complete."""
+        """Run the scan to completion in processes."""
         for process in self.started(count):
             process.join()
             assert process.exitcode == 0
@@ -130,18 +130,18 @@ def killed_until_complete(job: Job, workers: int, seconds: float, moments: rando
 
 
 def shards(path: Path) -> Mapping[str, bytes]:
-    """The bytes of every shard, by array and part; what a killed write left aside is none."""
+    """Bytes of every shard, by array and part, without the leftovers of killed writes."""
     files = (file for file in path.rglob("c.*") if not file.name.endswith(".partial"))
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def beside(store: Path) -> list[str]:
-    """What lies in a store's folder and has its name, but for the store."""
+    """Files next to a store that belong to it."""
     return [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.name}.")]
 
 
 def assert_same_store(ours: Path, expected: Path) -> None:
-    """Complete, with the same bytes, and every token there once."""
+    """Check that a store is complete, has the same bytes, and holds every token once."""
     store = open_store(ours)
     assert store.complete
     mine, theirs = shards(ours), shards(expected)

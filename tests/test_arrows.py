@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows of docs/design.md, read off the sources without running them."""
+"""The import arrows of docs/design.md, checked on the sources without running them."""
 
 import ast
 import sys
@@ -14,23 +14,23 @@ PARTS = {"densitrace": "densitrace"} | {
 }
 USERS = ("tests", "benches", "examples")
 
-# What a part may import of densitrace, besides itself and the exceptions.
+# What a part may import from densitrace, besides itself and the exceptions.
 ARROWS = {
     "kernels": {"densitrace._cpu", "densitrace._cuda"},
     "tracer": {"densitrace.kernels", "densitrace.__version__"},
     "estimator": {"densitrace.tracer", "densitrace.__version__"},
 }
-TENSORS = {"numpy", "torch", "triton"}  # all that kernels/ knows of the outside
+TENSORS = {"numpy", "torch", "triton"}  # all third-party imports of kernels/
 UNSAFE = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, `densitrace.kernels.edges.Pattern` for instance."""
+    """One imported name, such as `densitrace.kernels.edges.Pattern`."""
 
     name: str
     relative: bool
-    for_types: bool  # under `if TYPE_CHECKING`, so not when the program runs
+    for_types: bool  # under `if TYPE_CHECKING`, so never at run time
 
     def within(self, package: str) -> bool:
         return self.name == package or self.name.startswith(package + ".")
@@ -59,19 +59,19 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 
 def sources(*folders: str) -> list[Path]:
-    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [path.relative_to(ROOT) for path in found]
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path.relative_to(ROOT) for path in paths]
 
 
 def imports_of(path: Path) -> list[Import]:
-    """Of a file of the repository, under the name by which it is imported."""
+    """Imports of a file of the repository, under its import name."""
     part, *rest = path.with_suffix("").parts
     module = ".".join([PARTS.get(part, part), *rest]).removesuffix(".__init__")
     return list(imports((ROOT / path).read_text("utf-8"), module, path.name == "__init__.py"))
 
 
-def names(found: list[Import]) -> list[str]:
-    return [imported.name for imported in found]
+def names(imported: list[Import]) -> list[str]:
+    return [imported.name for imported in imported]
 
 
 def test_there_is_something_to_check() -> None:
@@ -89,8 +89,8 @@ if TYPE_CHECKING:
 def f():
     from . import graph
 """
-    found = list(imports(source, "densitrace.tracer.engine", is_package=False))
-    assert {(i.name, i.relative, i.for_types) for i in found} == {
+    result = list(imports(source, "densitrace.tracer.engine", is_package=False))
+    assert {(i.name, i.relative, i.for_types) for i in result} == {
         ("os.path", False, False),
         ("torch", False, False),
         ("densitrace.kernels", True, False),
@@ -136,12 +136,12 @@ def test_users_import_densitrace_by_its_name(folder: str) -> None:
         for path in sources(folder)
         for imported in imports_of(path)
         if imported.relative or any(map(imported.within, set(PARTS) - {"densitrace"}))
-        if path.parts[1] not in ("oracles", "ptx")  # packages of the tests, relative within
+        if path.parts[1] not in ("oracles", "ptx")  # packages of the tests that import relatively
     ]
     assert not inside
 
 
-def test_kernels_know_tensors_only() -> None:
+def test_kernels_import_only_tensor_packages() -> None:
     for path in sources("kernels"):
         outside = {i.name.split(".")[0] for i in imports_of(path) if not i.relative}
         assert outside - TENSORS <= sys.stdlib_module_names, path
@@ -157,8 +157,8 @@ def test_compiled_code_is_called_in_one_place() -> None:
     assert callers == {Path("kernels/cpu.py")}
 
 
-def test_models_alone_know_transformers_models() -> None:
-    """Elsewhere its types may be named, and `transformers.utils` (logging) called."""
+def test_only_models_import_transformers_models() -> None:
+    """Elsewhere its types may be imported for annotations, and `transformers.utils` (logging)."""
     elsewhere = [
         f"{path}: {imported.name}"
         for path in sources(*PARTS)
@@ -171,7 +171,7 @@ def test_models_alone_know_transformers_models() -> None:
     assert any(i.within("transformers") for i in imports_of(Path("tracer/models/decoder.py")))
 
 
-def test_the_files_of_the_store_alone_know_zarr() -> None:
+def test_only_store_files_import_zarr() -> None:
     knowing = {
         path
         for path in sources(*PARTS)
@@ -183,7 +183,7 @@ def test_the_files_of_the_store_alone_know_zarr() -> None:
 
 
 @pytest.mark.parametrize("path", sources(*PARTS, *USERS), ids=str)
-def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
+def test_data_is_never_run_as_code(path: Path) -> None:
     assert not [i.name for i in imports_of(path) if i.name.split(".")[0] in UNSAFE]
     for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
         if isinstance(node, ast.Call):
@@ -191,7 +191,7 @@ def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
 
 
 def unsafe_options(call: ast.Call) -> list[str]:
-    """Keywords that let data bring code, and `torch.load` without `weights_only=True`."""
+    """Keywords that let data run code, and `torch.load` without `weights_only=True`."""
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
     unsafe = [name for name in ("trust_remote_code", "allow_pickle") if given.get(name) == "True"]
     if ast.unparse(call.func) == "torch.load" and given.get("weights_only") != "True":

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs, page by page, from a folder of its own."""
+"""Every Python block of the README and docs/ runs, page by page, each page in a fresh folder."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
@@ -34,5 +34,5 @@ def test_links_lead_somewhere() -> None:
 def test_every_declared_family_is_listed() -> None:
     page = (ROOT / "docs" / "declare-architecture.md").read_text(encoding="utf-8")
     table = page.partition("## What is declared\n")[2].partition("\n\n")[0]
-    declared = ARCHITECTURES.keys() - {"persimmon"}  # by the page's own example, if it has run
+    declared = ARCHITECTURES.keys() - {"persimmon"}  # from the page's example, if it has run
     assert set(re.findall(r"`(\w+)`", table)) - {"model_type"} == declared

@@ -1,7 +1,7 @@
-"""The oracle is right: against transformers' own forwards, the goldens, and cases done by hand.
+"""The oracle is right: against transformers' own forwards, the goldens, and hand-worked cases.
 
-tests/goldens/README.md says what each golden array holds. The labels are compared without an
-exception for rounding: in float64 none of them lies so close to its cut.
+tests/goldens/README.md describes each golden array. Labels must match without any allowance for
+rounding: in float64 none of them lies that close to its cut.
 """
 
 import math
@@ -76,7 +76,7 @@ def test_clean_logits_are_the_models(variant: str, tokens: int) -> None:
 
 
 @every_variant
-def test_documents_in_a_row_are_as_if_alone(variant: str) -> None:
+def test_documents_in_a_row_are_independent(variant: str) -> None:
     first, second = random_ids(7, seed=1), random_ids(9, seed=2)
     run = Oracle(tiny_model(variant)).clean(
         first + second, position_ids=[*range(7), *range(9)], allowed=two_documents(7, 9)
@@ -91,7 +91,7 @@ def two_documents(first: int, second: int) -> Bools:
 
 
 @every_model
-def test_what_a_tiny_model_has_to_be(variant: str) -> None:
+def test_tiny_models_are_suitable(variant: str) -> None:
     """Uneven attention, no constant norm or bias, and the same weights for the same seed."""
     model = tiny_model(variant)
     parameters = dict(model.named_parameters())
@@ -106,7 +106,7 @@ def test_what_a_tiny_model_has_to_be(variant: str) -> None:
 
 
 @every_model
-def test_every_edge_kept_is_the_model(variant: str) -> None:
+def test_keeping_every_edge_gives_the_model(variant: str) -> None:
     ids, oracle = random_ids(9), oracle_of(tiny_model(variant))
     run = oracle.clean(ids)
     everything = run.graph("norm_l1").exists
@@ -116,14 +116,14 @@ def test_every_edge_kept_is_the_model(variant: str) -> None:
 
 
 @every_variant
-def test_no_edge_kept_leaves_biases_alone(variant: str) -> None:
-    """The last stream holds nothing but the attention projections' biases: no token matters."""
+def test_keeping_no_edge_leaves_only_biases(variant: str) -> None:
+    """The last stream holds only the attention projections' biases: no token matters."""
     oracle = Oracle(tiny_model(variant))
     nothing = {kind: np.zeros_like(e) for kind, e in graph_of(variant, 6).exists.items()}
     ids, others = random_ids(6, seed=3), random_ids(6, seed=4)
     logits = oracle.masked_logits(ids, nothing)
     np.testing.assert_array_equal(logits, oracle.masked_logits(others, nothing))
-    if variant in ("mistral", "qwen2", "qwen3", "gemma3"):  # no such biases
+    if variant in ("mistral", "qwen2", "qwen3", "gemma3"):  # these have no such biases
         assert not logits.any()
 
 
@@ -149,9 +149,10 @@ def graph_of(variant: str, tokens: int, importance: str = "norm_l1") -> Graph:
 
 @every_variant
 def test_last_nodes_edges_add_up_to_the_normed_state(variant: str) -> None:
-    """METHOD §7: with the final norm folded in, the last node's edges are what is unembedded.
+    """METHOD §7: with the final norm folded in, the last node's edges sum to what is unembedded.
 
-    What is missing is no edge: a LayerNorm's beta, and in a parallel block the projection's bias.
+    What is missing is not an edge: a LayerNorm's beta, and in a parallel block the projection's
+    bias.
     """
     oracle = Oracle(tiny_model(variant))
     run = oracle.clean(random_ids(9))
@@ -165,7 +166,7 @@ def test_last_nodes_edges_add_up_to_the_normed_state(variant: str) -> None:
     if variant.startswith("gpt_neox"):
         missing -= oracle.state["lm_head.weight"] @ oracle.state["gpt_neox.final_layer_norm.bias"]
     if variant == "gpt_neox":
-        # Of the bias the same vector is missing at every token, but for the norm's scale.
+        # The bias adds the same missing vector at every token, up to the norm's scale.
         direction = missing / np.linalg.norm(missing, axis=-1, keepdims=True)
         np.testing.assert_allclose(direction, direction[:1].repeat(9, 0), rtol=0, atol=1e-10)
     else:
@@ -174,7 +175,7 @@ def test_last_nodes_edges_add_up_to_the_normed_state(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["mistral", "qwen2", "qwen3", "gemma3"])
 def test_attention_nodes_edges_add_up_to_the_stream(variant: str) -> None:
-    """Without a projection bias, the edges into a node are the stream that leaves it."""
+    """Without a projection bias, the edges into a node sum to the stream that leaves it."""
     run = Oracle(tiny_model(variant)).clean(random_ids(9))
     for (_, into), (_, out_of) in zip(run.nodes[::2], run.nodes[1:-2:2], strict=False):
         total = into["attn"].sum((0, 2)) + into["res_attn"]
@@ -202,29 +203,29 @@ def test_importances_by_hand() -> None:
         "cosine": ((1 + 8 / 10) / 2, (1 + 2 / (2 * 10**0.5)) / 2),
     }
     for importance, (attention, residual) in by_hand.items():
-        found = weigh(edges, importance)
-        assert found["attn"].item() == pytest.approx(attention), importance
-        assert found["res_attn"].item() == pytest.approx(residual), importance
+        result = weigh(edges, importance)
+        assert result["attn"].item() == pytest.approx(attention), importance
+        assert result["res_attn"].item() == pytest.approx(residual), importance
 
 
 def test_proximity_is_clamped() -> None:
-    """An edge that moves the node nearer to zero counts nothing: 2 - |(3, 0)| is negative."""
+    """An edge that moves the node nearer to zero weighs nothing: 2 - |(3, 0)| is negative."""
     edges = {"mlp": np.array([[-1.0, 0.0]]), "res_mlp": np.array([[3.0, 0.0]])}
-    found = weigh(edges, "proximity")
-    assert (found["mlp"].item(), found["res_mlp"].item()) == (0, 1)
+    result = weigh(edges, "proximity")
+    assert (result["mlp"].item(), result["res_mlp"].item()) == (0, 1)
 
 
 def test_zero_vectors() -> None:
-    """They weigh nothing, and have a cosine of 0, so 0.5; so has every edge of a node of zero."""
+    """They weigh nothing; their cosine is 0, so 0.5, as for every edge of a zero node."""
     edges = {"mlp": np.zeros((2, 3)), "res_mlp": np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])}
     for importance in WEIGHT_TOLERANCE:
-        found = weigh(edges, importance)
+        result = weigh(edges, importance)
         cosine = importance == "cosine"
-        assert found["mlp"].tolist() == ([0.5, 0.5] if cosine else [0, 0])
-        assert found["res_mlp"] == pytest.approx([1, 0.5] if cosine else [1, 0])
+        assert result["mlp"].tolist() == ([0.5, 0.5] if cosine else [0, 0])
+        assert result["res_mlp"] == pytest.approx([1, 0.5] if cosine else [1, 0])
 
 
-def test_edges_outside_a_window_are_none() -> None:
+def test_no_edges_outside_a_window() -> None:
     exists = graph_of("gemma3", 9).exists["attn"]
     reach = np.arange(9)[:, None] - np.arange(9)
     for block, window in enumerate([WINDOW, 99, WINDOW, 99]):
@@ -256,7 +257,7 @@ def test_full_size_of_a_later_document_is_as_if_alone() -> None:
 
 
 def one_node(residual: float, attention: list[float]) -> Graph:
-    """One parallel block, two tokens, two heads; token 1 has six in-edges, its MLP edge of 0."""
+    """One parallel block, two tokens, two heads; token 1 has six in-edges, the MLP's weighs 0."""
     weights: Weights = {
         "attn": np.full((1, 2, 2, 2), np.nan),
         "res_attn": np.array([[1.0, residual]]),
@@ -296,7 +297,7 @@ def test_rules_by_hand(rule: str, value: float, kept: set[float]) -> None:
 @pytest.mark.parametrize(
     ("rule", "value", "expected"),
     [
-        ("nucleus", 0.3, 3),  # the crossing edge's ties are all kept
+        ("nucleus", 0.3, 3),  # all ties of the crossing edge are kept
         ("nucleus", 0.76, 4),
         ("top_fraction", 0.3, 0),  # ceil(1.8) = 2, and the third ties with the second
         ("top_fraction", 0.5, 3),
@@ -323,7 +324,7 @@ def test_top_fraction_reads_decimals() -> None:
 
 
 def test_search_and_reach_by_hand() -> None:
-    """Two blocks of one head: the search takes the heaviest edge in reach, and ties as found."""
+    """Two blocks of one head: the search takes the heaviest edge in reach, ties in order found."""
     weights: Weights = {
         "attn": np.array([[[[0.3, np.nan], [0.9, 0.1]]], [[[0.8, np.nan], [0.5, 0.2]]]]),
         "res_attn": np.array([[0.6, 0.4], [0.1, 0.2]]),
@@ -362,12 +363,12 @@ def test_search_and_reach_by_hand() -> None:
 
 def test_errors_by_hand() -> None:
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.5, 0.1])
-    found = errors(np.log(p) + 3, np.log(q) - 2, next_id=2)
-    assert found["tv"] == pytest.approx(0.2)
-    assert found["kl"] == pytest.approx((p * np.log(p / q)).sum())
-    assert found["loss"] == pytest.approx(-math.log(0.1))
-    assert found["entropy"] == pytest.approx(-(q * np.log(q)).sum())
-    assert (found["top1"], found["nucleus"]) == (0, 0)
+    result = errors(np.log(p) + 3, np.log(q) - 2, next_id=2)
+    assert result["tv"] == pytest.approx(0.2)
+    assert result["kl"] == pytest.approx((p * np.log(p / q)).sum())
+    assert result["loss"] == pytest.approx(-math.log(0.1))
+    assert result["entropy"] == pytest.approx(-(q * np.log(q)).sum())
+    assert (result["top1"], result["nucleus"]) == (0, 0)
     # Tokens needed for 50%: 1 and 1; 60, 70: 2 and 1; 80: 2 and 2; 90: 3 and 2; 99: 3 and 3.
     p = np.array([0.55, 0.3, 0.15])
     agreeing = errors(np.log(p), np.log([0.72, 0.23, 0.05]), next_id=None)
@@ -420,7 +421,7 @@ every_case = pytest.mark.parametrize(("family", "length", "importance", "rule"),
 
 
 def test_all_goldens_are_read() -> None:
-    """Every importance with every rule, but for cosine with size on gemma3 at T = 16."""
+    """Every importance with every rule, except cosine with size on gemma3 at T = 16."""
     assert len(CASES) == len(GOLDEN_FAMILIES) * len(LENGTHS) * 9 - 1
 
 
@@ -428,7 +429,7 @@ def test_all_goldens_are_read() -> None:
 @every_golden_family
 def test_golden_logits(family: str, length: str) -> None:
     arrays, logits = golden(family, length), golden_run(family, length).logits
-    expected = arrays["logits_full_all"]  # every token's, or the last one's
+    expected = arrays["logits_full_all"]  # all tokens', or only the last one's
     np.testing.assert_allclose(logits[-len(expected) :], expected, rtol=0, atol=ERROR_TOLERANCE)
     np.testing.assert_allclose(logits[-1], arrays["logits_full"], rtol=0, atol=ERROR_TOLERANCE)
 
@@ -442,7 +443,7 @@ def test_golden_weights(family: str, length: str, importance: str) -> None:
     for kind in KINDS:
         expected = golden(family, length)[f"w.{importance}.{kind}"].astype(np.float64)
         if kind == "attn":
-            # Outside a window the reference has edges of a zero vector, we have none.
+            # Outside a window the reference has edges with a zero vector, we have none.
             outside = np.broadcast_to((run.causal & ~run.window)[:, None], expected.shape)
             assert outside.any() == (family == "gemma3" and length == "T16")
             zero = np.isnan(expected) if importance == "cosine" else expected == 0
@@ -454,7 +455,7 @@ def test_golden_weights(family: str, length: str, importance: str) -> None:
 
 
 def causal_edges(run: Run) -> Kept:
-    """The edges that can reach the last token, those outside a window included."""
+    """The edges that can reach the last token, including those outside a window."""
     weights = run.weights("norm_l1")
     attn = np.broadcast_to(np.where(run.causal, 0, np.nan), weights["attn"].shape)
     graph = Graph({**weights, "attn": attn})
@@ -470,25 +471,25 @@ def test_golden_edges(family: str, length: str) -> None:
 
 @every_case
 def test_golden_labels_and_sizes(family: str, length: str, importance: str, rule: str) -> None:
-    """Labels and sizes of all strata below the last, which is the full graph whatever the rule."""
+    """Labels and sizes of all strata but the last, which is the full graph under any rule."""
     run, arrays = golden_run(family, length), golden(family, length)
     selection = {name: arrays[f"s.{importance}.{rule}.{name}"] for name in SELECTION}
     graph, exists, last = run.graph(importance), causal_edges(run), len(run.logits) - 1
     full = graph.full_size(last, "causal")
     strata = len(selection["tau"]) - 1
     labels = {kind: np.where(exists[kind], strata, -1) for kind in KINDS}
-    found: list[tuple[int, bool]] = []
+    result: list[tuple[int, bool]] = []
     for stratum in reversed(range(strata)):
         keep = graph.keep(rule, selection["tau"][stratum], last, "causal")
         trace = graph.reach(keep, last)
         for kind in KINDS:
             labels[kind][trace[kind]] = stratum
         embeddings = bool(trace["attn"][0].any() or trace["res_attn"][0].any())
-        found.insert(0, (int(sizes(trace).sum()), embeddings))
-    found.append((full, True))
+        result.insert(0, (int(sizes(trace).sum()), embeddings))
+    result.append((full, True))
     for kind in KINDS:
         np.testing.assert_array_equal(labels[kind], selection[f"lab_{kind}"])
-    raw_size, connected = np.array(found).T
+    raw_size, connected = np.array(result).T
     np.testing.assert_array_equal(raw_size, selection["raw_size"])
     np.testing.assert_array_equal(connected, selection["connected"])
     np.testing.assert_allclose(raw_size / full, selection["rel_size"], rtol=1e-12)
@@ -513,7 +514,7 @@ def test_golden_order_of_the_search(family: str, length: str) -> None:
 
 @every_case
 def test_golden_errors(family: str, length: str, importance: str, rule: str) -> None:
-    """Every stratum re-evaluated, the trace alone and its inverse, from the golden labels."""
+    """Every stratum re-evaluated from the golden labels: the trace alone and its inverse."""
     arrays, run = golden(family, length), golden_run(family, length)
     graph, clean = run.graph("norm_l1"), run.logits[-1]
     labels = {kind: arrays[f"s.{importance}.{rule}.lab_{kind}"] for kind in KINDS}
@@ -521,11 +522,11 @@ def test_golden_errors(family: str, length: str, importance: str, rule: str) -> 
         trace = {kind: (label >= 0) & (label <= stratum) for kind, label in labels.items()}
         for name, kept in (("only", trace), ("inv", graph.inverse(trace))):
             lane = golden_oracle(family).masked_logits(arrays["ids"].tolist(), kept)[-1]
-            found = errors(clean, lane, int(arrays["next_id"]))
-            q, nucleus = np.exp(log_softmax(lane)), int(found["nucleus"])
+            result = errors(clean, lane, int(arrays["next_id"]))
+            q, nucleus = np.exp(log_softmax(lane)), int(result["nucleus"])
             measured = {
-                "tv": found["tv"],
-                "loss": found["loss"],
+                "tv": result["tv"],
+                "loss": result["loss"],
                 "ent": -(q * np.log(q + 1e-7)).sum(),
                 "nu": nucleus,
                 "nusize": len(ranked_nucleus(np.exp(log_softmax(clean)), nucleus)) * (nucleus > 0),
@@ -533,7 +534,7 @@ def test_golden_errors(family: str, length: str, importance: str, rule: str) -> 
             }
             for measure, value in measured.items():
                 key = f"e.{importance}.{rule}.{measure}_{name}"
-                if key in arrays:  # logits_inv is there for norm_l1 only
+                if key in arrays:  # logits_inv exists for norm_l1 only
                     expected, exact = arrays[key][stratum], measure in ("nu", "nusize")
                     atol = 0 if exact else ERROR_TOLERANCE
                     np.testing.assert_allclose(value, expected, rtol=0, atol=atol, err_msg=key)

@@ -1,7 +1,7 @@
-"""The installed package: built, installed and imported for real, in environments of its own.
+"""The installed package: built, installed and imported in fresh environments.
 
 Each environment sees the packages of the one that runs the tests, but not its densitrace: the
-folder is put on the path without the .pth files in it, which is how an editable install gets in.
+folder is on the path without its .pth files, so editable installs are not visible.
 """
 
 import os
@@ -77,7 +77,7 @@ print(said.getvalue())
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with densitrace in it, and the checkout that it came from."""
+    """A virtual environment with densitrace installed, and the checkout it came from."""
 
     folder: Path
     checkout: Path
@@ -92,7 +92,7 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def run(self, command: Sequence[str | Path], cwd: Path, *path: Path) -> str:
-        """Output of a program of this environment, with `path` in front of its packages."""
+        """Output of a program of this environment, with `path` before its packages."""
         clean = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
         done = subprocess.run(
             [self.folder / "bin" / command[0], *command[1:]],
@@ -107,7 +107,7 @@ class Environment:
 
 
 def pip(*arguments: str | Path, python: Path | None = None, compiler: str = "") -> None:
-    """pip without an index: everything that is needed is here."""
+    """Run pip without an index: everything needed is already here."""
     target = [] if python is None else ["--python", str(python)]
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", *target, *map(str, arguments), *offline, "--quiet"]
@@ -116,7 +116,7 @@ def pip(*arguments: str | Path, python: Path | None = None, compiler: str = "") 
 
 
 def new_environment(folder: Path, checkout: Path) -> Environment:
-    """One without densitrace; see above for what it sees."""
+    """Create an environment without densitrace; see above for what it sees."""
     made = Environment(folder / "venv", checkout)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", made.folder], check=True)
     outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
@@ -126,7 +126,7 @@ def new_environment(folder: Path, checkout: Path) -> Environment:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, so that nothing built here lies in the repository."""
+    """A copy of the sources, so that nothing is built in the repository."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in BUILT_FROM:
         shutil.copytree(ROOT / name, folder / name, ignore=NOT_SOURCES)
@@ -154,8 +154,8 @@ def environment(
     """densitrace installed from the wheel, by `pip install .` and by `pip install -e .`."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "editable":
-        # It builds into the checkout, which would hide a module missing from the other two. The
-        # wheel's object files come along, so nothing is compiled twice.
+        # It builds into its checkout, which would hide a module missing from the other two. The
+        # wheel's object files are copied, so nothing is compiled twice.
         checkout = shutil.copytree(checkout, folder / "checkout")
     installed = new_environment(folder, checkout)
     options = ["--editable"] if request.param == "editable" else []
@@ -166,7 +166,7 @@ def environment(
 
 @pytest.fixture(scope="session")
 def other_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with another package called `kernels`, one too old for transformers to use."""
+    """A folder with another package called `kernels`, too old for transformers to use."""
     folder = tmp_path_factory.mktemp("other")
     (folder / "kernels").mkdir()
     (folder / "kernels" / "__init__.py").write_text("OTHER = True\n")
@@ -208,7 +208,7 @@ def test_import_from_the_root(environment: Environment, other_kernels: Path) -> 
 
 @pytest.mark.parametrize("environment", ["folder"], indirect=True)
 def test_every_public_name_from_the_root(environment: Environment) -> None:
-    """Of the installed package: the sources beside it in the root are not what runs."""
+    """The installed package runs, not the sources in the root."""
     kernels = environment.run(["python", "-c", EVERYTHING], environment.checkout)
     assert kernels == str(environment.packages / "densitrace" / "kernels" / "__init__.py")
 
@@ -222,7 +222,7 @@ def test_command_and_module_are_the_same(environment: Environment, tmp_path: Pat
 
 @pytest.mark.parametrize("options", [[], ["--editable"]], ids=["folder", "editable"])
 def test_without_a_compiler(options: list[str], checkout: Path, tmp_path: Path) -> None:
-    """It installs all the same, says once that plain torch serves, and traces."""
+    """It installs, warns once that plain torch serves, and traces."""
     fresh = shutil.copytree(checkout, tmp_path / "checkout", ignore=BUILT)
     bare = new_environment(tmp_path, fresh)
     pip("install", *options, fresh, python=bare.python, compiler="false")

@@ -1,4 +1,4 @@
-"""The machine for PTX: what it computes, and that it sees what a kernel must not do."""
+"""The simulated PTX machine: what it computes, and the faults that it detects."""
 
 import struct
 
@@ -36,23 +36,23 @@ HEAD = """
 
 def run(
     body: str,
-    given: NDArray[np.uint32],
-    found: NDArray[np.uint32],
+    inputs: NDArray[np.uint32],
+    outputs: NDArray[np.uint32],
     blocks: int = 1,
     counts: Counts | None = None,
 ) -> None:
-    """Run a kernel of which each thread has its number of `given` at %rd4, of `found` at %rd5."""
+    """Run a kernel; each thread has its number of `inputs` at %rd4 and of `outputs` at %rd5."""
     (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
-    arguments = struct.pack("QQ", given.ctypes.data, found.ctypes.data)
-    arrays = [(each.ctypes.data, each.nbytes) for each in (given, found)]
+    arguments = struct.pack("QQ", inputs.ctypes.data, outputs.ctypes.data)
+    arrays = [(array.ctypes.data, array.nbytes) for array in (inputs, outputs)]
     launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays, counts)
 
 
 def computed(body: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """What becomes of %r5 in %r6."""
-    found = np.zeros(THREADS, np.uint32)
-    run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, found)
-    return found
+    """The values of %r6 that a body computes from %r5."""
+    outputs = np.zeros(THREADS, np.uint32)
+    run(f"ld.global.u32 %r5, [%rd4];\n{body}\nst.global.u32 [%rd5], %r6;\n", values, outputs)
+    return outputs
 
 
 NUMBERS = np.arange(THREADS, dtype=np.uint32)
@@ -109,13 +109,13 @@ def test_floats(values: NDArray[np.uint32]) -> None:
     np.testing.assert_array_equal(compared, ~(floats > 2))
 
 
-def test_bytes_change_places() -> None:
+def test_byte_permutation() -> None:
     values = np.full(THREADS, 0x81020304, np.uint32)
     assert computed("prmt.b32 %r6, %r5, 0, 0x4012;", values)[0] == 0x00040302
     assert computed("prmt.b32 %r6, %r5, 0, 0xB3;", values)[0] == 0x0404FF81
 
 
-def test_ways_part_and_join() -> None:
+def test_branches_diverge_and_reconverge() -> None:
     """Threads go round a loop as often as their number says."""
     loop = """
     mov.u32 %r6, 0;
@@ -128,13 +128,13 @@ def test_ways_part_and_join() -> None:
     np.testing.assert_array_equal(computed(loop, NUMBERS[::-1].copy()), NUMBERS[::-1] + 100)
 
 
-def test_lanes_exchange() -> None:
-    found = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, NUMBERS ^ 5)
-    found = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, np.where(NUMBERS % 32 < 3, NUMBERS, NUMBERS - 3))
-    found = computed("redux.sync.max.u32 %r6, %r5, -1;", NUMBERS)
-    np.testing.assert_array_equal(found, NUMBERS | 31)
+def test_lanes_exchange_values() -> None:
+    exchanged = computed("shfl.sync.bfly.b32 %r6, %r5, 5, 31, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, NUMBERS ^ 5)
+    exchanged = computed("shfl.sync.up.b32 %r6, %r5, 3, 0, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, np.where(NUMBERS % 32 < 3, NUMBERS, NUMBERS - 3))
+    exchanged = computed("redux.sync.max.u32 %r6, %r5, -1;", NUMBERS)
+    np.testing.assert_array_equal(exchanged, NUMBERS | 31)
 
 
 def test_memory_is_shared_after_a_barrier() -> None:
@@ -149,7 +149,7 @@ def test_memory_is_shared_after_a_barrier() -> None:
 
 
 @pytest.mark.parametrize("other", [4, 128])  # a byte of a lane of its warp, of another warp
-def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
+def test_a_warp_barrier_orders_accesses_of_its_lanes(other: int) -> None:
     body = f"""
     st.shared.u32 [%r4], %r5;
     bar.warp.sync -1;
@@ -166,8 +166,8 @@ def test_a_warp_that_has_met_sees_what_its_lanes_wrote(other: int) -> None:
         computed(body, NUMBERS)
 
 
-def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
-    """A warp that has met tells the others nothing."""
+def test_a_warp_barrier_does_not_order_other_warps() -> None:
+    """A warp barrier does not synchronise with other warps."""
     body = """
     st.shared.u32 [%r4], %r5;
     bar.sync 0;
@@ -180,14 +180,14 @@ def test_lanes_that_read_what_a_lane_of_another_warp_changes() -> None:
         computed(body, NUMBERS)
 
 
-def test_additions_meet() -> None:
-    found = np.zeros(THREADS, np.uint32)
-    run("red.global.add.u32 [%rd2], 1;", NUMBERS, found, blocks=3)
-    assert found.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
+def test_atomic_additions() -> None:
+    sums = np.zeros(THREADS, np.uint32)
+    run("red.global.add.u32 [%rd2], 1;", NUMBERS, sums, blocks=3)
+    assert sums.tolist() == [3 * THREADS] + [0] * (THREADS - 1)
 
 
 @given(words)
-def test_the_least_stays(values: NDArray[np.uint32]) -> None:
+def test_atomic_minimum(values: NDArray[np.uint32]) -> None:
     body = """
     st.shared.u32 [%r4], -1;
     bar.sync 0;
@@ -198,8 +198,8 @@ def test_the_least_stays(values: NDArray[np.uint32]) -> None:
     assert set(computed(body, values)) == {values.min()}
 
 
-def test_lanes_that_add_to_a_word_take_turns() -> None:
-    """But for what each of them adds: those that count are served together."""
+def test_lanes_that_add_to_one_word_are_serialised() -> None:
+    """Except when adding a constant: lanes that count are served together."""
 
     def turns(address: str, what: str) -> int:
         counts = Counts()
@@ -211,7 +211,7 @@ def test_lanes_that_add_to_a_word_take_turns() -> None:
     assert turns("[memory]", "%r1") == THREADS
 
 
-# ---- what it sees ------------------------------------------------------------------------------
+# ---- faults that it detects --------------------------------------------------------------------
 
 FAULTS = {
     "outside all arrays": "ld.global.u32 %r6, [%rd4+4];",
@@ -260,7 +260,7 @@ def test_faults(message: str) -> None:
         run(FAULTS[message], NUMBERS, np.zeros(THREADS, np.uint32))
 
 
-def test_a_copy_has_landed_once_it_is_waited_for() -> None:
+def test_a_copy_is_readable_after_its_wait() -> None:
     body = """
     cp.async.ca.shared.global [%r4], [%rd4], 4;
     cp.async.commit_group;

@@ -1,4 +1,4 @@
-"""What tests of workers share leaves nothing behind in the process that runs the tests."""
+"""The helpers for worker tests leave nothing behind in the test process."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from densitrace.tracer import layout, parts, windows
 
 
 def settings() -> tuple[float, ...]:
-    """What `Job.run` sets for as long as it runs."""
+    """The settings that `Job.run` changes while it runs."""
     return (
         layout.PART_VALUES, layout.PARTS, windows.TOGETHER, parts.POLL_SECONDS,
         torch.get_num_threads(),
     )  # fmt: skip
 
 
-def test_a_job_here_leaves_parts_as_large_as_they_were(tmp_path: Path) -> None:
+def test_a_job_restores_the_size_of_parts(tmp_path: Path) -> None:
     write_corpus(tmp_path / "c.jsonl")
     before = settings()
     Job(save(tmp_path / "model", byte_model()), tmp_path / "c.jsonl", tmp_path / "s").run()
@@ -26,7 +26,7 @@ def test_a_job_here_leaves_parts_as_large_as_they_were(tmp_path: Path) -> None:
     assert settings() == before
 
 
-def test_whoever_leaves_last_puts_back() -> None:
+def test_the_last_to_leave_restores_the_settings() -> None:
     before = settings()
     small_parts.__enter__()
     small_parts.__enter__()

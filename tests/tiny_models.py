@@ -3,10 +3,10 @@
     model = tiny_model("gemma3")
 
 Every model has a vocabulary of 64, at most 64 positions, 4 heads, and float32 weights. Norm
-weights, norm biases and projection biases are random, attention is uneven, and predictions are
-far from uniform. Where the family has them there are 2 key/value heads and a window of `WINDOW`.
+weights, norm biases and projection biases are random, attention is uneven, and predictions are far
+from uniform. Families that support them have 2 key/value heads and a window of `WINDOW`.
 
-Those of `FURTHER` differ in what their attention and MLP do, or in one step of the wiring: fewer
+Models of `FURTHER` differ in what their attention and MLP do, or in one step of the wiring: fewer
 tests need them.
 """
 
@@ -54,7 +54,7 @@ GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "tie_word_embeddin
 
 
 def llama() -> PreTrainedModel:
-    """Grouped heads, with the biases that the family may have."""
+    """Grouped heads, with the optional biases of the family."""
     return LlamaForCausalLM(
         LlamaConfig(**GROUPED, num_hidden_layers=3, attention_bias=True, mlp_bias=True)
     )
@@ -78,7 +78,7 @@ def qwen2() -> PreTrainedModel:
 
 
 def qwen3() -> PreTrainedModel:
-    """Norms on each head's queries and keys, heads wider than hidden / heads, block 2 windowed."""
+    """Norms on each head's queries and keys, heads wider than hidden / heads, windowed block 2."""
     config = Qwen3Config(
         **GROUPED,
         num_hidden_layers=3,
@@ -159,7 +159,7 @@ _EXPERTS: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
-_SHARED_EXPERTS: dict[str, Any] = {  # and a block without experts
+_SHARED_EXPERTS: dict[str, Any] = {  # with one block without experts
     **_EXPERTS,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
@@ -202,7 +202,7 @@ def _rope(**settings: Any) -> dict[str, Any]:
 
 _HALF = _rope(partial_rotary_factor=0.5)
 
-# By model type, where they don't name another: what a config says beyond `GROUPED`.
+# Config settings beyond `GROUPED`, by model type unless they name another.
 _FURTHER: dict[str, dict[str, Any]] = {
     "apertus": {"head_dim": 12, "attention_bias": True},
     "arcee": {"attention_bias": True, "mlp_bias": True},
@@ -269,7 +269,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "model_type": "falcon",
         "num_key_value_heads": 4,
         "alibi": True,
-        "attn_implementation": "sdpa",  # transformers' own eager attention adds biases twice
+        "attn_implementation": "sdpa",  # transformers' eager attention adds the biases twice
         "multi_query": False,
         "parallel_attn": False,
         "bias": True,
@@ -394,13 +394,13 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "xglm": {"num_key_value_heads": 4, "ffn_dim": 48},
     "youtu": {**_LATENT, "attention_bias": True},
 }
-FURTHER = {  # the oldest transformers lacks some
+FURTHER = {  # the oldest supported transformers lacks some
     family: said
     for family, said in _FURTHER.items()
     if said.get("model_type", family) in CONFIG_MAPPING
 }
 
-_ONE_PLUS = ("gemma", "nemotron", "vaultgemma")  # store weights of norms less 1
+_ONE_PLUS = ("gemma", "nemotron", "vaultgemma")  # norm weights are stored minus 1
 
 
 def _further(family: str) -> PreTrainedModel:
@@ -421,7 +421,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
                 if family == "gpt_neo" and "q_proj" in name:  # its scores are not scaled
                     parameter.mul_(0.5)
             for name, buffer in model.named_buffers():
-                if name.endswith("layer_scalar"):  # on all that leaves a block
+                if name.endswith("layer_scalar"):  # multiplies a block's output
                     buffer.fill_(0.7)
     model.train(False)
     return model

@@ -1,4 +1,4 @@
-"""A call of each Triton op at a head width: what `triton_compiler` compiles."""
+"""A call of each Triton op at a head width, for `triton_compiler`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from densitrace.kernels.triton.edge_levels import GROUP
 
 
 def problem(width: int, dtype: torch.dtype) -> Problem:
-    """Every variant of attention switched on, so that the largest kernels are compiled."""
+    """A problem with every variant of attention on, so that the largest kernels are compiled."""
     shape = Shape(
         batch=1, heads=4, groups=2, length=33, d_k=width, d_v=width, hidden=2 * width, window=20,
         softcap=5.0, sinks=True, segments=True, dtype=dtype,
@@ -39,7 +39,7 @@ STRATA = 12
 
 
 def source_norms(width: int, dtype: torch.dtype, folded: bool) -> object:
-    """Of a projection as the model has it, or in float32 with a norm folded in."""
+    """With a projection in the model's dtype, or in float32 with a norm folded in."""
     given = problem(width, dtype)
     matrix = given.w_o if folded else given.w_o.to(dtype)
     return [ops.source_norms(given.v, matrix, p) for p in (1, 2)]
@@ -52,7 +52,7 @@ def node_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def row_cuts(width: int, dtype: torch.dtype) -> object:
-    """By the number of strata in place of a head's width; of nodes with ever fewer edges."""
+    """`width` stands for the number of strata; nodes with fewer and fewer edges."""
     shares, total = torch.linspace(0.001, 0.9, min(width, 255)), torch.ones(1, 33)
     return [
         (ops.nucleus_cuts(None, side, shares, total), ops.fraction_cuts(None, side, shares))
@@ -61,7 +61,7 @@ def row_cuts(width: int, dtype: torch.dtype) -> object:
 
 
 def edge_levels(width: int, dtype: torch.dtype) -> object:
-    """In two whole groups of strata: the first makes the levels, the second adds to them."""
+    """Two whole groups of strata: the first creates the levels, the second adds to them."""
     return ops.edge_levels(problem(width, dtype).norm_edges(), torch.zeros(2 * GROUP, 1, 33))
 
 

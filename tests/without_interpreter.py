@@ -1,4 +1,4 @@
-"""Scripts of the tests in a process where Triton's interpreter does not take the kernels' place."""
+"""Run scripts of the tests in a process where Triton's interpreter is off."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ TESTS = Path(__file__).parent
 
 
 def lines_of(script: str, *arguments: str) -> list[str]:
-    """What a script prints, named by its way from this folder; it has to end well."""
+    """Lines printed by a script, given by its path from this folder; it must succeed."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-P", TESTS / script, *arguments],

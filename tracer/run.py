@@ -105,7 +105,7 @@ class Run:
         self.background = background
         self.draft = draft
         self._claims = Claims(store.storage, job.lease_seconds)
-        self._tokens_together = job.tracer.tokens_a_reading(
+        self._tokens_together = job.tracer.tokens_per_weight_read(
             store.rule, job.settings, job.batch_tokens
         )
         self._failed: dict[int, str] = {}  # reasons, by part

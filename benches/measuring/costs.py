@@ -1,4 +1,4 @@
-"""What an op has to do at least: arithmetic operations, and bytes to and from main memory."""
+"""The least work of an op: arithmetic operations, and bytes to and from main memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -11,24 +11,24 @@ from densitrace.kernels import ProximityWeight
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of each op on one problem, by the definition that the ledger uses throughout.
+    """Operations of each op on one problem, as the ledger defines them.
 
-    - A multiplication with its addition counts 2; a minimum, a maximum, an absolute value, a
-      comparison with a sum 1 each.
-    - Attention is causal: a head has T (T + 1) / 2 pairs of target and source, and for each, one
-      product of scores (QK) takes 2 d operations and one of values (PV) as many. Only these
-      products count. Exponentials, comparisons with cuts, selection and sums of masses do not: an
-      op that has more of those than of products reaches a smaller share of what products reach.
-    - Live lanes: one QK and one PV a lane, and one clean QK shared by all. Frozen: one PV a lane
-      and the clean QK. What cuts allow to skip counts as done, so a share may exceed 1.
-    - `torch`'s own rows count what they do: causal SDPA a QK and a PV for each of its rows, a
+    - A multiply-add counts as 2; a minimum, a maximum, an absolute value and a comparison with a
+      sum count as 1 each.
+    - Attention is causal: a head has T (T + 1) / 2 pairs of target and source. For each pair, a
+      product of scores (QK) takes 2 d operations, and one of values (PV) as many. Only these count,
+      not exponentials, comparisons with cuts, selection or sums of masses: ops with more of those
+      than of products reach a smaller share of the product rate.
+    - Live lanes: one QK and one PV per lane, and one shared clean QK. Frozen lanes: one PV per lane
+      and the clean QK. Work that cuts allow to skip counts as done, so a share may exceed 1.
+    - Rows of `torch` itself count what they do: causal SDPA a QK and a PV for each of its rows, a
       matrix product all of its entries.
-    - Bytes: every tensor that goes in read once and every one that comes out written once.
+    - Bytes: every input tensor read once and every output written once.
     """
 
     heads: int
     length: int  # T
-    width: int  # d, of queries, keys and values alike
+    width: int  # d, the same for queries, keys and values
     hidden: int  # D
     strata: int  # K
     vocabulary: int  # V
@@ -39,26 +39,28 @@ class Costs:
         return self.heads * self.length * (self.length + 1) * self.width
 
     def source_norms(self, p: int) -> int:
-        """L1: each value through the projection, D sums. L2: through a d x d root, d sums."""
-        each = self.length * self.heads
-        return each * (self.hidden if p == 1 else self.width) * (2 * self.width + 2)
+        """L1: project each value, D sums. L2: multiply each value by a d x d root, d sums."""
+        sources = self.length * self.heads
+        return sources * (self.hidden if p == 1 else self.width) * (2 * self.width + 2)
 
     def lane_attention(self, live: bool) -> int:
-        """See above."""
+        """One clean QK; a QK (if live) and a PV per lane."""
         return self.product * (1 + self.strata * (2 if live else 1))
 
     def proximity(self) -> int:
-        """The scores, u = W_O v of each source, and 4 operations an entry of every edge.
+        """The scores, u = W_O v of each source, and 4 operations per entry of every edge.
 
-        An op that knows by a bound which edges need no sum does less.
+        An op that uses a bound to decide which edges need no sum does less.
         """
         pairs = self.heads * self.length * (self.length + 1) // 2
         projections = 2 * self.heads * self.length * self.width * self.hidden
         return self.product + projections + 4 * self.hidden * pairs
 
     def proximity_products(self) -> int:
-        """What no bound spares, all of it products: the scores, u, W_O^T of each target's signs and
-        that times each value. Sums go on top of it, for edges in doubt alone.
+        """The work that no bound saves, all of it products.
+
+        The scores, u, W_O^T times each target's signs, and that times each value. The sums of
+        undecided edges come on top.
         """
         projections = 4 * self.heads * self.length * self.width * self.hidden
         return 2 * self.product + projections
@@ -68,16 +70,16 @@ class Costs:
         return self.length * (self.length + 1) * (self.length + 2) // 3
 
     def trace_sizes(self) -> int:
-        """One addition for each stratum, output and node."""
+        """One addition per stratum, output and node."""
         return self.strata * self.length * (self.length + 1) // 2
 
     @staticmethod
     def are_products(op: str) -> bool:
-        """Whether an op's operations are those of matrix products, or else of vector units."""
+        """Whether an op's operations are matrix products, not work of the vector units."""
         return op not in ("bottleneck", "trace_sizes")
 
     def operations(self, op: str, arguments: Sequence[Any]) -> int:
-        """Of one call of an op on one sequence, its arguments as `kernels.reference` takes them."""
+        """Operations of one call on one sequence; arguments as `kernels.reference` takes them."""
         match op:
             case "source_norms":
                 return self.source_norms(arguments[2])
@@ -88,8 +90,8 @@ class Costs:
             case "edge_levels" | "nucleus_cuts" | "fraction_cuts" | "edge_mass" | "collect_edges":
                 return self.product
             case "lane_attention":
-                some = replace(self, strata=len(arguments[1]))  # the lanes of this call
-                return some.lane_attention(live=arguments[3] is not None)
+                lanes = replace(self, strata=len(arguments[1]))  # the lanes of this call
+                return lanes.lane_attention(live=arguments[3] is not None)
             case "product":
                 return 2 * self.length * int(arguments[1].numel())
             case "bottleneck" | "trace_sizes" | "output_errors":
@@ -97,24 +99,24 @@ class Costs:
         raise KeyError(op)
 
     def output_errors(self) -> int:
-        """The logits of all lanes and of the clean one."""
+        """The logits of all lanes and of the clean pass."""
         return 2 * (self.strata + 1) * self.length * self.hidden * self.vocabulary
 
 
 def moved_bytes(*values: object) -> int:
-    """Bytes of all tensors in arguments and results, in dataclasses and lists too; each once."""
-    found: dict[int, int] = {}
+    """Bytes of all tensors in arguments and results, also in dataclasses and lists; each once."""
+    sizes: dict[int, int] = {}
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            found[value.data_ptr() or id(value)] = value.nbytes  # no memory has no address
+            sizes[value.data_ptr() or id(value)] = value.nbytes  # empty tensors have no address
         elif isinstance(value, list):
-            for each in value:
-                visit(each)
+            for item in value:
+                visit(item)
         elif is_dataclass(value):
             for field in fields(value):
                 visit(getattr(value, field.name))
 
     for value in values:
         visit(value)
-    return sum(found.values())
+    return sum(sizes.values())

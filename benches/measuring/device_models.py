@@ -1,8 +1,8 @@
-"""Models with the shapes of well-known ones and random weights, built where they run.
+"""Models with the shapes of well-known ones and random weights, created on the device they run on.
 
-No weights are fetched: what a pass costs depends on shapes, and on how many edges a lane keeps. So
-that this is graded as in a trained model, attention is made uneven and the thresholds follow the
-weights that the model has.
+Nothing is downloaded: the cost of a pass depends on shapes and on how many edges each lane keeps.
+To make the number of kept edges vary across strata as in a trained model, attention is made uneven
+and thresholds are quantiles of the model's own edge weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from densitrace.kernels import reference
 from densitrace.tracer.nodes import Node
 from densitrace.tracer.select import GivenCuts
 
-BATCH_TOKENS = 4096  # of a batch; longer sequences come alone
-LOGIT_SPREAD = 2.5  # standard deviation of attention's logits: weights over several decades
-SAMPLED_TARGETS = 16  # of a sequence, whose weights the thresholds follow
-SAMPLED_EDGES = 1 << 18  # of a block, at most
-LIGHTEST = 1e-4  # share of the edges of a node that the sparsest stratum keeps
+BATCH_TOKENS = 4096  # longer sequences form a batch of one
+LOGIT_SPREAD = 2.5  # standard deviation of attention logits: weights over several decades
+SAMPLED_TARGETS = 16  # per sequence: the targets whose weights set the thresholds
+SAMPLED_EDGES = 1 << 18  # per block, at most
+LIGHTEST = 1e-4  # share of a node's edges that the sparsest stratum keeps
 
 
 def _llama(scale: float, **sizes: Any) -> LlamaConfig:
-    """The Llama 3 family: `scale` is the factor of its rotary embedding."""
+    """Llama 3 family; `scale` is the factor of its rotary embedding."""
     rope = {
         "rope_type": "llama3", "rope_theta": 5e5, "factor": scale, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -67,7 +67,7 @@ def qwen3_8b() -> Qwen3Config:
 
 
 def tiny_llama(vocabulary: int = 4096, blocks: int = 8) -> LlamaConfig:
-    """For a CPU, to see that everything runs."""
+    """A tiny model for smoke tests on a CPU."""
     return LlamaConfig(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=blocks,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
@@ -84,7 +84,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
 def random_model(
     config: Any, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> PreTrainedModel:
-    """A model of a config with random weights, on a device from the start, with SDPA."""
+    """A model of a config with random weights, created on the device, with SDPA."""
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -98,9 +98,9 @@ def random_model(
 
 
 def _spread(name: str, parameter: Tensor) -> None:
-    """Unit states stay of unit size through every matrix, but for queries and keys."""
+    """Initialise so that matrices preserve the size of unit states, except queries and keys."""
     uneven = LOGIT_SPREAD**0.5 if any(part in name for part in ("q_", "k_")) else 1.0
-    if parameter.ndim == 1:  # norms; those of queries and keys set the logits where there are any
+    if parameter.ndim == 1:  # norms; those of queries and keys, if any, set the logits
         parameter.fill_(uneven)
     elif "embed_tokens" in name:  # tied to the unembedding in one of the shapes: logits of size 1
         parameter.normal_(0, parameter.shape[1] ** -0.5)
@@ -113,7 +113,7 @@ def _spread(name: str, parameter: Tensor) -> None:
 
 @dataclass
 class WeightSample:
-    """Normalised weights of the attention edges into a few targets, the last of each sequence."""
+    """Normalised weights of the attention edges into the last few targets of each sequence."""
 
     shares: list[Tensor] = field(default_factory=list)
 
@@ -124,12 +124,12 @@ class WeightSample:
         rows = slice(max(0, length - SAMPLED_TARGETS), length)
         tile = reference.weight_tile(node.edges, rows)  # [B, H, n, <= T]
         shares = tile / node.total[:, None, rows, None]
-        found = shares[shares.isfinite()]
-        self.shares.append(found[:: 1 + len(found) // SAMPLED_EDGES].cpu())
+        finite = shares[shares.isfinite()]
+        self.shares.append(finite[:: 1 + len(finite) // SAMPLED_EDGES].cpu())
 
 
 def spread_thresholds(work: Work, strata: int) -> Threshold:
-    """Thresholds under which the kept share of the attention edges grows evenly in log."""
+    """Thresholds whose kept shares of the attention edges are spaced evenly in log."""
     sample = WeightSample()
     nothing = GivenCuts([torch.inf])
     work.tracing.loop(work.batch, nothing, masked_lanes=False, observers=(sample,)).run()
@@ -146,7 +146,10 @@ def device_work(
     text: Sequence[int] | None = None,
     **settings: Any,
 ) -> Work:
-    """Passes over a batch of a text's tokens, or random ones: `BATCH_TOKENS`, or one sequence."""
+    """Passes over one batch of a text's tokens, or of random ones.
+
+    The batch has `rows` sequences; by default as many as fit into `BATCH_TOKENS`, at least one.
+    """
     rows = rows or max(1, BATCH_TOKENS // length)
     if text is None:
         generator = torch.Generator().manual_seed(length)

@@ -1,4 +1,4 @@
-"""Seconds on a device, by its own events; and the rates that it reaches at its best."""
+"""Timing on a device by its own events, and the rates that it reaches at its best."""
 
 import gc
 import time
@@ -16,18 +16,18 @@ from timing import FEWEST, MOST, Run, Timed
 from densitrace.kernels import dispatch
 from densitrace.tracer.clock import Clock as DeviceClock
 
-BUDGET_SECONDS = 4.0  # of the rounds of one row, what is timed beside it included
-SHORTEST_SECONDS = 2e-3  # of what is timed at once: shorter work is repeated within a round
-MOST_LAUNCHED = 16  # repeats that are launched before the first begins: a device's queue is bounded
-LONGEST_WAIT = 0.1  # seconds that a device waits for the host to have launched them
-CYCLES_A_SECOND = 2e9  # of a GPU's clock, about; of a slower one the wait is longer
+BUDGET_SECONDS = 4.0  # for the rounds of one row, baselines included
+SHORTEST_SECONDS = 2e-3  # of one measurement: shorter work is repeated within a round
+MOST_LAUNCHED = 16  # repeats launched before the first begins: a device's queue is bounded
+LONGEST_WAIT = 0.1  # seconds, at most, that the device waits for the host's launches
+CYCLES_A_SECOND = 2e9  # approximate clock of a GPU; on slower ones the wait is longer
 
 
 class Clock(DeviceClock):
-    """Times work on a device by events on its stream; on a CPU by the wall."""
+    """Times work on a device by events on its stream; on a CPU by wall clock."""
 
     def seconds(self, run: Run, repeats: int = 1, ahead: float = 0.0) -> float:
-        """Of one run, the mean of some in a row, begun when the host is so many seconds ahead."""
+        """Mean seconds of `repeats` runs in a row, started with the host `ahead` seconds ahead."""
         if ahead:
             self.wait(ahead)
         start = self.mark()
@@ -36,13 +36,13 @@ class Clock(DeviceClock):
         return self.between(start, self.mark()) / repeats
 
     def wait(self, seconds: float) -> None:
-        """Lets a GPU do nothing, while the host launches what comes next."""
+        """Keep a GPU idle for a while, so that the host can launch what comes next."""
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 torch.cuda._sleep(int(seconds * CYCLES_A_SECOND))
 
     def launching(self, run: Run) -> float:
-        """Seconds that the host takes to launch a run; no more on a CPU, where it does the work."""
+        """Seconds that the host takes to launch a run; 0 on a CPU, where launching is running."""
         if self.device.type != "cuda":
             return 0.0
         torch.cuda.synchronize(self.device)
@@ -52,63 +52,64 @@ class Clock(DeviceClock):
 
 
 def measure_on(
-    device: torch.device, run: Run, beside: dict[str, Run], *, launched: bool = False
+    device: torch.device, run: Run, baselines: dict[str, Run], *, launched: bool = False
 ) -> Timed:
-    """Time `run` in alternation with what is `beside` it, after two runs each to warm up.
+    """Time `run` in alternation with `baselines`, after two warm-up runs each.
 
-    The first run compiles kernels and chooses algorithms; the second is free of that.
+    The first warm-up compiles kernels and chooses algorithms; the second gives the time of one run.
 
     Args:
-        launched: begin a round when the host has launched all of it, a kernel that does nothing
-            being before it: what is timed are then kernels, however long Python takes to launch
-            them. Where the host waits inside a run, that counts nevertheless.
+        launched: let the device wait in an idle kernel until the host has launched a whole round,
+            so that kernels are timed and not Python's launches. If the host synchronises within a
+            run, that still counts.
     """
     clock = Clock(device)
-    every = {**beside, "": run}
-    for work in every.values():
+    runs = {**baselines, "": run}
+    for work in runs.values():
         work()
-    host = {name: clock.launching(work) if launched else 0.0 for name, work in every.items()}
-    once = {name: clock.seconds(work, 1, _ahead(host[name])) for name, work in every.items()}
-    most = MOST_LAUNCHED if any(host.values()) else 1000
+    host = {name: clock.launching(work) if launched else 0.0 for name, work in runs.items()}
+    once = {name: clock.seconds(work, 1, _ahead(host[name])) for name, work in runs.items()}
+    most_repeats = MOST_LAUNCHED if any(host.values()) else 1000
     repeats = {
-        name: int(np.clip(SHORTEST_SECONDS / taken, 1, most)) for name, taken in once.items()
+        name: int(np.clip(SHORTEST_SECONDS / taken, 1, most_repeats))
+        for name, taken in once.items()
     }
-    a_round = sum(once[name] * repeats[name] for name in every)
+    a_round = sum(once[name] * repeats[name] for name in runs)
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
-    taken = {name: np.empty(rounds) for name in every}
+    taken = {name: np.empty(rounds) for name in runs}
     for index in range(rounds):
-        for name, work in every.items():
+        for name, work in runs.items():
             ahead = _ahead(host[name] * repeats[name])
             taken[name][index] = clock.seconds(work, repeats[name], ahead)
     return Timed(taken.pop(""), taken)
 
 
 def _ahead(launching: float) -> float:
-    """Seconds to wait for what takes so long to launch."""
+    """Seconds to wait for work that takes this long to launch."""
     return min(LONGEST_WAIT, 1.5 * launching + 1e-4) if launching else 0.0
 
 
-# Operations a second of an H100's vector units, by its data sheet: half of its 67 TFLOP/s, which
-# count a fused addition.
+# Operations a second of an H100's vector units by its data sheet: half of its 67 TFLOP/s, which
+# count a fused multiply-add as two.
 VECTOR_RATE = 33.5e12
-VECTOR_UNITS = 132  # its multiprocessors
+VECTOR_UNITS = 132  # multiprocessors of that H100
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches on work that suits it, a second."""
+    """Rates that the device reaches on work that suits it, per second."""
 
-    products: float  # operations of a large product in bfloat16
+    products: float  # operations of a large bfloat16 product
     vector: float  # other operations
     bytes: float  # read and written by a large copy
 
     def limit(self, products: int, others: int, moved: int) -> float:
-        """Seconds that what is counted takes at least, under the ceiling that binds."""
+        """Minimum seconds for these counts, under the ceiling that binds."""
         return max(products / self.products, others / self.vector, moved / self.bytes)
 
 
 def vector_rate(device: torch.device) -> float:
-    """Of a GPU with an H100's multiprocessors, as many as it has, at that clock."""
+    """An H100's vector rate at its clock, scaled to a GPU's number of multiprocessors."""
     if device.type != "cuda":
         return VECTOR_RATE
     units: int = torch.cuda.get_device_properties(device).multi_processor_count
@@ -116,10 +117,10 @@ def vector_rate(device: torch.device) -> float:
 
 
 def ceilings(device: torch.device, side: int = 8192, elements: int = 1 << 30) -> Ceilings:
-    """The product of two random `side` x `side` matrices and a copy of `elements` bfloat16, both
-    measured; and what vector units do, by their number.
+    """Measure the rates of a large product and a large copy; count the vector units.
 
-    Random, as a product of zeros draws less power and runs faster.
+    The product is of two `side` x `side` matrices, the copy of `elements` bfloat16. The matrices
+    are random because a product of zeros draws less power and runs faster.
     """
     left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     right, product = torch.randn_like(left), torch.empty_like(left)
@@ -136,23 +137,23 @@ def ceilings(device: torch.device, side: int = 8192, elements: int = 1 << 30) ->
 
 @dataclass
 class Part:
-    """What one op took in a pass."""
+    """Totals of one op in a pass."""
 
     seconds: float = 0.0
     operations: int = 0
     bytes: int = 0
     calls: int = 0
     backend: str = ""
-    products: int = 0  # operations of matrix products, among the others
+    products: int = 0  # operations of matrix products, included in `operations`
 
 
 @contextmanager
 def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str, Part]]:
-    """What each op takes while the context is open, filled in when it closes.
+    """Measure each op while the context is open; times are filled in when it closes.
 
     Args:
         costs: of one sequence.
-        rows: sequences of the batch.
+        rows: sequences in the batch.
     """
     clock, pick = Clock(device), dispatch.pick
     parts: dict[str, Part] = defaultdict(Part)
@@ -189,14 +190,15 @@ def parts_of(device: torch.device, costs: Costs, rows: int) -> Iterator[dict[str
 
 
 def peak_added(device: torch.device, run: Run) -> int:
-    """Bytes that a run holds at its peak, beyond what was held before it ever ran.
+    """Peak bytes of a run beyond what was held before its first call.
 
-    So what it keeps for the next run counts, folded weights say, and it must not have run before.
+    This includes what it caches for later runs, such as folded weights, so it must not have run
+    before.
     """
     gc.collect()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
-    run()  # compiles kernels and chooses algorithms, which takes memory of its own
+    run()  # compiles kernels and chooses algorithms, which needs extra memory
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

@@ -1,8 +1,8 @@
-"""A trained model tiled up: the shapes of a large one, the attention and weights of a small one.
+"""Tile up a trained model: the shapes of a large model with the attention of a small one.
 
-What some kernels cost depends on how uneven attention is, which random weights do not show. Every
-state of the small model stands several times in a state of the large one, so that norms, attention
-and MLPs compute the same as before; so do the logits, but for rounding, unless blocks are repeated.
+The cost of some kernels depends on how uneven attention is, which random weights do not show. Each
+component of the small model's states is repeated in the large model's, so that norms, attention and
+MLPs compute the same as before; the logits are equal up to rounding, unless blocks are repeated.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Enlargement:
-    """How many times each dimension is as large.
+    """Factor by which each dimension grows.
 
     Attributes:
-        hidden: width of the residual.
-        heads: of queries, and of keys and values.
-        head_dim: of each of them.
-        inner: of the MLP.
-        blocks: each is there so many times, and adds as many times less.
+        hidden: width of the residual stream.
+        heads: number of query heads, and of key/value heads.
+        head_dim: width of each head.
+        inner: width of the MLP.
+        blocks: each block is repeated this often, its contributions divided by the same factor.
     """
 
     hidden: int = 1
@@ -44,7 +44,7 @@ class Enlargement:
         return LlamaConfig(**{**known, **{name: n * known[name] for name, n in times.items()}})
 
 
-LIKE_8B = Enlargement(hidden=20, heads=5, head_dim=4, inner=34, blocks=5)  # of the bundled model
+LIKE_8B = Enlargement(hidden=20, heads=5, head_dim=4, inner=34, blocks=5)  # for the bundled model
 
 
 def enlarged(
@@ -53,12 +53,12 @@ def enlarged(
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
 ) -> LlamaForCausalLM:
-    """The large model, with SDPA.
+    """Build the large model, with SDPA.
 
     Args:
-        small: a Llama whose embedding is tied.
-        by: how much larger.
-        device: where it is made.
+        small: a Llama with tied embeddings.
+        by: growth factors.
+        device: where the model is built.
         dtype: of its weights.
     """
     config = by.config(small.config)
@@ -66,10 +66,10 @@ def enlarged(
         model: LlamaForCausalLM = LlamaForCausalLM._from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         )
-    # First to the device, where it is small yet: billions of weights are tiled there.
+    # Move the small weights first: the large ones are then tiled on the device.
     weights = {name: weight.to(device) for name, weight in small.state_dict().items()}
-    found = {name: _like(name, weights, by, small.config).to(dtype) for name in model.state_dict()}
-    model.load_state_dict(found, assign=True)
+    large = {name: _like(name, weights, by, small.config).to(dtype) for name in model.state_dict()}
+    model.load_state_dict(large, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.eval()
@@ -85,14 +85,14 @@ def _like(name: str, weights: dict[str, Tensor], by: Enlargement, small: LlamaCo
     match kind:
         case "embed_tokens" | "lm_head":
             return weight.tile(1, by.hidden)
-        case "norm":  # the sums of the unembedding are as many times longer
+        case "norm":  # the unembedding sums over `hidden` times as many terms
             return weight.tile(by.hidden) / by.hidden
         case "input_layernorm" | "post_attention_layernorm":
             return weight.tile(by.hidden)
         case "q_proj" | "k_proj" | "v_proj":
             heads = weight.unflatten(0, (-1, small.head_dim))
             longer = _spread(heads, by.head_dim)
-            if kind == "q_proj":  # scores are divided by the root of the head's size
+            if kind == "q_proj":  # scores are divided by the root of the head size
                 longer = longer * by.head_dim**0.5
             return _in(longer.tile(by.heads, 1, 1).flatten(0, 1), by.hidden)
         case "o_proj":
@@ -107,12 +107,12 @@ def _like(name: str, weights: dict[str, Tensor], by: Enlargement, small: LlamaCo
 
 
 def _in(weight: Tensor, times: int) -> Tensor:
-    """[o, i] for an input that stands several times in a row: [o, times * i]."""
+    """[o, i] -> [o, times * i], for an input repeated `times` times in a row."""
     return weight.tile(1, times) / times
 
 
 def _spread(heads: Tensor, times: int) -> Tensor:
-    """[heads, d, ...] as [heads, times * d, ...]: places that rotate as fast, the others 0."""
-    found = heads.new_zeros(heads.shape[0], times * heads.shape[1], *heads.shape[2:])
-    found[:, ::times] = heads
-    return found
+    """[heads, d, ...] -> [heads, times * d, ...]: fill places that rotate as fast, 0 elsewhere."""
+    spread = heads.new_zeros(heads.shape[0], times * heads.shape[1], *heads.shape[2:])
+    spread[:, ::times] = heads
+    return spread

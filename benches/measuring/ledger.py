@@ -1,9 +1,9 @@
 """The ledger: every run of all benches as one JSON file and one Markdown table.
 
-    python benches/measuring/ledger.py    # where the next record goes
+    python benches/measuring/ledger.py    # prints the path of the next record
 
-Records are benches/results/<processor>-<threads>t-<date>, with -2 and so on for further ones of a
-day, and are never overwritten.
+Records are benches/results/<processor>-<threads>t-<date>, with -2, -3, ... for further records of a
+day; they are never overwritten.
 """
 
 import ast
@@ -22,11 +22,11 @@ import transformers
 
 BENCHES = Path(__file__).parents[1]
 RESULTS = BENCHES / "results"
-NO_SECONDS = {"test_memory.py"}  # whose rows were not timed to know their seconds
+NO_SECONDS = {"test_memory.py"}  # benches whose time means nothing
 
 
 def machine() -> dict[str, Any]:
-    """What runs: processor, threads and versions, without the host's name."""
+    """The machine: processor, threads and versions, without the host's name."""
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its model name."""
+    """The processor's model name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -46,7 +46,7 @@ def processor() -> str:
 
 
 def slug(processor: str, threads: int) -> str:
-    """A machine in a file name.
+    """A machine as part of a file name.
 
     Example:
         >>> slug("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", 28)
@@ -57,7 +57,7 @@ def slug(processor: str, threads: int) -> str:
 
 
 def new_record(folder: Path, machine_slug: str, day: date) -> Path:
-    """The JSON file of a record that is not there yet."""
+    """The path of a new record (JSON) that does not exist yet."""
     ends = ("" if number == 1 else f"-{number}" for number in count(1))
     paths = (folder / f"{machine_slug}-{day}{end}.json" for end in ends)
     return next(path for path in paths if not path.exists())
@@ -67,7 +67,7 @@ def new_record(folder: Path, machine_slug: str, day: date) -> Path:
 
 
 def slim(record: dict[str, Any]) -> None:
-    """Leave out of pytest-benchmark's record what nobody reads: options and single rounds."""
+    """Drop what nobody reads from pytest-benchmark's record: options and single rounds."""
     commit = record["commit_info"]
     record["commit_info"] = {"id": commit["id"][:10], "dirty": commit["dirty"]}
     for entry in record["benchmarks"]:
@@ -76,7 +76,7 @@ def slim(record: dict[str, Any]) -> None:
 
 
 def page(record: dict[str, Any]) -> str:
-    """A record as Markdown: a section for each file of benches."""
+    """A record as Markdown, with a section per bench file."""
     info, commit = record["machine_info"], record["commit_info"]
     lines = [
         f"# Benchmarks, {record['datetime'][:10]}",
@@ -98,28 +98,26 @@ def _file(entry: dict[str, Any]) -> str:
 
 
 def section(name: str, entries: list[dict[str, Any]]) -> Iterator[str]:
-    """The rows of one file, under the question that it asks."""
+    """The rows of one bench file, under the question that it asks."""
     notes = list(dict.fromkeys(key for entry in entries for key in entry["extra_info"]))
     notes = [key for key in notes if key != "ratio"]
     timed = name not in NO_SECONDS
     yield from ("", f"## {name}", "", _question(name), "")
-    yield _row(["", *(["time"] if timed else []), "ratio", *notes])
-    yield "|" + " --- |" * (len(notes) + 2 + timed)
-    for entry in entries:
-        cells = [entry["name"].removeprefix("test_").replace("|", "\\|")]
-        if timed:
-            cells.append(_time(entry["stats"]))
-        cells.append(_ratio(entry["extra_info"].get("ratio")))
-        yield _row(cells + [figure(entry["extra_info"].get(key)) for key in notes])
+    header = ["", *(["time"] if timed else []), "ratio", *notes]
+    yield from table(header, (_cells(entry, timed, notes) for entry in entries))
+
+
+def _cells(entry: dict[str, Any], timed: bool, notes: list[str]) -> list[str]:
+    cells = [entry["name"].removeprefix("test_").replace("|", "\\|")]
+    if timed:
+        cells.append(_time(entry["stats"]))
+    cells.append(_ratio(entry["extra_info"].get("ratio")))
+    return cells + [figure(entry["extra_info"].get(key)) for key in notes]
 
 
 def _question(name: str) -> str:
     source = (BENCHES / name).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").split("\n", 1)[0]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _time(stats: dict[str, float]) -> str:
@@ -136,8 +134,24 @@ def _ratio(ratio: dict[str, Any] | None) -> str:
     return f"{median}{'' if q1 == q3 else f' ({q1} to {q3})'} x {ratio['to']}"
 
 
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table.
+
+    Example:
+        >>> table(["op", "ms"], [["SDPA", "1.5"]])
+        ['| op | ms |', '| --- | --- |', '| SDPA | 1.5 |']
+    """
+    header = list(header)
+    return [table_row(header), "|" + " --- |" * len(header), *map(table_row, rows)]
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def figure(value: float | str | None) -> str:
-    """Three figures that count; millions beyond a million.
+    """Format a number with three significant digits, from a million on in millions.
 
     Example:
         >>> figure(12_345_678), figure(0.12345)
@@ -151,7 +165,7 @@ def figure(value: float | str | None) -> str:
 
 
 def write_record(out: Path, record: Mapping[str, Any], page: str) -> None:
-    """What a script measured, as OUT.json, and as Markdown in OUT.md."""
+    """Write a script's results as OUT.json and, in Markdown, OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(page, encoding="utf-8")

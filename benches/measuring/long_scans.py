@@ -1,4 +1,4 @@
-"""Long scans with a model of this repository: their corpus, their command, what they log."""
+"""Long scans with a model of this repository: corpus, command line and log."""
 
 import json
 import random
@@ -12,13 +12,13 @@ import click
 from problems import EXAMPLES
 from transformers import AutoTokenizer
 
-CONTEXT = 256  # what the models were trained on
+CONTEXT = 256  # the models' training context
 MODELS = {"bundled": EXAMPLES / "model", "wide": EXAMPLES / "study/models/wide"}
-DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and deviation of their log: median 1,100
+DOCUMENT_CHARACTERS = (7.0, 1.0)  # mean and standard deviation of log length: median 1,100
 
 
 def documents(folder: Path, lengths: random.Random) -> Iterator[dict[str, str]]:
-    """Runs of paragraphs, from all files in turn, as long as drawn from a log-normal."""
+    """Runs of paragraphs, from all files in turn, with log-normal lengths."""
     opened = [(path.stem, path.open(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
     while opened:
         for source, lines in tuple(opened):
@@ -37,7 +37,7 @@ def documents(folder: Path, lengths: random.Random) -> Iterator[dict[str, str]]:
 def write_corpus(
     folder: Path, path: Path, tokens: int, model: str = "bundled", passes: int = 1
 ) -> None:
-    """Documents until there are as many tokens of a model's; each pass cuts the text anew."""
+    """Write documents until they have `tokens` tokens; each pass cuts the text differently."""
     tokenizer, count = AutoTokenizer.from_pretrained(MODELS[model]), 0
     lengths = random.Random(0)
     drawn = chain.from_iterable(documents(folder, lengths) for _ in range(passes))
@@ -51,13 +51,13 @@ def write_corpus(
 
 
 def command_of(corpus: Path, out: Path, log: Path, model: str = "bundled") -> list[str]:
-    """The command line of a scan, in windows of `CONTEXT` tokens and defaults otherwise."""
+    """The command line of a scan in windows of `CONTEXT` tokens, with defaults otherwise."""
     command = [sys.executable, "-m", "densitrace", "scan", str(corpus), "--out", str(out)]
     command += ["--model", str(MODELS[model]), "--dtype", "float32", "--context", str(CONTEXT)]
     return [*command, "--log", str(log)]
 
 
 def parts_logged(log: Path) -> list[dict[str, Any]]:
-    """What the scan says of each part; one killed as it was written is there once."""
+    """The log's entry for each finished part; a part killed while being written appears once."""
     lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line["message"] == "part done"]

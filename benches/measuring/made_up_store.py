@@ -1,7 +1,7 @@
 """A store of any size without a model: texts of made-up words, curves drawn from a seed.
 
-It goes through the store's own plan and write side, part by part. What a token's density depends on
-is known: rarer words are denser, longer contexts sparser, and each domain has its level.
+Written part by part through the store's own planning and writing code. The effects on density are
+known: rarer words are denser, longer contexts sparser, and each domain has its level.
 """
 
 import re
@@ -21,7 +21,7 @@ from densitrace.tracer.storage import storage_of
 from densitrace.tracer.stored_plan import create_store
 from densitrace.tracer.windows import Encoded, Plan, plan_windows
 
-BLOCKS, HEADS = 8, 8  # of the model that is not there
+BLOCKS, HEADS = 8, 8  # of the imaginary model
 WORDS = 20_000
 STRATA = tuple(np.geomspace(1e-1, 1e-4, 12).tolist())
 DOMAINS = ("law", "fiction", "speech", "drama", "letters")
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 def made_up_documents(tokens: int, mean_length: int = 500, seed: int = 0) -> Iterator[Document]:
-    """Documents of `tokens` words together, their frequencies after Zipf, a dot every 12 words."""
+    """Documents with `tokens` words in total, Zipf frequencies, and a full stop every 12 words."""
     rng = np.random.default_rng(seed)
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     words = np.array(["".join(rng.choice(syllables, 1 + n % 4)) for n in range(WORDS)])
@@ -48,7 +48,7 @@ def made_up_documents(tokens: int, mean_length: int = 500, seed: int = 0) -> Ite
 
 
 class Splitter:
-    """A tokenizer: words with the space before them, numbered as they come."""
+    """A tokenizer: words with their leading space, numbered in order of first occurrence."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
@@ -57,9 +57,9 @@ class Splitter:
         return [self._split(text) for text in texts]
 
     def _split(self, text: str) -> Encoded:
-        found = list(PIECE.finditer(text))
-        ids = [self.ids.setdefault(piece[0], len(self.ids)) for piece in found]
-        return Encoded(ids, [piece.span() for piece in found])
+        pieces = list(PIECE.finditer(text))
+        ids = [self.ids.setdefault(piece[0], len(self.ids)) for piece in pieces]
+        return Encoded(ids, [piece.span() for piece in pieces])
 
 
 def make_store(
@@ -75,13 +75,13 @@ def make_store(
     """Write a complete store of these documents.
 
     Args:
-        path: a folder that is not there yet.
+        path: a folder that does not exist yet.
         documents: what is scanned.
         context: tokens of a window.
-        controls: lanes beside the trace.
+        controls: control lanes in addition to the trace.
         strata: thresholds.
-        model: what the model is called.
-        seed: of its densities; those of all seeds have the factors above in common.
+        model: the name of the model.
+        seed: of the densities; all seeds share the effects described above.
     """
     rule, storage = Threshold(strata), storage_of(path)
     recipe = Recipe(
@@ -89,14 +89,16 @@ def make_store(
         importance="norm_l1", attention="live", scope="all", count="window", seed=0,
         controls=controls, context=context, corpus_fingerprint="0" * 64,
     )  # fmt: skip
-    facts = {"model": model, "architecture": "llama", "n_layers": BLOCKS}
+    facts = {"model": model, "architecture": "llama", "blocks": BLOCKS, "parallel": False}
     most = int(full_edges(np.array([context]))[0])
     with storage.staging() as folder:
         spool = Spool(folder / "spool")
         plan = plan_windows(documents, Splitter(), context, spool)
         report = CorpusReport(documents=len(spool))
         store = create_store(storage, folder, plan, recipe, rule, report, facts, most)
-        domains = np.array([sum(map(ord, each.labels.get("domain", ""))) % 5 for each in spool])
+        domains = np.array(
+            [sum(map(ord, document.labels.get("domain", ""))) % 5 for document in spool]
+        )
         shares = np.bincount(plan.tokens) / len(plan.tokens)
         for part in range(store.n_parts):
             store.write_part(part, _arrays(store, plan, part, domains, shares, seed))
@@ -104,9 +106,9 @@ def make_store(
 
 
 def full_edges(context: NDArray[Any]) -> NDArray[np.int64]:
-    """|E| of sequential blocks (METHOD §4)."""
-    each = 3 * context + HEADS * context * (context + 1) // 2
-    return np.asarray((BLOCKS - 1) * each + 3 + HEADS * context, np.int64)
+    """|E| for sequential blocks (METHOD §4)."""
+    per_block = 3 * context + HEADS * context * (context + 1) // 2
+    return np.asarray((BLOCKS - 1) * per_block + 3 + HEADS * context, np.int64)
 
 
 def _arrays(
@@ -116,24 +118,28 @@ def _arrays(
     windows = range(run.start, run.stop)
     shape = (len(windows), plan.longest)
     column = np.arange(plan.longest)
-    found = {name: np.full(shape, -1, np.int64) for name in ("token", "char_start", "char_end")}
+    token_arrays = {
+        name: np.full(shape, -1, np.int64) for name in ("token", "char_start", "char_end")
+    }
     for row, window in enumerate(windows):
-        place = plan.place(window)
-        length = place.stop - place.start
-        found["token"][row, :length] = plan.tokens[place]
-        found["char_start"][row, :length], found["char_end"][row, :length] = plan.spans[place].T
-    real = found["token"] >= 0
+        span = plan.place(window)
+        length = span.stop - span.start
+        token_arrays["token"][row, :length] = plan.tokens[span]
+        token_arrays["char_start"][row, :length], token_arrays["char_end"][row, :length] = (
+            plan.spans[span].T
+        )
+    real = token_arrays["token"] >= 0
     rng = np.random.default_rng([seed, part])
     domain = domains[plan.document[run]]
-    rarity = -np.log10(shares[np.maximum(found["token"], 0)])
+    rarity = -np.log10(shares[np.maximum(token_arrays["token"], 0)])
     entropy = rng.gamma(3.0, 1.0, shape)
     full = np.broadcast_to(full_edges(column + 1), shape)
-    # log10 of the size at which half of the error is left
+    # log10 of the size at which half of the error remains
     middle = -3 + 0.25 * rarity + 0.08 * entropy + 0.15 * domain[:, None]
     middle = middle - 0.2 * np.log10(column + 1) + rng.normal(0, 0.3, shape)
     curves = _curves(middle, full, store.strata, rng)
     values: dict[str, Any] = {
-        **found,
+        **token_arrays,
         **curves,
         "surprisal": np.where(real, rng.gamma(2.0, 1.5, shape), np.nan),
         "model_entropy": entropy,
@@ -145,7 +151,7 @@ def _arrays(
     arrays = {}
     for spec in layout.window_arrays(store.controls, int(full.max())):
         name = spec.name
-        if name not in values:  # a control: as if from further left, or further right
+        if name not in values:  # a control: a distortion of the trace's curve
             base, _, control = name.rpartition("_")
             values[name] = _control(curves[base], control)
         filled = np.asarray(values[name])
@@ -159,12 +165,12 @@ def _arrays(
 def _curves(
     middle: Floats, full: NDArray[np.int64], strata: Floats, rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
-    """The curves [n, T, K] and the topology, whose sum is the size."""
+    """The curves [n, T, K] and the topology, which sums to the size."""
     log_size = np.linspace(-4, -0.05, len(strata)) + rng.normal(0, 0.1, (*middle.shape, 1))
     edges = np.maximum(np.rint(10 ** np.minimum(log_size, 0) * full[..., None]), 1)
     size = edges / full[..., None]
     tv = 1 / (1 + np.exp(3 * (np.log10(size) - middle[..., None])))
-    # Attention leans down, what a block adds by itself leans up.
+    # Attention edges mostly in the lower quartiles, the others mostly in the upper ones.
     kinds = np.array([0.7, 0.1, 0.08, 0.12])[:, None]
     depth = np.array([[0.4, 0.3, 0.2, 0.1]] + 3 * [[0.1, 0.2, 0.3, 0.4]])
     parts = np.floor(edges[..., None, None] * kinds * depth).astype(np.int64)

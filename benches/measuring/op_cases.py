@@ -1,4 +1,4 @@
-"""Every op with arguments as in a scan of a model: what is timed on a GPU, and what is tuned."""
+"""Every op with arguments as in a scan of a model, for timing and tuning on a GPU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from problems import LAYER, AttentionProblem, PredictionProblem, thresholds
 from densitrace import kernels
 from densitrace.kernels import AttentionEdges, NormWeight
 
-BLOCKS = LAYER + 1  # of the models here: what comes after the block looked at costs time alone
+BLOCKS = LAYER + 1  # blocks after the one looked at would only cost time
 
 
 def first_blocks(config: Any) -> Any:
-    """The config cut to its first blocks: what an op costs does not depend on the others."""
+    """Cut a config to its first blocks: the cost of an op does not depend on the others."""
     config.num_hidden_layers = BLOCKS
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:BLOCKS]
@@ -31,18 +31,18 @@ class Case:
 
     @classmethod
     def of(cls, op: str, *arguments: Any, **options: Any) -> "Case":
-        """With its arguments by place and by name."""
+        """Build a case from positional and named arguments."""
         return cls(op, arguments, options)
 
     @property
     def edges(self) -> AttentionEdges | None:
-        """What it is told of edges, if anything."""
-        return next((each for each in self.arguments if isinstance(each, AttentionEdges)), None)
+        """The edges among the arguments, if any."""
+        return next((value for value in self.arguments if isinstance(value, AttentionEdges)), None)
 
     def run(self) -> object:
-        """The op once, on the backend that serves it; all of its results, if it gives several.
+        """Run the op once on the backend that serves it; an iterator is read to its end.
 
-        What edges keep of work done for them, the next run does again.
+        Edge weights are copied first, so that work cached on them is done again every time.
         """
         new = (
             replace(x, weight=replace(x.weight)) if isinstance(x, AttentionEdges) else x
@@ -59,7 +59,7 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
     assert isinstance(edges.weight, NormWeight)
     levels = kernels.edge_levels(edges, cuts)
     masses = tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
-    # Proximities of all in-edges sum to about the node's norm.
+    # Proximities of all in-edges sum to about the norm of the node's vector.
     near, tau = attention.proximity, torch.tensor(thresholds(len(cuts)).values)
     near_cuts = tau.to(cuts)[:, None, None] * attention.vector.norm(1, dim=-1)
     states = (prediction.hidden, prediction.lanes, prediction.unembedding)

@@ -1,4 +1,4 @@
-"""What the benches work on: the bundled model on the sample corpus, as a whole and op by op.
+"""What the benches run on: the bundled model on the sample corpus, as a whole and op by op.
 
 Speed and memory are measured on the same set-ups.
 """
@@ -29,12 +29,12 @@ from densitrace.tracer.tracing import Measured, Settings, Tracing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRATA = 12
-BATCH_TOKENS = 1024  # of a batch; longer sequences come alone
-LAYER = 3  # the block whose attention the ops are measured on: one of the middle
+BATCH_TOKENS = 1024  # longer sequences form a batch of one
+LAYER = 3  # the block whose attention the ops are measured on, in the middle of the model
 
 
 def thresholds(strata: int = STRATA) -> Threshold:
-    """Strata over the range where norms live, evenly in log; the first of them is 1e-4."""
+    """Thresholds over the range of edge weights, evenly spaced in log, from 1e-4."""
     return Threshold(np.geomspace(1e-4, 0.3, strata))
 
 
@@ -48,14 +48,14 @@ def bundled() -> Tracer:
 
 
 def vocabulary() -> int:
-    """Of the bundled model."""
+    """Vocabulary size of the bundled model."""
     size: int = bundled()._decoder.model.config.vocab_size
     return size
 
 
 @cache
 def corpus() -> list[int]:
-    """The sample corpus as one run of tokens."""
+    """The sample corpus as one sequence of tokens."""
     lines = (EXAMPLES / "corpus/scan.jsonl").read_text(encoding="utf-8").splitlines()
     return [token for line in lines for token in bundled().encode(json.loads(line)["text"])]
 
@@ -69,7 +69,7 @@ def passages(length: int) -> list[list[int]]:
 
 @cache
 def reference_shaped() -> LlamaForCausalLM:
-    """The shape of the model that the papers' reference was timed on, weights at random."""
+    """A randomly initialised model of the shape on which the papers' reference was timed."""
     config = LlamaConfig(
         hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
         intermediate_size=688, vocab_size=4096, max_position_embeddings=1024,
@@ -80,7 +80,7 @@ def reference_shaped() -> LlamaForCausalLM:
 
 
 def random_tokens(length: int) -> list[list[int]]:
-    """One row for a model whose weights are random."""
+    """One random row, for models with random weights."""
     generator = torch.Generator().manual_seed(length)
     drawn: list[list[int]] = torch.randint(4096, (1, length), generator=generator).tolist()
     return drawn
@@ -121,20 +121,20 @@ class Work:
         )
 
     def forward(self) -> object:
-        """The plain forward, with the attention that transformers chooses (SDPA)."""
+        """The plain forward pass, with transformers' default attention (SDPA)."""
         with torch.inference_mode():
             return self.model(self.ids, use_cache=False).logits
 
     def without_unembedding(self) -> object:
-        """The plain forward up to the final norm: all that importance and sizes need."""
+        """The plain forward pass up to the final norm: all that importance and sizes need."""
         with torch.inference_mode():
             return self.model.base_model(self.ids, use_cache=False).last_hidden_state
 
     def forward_of_all_lanes(self) -> object:
-        """The plain forward of as many rows as a scan runs, K + 1 for each, to the final norm.
+        """The plain forward pass, to the final norm, of as many rows as a scan runs: K + 1 per row.
 
-        Then the logits of one row each: a scan streams over the vocabulary and holds none, while
-        those of K + 1 times as many rows would hide whatever else it holds.
+        Then the logits of one row each. A scan streams over the vocabulary and never holds all
+        logits; those of K + 1 times as many rows would dwarf everything else.
         """
         rows = len(self.ids)
         with torch.inference_mode():
@@ -151,13 +151,13 @@ class Work:
         return self.tracing.all_outputs(self.batch, self.rule)
 
     def replayed(self) -> "Work":
-        """The same passes, a scan of all outputs replayed as a CUDA graph from its third on."""
+        """The same passes, with scans of all outputs replayed as a CUDA graph from the third on."""
         other = copy(self)
         other.tracing = replace(self.tracing, graphs=GraphCache())
         return other
 
     def afresh(self) -> "Work":
-        """The same passes, of which nothing is kept yet: no projection in float32, say."""
+        """The same passes with nothing cached, such as float32 projections."""
         other = copy(self)
         other.tracing = replace(self.tracing, decoder=Tracer(self.model)._decoder)
         return other
@@ -188,31 +188,31 @@ def bundled_work(length: int, strata: int = STRATA, **settings: Any) -> Work:
     return Work(bundled(), passages(length), thresholds(strata), **settings)
 
 
-# ---- what an op is given ---------------------------------------------------------------------
+# ---- inputs of the ops -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """An attention node of the bundled model on one row of the corpus, and masked lanes of it."""
+    """An attention node of a model on one row of tokens, with masked lanes of it."""
 
     node: Node
-    edges: AttentionEdges  # of the node, along the clean pattern
+    edges: AttentionEdges  # the node's, on the clean pattern
     v: Tensor  # [1, G, T, d] clean values
     w_o: Tensor  # [H, D, d]
-    root: Tensor  # [H, d, d] of its Gram matrices
-    vector: Tensor  # [1, T, D] the sum of the node's in-edges
+    root: Tensor  # [H, d, d] roots of the Gram matrices of `w_o`
+    vector: Tensor  # [1, T, D] sum of the node's in-edges
     cuts: Tensor  # [K, 1, T]
-    lanes: Pattern  # of all lanes: q [K, 1, H, T, d], k [K, 1, G, T, d]
+    lanes: Pattern  # all lanes: q [K, 1, H, T, d], k [K, 1, G, T, d]
     lanes_v: Tensor  # [K, 1, G, T, d]
 
     @property
     def proximity(self) -> AttentionEdges:
-        """The same edges under the other importance that costs more than its attention."""
+        """The same edges under proximity, which costs more than attention itself."""
         return AttentionEdges(self.edges.pattern, ProximityWeight(self.vector, self.v, self.w_o))
 
 
 class Witness:
-    """`norm_l1`, keeping what it was shown at block `LAYER`."""
+    """`norm_l1` that also keeps the attention problem of block `LAYER`."""
 
     def __init__(self, rule: Threshold | None = None) -> None:
         self.rule = rule or thresholds()
@@ -222,51 +222,52 @@ class Witness:
     def attention_node(
         self, layer: int, branch: AttentionBranch, kinds: Sequence[str], side: Sequence[Tensor]
     ) -> tuple[Node, Tensor]:
-        """What `norm_l1` makes of the node."""
+        """The node under `norm_l1`."""
         node, output = self.inner.attention_node(layer, branch, kinds, side)
         if layer == LAYER:
             self.seen.append(_attention_problem(branch, node, side[0], output, self.rule))
         return node, output
 
     def mlp_node(self, layer: int, kinds: Sequence[str], side: Sequence[Tensor]) -> Node:
-        """What `norm_l1` makes of the node."""
+        """The node under `norm_l1`."""
         return self.inner.mlp_node(layer, kinds, side)
 
 
 def _attention_problem(
     branch: AttentionBranch, node: Node, residual: Tensor, output: Tensor, rule: Threshold
 ) -> AttentionProblem:
-    assert node.edges is not None  # an attention node's
+    assert node.edges is not None  # this is an attention node
     pattern = node.edges.pattern
     w_o = branch.block.folded_w_o(branch.norms)
 
     def in_every_lane(clean: Tensor) -> Tensor:
-        # What flows in a lane changes no op's time: cuts and clean weights say what is kept.
+        # The values in a lane do not affect an op's time: cuts and clean weights decide what is
+        # kept.
         return torch.stack([clean] * len(rule))
 
     return AttentionProblem(
-        node,
-        node.edges,
-        branch.v,
-        w_o,
-        branch.block.folded_root(branch.norms),
-        residual + torch.einsum("bhtd,hed->bte", output, w_o.float()),
-        # A threshold rule on a trained model's weights of real text: what is empty, and skipped,
-        # is as much as in a scan.
-        rule.cuts(node),
-        replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
-        in_every_lane(branch.v),
+        node=node,
+        edges=node.edges,
+        v=branch.v,
+        w_o=w_o,
+        root=branch.block.folded_root(branch.norms),
+        vector=residual + torch.einsum("bhtd,hed->bte", output, w_o.float()),
+        # A threshold rule on a trained model and real text: as much is empty, and skipped, as in a
+        # scan.
+        cuts=rule.cuts(node),
+        lanes=replace(pattern, q=in_every_lane(pattern.q), k=in_every_lane(pattern.k), lse=None),
+        lanes_v=in_every_lane(branch.v),
     )
 
 
 @cache
 def attention_problem(length: int) -> AttentionProblem:
-    """Of one row of `length` tokens."""
+    """The attention problem of the bundled model on one row of `length` tokens."""
     return attention_problem_of(Work(bundled(), passages(length)[:1], thresholds()))
 
 
 def attention_problem_of(work: Work) -> AttentionProblem:
-    """Of a model's block `LAYER`."""
+    """The attention problem of a model's block `LAYER`."""
     witness = Witness(work.rule)
     work.tracing.loop(work.batch, work.rule, witness, masked_lanes=False).run()
     return witness.seen[0]
@@ -274,9 +275,9 @@ def attention_problem_of(work: Work) -> AttentionProblem:
 
 @dataclass(frozen=True)
 class PredictionProblem:
-    """Final-normed states of a scan, and what followed."""
+    """Final-normed states of a scan, and the tokens that followed."""
 
-    hidden: Tensor  # [M, D] of the clean lane
+    hidden: Tensor  # [M, D] clean lane
     lanes: Tensor  # [K, M, D]
     unembedding: Tensor  # [V, D]
     next_ids: Tensor  # [M]
@@ -284,12 +285,12 @@ class PredictionProblem:
 
 @cache
 def prediction_problem(length: int) -> PredictionProblem:
-    """Of one row of `length` tokens."""
+    """The prediction problem of the bundled model on one row of `length` tokens."""
     return prediction_problem_of(Work(bundled(), passages(length)[:1], thresholds()))
 
 
 def prediction_problem_of(work: Work) -> PredictionProblem:
-    """Of a model without a bias in its unembedding."""
+    """The prediction problem of a model whose unembedding has no bias."""
     hidden = work.tracing.loop(work.batch, work.rule).run().hidden.flatten(1, 2)
     unembedding, _ = work.tracing.decoder.unembedding
     return PredictionProblem(hidden[0], hidden[1:], unembedding, work.batch.next_ids.flatten())

@@ -1,4 +1,4 @@
-"""Seconds of a piece of work, with others timed beside it so that drift hits all alike."""
+"""Wall time of a run, alternating with baselines so that drift affects all alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 Run = Callable[[], object]
 
-BUDGET_SECONDS = 3.0  # of the rounds of one row, what is timed beside it included
+BUDGET_SECONDS = 3.0  # for the rounds of one row, baselines included
 FEWEST, MOST = 4, 30  # rounds
 
 
 class Quartiles(NamedTuple):
-    """The middle half of some figures."""
+    """Lower quartile, median and upper quartile."""
 
     q1: float
     median: float
@@ -24,25 +24,25 @@ class Quartiles(NamedTuple):
 
 
 def quartiles(figures: NDArray[np.float64] | list[float]) -> Quartiles:
-    """Of one figure or more."""
+    """Quartiles of one or more figures."""
     return Quartiles(*np.quantile(figures, (0.25, 0.5, 0.75)).tolist())
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of the rounds of a row, and of what was timed just before each of them."""
+    """Seconds of each round of a row, and of the baselines timed just before it."""
 
     own: NDArray[np.float64]  # [rounds]
-    beside: dict[str, NDArray[np.float64]]  # [rounds] each
+    baselines: dict[str, NDArray[np.float64]]  # [rounds] per baseline
 
     @property
     def seconds(self) -> float:
-        """The row's median."""
+        """Median of the row's seconds."""
         return float(np.median(self.own))
 
     def over(self, name: str) -> Quartiles:
-        """The row's time in those of what was timed beside it, round by round."""
-        return quartiles(self.own / self.beside[name])
+        """Ratio of the row's time to a baseline's, round by round."""
+        return quartiles(self.own / self.baselines[name])
 
 
 def seconds(run: Run) -> float:
@@ -53,25 +53,25 @@ def seconds(run: Run) -> float:
 
 
 def measure(
-    benchmark: BenchmarkFixture, run: Run, beside: Mapping[str, Run], baseline: str
+    benchmark: BenchmarkFixture, run: Run, baselines: Mapping[str, Run], baseline: str
 ) -> Timed | None:
-    """Benchmark `run` in alternation with what is `beside` it, after one run each to warm up.
+    """Benchmark `run` in alternation with `baselines`, after one warm-up run each.
 
-    Notes as `ratio` the row's time in those of the baseline, one of `beside`: what
-    benches/compare.py compares, since it holds still when the machine as a whole does not.
+    Stores the ratio of the row's time to the baseline's (one of `baselines`) as `ratio`, which
+    benches/compare.py compares: it is stable when the machine as a whole is not.
 
     Returns:
-        None where pytest runs with --benchmark-disable, and nothing was timed.
+        None if pytest runs with --benchmark-disable and nothing was timed.
     """
-    a_round = sum(seconds(work) for work in (*beside.values(), run))
+    a_round = sum(seconds(work) for work in (*baselines.values(), run))
     rounds = int(np.clip(BUDGET_SECONDS / a_round, FEWEST, MOST))
-    taken: dict[str, list[float]] = {name: [] for name in beside}
+    taken: dict[str, list[float]] = {name: [] for name in baselines}
 
-    def time_the_others() -> None:
-        for name, other in beside.items():
+    def time_baselines() -> None:
+        for name, other in baselines.items():
             taken[name].append(seconds(other))
 
-    benchmark.pedantic(run, setup=time_the_others, rounds=rounds)
+    benchmark.pedantic(run, setup=time_baselines, rounds=rounds)
     if benchmark.stats is None:
         return None
     timed = Timed(
@@ -82,5 +82,5 @@ def measure(
 
 
 def note_ratio(benchmark: BenchmarkFixture, baseline: str, ratio: Quartiles) -> None:
-    """The row against a baseline of the same run: see `measure`."""
+    """Store a row's ratio to a baseline of the same run: see `measure`."""
     benchmark.extra_info["ratio"] = {"to": baseline, **ratio._asdict()}

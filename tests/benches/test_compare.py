@@ -1,4 +1,4 @@
-"""Comparing two records of the ledger: what moved, what did not, and what cannot be read."""
+"""Comparing two records of the ledger: which rows moved, which did not, and unreadable records."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def write(
     path: Path, rows: dict[str, Quartiles | None], day: int = 1, threads: int = 2, to: str = "SDPA"
 ) -> Path:
-    """A record with rows of the given ratios, None for a row that notes none."""
+    """Write a record with rows of the given ratios; None for a row without one."""
     benchmarks: list[dict[str, Any]] = []
     for name, ratio in rows.items():
         noted: dict[str, Any] = {"tokens/s": 7}
@@ -43,8 +43,8 @@ def run(compare: ModuleType, *paths: Path) -> Result:
     return CliRunner().invoke(compare.main, [str(path) for path in paths])
 
 
-def found(compare: ModuleType, old: Path, new: Path) -> list[tuple[str, bool]]:
-    """Rows in the order of their movement, and whether they moved."""
+def movements_of(compare: ModuleType, old: Path, new: Path) -> list[tuple[str, bool]]:
+    """Rows in order of their change, and whether they moved."""
     rows = compare.movements(compare.read(old), compare.read(new))
     return [(row.name.removeprefix("test_a.py::"), row.moved) for row in rows]
 
@@ -58,7 +58,7 @@ def test_rows_move_up_and_down_and_stay(compare: ModuleType, tmp_path: Path) -> 
         tmp_path / "new.json",
         {"up": (2.9, 3, 3.1), "down": (1.9, 2, 2.1), "noisy": (3, 4, 5), "still": (5, 5.1, 5.2)},
     )
-    assert found(compare, old, new) == [
+    assert movements_of(compare, old, new) == [
         ("down", True), ("up", True), ("noisy", False), ("still", False),
     ]  # fmt: skip
     shown = run(compare, old, new)
@@ -75,7 +75,7 @@ def test_rows_move_up_and_down_and_stay(compare: ModuleType, tmp_path: Path) -> 
     [
         ((1, 1, 1), (1.02, 1.02, 1.02), False),  # below the floor, though neither has any spread
         ((1, 1, 1), (1.04, 1.04, 1.04), True),
-        ((0.95, 1, 1.05), (1.1, 1.15, 1.2), False),  # apart, yet not by both spreads: 0.14 < 0.19
+        ((0.95, 1, 1.05), (1.1, 1.15, 1.2), False),  # within the sum of the spreads: 0.14 < 0.19
         ((0.95, 1, 1.05), (1.2, 1.25, 1.3), True),  # 0.22 > 0.18
         ((1.2, 1.25, 1.3), (0.95, 1, 1.05), True),  # the same the other way round
     ],
@@ -87,7 +87,7 @@ def test_noise_is_both_spreads_or_the_floor(
         write(tmp_path / f"{name}.json", {"row": ratio})
         for name, ratio in {"old": old, "new": new}.items()
     ]
-    assert found(compare, records[0], records[1]) == [("row", moved)]
+    assert movements_of(compare, records[0], records[1]) == [("row", moved)]
 
 
 def test_rows_without_counterpart_are_named(compare: ModuleType, tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_rows_without_counterpart_are_named(compare: ModuleType, tmp_path: Path)
 def test_ratios_to_other_baselines_are_other_rows(compare: ModuleType, tmp_path: Path) -> None:
     old = write(tmp_path / "old.json", {"row": (1, 1, 1)})
     new = write(tmp_path / "new.json", {"row": (9, 9, 9)}, to="plain forward")
-    assert found(compare, old, new) == []
+    assert movements_of(compare, old, new) == []
 
 
-def test_the_newest_is_compared_with_the_last_of_its_machine(
+def test_the_newest_record_is_compared_with_the_previous_of_its_machine(
     compare: ModuleType, tmp_path: Path
 ) -> None:
     rows: dict[str, Quartiles | None] = {"row": (1, 1, 1)}
@@ -133,7 +133,7 @@ def test_the_first_record_of_a_machine_has_nothing_before_it(
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"benchmarks": []}'])
-def test_what_cannot_be_read_is_one_line(
+def test_unreadable_records_are_reported_in_one_line(
     compare: ModuleType, tmp_path: Path, content: str | None
 ) -> None:
     good = write(tmp_path / "good.json", {"row": (1, 1, 1)})
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_one_line(
     assert "bad.json" in _only_line(run(compare, good, bad))
 
 
-def test_a_ratio_of_nothing_cannot_be_read(compare: ModuleType, tmp_path: Path) -> None:
+def test_a_zero_ratio_is_refused(compare: ModuleType, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", {"row": (0, 0, 0)})
     assert "is no ratio" in _only_line(run(compare, bad, bad))
 
@@ -160,8 +160,8 @@ def _only_line(result: Result) -> str:
 
 
 def test_the_committed_records_can_be_read(compare: ModuleType) -> None:
-    found = {path: path.read_text(encoding="utf-8") for path in compare.RESULTS.glob("*.json")}
-    records = [path for path, text in found.items() if '"benchmarks"' in text]
+    texts = {path: path.read_text(encoding="utf-8") for path in compare.RESULTS.glob("*.json")}
+    records = [path for path, text in texts.items() if '"benchmarks"' in text]
     assert records
     for path in records:
         assert compare.read(path).machine[1] > 0

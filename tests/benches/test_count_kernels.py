@@ -1,4 +1,4 @@
-"""What kernels ask for is written down, of a few tokens and of one kernel of each compiler."""
+"""The counts of kernels are recorded, for a few tokens and one kernel of each compiler."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def test_record(tmp_path: Path) -> None:
     lines_of("../benches/count_kernels.py", "--length", "17", *chosen, "--out", str(out))
     products, sums = json.loads(out.with_suffix(".json").read_text())["rows"]
     assert [products["op"], sums["op"]] == ops
-    # A tile is more than 17 tokens, and is multiplied whole.
+    # A tile has more than 17 tokens and is multiplied whole.
     assert products["multiplied"]["bf16"] >= products["needed"] > 0
     assert not sums["multiplied"]
     for row in (products, sums):

@@ -1,4 +1,4 @@
-"""The benches for a GPU, on a tiny model on the CPU; how long anything takes is no claim here."""
+"""The GPU benches with a tiny model on the CPU; nothing here depends on actual times."""
 
 import json
 from inspect import signature
@@ -55,7 +55,7 @@ def parameters(config: LlamaConfig) -> int:
     [("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248), ("qwen3-8b", 8_190_735_360)],
 )
 def test_shapes(shape: str, expected: int) -> None:
-    """As many parameters as the models that they are named after have."""
+    """Parameter counts match those of the models the shapes are named after."""
     assert parameters(SHAPES[shape]()) == expected
 
 
@@ -72,7 +72,7 @@ def test_times_of_rounds() -> None:
     order: list[str] = []
     timed = measure_on(CPU, lambda: order.append("own"), {"other": lambda: order.append("other")})
     assert order[:2] == ["other", "own"]
-    assert len(timed.own) == len(timed.beside["other"]) >= 4
+    assert len(timed.own) == len(timed.baselines["other"]) >= 4
     assert (timed.own > 0).all()
 
 
@@ -114,10 +114,10 @@ def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("graphs", "said"), [({"shape": 1}, "yes"), ({}, "no")])
-def test_a_row_says_whether_the_pass_was_captured(
+def test_a_replay_row_records_whether_the_pass_was_captured(
     graphs: dict[str, int], said: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was refused runs as it is."""
+    """A refused capture runs uncaptured."""
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     results = SimpleNamespace(results=lambda: None)
     tracing = SimpleNamespace(graphs=SimpleNamespace(_graphs=graphs))
@@ -130,10 +130,10 @@ def test_a_row_says_whether_the_pass_was_captured(
     assert str(figures["captured"]).startswith(said)
 
 
-def test_memory_begins_with_nothing_kept(
+def test_memory_rows_start_with_empty_caches(
     work: Work, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every pass by a decoder of its own, and every row with its limit."""
+    """Each pass gets its own decoder, and each row its limit."""
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     frozen = device_work(model, 24, STRATA, rows=2, attention="frozen")
     kept: list[bool] = []
@@ -146,13 +146,13 @@ def test_memory_begins_with_nothing_kept(
 
     monkeypatch.setattr(engine, "peak_added", peak_added)
     engine.note_memory(record, "memory", "model", work, frozen)
-    assert kept == [True, True, False, False, False]  # the plain forwards keep nothing
+    assert kept == [True, True, False, False, False]  # the plain forwards cache nothing
     limits = [figures.get("wanted") for _, figures in record.sections["memory"]]
     assert limits == [None, 1.3, 1.3, 1.3]
 
 
-def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an allocator that is made up: 5 bytes before, 7 kept from the first run on, 10 more."""
+def test_peak_memory_includes_what_a_run_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake allocator: 5 bytes before, 7 kept from the first run on, 10 more during a run."""
     held, peak = [5], [0]
 
     def run() -> None:
@@ -173,20 +173,20 @@ def test_what_a_run_keeps_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_device_waits_until_the_host_has_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock and a launch that are made up: the wait comes before the first moment of a round."""
-    told: list[Any] = []
+    """With a fake clock and launch time: the wait comes before a round's first mark."""
+    events: list[Any] = []
     monkeypatch.setattr("device_timing.BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(Clock, "wait", lambda self, seconds: told.append(round(seconds, 4)))
+    monkeypatch.setattr(Clock, "wait", lambda self, seconds: events.append(round(seconds, 4)))
     monkeypatch.setattr(Clock, "launching", lambda self, run: 2e-3)
     mark = Clock.mark
 
     def marked(self: Clock) -> Any:
-        told.append("mark")
+        events.append("mark")
         return mark(self)
 
     monkeypatch.setattr(Clock, "mark", marked)
-    measure_on(CPU, lambda: told.append("run"), {}, launched=True)
-    warm_up, first, rounds = told[:1], told[1:5], told[5:]
+    measure_on(CPU, lambda: events.append("run"), {}, launched=True)
+    warm_up, first, rounds = events[:1], events[1:5], events[5:]
     assert warm_up == ["run"]
     assert first == [0.0031, "mark", "run", "mark"]
     a_round = rounds[: len(rounds) // 4]
@@ -211,13 +211,13 @@ def test_kernel_rows(work: Work, tmp_path: Path) -> None:
 
 
 def test_ceilings_are_rates() -> None:
-    found = ceilings(CPU, side=16, elements=1 << 10)
-    assert found.products > 0 and found.bytes > 0
-    assert found.vector == VECTOR_RATE
-    assert found.limit(0, 0, int(found.bytes)) == pytest.approx(1, rel=1e-3)
+    measured = ceilings(CPU, side=16, elements=1 << 10)
+    assert measured.products > 0 and measured.bytes > 0
+    assert measured.vector == VECTOR_RATE
+    assert measured.limit(0, 0, int(measured.bytes)) == pytest.approx(1, rel=1e-3)
 
 
-def test_limits_go_by_what_an_op_does(work: Work) -> None:
+def test_limits_depend_on_the_kind_of_operations(work: Work) -> None:
     """Minima and additions do not run at the rate of products."""
     device = Ceilings(products=100.0, vector=10.0, bytes=1.0)
     assert device.limit(1000, 0, 5) == 10
@@ -231,8 +231,8 @@ def test_limits_go_by_what_an_op_does(work: Work) -> None:
         assert 0 < parts[op].products == parts[op].operations, op
 
 
-def test_cases_do_their_work_in_each_run(work: Work) -> None:
-    """And leave what they are given as it is."""
+def test_cases_cache_nothing_between_runs(work: Work) -> None:
+    """Runs do not cache work on the case's arguments."""
     row = Work(work.model, work.ids[:1].tolist(), work.rule)
     with torch.inference_mode():
         attention, prediction = attention_problem_of(row), prediction_problem_of(row)

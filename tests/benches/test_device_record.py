@@ -1,4 +1,4 @@
-"""What a bench on a GPU measured is told and written at once."""
+"""Measurements of a GPU bench are printed and written at once."""
 
 import json
 import os
@@ -19,27 +19,27 @@ def test_rows(record):
 """
 
 
-def test_a_row_is_told_and_written_when_it_is_added(tmp_path: Path) -> None:
-    told: list[str] = []
-    record = DeviceRecord(stem=tmp_path / "new" / "found", say=told.append)
+def test_a_row_is_printed_and_written_when_it_is_added(tmp_path: Path) -> None:
+    printed: list[str] = []
+    record = DeviceRecord(stem=tmp_path / "new" / "found", say=printed.append)
     for number in (1, 2):
         record.add("ops", f"row {number}", x_forward=number, by="torch")
         written = json.loads((tmp_path / "new" / "found.json").read_text())
-        assert len(written["sections"]["ops"]) == number == len(told)
+        assert len(written["sections"]["ops"]) == number == len(printed)
         assert (tmp_path / "new" / "found.md").read_text() == record.page()
-    assert told[0] == "ops | row 1 | x forward 1, by torch"
+    assert printed[0] == "ops | row 1 | x forward 1, by torch"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["found.json", "found.md"]
 
 
 def test_rows_outlive_a_bench_that_is_killed(tmp_path: Path) -> None:
-    """Its file, and its output, whatever pytest captures."""
+    """Both in its file and on its output, whatever pytest captures."""
     test, out = tmp_path / "test_killed.py", tmp_path / "out"
     test.write_text(KILLED)
-    places = [str(ROOT / "benches"), str(ROOT / "benches" / "measuring")]
+    folders = [str(ROOT / "benches"), str(ROOT / "benches" / "measuring")]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "conftest", str(test)]
     killed = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OUT": str(out), "PYTHONPATH": os.pathsep.join(places)},
+        env={**os.environ, "OUT": str(out), "PYTHONPATH": os.pathsep.join(folders)},
     )  # fmt: skip
     assert killed.returncode < 0, killed.stderr
     assert "section | first | ms 1.5" in killed.stdout

@@ -1,4 +1,4 @@
-"""A model tiled up computes what the small one does."""
+"""A tiled-up model computes the same as the small one."""
 
 from typing import Any
 
@@ -45,19 +45,19 @@ def test_logits_are_the_same(small: LlamaForCausalLM, by: Enlargement) -> None:
 
 @pytest.mark.parametrize("importance", ["norm_l1", "proximity"])
 def test_traces_are_the_same(small: LlamaForCausalLM, importance: ImportanceName) -> None:
-    """Where heads are as many, so that each edge weighs what it did."""
+    """With the same number of heads each edge keeps its weight."""
     large = enlarged(small, Enlargement(hidden=2, head_dim=2, inner=3), CPU, torch.float32)
     counts = []
     for model in (small, large):
         rule, ids = Threshold([0.1, 0.01]), IDS[0].tolist()
-        found = Tracer(model).trace(ids, select=rule, importance=importance)
-        assert isinstance(found, Trace)
-        counts.append(found.edge_count)
+        traced = Tracer(model).trace(ids, select=rule, importance=importance)
+        assert isinstance(traced, Trace)
+        counts.append(traced.edge_count)
     np.testing.assert_array_equal(counts[0], counts[1])
 
 
 def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> None:
-    """On a device without memory in place of one with another: nothing large is on the CPU."""
+    """With a meta device as the target: nothing large is created on the CPU."""
     made: list[torch.device] = []
 
     class Made(TorchDispatchMode):
@@ -67,10 +67,10 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, torch.Tensor) and found.numel() > 32 * 96:
-                made.append(found.device)
-            return found
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.numel() > 32 * 96:
+                made.append(result.device)
+            return result
 
     with Made():
         large = enlarged(small, Enlargement(hidden=3, heads=2), torch.device("meta"))
@@ -79,8 +79,8 @@ def test_weights_are_tiled_where_the_model_is_made(small: LlamaForCausalLM) -> N
 
 
 @torch.no_grad()
-def test_blocks_that_are_repeated_add_as_much_together(small: LlamaForCausalLM) -> None:
-    """Where a block does not see what it added, as in the first."""
+def test_repeated_blocks_add_the_same_in_total(small: LlamaForCausalLM) -> None:
+    """Holds where a block does not see its own contribution, as in the first."""
     large = enlarged(small, Enlargement(blocks=2), CPU, torch.float32)
     assert large.config.num_hidden_layers == 6
     first, again = large.model.layers[:2]

@@ -1,4 +1,4 @@
-"""benches/gpu.sh with a Python that is made up: which parts run, for how long, and what is left."""
+"""benches/gpu.sh with a fake Python: which parts run, for how long, and what they leave."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from bench_files import ROOT
 
 GPU_TESTS = [f"benches/test_{name}_gpu.py" for name in ("engine", "kernels")]
 
-# Notes what it is asked; a part named in $SLOW goes on until it is interrupted, and says so then.
+# Logs its arguments; a part named in $SLOW runs until it is interrupted, and then says so.
 PYTHON = r"""#!/usr/bin/env bash
 line="$*"
 echo "$line" >>"$NOTED"
@@ -31,7 +31,7 @@ case $line in
 esac
 """
 
-# pytest keeps what needs a GPU only where there is one.
+# pytest deselects tests that need a GPU if there is none.
 COLLECTED = """
 import sys, pytest, torch
 
@@ -47,13 +47,13 @@ sys.exit(pytest.main([*options, *sys.argv[1:]], plugins=[AsIfThereWereOne()]))
 
 @dataclass
 class Checkout:
-    """As much of one as the script needs, and where the made-up Python keeps what it was asked."""
+    """A minimal checkout for the script; the fake Python logs its calls there."""
 
     root: Path
     settings: dict[str, str] = field(default_factory=dict)
 
     def run(self, *before: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-        """The script under some settings."""
+        """Run the script under some settings."""
         noted, built = self.root / "noted", self.root / "built"
         noted.unlink(missing_ok=True)
         environment = {
@@ -67,7 +67,7 @@ class Checkout:
 
     @property
     def asked(self) -> list[str]:
-        """Command lines of Python, but for those that only look whether something is there."""
+        """Python command lines, without those that only probe imports."""
         lines = (self.root / "noted").read_text().splitlines()
         return [line for line in lines if "import " not in line]
 
@@ -86,7 +86,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
-    """Each bench by name, in one part; the tests in four that leave none out."""
+    """Each bench is in one part by name; the tests are in four that together leave none out."""
     result = checkout.run(FAILING="-k cuda and")
     asked = " ".join(checkout.asked)
     benches = re.findall(r"benches/\S+::\S+", asked)
@@ -104,11 +104,11 @@ def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
 
     assert collected(named.stdout) == collected(every.stdout) != []
     chosen = [re.search(r"-k (.*) tests/", line) for line in checkout.asked]
-    assert [found[1] for found in chosen if found] == [
+    assert [match[1] for match in chosen if match] == [
         "triton and lane_attention", "triton and not lane_attention", "cuda and not triton",
         "not cuda and not triton",
     ]  # fmt: skip
-    # What fails does not end the rest.
+    # A failing part does not stop the rest.
     assert re.search(
         r"^== tests-cuda FAILED with status 3: tests cuda", result.stdout, re.MULTILINE
     )
@@ -131,7 +131,7 @@ def test_parts_are_chosen_by_name_or_beginning(checkout: Checkout) -> None:
 
 @pytest.mark.parametrize("before", [(), ("sh", "-c", 'trap "" INT; exec "$@"', "sh")])
 def test_a_part_is_interrupted_at_its_limit(checkout: Checkout, before: tuple[str, ...]) -> None:
-    """It says what it has, and the next one runs; in the background, too."""
+    """It reports what it has and the next part runs, also in the background."""
     result = checkout.run(*before, ONLY="modes", LIMIT="1", SLOW="out/modes-1b")
     assert result.returncode == 1
     assert "interrupted: offline 1\n== modes-1b STOPPED: 1 s were not enough" in result.stdout
@@ -140,7 +140,7 @@ def test_a_part_is_interrupted_at_its_limit(checkout: Checkout, before: tuple[st
     assert "interrupted" in (checkout.root / "out/modes-1b.log").read_text()
 
 
-def test_what_there_is_no_time_for_is_named(checkout: Checkout) -> None:
+def test_parts_without_time_are_listed(checkout: Checkout) -> None:
     result = checkout.run(ONLY="modes", WITHIN="22", SLOW="out/modes-1b")
     assert "modes-1b STOPPED" in result.stdout
     assert "NOT RUN, for lack of time: modes-trained" in result.stdout
@@ -152,7 +152,7 @@ def test_a_scan_ends_before_its_part(checkout: Checkout) -> None:
         assert checkout.asked[-1].endswith(f"--time-limit {seconds}")
 
 
-def test_two_files_hold_it_all(checkout: Checkout) -> None:
+def test_pack_leaves_two_files(checkout: Checkout) -> None:
     checkout.run(ONLY="modes", PACK="1", FAILING="bundled-8b")
     out = checkout.root / "out"
     assert sorted(path.name for path in out.iterdir()) == ["pages.md", "results.tgz"]
@@ -161,8 +161,8 @@ def test_two_files_hold_it_all(checkout: Checkout) -> None:
     assert {"build.log", "modes-1b.log", "modes-trained.log"} <= names
 
 
-def test_what_is_built_is_not_built_again(checkout: Checkout) -> None:
-    """But of other sources; by a compiler off the path where the toolkit has one."""
+def test_an_existing_build_is_reused(checkout: Checkout) -> None:
+    """Except when sources changed; the toolkit's compiler is put on the path."""
     toolkit = checkout.root / "toolkit"
     (toolkit / "bin").mkdir(parents=True)
     nvcc = toolkit / "bin/nvcc"
@@ -181,8 +181,8 @@ def test_what_is_built_is_not_built_again(checkout: Checkout) -> None:
     assert builds() == 1
 
 
-def test_what_the_tuner_found_is_kept_when_it_is_stopped(checkout: Checkout) -> None:
-    """An entry at a time is written to the checkout."""
+def test_tuned_entries_are_kept_when_the_tuner_is_stopped(checkout: Checkout) -> None:
+    """The tuner writes one entry at a time to the checkout."""
     (checkout.root / "kernels/triton/configs/sm_90.json").write_text("{}")
     arguments = "--op edge_levels --width 128"
     result = checkout.run(ONLY="tune", TUNE="1", TUNE_ARGS=arguments, LIMIT="1", SLOW="tune_gpu")

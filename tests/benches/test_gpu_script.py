@@ -1,4 +1,4 @@
-"""benches/gpu.sh with a Python that only notes what it was asked."""
+"""benches/gpu.sh with a Python that only logs its arguments."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ STAND_INS = ("python", "nvcc", "compute-sanitizer")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Where programs are found that note how they are called."""
+    """An environment whose programs log how they are called."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in STAND_INS:
@@ -33,7 +33,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], **more: str) -> tuple[int, str, list[str]]:
-    """Exit status, what it printed, and the calls it made."""
+    """Exit status, output, and the calls made."""
     done = subprocess.run(
         [ROOT / "benches" / "gpu.sh"],
         env=environment | more, capture_output=True, text=True, check=False,
@@ -42,9 +42,9 @@ def run(environment: dict[str, str], **more: str) -> tuple[int, str, list[str]]:
 
 
 def test_all_parts(environment: dict[str, str]) -> None:
-    status, said, calls = run(environment)
-    assert status == 0, said
-    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    status, output, calls = run(environment)
+    assert status == 0, output
+    parts = [line[3:] for line in output.splitlines() if line.startswith("== ")]
     tests = ["triton-lanes", "triton-others", "cuda", "engine"]
     checks = ["sanitizer-cuda", "sanitizer-triton"]
     assert parts[:8] == ["build", "built", *(f"tests-{name}" for name in tests), *checks]
@@ -57,16 +57,16 @@ def test_all_parts(environment: dict[str, str]) -> None:
 
 
 def test_some_parts(environment: dict[str, str]) -> None:
-    status, said, calls = run(environment, ONLY="sanitizer-cuda modes")
-    assert status == 0, said
-    parts = [line[3:] for line in said.splitlines() if line.startswith("== ")]
+    status, output, calls = run(environment, ONLY="sanitizer-cuda modes")
+    assert status == 0, output
+    parts = [line[3:] for line in output.splitlines() if line.startswith("== ")]
     assert parts == ["build", "built", "sanitizer-cuda", "modes-1b", "modes-trained"]
     assert not any("triton" in call for call in calls)
 
 
 def test_cuda_kernels_that_could_be_built_are_there(environment: dict[str, str]) -> None:
-    """Where they are not, tests of them are skipped: the run says so and fails."""
-    status, said, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
+    """If they were not built their tests are skipped, so the run must report it and fail."""
+    status, output, _ = run(environment, ONLY="modes", CUDA_STATUS="1")
     assert status == 1
-    assert "nvcc is here, but CUDA kernels were not built" in said
-    assert said.splitlines()[-1] == "FAILED: built"
+    assert "nvcc is here, but CUDA kernels were not built" in output
+    assert output.splitlines()[-1] == "FAILED: built"

@@ -1,4 +1,4 @@
-"""The ledger's file names, and what its page shows of a record."""
+"""The ledger's file names, and its page of a record."""
 
 from datetime import date
 from pathlib import Path
@@ -45,7 +45,7 @@ def entry(file: str, name: str, median: float, **noted: Any) -> dict[str, Any]:
     }
 
 
-def test_a_page_has_a_section_a_file() -> None:
+def test_a_page_has_a_section_per_file() -> None:
     ratio = {"to": "SDPA", "q1": 1.5, "median": 2.0, "q3": 2.5}
     record: dict[str, Any] = {
         "machine_info": ledger.machine(),
@@ -64,7 +64,7 @@ def test_a_page_has_a_section_a_file() -> None:
     assert lines[0] == "# Benchmarks, 2026-11-23"
     assert "commit 0123456789, with changes." in lines[2]
     engine, memory = lines.index("## test_engine.py"), lines.index("## test_memory.py")
-    assert lines[engine + 2].endswith("?")  # what the file asks
+    assert lines[engine + 2].endswith("?")  # the question that the file asks
     assert lines[engine + 4 : engine + 8] == [
         "|  | time | ratio | tokens/s |",
         "| --- | --- | --- | --- |",
@@ -78,7 +78,7 @@ def test_a_page_has_a_section_a_file() -> None:
     ]
 
 
-def test_bytes_are_counted_once_inside_dataclasses_too() -> None:
+def test_bytes_are_counted_once_also_in_dataclasses() -> None:
     keys = torch.zeros(1, 2, 3, 4)
     edges = AttentionEdges(Pattern(keys, keys, 1.0), NormWeight(torch.zeros(1, 2, 3)))
     assert moved_bytes(edges, keys, None, "auto", torch.zeros(5, dtype=torch.uint8)) == 96 + 24 + 5

@@ -1,4 +1,4 @@
-"""The roofline: what is counted without memory is what tensors of a model come to."""
+"""The roofline: counts on meta tensors equal those on tensors of a model."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def work(config: LlamaConfig) -> Work:
 def test_counts_are_those_of_a_model(script: ModuleType, config: LlamaConfig, work: Work) -> None:
     with torch.inference_mode():
         attention, prediction = attention_problem_of(work), prediction_problem_of(work)
-    # A GPU multiplies by the projection as the model has it.
+    # On a GPU the projection has the model's dtype.
     attention = replace(attention, w_o=attention.w_o.bfloat16())
     real = cases(attention, prediction)
     rows = {row.name: row for row in script.op_rows(config, LENGTH, STRATA)}

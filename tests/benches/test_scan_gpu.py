@@ -1,4 +1,4 @@
-"""Scans on a device, on a tiny model on the CPU; how long anything takes is no claim here."""
+"""Scans on a device with a tiny model on the CPU; nothing here depends on actual times."""
 
 import json
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(script: ModuleType, out: Path, *command: str) -> Rows:
-    """The rows that a command writes, by name."""
+    """Run a command and return the rows it writes, by name."""
     result = CliRunner().invoke(script.main, [*command, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     (section,) = json.loads(out.with_suffix(".json").read_text())["sections"].values()
@@ -50,7 +50,7 @@ def test_a_store(script: ModuleType, tmp_path: Path) -> None:
     first, others, whole = rows.values()
     assert first["parts"] == 1 < others["parts"] == whole["parts"] - 1
     assert first["tokens"] + others["tokens"] == whole["tokens"]
-    assert whole["tokens"] == pytest.approx(TOKENS, rel=0.05)  # cut texts may join differently
+    assert whole["tokens"] == pytest.approx(TOKENS, rel=0.05)  # cut texts may merge tokens
     assert whole["of the tokens"] == 1
     for row in (first, others):
         assert row["tokens/s"] == row["tokens"] / row["seconds"]
@@ -58,8 +58,8 @@ def test_a_store(script: ModuleType, tmp_path: Path) -> None:
         assert row["bytes a token"] > 50
 
 
-def test_what_was_scanned_in_time_is_told(script: ModuleType, tmp_path: Path) -> None:
-    """No part is begun after the limit but the first, without which there is nothing to tell."""
+def test_a_scan_reports_what_fits_its_time_limit(script: ModuleType, tmp_path: Path) -> None:
+    """After the limit no part begins except the first, without which there is nothing to report."""
     options = ("--tokens", str(TOKENS), "--context", "32", "--time-limit", "0")
     rows = rows_of(script, tmp_path / "scan", "store", *TINY, *options)
     first, whole = rows.values()
@@ -71,7 +71,7 @@ def test_what_was_scanned_in_time_is_told(script: ModuleType, tmp_path: Path) ->
 def test_a_part_under_the_profiler(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Kernels of a made-up device, held against the part as it runs without the profiler."""
+    """With kernels of a fake device, compared with the part as it runs without the profiler."""
     monkeypatch.setattr(torch.profiler, "profile", made_up_profile)
     assert script.kernel_seconds(list) == 3e-6
     tracer = Tracer(script.random_model(script.tiny_llama(), torch.device("cpu"), torch.float32))
@@ -87,12 +87,12 @@ def test_a_part_under_the_profiler(
     store = scanned()
     script.open_first_part(store)
     assert not store.is_done(0)
-    told: list[dict[str, float]] = []
+    recorded: list[dict[str, float]] = []
     figures_of = script.part_figures
 
     def noted(parts: Any) -> dict[str, float]:
-        told.append(dict(figures_of(parts)))
-        return dict(told[-1])
+        recorded.append(dict(figures_of(parts)))
+        return dict(recorded[-1])
 
     def again() -> None:
         script.open_first_part(store)
@@ -103,17 +103,17 @@ def test_a_part_under_the_profiler(
     script.note_kernels(record, "title", again)
     assert store.complete
     ((_, figures),) = record.sections["title"]
-    without, slowed = (part["seconds"] for part in told)
-    assert [part["parts"] for part in told] == [1, 1]
+    without, slowed = (part["seconds"] for part in recorded)
+    assert [part["parts"] for part in recorded] == [1, 1]
     assert figures["seconds"] == without
     assert figures["outside kernels"] == 1 - 3e-6 / without
     assert figures["x slower under the profiler"] == slowed / without
 
 
-def test_an_interrupt_leaves_what_was_measured(
+def test_an_interrupt_keeps_measured_rows(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The parts that were done, and they are told one by one."""
+    """The rows of finished parts are kept, and each part is reported."""
     scan_once, calls = script.densitrace.scan, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -149,7 +149,7 @@ def made_up_profile(**_: Any) -> Iterator[SimpleNamespace]:
     events = [
         event("gemm", 5, 6, "CUDA"),
         event("norm", 0, 1.5, "CUDA"),
-        event("cuts", 1, 2, "CUDA"),  # beside another
+        event("cuts", 1, 2, "CUDA"),  # overlaps another kernel
         event("Memcpy DtoH (Device -> Pinned)", 2, 4, "CUDA"),
         event("aten::mm", 0, 9, "CPU"),
     ]
@@ -164,7 +164,7 @@ def test_every_importance_is_compared(script: ModuleType, tmp_path: Path) -> Non
 
 
 def test_importances_on_the_bundled_model_and_text(script: ModuleType, tmp_path: Path) -> None:
-    """Of its proximity edges only some are summed; tiled up it is a matter of size alone."""
+    """Only some of its proximity edges are summed; tiling it up changes sizes only."""
     command = ("modes", "--shapes", "bundled", "--device", "cpu", "--dtype", "float32")
     rows = rows_of(script, tmp_path / "m", *command, "--length", "48", "--rows", "2")
     assert 0 < rows["proximity"]["edges summed"] < 1
@@ -182,7 +182,7 @@ def test_the_bundled_model_on_two_devices(script: ModuleType, tmp_path: Path) ->
 def test_two_devices_that_differ_by_more_than_rounding(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The command fails, once its rows are there."""
+    """The command fails after its rows are written."""
     loaded, dtypes = Tracer.from_pretrained, iter(("bfloat16", "float32"))
     monkeypatch.setattr(
         Tracer,
@@ -201,7 +201,7 @@ def test_two_devices_that_differ_by_more_than_rounding(
 
 
 def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:
-    """Of the same weights in two dtypes."""
+    """The same weights in two dtypes."""
     corpus, stores = tmp_path / "c.jsonl", []
     script.write_corpus(corpus, 100)
     for dtype in (torch.float32, torch.bfloat16):
@@ -210,12 +210,12 @@ def test_differences_are_seen(script: ModuleType, tmp_path: Path) -> None:
         )
         tracer = Tracer(model, script.tokenizer())
         stores.append(scan(tracer, corpus, tmp_path / str(dtype), select=RULE, context=32))
-    found = script.differences(*stores)
+    figures = script.differences(*stores)
     for name in ("token", "position", "full_edge_count"):
-        assert (found[name]["share equal"], found[name]["largest difference"]) == (1, 0)
+        assert (figures[name]["share equal"], figures[name]["largest difference"]) == (1, 0)
     valid = stores[0].token[:] >= 0
     for name in ("tv", "topology"):
         left, right = (store.array(name)[:][valid].astype(float) for store in stores)
-        assert found[name]["largest difference"] == abs(left - right).max() > 0
-        assert found[name]["share equal"] == (left == right).mean() < 1
-    assert found["surprisal"]["NaN in one"] == 0
+        assert figures[name]["largest difference"] == abs(left - right).max() > 0
+        assert figures[name]["share equal"] == (left == right).mean() < 1
+    assert figures["surprisal"]["NaN in one"] == 0

@@ -1,4 +1,4 @@
-"""The bench of codecs measures a whole part, chunks that differ, and several readers."""
+"""The codec bench measures a whole part, different chunk sizes, and several readers."""
 
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from densitrace.tracer import layout
 PART = 2 * WINDOWS
 
 
-def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_codecs_chunks_and_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = tmp_path / "c.txt"
     corpus.write_text("To be, or not to be. " * 10)
     tracer = Tracer.from_pretrained(save(tmp_path / "model", byte_model()), device="cpu")

@@ -1,4 +1,4 @@
-"""Benches that compare stores see every difference there is."""
+"""Benches that compare stores notice every difference."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tuner on a clock, a compiler and an op that are made up: what it takes, and what not."""
+"""The tuner with a fake clock, compiler and op: which configurations it accepts."""
 
 import json
 from collections.abc import Callable
@@ -27,11 +27,11 @@ PLACE = Place("climbed", "32-bit", "64")
 
 
 def kernel(BT, BS, num_warps, num_stages):  # type: ignore[no-untyped-def]
-    """Never compiled: `Device.launch` stands for what a launch comes to."""
+    """Never compiled: `Device.launch` takes the place of its launches."""
 
 
 def away(config: Config) -> float:
-    """Steps from the optimum; as many percent slower."""
+    """Distance from the optimum, which is also the relative slowdown."""
     steps = {name: abs(value / OPTIMUM[name]) for name, value in config.items()}
     stages = abs(config["num_stages"] - OPTIMUM["num_stages"])
     return stages + sum(max(x, 1 / x) - 1 for name, x in steps.items() if name != "num_stages")
@@ -46,7 +46,7 @@ def pinned(width: int, tensor: torch.Tensor) -> Config:
 
 @dataclass
 class Device:
-    """A clock that launches move on, and what becomes of a configuration."""
+    """A clock that launches advance, and the outcome of each configuration."""
 
     cost: Callable[[Config], float] = lambda config: 1 + away(config)
     noise: float = 0.0
@@ -58,7 +58,7 @@ class Device:
     launched: list[Config] = field(default_factory=list)
 
     def launch(self, config: Config) -> SimpleNamespace:
-        """In place of Triton's compiler and driver."""
+        """Takes the place of Triton's compiler and driver."""
         self.launched.append(config)
         if self.fails(config):
             raise TritonError("out of resource: shared memory")
@@ -66,7 +66,7 @@ class Device:
         return SimpleNamespace(n_spills=24 if self.spills(config) else 0)
 
     def op(self) -> torch.Tensor:
-        """Looks its entry up and launches, as the host code of an op does."""
+        """Looks up its entry and launches, as the host code of an op does."""
         result = torch.arange(1.0, 1001.0)
         config = pinned(40, result)
         JITFunction(kernel)[(1,)](**config)
@@ -79,7 +79,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     table = {PLACE.op: {PLACE.bits: {PLACE.width: START}}}
     (tmp_path / "default.json").write_text(json.dumps(table))
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
-    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # of the clock
+    monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # seconds of the fake clock
     configs._table.cache_clear()
     monkeypatch.setattr(configs, "table_for", lambda device: configs.DEFAULT)
     return bench("tune_gpu")
@@ -87,27 +87,27 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def tables_read_again() -> Any:
-    """What was read from a folder of a test is forgotten."""
+    """Drop tables cached from a test's folder."""
     yield
     configs._table.cache_clear()
     configs._tuned.cache_clear()
 
 
 def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> Config | None:
-    """What a climb writes, if anything."""
+    """The configuration that a climb writes, if any."""
     monkeypatch.setattr("device_timing.Clock.mark", lambda _: device.now)
     monkeypatch.setattr(JITFunction, "run", lambda self, grid, warmup, **c: device.launch(c))
     path = configs.FOLDER / "sm_90.json"
-    said: list[str] = []
+    printed: list[str] = []
     before = configs.entry
-    tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, said.append)
+    tune.tune(CPU, {"case": device.op}, tune.Pins(), set(), lambda _: True, path, printed.append)
     assert configs.entry is before
     assert not list(configs.FOLDER.glob("*.new"))
     if not path.exists():
         return None
-    found: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
-    assert list(found) == list(START)
-    return found
+    config: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
+    assert list(config) == list(START)
+    return config
 
 
 def test_finds_the_optimum(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,10 +124,10 @@ def test_every_argument_can_be_tuned(table: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
-def test_never_takes_what_is_faulty(
+def test_never_takes_a_faulty_configuration(
     fault: str, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fastest have a fault: the best of the others is taken, and none of them is timed."""
+    """The fastest are faulty: the best of the others is taken, and no faulty one is timed."""
     device = Device(**{fault: lambda config: config["BT"] > 64})  # type: ignore[arg-type]
     assert tuned(tune, device, monkeypatch) == OPTIMUM | {"BT": 64}
     faulty = [config for config in device.launched if config["BT"] > 64]
@@ -144,7 +144,7 @@ def test_never_takes_what_is_faulty(
     ],
     ids=["equal", "within the margin", "within noise"],
 )
-def test_nothing_better_touches_no_file(
+def test_no_file_is_touched_without_an_improvement(
     device: Device, tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tuned(tune, device, monkeypatch) is None
@@ -166,7 +166,7 @@ def test_an_existing_file_keeps_its_entries(
 
 
 def test_a_lost_device_ends_the_climb(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its later errors would pass for faults of configurations; what was pinned stays pinned."""
+    """Its later errors would look like faults of configurations; pinned entries stay pinned."""
 
     def lost(config: Config) -> bool:
         if config != START:
@@ -189,7 +189,7 @@ def test_results_agree_but_for_rounding(tune: ModuleType) -> None:
     assert not tune.agree(floats, floats.where(torch.arange(4096) != 7, torch.nan), 2e-5)
 
 
-def test_a_table_of_a_device_lies_over_the_default(
+def test_a_device_table_overrides_the_default(
     tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = {PLACE.op: {"32-bit": {"64": START, "128": START}, "16-bit": {"64": START}}}
@@ -197,14 +197,16 @@ def test_a_table_of_a_device_lies_over_the_default(
     tune.write(configs.FOLDER / "sm_90.json", PLACE, OPTIMUM)
     assert configs.available() == ["default", "sm_90"]
     monkeypatch.setattr(configs, "table_for", lambda device: "sm_90")
-    found = [pinned(width, torch.zeros(1)) for width in (33, 65)]
-    assert found == [OPTIMUM, START]
+    launched = [pinned(width, torch.zeros(1)) for width in (33, 65)]
+    assert launched == [OPTIMUM, START]
     assert pinned(64, torch.zeros(1).half()) == START
     assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
 
 
-def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a device can do does not change: it is asked once, and so is the folder."""
+def test_a_launch_does_not_query_the_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A device's capability does not change: the driver and the folder are queried once."""
     asked: list[torch.device] = []
     (tmp_path / "sm_90.json").write_text("{}")
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
@@ -219,7 +221,9 @@ def test_a_launch_asks_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert asked == devices
 
 
-def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_fails_with_a_message(
+    tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(tune.main)
     assert result.exit_code == 1
@@ -227,20 +231,20 @@ def test_without_a_gpu_it_says_so(tune: ModuleType, monkeypatch: pytest.MonkeyPa
 
 
 def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a tiny model and few tokens, with every kernel looked up but not run."""
+    """With a tiny model and few tokens; kernels are looked up but not run."""
     tune = bench("tune_gpu")
     config = tiny_llama(300, blocks=5)
     monkeypatch.setattr(tune, "MODELS", {64: lambda: config})
     monkeypatch.setattr(tune, "LENGTHS", dict.fromkeys(tune.LENGTHS, 6))
     pins = tune.Pins()
-    for found in tune.problems(64, CPU):
+    for cases in tune.problems(64, CPU):
         with monkeypatch.context() as patch, pins.in_place():
             patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
             patch.setattr(torch, "empty", torch.zeros)
-            for run in tune.served(found).values():
+            for run in tune.served(cases).values():
                 run()
     listed = {(place.op, place.bits) for place in configs.places()}
     asked = {(place.op, place.bits) for place in pins.asked}
-    # A CPU's projection is float32: its product with bfloat16 values goes in two parts.
+    # On a CPU the projection is float32, so its product with bfloat16 values is split in two.
     assert asked | {("source_norms", "16-bit")} == listed
     assert {place.width for place in pins.asked if place.op == "row_cuts"} == {"16", "64", "256"}

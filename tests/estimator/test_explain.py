@@ -64,12 +64,14 @@ def test_ranking_and_signs_of_a_known_function_are_recovered(found: FactorExplan
     assert table["direction"]["up"] > 0.95 and table["direction"]["down"] < -0.95
     assert np.isnan(table["direction"]["kind"])
     assert ((table["low"] < table["mean_abs"]) & (table["mean_abs"] < table["high"])).all()
-    # Uniform on [-1, 1]: mean |3 x| is 1.5, and the model comes close.
-    assert table.loc["up", "mean_abs"] == pytest.approx(1.5, rel=0.1)
+    # The target has 3 x up, whose mean over seeds 0 to 3 is met to within 0.6%.
+    effect = 3 * np.abs(found.explanation.data[:, 1]).mean()
+    assert table.loc["up", "mean_abs"] == pytest.approx(effect, rel=0.02)
     assert found.finding and found.r2 > 0.9 and (found.r2_shuffled <= 0).all()
     is_b = found.explanation.display_data[:, 3] == "b"
-    effect = found.explanation.values[:, 3]
-    assert effect[is_b].mean() - effect[~is_b].mean() == pytest.approx(1, rel=0.1)
+    effects = found.explanation.values[:, 3]
+    # Boosting stops short of an effect: 0.92 to 0.94 of it is found with seeds 0 to 3.
+    assert effects[is_b].mean() - effects[~is_b].mean() == pytest.approx(1, rel=0.1)
 
 
 def test_shuffled_targets_are_no_finding() -> None:

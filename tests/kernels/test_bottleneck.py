@@ -1,4 +1,4 @@
-"""The (max, min) product and the trace sizes in C++, against their definitions written out."""
+"""The (max, min) product and the trace sizes in C++, against their written-out definitions."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def counted(reach: Bytes, degrees: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def level_maps(seed: int, batch: int, length: int, strata: int, zeros: float) -> Bytes:
-    """Two maps [2, B, T, T] with levels up to `strata`; above the diagonal there is garbage."""
+    """Two maps [2, B, T, T] with levels up to `strata`; garbage above the diagonal."""
     rng = np.random.default_rng(seed)
     maps = rng.integers(0, strata + 1, (2, batch, length, length), dtype=np.uint8)
     maps[rng.random(maps.shape) < zeros] = 0
@@ -74,7 +74,7 @@ def test_product_of_any_maps(
 
 
 def test_long_product_agrees_between_instruction_sets_and_threads() -> None:
-    """Long enough for threads to be started: shorter products do without."""
+    """Long enough to start threads: shorter products run without."""
     reach, levels = level_maps(0, 2, 700, strata=12, zeros=0.9)
     wanted = kernels.bottleneck(
         torch.from_numpy(np.tril(reach)), torch.from_numpy(np.tril(levels)), backend="reference"
@@ -123,7 +123,7 @@ def test_auto_takes_the_cpu_backend_on_the_cpu() -> None:
 @pytest.mark.parametrize("strata", [1, 12, 16, 17, 255])
 @pytest.mark.parametrize("length", [1, 65, 257])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("most", [1, 1000])  # degrees of at most 1 are counted another way
+@pytest.mark.parametrize("most", [1, 1000])  # degrees of at most 1 take another code path
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_sizes_are_the_definition(
     length: int, strata: int, threads: int, most: int, isa: str
@@ -147,7 +147,7 @@ def test_sizes_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_many_nodes_do_not_overflow_a_byte(isa: str) -> None:
-    """One output with more nodes than the bytes of a vector hold."""
+    """One output with more nodes than a vector's byte counters can hold."""
     length = 255 * 64 + 70
     reach = np.full((1, length, length), 2, dtype=np.uint8)
     degrees = np.ones((2, 1, length), dtype=np.int32)
@@ -172,7 +172,7 @@ def test_arguments_are_checked() -> None:
         _cpu.bottleneck(square[0], square, square.copy(), 1)
     with pytest.raises(ValueError, match="isa='sse9' is not available"):
         _cpu.bottleneck(square, square, square.copy(), 1, "sse9")
-    with pytest.raises(TypeError):  # never converted: the result has to be the caller's own array
+    with pytest.raises(TypeError):  # never converted: the result must be the caller's own array
         _cpu.bottleneck(square, square, square.astype(np.int32), 1)
     with pytest.raises(TypeError):
         _cpu.bottleneck(square.transpose(0, 2, 1), square, square.copy(), 1)
@@ -187,3 +187,9 @@ def test_nothing_to_do() -> None:
         _cpu.bottleneck(empty, empty, empty.copy(), 2)
         degrees = np.zeros((3, *shape[:2]), dtype=np.int32)
         _cpu.trace_sizes(empty, degrees, degrees.astype(np.int64), 2)
+        reach, nothing = torch.from_numpy(empty), torch.from_numpy(degrees)
+        for backend in ("cpu", "reference"):
+            product = kernels.bottleneck(reach, reach, backend=backend)
+            assert (product.shape, product.dtype) == (shape, torch.uint8)
+            sizes = kernels.trace_sizes(reach, nothing, backend=backend)
+            assert (sizes.shape, sizes.dtype) == (degrees.shape, torch.int64)

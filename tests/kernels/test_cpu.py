@@ -1,4 +1,4 @@
-"""What the C++ ops promise besides their contracts: bits, any shape, checked arguments."""
+"""Guarantees of the C++ ops beyond their contracts: bits, any shape, checked arguments."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -53,7 +53,7 @@ def thresholds(edges: AttentionEdges) -> torch.Tensor:
 
 
 def lanes_of(problem: Problem, strata: int = 3) -> tuple[Pattern, torch.Tensor]:
-    """Queries and keys of lanes that are near the clean one, and their values."""
+    """Queries and keys of lanes near the clean one, and their values."""
     pattern = problem.pattern
 
     def near(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,20 +97,20 @@ def results(problem: Problem, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def replace_backend(problem: Problem) -> Problem:
-    """The same problem for the plain torch ops, so that cuts are the same for all backends."""
+    """The same problem for the plain torch ops, so that all backends get the same cuts."""
     return Problem(problem.shape, backend="reference")
 
 
 def tensors(result: Any) -> dict[str, torch.Tensor]:
     if not is_dataclass(result):
         return {"result": result}
-    found = {field.name: getattr(result, field.name) for field in fields(result)}
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def assert_same_bits(first: Any, second: Any, name: str) -> None:
     for part, tensor in tensors(first).items():
-        # As bytes: NaN is where there is no edge.
+        # As bytes: NaN marks absent edges.
         ours, theirs = (t.contiguous().numpy().tobytes() for t in (tensor, tensors(second)[part]))
         assert ours == theirs, f"{name}: {part}"
 
@@ -142,7 +142,7 @@ def test_same_bits_on_two_runs_and_any_number_of_threads(kind: str) -> None:
 
 @pytest.mark.usefixtures("isa")
 def test_a_sequence_has_the_same_bits_in_any_batch() -> None:
-    """And so has a prefix of it: no weight depends on what else is in a strip or a batch."""
+    """The same holds for a prefix: no weight depends on the rest of a strip or batch."""
     problem = Problem(Shape(batch=3, length=77, d_k=16), backend="cpu")
     pattern, v = problem.pattern, problem.v
     source = kernels.source_norms(v, problem.w_o, 1, backend="cpu")
@@ -213,7 +213,7 @@ def test_any_shape_agrees_with_the_definition(
         edges = EDGES[kind](problems[1])  # one log-sum-exp for both
         weights = [kernels.edge_weights(edges, backend=p.backend) for p in problems]
         assert_close(weights[0], weights[1], "edge_weights")
-        # Labels are compared under weights that are the same to the bit.
+        # Labels are compared under weights that are equal bit for bit.
         written = AttentionEdges(edges.pattern, GivenWeight(weights[1].nan_to_num()))
         cuts = thresholds(edges)
         lanes, values = lanes_of(problems[1])

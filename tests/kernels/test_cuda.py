@@ -1,4 +1,4 @@
-"""The CUDA kernels, built for the host, against their definitions and among themselves."""
+"""The CUDA kernels, built for the host: against their definitions and each other."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -46,7 +46,7 @@ METHODS = ["packed", "boolean"]
 
 
 def both_orders(run: Callable[[], T]) -> tuple[T, T]:
-    """The result of a run with threads and blocks taking turns in either order."""
+    """Results of a run with threads and blocks taking turns in either order."""
     first = run()
     ops._cuda.go_backwards(True)
     try:
@@ -57,7 +57,7 @@ def both_orders(run: Callable[[], T]) -> tuple[T, T]:
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def order(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Threads and blocks take turns in both orders: a result that differs has a race."""
+    """Run threads and blocks in both orders: a race shows as a different result."""
     ops._cuda.go_backwards(request.param)
     yield
     ops._cuda.go_backwards(False)
@@ -69,7 +69,7 @@ def order(request: pytest.FixtureRequest) -> Iterator[None]:
 def level_maps(
     seed: int, batch: int, length: int, strata: int, zeros: float
 ) -> tuple[Tensor, Tensor]:
-    """Two maps, uint8 [B, T, T] each; above the diagonal there is garbage."""
+    """Two maps, uint8 [B, T, T] each; garbage above the diagonal."""
     rng = np.random.default_rng(seed)
     maps = rng.integers(0, strata + 1, (2, batch, length, length), dtype=np.uint8)
     maps[rng.random(maps.shape) < zeros] = 0
@@ -86,13 +86,13 @@ def assert_product(reach: Tensor, levels: Tensor, method: str) -> None:
 @pytest.mark.parametrize("length", [1, 2, 31, 33, 63, 64, 65, 129, 132, 193, 256])
 @pytest.mark.usefixtures("order")
 def test_product_is_the_definition(length: int, method: str) -> None:
-    strata = 255 if method == "packed" else 5  # a product a level
+    strata = 255 if method == "packed" else 5  # one product per level
     assert_product(*level_maps(length, 2, length, strata, zeros=0.3), method)
 
 
-@pytest.mark.parametrize("levels", [1, 12, 127, 300])  # whose planes are held at once
+@pytest.mark.parametrize("levels", [1, 12, 127, 300])  # levels whose planes are held at once
 @pytest.mark.parametrize("strata", [0, 12, 13, 255])
-def test_boolean_product_of_all_levels_there_are(
+def test_boolean_product_of_any_levels(
     levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "PLANE_WORDS", levels * ops._cuda.plane_words(2, 33))
@@ -101,10 +101,10 @@ def test_boolean_product_of_all_levels_there_are(
 
 @pytest.mark.parametrize("length", [255, 256, 300])
 def test_boolean_product_of_many_nodes(length: int) -> None:
-    """Sparse, so that few of the paths that the product may miss are there twice."""
+    """Sparse, so that few of the paths a wrong product may miss exist twice."""
     maps = level_maps(length, 1, length, strata=3, zeros=0.97)
-    for found in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
-        assert torch.equal(found, reference.bottleneck(*(m.tril() for m in maps)))
+    for actual in both_orders(lambda: ops.bottleneck(*maps, "boolean")):
+        assert torch.equal(actual, reference.bottleneck(*(m.tril() for m in maps)))
 
 
 @given(
@@ -131,8 +131,8 @@ def test_tensors_of_any_layout(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_that_begin_anywhere(method: str) -> None:
-    """Of a length that is a multiple of 4, at an address that is not."""
+def test_rows_at_any_alignment(method: str) -> None:
+    """With a length that is a multiple of 4, at an address that is not."""
     maps = level_maps(7, 2, 132, strata=5, zeros=0.3)
     shifted = []
     for aligned in maps:
@@ -169,7 +169,7 @@ def test_nothing_to_do(shape: tuple[int, ...]) -> None:
     assert ops.trace_sizes(empty, torch.zeros(3, *shape[:2], dtype=torch.int32)).shape[0] == 3
 
 
-def test_what_a_kernel_would_believe_is_checked() -> None:
+def test_arguments_of_kernels_are_checked() -> None:
     square = torch.zeros(1, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"levels has shape \[1, 5, 5\]; wanted \[1, 4, 4\]"):
         ops.bottleneck(square, torch.zeros(1, 5, 5, dtype=torch.uint8))
@@ -195,7 +195,9 @@ def test_what_a_kernel_would_believe_is_checked() -> None:
             op(whose, torch.zeros(1, 2, 13, device="meta"))
 
 
-def test_the_highest_level_is_looked_up_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_boolean_method_looks_up_the_highest_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reach, levels = level_maps(0, 1, 9, strata=3, zeros=0.3)
     monkeypatch.setattr(Tensor, "amax", None)
     ops.bottleneck(reach, levels, "packed")
@@ -205,7 +207,7 @@ def test_the_highest_level_is_looked_up_where_it_is_wanted(monkeypatch: pytest.M
 
 # ---- edges -----------------------------------------------------------------------------------
 
-# Sides of a tile of 64, heads that share keys, every variant of attention.
+# The edges of a tile of 64, heads that share keys, every variant of attention.
 WIDE = Shape(
     heads=4, length=130, d_k=19, d_v=33, hidden=45, window=100, softcap=3.0, sinks=True,
     segments=True, scattered=True,
@@ -213,28 +215,28 @@ WIDE = Shape(
 
 
 def table_of(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
-    """Of all kept edges."""
+    """The table of all kept edges."""
     return joined(ops.collect_edges(edges, cuts))
 
 
 def written_edges(problem: Problem) -> AttentionEdges:
-    """Weights to the bit the same for every backend."""
+    """Weights that are equal bit for bit on every backend."""
     shape = problem.shape
     weight = problem.normal(shape.batch, shape.heads, shape.length, shape.length)
     return problem.edges(GivenWeight(weight))
 
 
-@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # of a tile: a row, some, all
+@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
 def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of sequence, head, target and source, whatever the tiles and the order of blocks."""
+    """By sequence, head, target and source, whatever the tiles and the order of blocks."""
     monkeypatch.setattr(ops, "TABLE_ELEMENTS", elements)
     edges = written_edges(Problem(replace(WIDE, length=70), backend="reference"))
     cuts = torch.tensor([1.5, 0.5, -0.3])[:, None, None].expand(3, 2, 70).clone()
     cuts[:, 1, 40] = torch.inf  # a target outside the trace
     expected = joined(reference.collect_edges(edges, cuts))
-    for found in both_orders(lambda: table_of(edges, cuts)):
-        assert rows_of(found) == rows_of(expected)
-        assert found.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
+    for actual in both_orders(lambda: table_of(edges, cuts)):
+        assert rows_of(actual) == rows_of(expected)
+        assert actual.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time
@@ -248,14 +250,14 @@ def test_table_of_long_rows(length: int) -> None:
     )
     cuts = torch.zeros(1, 1, length)
     kept = (drawn[0, 0].tril() > 0).nonzero()
-    found = table_of(edges, cuts)
-    assert torch.equal(torch.stack([found.target, found.source], 1), kept.int())
-    assert torch.equal(found.weight, drawn[0, 0][tuple(kept.T)])
+    actual = table_of(edges, cuts)
+    assert torch.equal(torch.stack([actual.target, actual.source], 1), kept.int())
+    assert torch.equal(actual.weight, drawn[0, 0][tuple(kept.T)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_table_of_norm_weights(dtype: torch.dtype) -> None:
-    """Weights near those of the definition, to the bit the same on every run."""
+    """Weights are close to the definition's and equal bit for bit on every run."""
     problem = Problem(replace(WIDE, dtype=dtype), backend="reference")
     edges = problem.norm_edges()
     dense = kernels.edge_weights(edges, backend="reference")
@@ -269,8 +271,8 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
     assert len(first.weight) == len(joined(reference.collect_edges(edges, cuts)).weight)
 
 
-def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is summed once, over all sources, whatever the tables hold."""
+def test_table_without_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed once, over all sources, whatever the tables hold."""
     monkeypatch.setattr(ops, "TABLE_ELEMENTS", 700)
     problem = Problem(replace(WIDE, length=70), backend="reference")
     edges = problem.norm_edges()
@@ -283,7 +285,7 @@ def test_table_where_no_log_sum_exp_is_known(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def assert_cuts(edges: AttentionEdges | None, side: Tensor, shares: list[float]) -> None:
-    """To the bit those of the definition, whichever thread comes first."""
+    """Equal to the definition bit for bit, in either order of threads."""
     with pytest.MonkeyPatch.context() as patch:
         cuda_host.switch_on(patch)
         first, second = both_orders(lambda: all_cuts(cuda_host.NAME, edges, side, shares))
@@ -302,7 +304,7 @@ def assert_cuts(edges: AttentionEdges | None, side: Tensor, shares: list[float])
     shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=20).map(sorted),
     elements=st.sampled_from([1, 1000, 1 << 24]),
 )
-def test_any_cuts_are_those_of_the_definition(
+def test_any_cuts_agree_with_the_definition(
     seed: int,
     batch: int,
     length: int,
@@ -330,12 +332,12 @@ def test_any_cuts_are_those_of_the_definition(
         assert_cuts(edges, drawn(sides if heads else sides + 1, batch, length), shares)
 
 
-@pytest.mark.parametrize("strata", [1, 2, 16, 17, 255])  # of 4,096, 256 and 16 bins each
+@pytest.mark.parametrize("strata", [1, 2, 16, 17, 255])  # with 4,096, 256 and 16 bins each
 def test_cuts_of_long_rows(strata: int) -> None:
-    """Of many stretches of sources, where a stratum's bin holds many edges."""
+    """Many stretches of sources, and bins with many edges."""
     generator = torch.Generator().manual_seed(strata)
     side = torch.exp(2 * torch.randn(30_000, 1, 2, generator=generator))
-    side[:9000, :, 1] = 0.7  # and of many that tie
+    side[:9000, :, 1] = 0.7  # and many ties
     assert_cuts(None, side, [(k + 1) / (strata + 1) for k in range(strata)])
     length, heads = 300, 20
     weight = torch.full((1, heads, length, length), -torch.inf)
@@ -357,7 +359,7 @@ def proximity_edges(problem: Problem) -> AttentionEdges:
     return problem.edges(ProximityWeight(problem.node, problem.v, problem.w_o, problem.target))
 
 
-@pytest.mark.parametrize("width", [1, 8, 33, 128])  # some of a quad, a quad, several steps
+@pytest.mark.parametrize("width", [1, 8, 33, 128])  # part of a quad, a quad, several steps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.dtype) -> None:
     """Scores and bounds against float64, over the edges of a tile."""
@@ -376,7 +378,7 @@ def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.d
     close("bound", bound[:, :, *edge], expected.clip(min=0)[:, :, *edge])
 
 
-def test_factors_begin_where_quads_are_read() -> None:
+def test_factors_are_aligned_for_quads() -> None:
     """Whatever part of a larger tensor they are."""
     problem = Problem(Shape(d_k=8, d_v=8, dtype=torch.bfloat16), backend="reference")
     edges = proximity_edges(problem)
@@ -396,9 +398,9 @@ def test_factors_begin_where_quads_are_read() -> None:
         ops.edge_mass(fewer)
 
 
-def assert_levels(found: EdgeLevels, expected: EdgeLevels) -> None:
-    assert torch.equal(found.levels, expected.levels)
-    assert torch.equal(found.degrees, expected.degrees)
+def assert_levels(actual: EdgeLevels, expected: EdgeLevels) -> None:
+    assert torch.equal(actual.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
 
 
 def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,29 +412,29 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     expected = reference.edge_levels(edges, cuts)
     for elements in (1, 3000, 1 << 24):
         monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-        found = ops.edge_levels(edges, cuts)
-        assert_levels(found, expected)
-        assert 0 < float(found.evaluated) < 0.4
+        actual = ops.edge_levels(edges, cuts)
+        assert_levels(actual, expected)
+        assert 0 < float(actual.evaluated) < 0.4
     every = ops.edge_levels(edges, cuts * 0)
-    assert float(found.evaluated) < float(every.evaluated) < 1
-    # A cut below zero: an edge that adds nothing clears it, one that is not there does not.
+    assert float(actual.evaluated) < float(every.evaluated) < 1
+    # A cut below zero: edges that add nothing clear it, absent ones do not.
     all_kept = torch.full_like(cuts, -1.0)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
 
 
 def settled_weights(edges: AttentionEdges) -> Tensor:
-    """Proximities [B, H, T, T], all of them exact, as the kernels sum them; -inf: no edge."""
+    """Proximities [B, H, T, T], all exact as the kernels sum them; -inf: no edge."""
     weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
     for tile, weight in ops._Proximity(edges).tiles():
         place = torch.arange(tile.rows.stop)
-        found = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
-        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = found
+        exact = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
+        weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = exact
     return weights
 
 
-@pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # of a tile: a row, three heads, all
-def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit: a bound stays only where both ends of its interval have one label."""
+@pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # per tile: a row, three heads, all
+def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: a bound is kept only if both ends of its interval have the same label."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
@@ -442,19 +444,19 @@ def test_labels_are_those_of_all_sums(elements: int, monkeypatch: pytest.MonkeyP
     cuts = torch.stack([ordered[..., 1], at_a_weight, at_a_weight * 0.9999, between])
     cuts = cuts.clamp(min=0).sort(0, descending=True).values
     kept = weights > cuts[:, :, None, :, None]
-    for found in both_orders(lambda: ops.edge_levels(edges, cuts)):
-        assert torch.equal(found.levels.long(), kept.sum(0).amax(1))
-        assert torch.equal(found.degrees.long(), kept.sum((2, 4)))
-        assert 0 < float(found.evaluated) < 1
+    for actual in both_orders(lambda: ops.edge_levels(edges, cuts)):
+        assert torch.equal(actual.levels.long(), kept.sum(0).amax(1))
+        assert torch.equal(actual.degrees.long(), kept.sum((2, 4)))
+        assert 0 < float(actual.evaluated) < 1
     close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
 
 
-@pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # of a tile: some rows, heads, all
+@pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # per tile: some rows, heads, all
 @pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
-def test_levels_take_what_the_mass_has_settled(
+def test_levels_reuse_tiles_settled_by_the_mass(
     elements: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Labels are to the bit the same, each tile is taken once, and so is the share summed."""
+    """Labels are equal bit for bit; each settled tile, and the share summed, is used once."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     monkeypatch.setattr(ops, "SCRATCH_ELEMENTS", room)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
@@ -466,14 +468,14 @@ def test_levels_take_what_the_mass_has_settled(
     with monkeypatch.context() as patch:
         if room == 1 << 27:
             patch.setattr(ops, "_Weighing", None)
-        found = ops.edge_levels(edges, cuts)
+        actual = ops.edge_levels(edges, cuts)
     assert edges.scratch == {}
-    assert_levels(found, alone)
-    assert float(alone.evaluated) <= float(found.evaluated) < 1
+    assert_levels(actual, alone)
+    assert float(alone.evaluated) <= float(actual.evaluated) < 1
     again = ops.edge_levels(edges, cuts)
     assert_levels(again, alone)
     assert again.evaluated == alone.evaluated
-    # Edges along another pattern are others.
+    # Edges with another pattern share nothing.
     ops.edge_mass(edges)
     assert replace(edges, pattern=edges.pattern).scratch == {}
 
@@ -489,14 +491,14 @@ def test_many_sources(length: int) -> None:
     first, second = both_orders(lambda: ops.edge_mass(edges))
     assert torch.equal(first, second)
     close("mass", first, expected.double().numpy())
-    found = ops._Proximity(edges)
-    list(found.tiles())
-    assert torch.equal(found.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+    actual = ops._Proximity(edges)
+    list(actual.tiles())
+    assert torch.equal(actual.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # of a tile: a row, some, all
+@pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
 def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the same two edges as the definition's, twice the same."""
+    """Between the same two edges as the definition's, and the same in both orders."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     cuda_host.switch_on(monkeypatch)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
@@ -508,8 +510,8 @@ def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leave it to the levels."""
+def test_cuts_reuse_tiles_settled_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The levels can still use it afterwards."""
     edges = proximity_edges(Problem(Shape(), backend="reference"))
     side, shares = torch.ones(1, 2, 13), torch.tensor([0.5], dtype=torch.float64)
     alone = ops.fraction_cuts(edges, side, shares)
@@ -518,13 +520,13 @@ def test_cuts_use_what_the_mass_has_settled(monkeypatch: pytest.MonkeyPatch) -> 
         patch.setattr(ops, "_Weighing", None)
         assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
         cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
-        found = ops.edge_levels(edges, cuts)
+        actual = ops.edge_levels(edges, cuts)
     assert edges.scratch == {}
-    assert_levels(found, reference.edge_levels(edges, cuts))
+    assert_levels(actual, reference.edge_levels(edges, cuts))
 
 
 def test_an_entry_that_is_zero() -> None:
-    """Of a node: what is added to it takes the node no nearer, whichever sign the zero has."""
+    """A zero entry of the node, of either sign: adding to it brings the node no nearer."""
     problem = Problem(replace(WIDE, length=30), backend="reference")
     problem.node[:, ::2, ::3] = 0.0
     problem.node[:, ::2, 1::3] = -0.0
@@ -538,14 +540,14 @@ def test_an_entry_that_is_zero() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_no_number_is_not_hidden(value: float) -> None:
-    """Of a node or of what a source sends: the mass is NaN where the definition's is."""
+def test_nan_and_infinity_are_not_hidden(value: float) -> None:
+    """In a node or in what a source sends: the mass is NaN where the definition's is."""
     problem = Problem(Shape(), backend="reference")
     cuts = torch.full((1, 2, 13), 1e-3)
     problem.node[0, 3, 2] = value
     in_node = proximity_edges(problem)
     problem = Problem(Shape(), backend="reference")
-    problem.v[1, :, 5, 1] = torch.nan  # of all heads: the definition's highest level is NaN's
+    problem.v[1, :, 5, 1] = torch.nan  # in all heads: the definition's highest level is NaN's
     for edges in (in_node, proximity_edges(problem)):
         mass, expected = ops.edge_mass(edges), reference.edge_mass(edges)
         assert torch.equal(mass.isnan(), expected.isnan())
@@ -564,7 +566,7 @@ def test_entries_are_ranked_once() -> None:
 
 
 def test_small_proximities_are_not_rounded_away() -> None:
-    """Of an edge so small that taking it from the node leaves the node's float32 as it is."""
+    """An edge so small that subtracting it leaves the node's float32 unchanged."""
     node, v = torch.full((1, 1, 3), 8.0), torch.full((1, 1, 1, 1), 1e-9)
     pattern = Pattern(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 1.0)
     edges = AttentionEdges(pattern, ProximityWeight(node, v, torch.ones(1, 3, 1)))
@@ -572,37 +574,37 @@ def test_small_proximities_are_not_rounded_away() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("device", ["cpu", "meta"])  # where nothing is computed, but checked
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta: only checks, no results
 def test_products_are_as_precise_as_float32(dtype: torch.dtype, device: str) -> None:
     drawn = torch.randn(2, 12, 300, generator=torch.Generator().manual_seed(0))
     many = drawn[:, :5].to(dtype), drawn[:, 5:].transpose(1, 2)
-    for left, right in (many, (many[0][0], many[1][0])):  # several at once, and one
-        found = ops.product(left.to(device), right.to(device))
-        assert (found.dtype, found.shape) == (torch.float32, (*left.shape[:-1], 7))
+    for left, right in (many, (many[0][0], many[1][0])):  # batched, and single
+        actual = ops.product(left.to(device), right.to(device))
+        assert (actual.dtype, actual.shape) == (torch.float32, (*left.shape[:-1], 7))
         if device == "cpu":
             expected = left.double() @ right.double()
             rounded = (left.float() @ right - expected).abs().max()
-            assert (found - expected).abs().max() < 3 * rounded + 1e-6
+            assert (actual - expected).abs().max() < 3 * rounded + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_public_product_is_the_precise_one(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the matrix units are, and where it is plain torch."""
+    """On matrix units, and in plain torch."""
     left = torch.randn(9, 301, generator=torch.Generator().manual_seed(0))
     right = torch.randn(70, 301, generator=torch.Generator().manual_seed(1)).T.to(dtype)
     expected = (left.double() @ right.double()).numpy()
     close("in torch", kernels.product(left, right), expected)
     cuda_host.switch_on(monkeypatch)
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "reference"))
-    found = kernels.product(left, right)
-    close("in pieces", found, expected)
-    assert torch.equal(found, ops.product(left, right))
+    actual = kernels.product(left, right)
+    close("in pieces", actual, expected)
+    assert torch.equal(actual, ops.product(left, right))
 
 
-def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
-    """No copy of W_O in 16 bits is made."""
+def test_a_16_bit_factor_is_not_copied() -> None:
+    """W_O is not copied to 16 bits."""
     left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
     for laid_out, factor in zip(ops._split_factors(left, right, -2), (left, right), strict=True):
         assert laid_out.data_ptr() == factor.data_ptr()
@@ -612,7 +614,7 @@ def test_a_factor_of_one_piece_is_read_where_it_is() -> None:
     ("dtype", "count"), [(torch.float32, 3), (torch.float16, 2), (torch.bfloat16, 1)]
 )
 def test_pieces_of_8_bits(dtype: torch.dtype, count: int) -> None:
-    """bfloat16, and their sum is the tensor."""
+    """Each piece is bfloat16, and they sum to the tensor."""
     tensor = torch.randn(50).to(dtype)
     pieces = ops._pieces(tensor)
     assert [piece.dtype for piece in pieces] == [torch.bfloat16] * count
@@ -654,21 +656,21 @@ def test_any_shape_agrees_with_the_definition(
     )
     problem = Problem(shape, seed, backend="reference")
     written, proximity = written_edges(problem), proximity_edges(problem)
-    if seed % 2:  # the log-sum-exp is not known
+    if seed % 2:  # unknown log-sum-exp
         proximity = replace(proximity, pattern=problem.pattern)
     cuts = torch.tensor([1.0, 0.0])[:, None, None].expand(2, shape.batch, length)
     with pytest.MonkeyPatch.context() as patch:
         for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
             patch.setattr(ops, budget, elements)
-        found = table_of(written, cuts)
+        actual = table_of(written, cuts)
         mass = ops.edge_mass(proximity)
-    assert rows_of(found) == rows_of(joined(reference.collect_edges(written, cuts)))
+    assert rows_of(actual) == rows_of(joined(reference.collect_edges(written, cuts)))
     close("mass", mass, reference.edge_mass(proximity).double().numpy())
 
 
 @pytest.mark.parametrize("rule", [Threshold([1e-3, 1e-2, 0.1]), Nucleus([0.5, 0.95])], ids=str)
 def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Node vectors, mass, cuts and levels in the engine: sizes are those of the CPU's ops."""
+    """Node vectors, mass, cuts and levels in the engine: sizes equal those of the CPU's ops."""
     ids = golden("mistral", "T08")["ids"].tolist()
 
     def sizes() -> Any:
@@ -688,7 +690,7 @@ def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ops._Proximity, "leave", noted)
     np.testing.assert_array_equal(sizes(), expected)
-    assert taken and not any(taken)  # the levels took all that the mass had left
+    assert taken and not any(taken)  # the levels took everything that the mass had settled
 
 
 def test_kinds_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA sources compile for GPUs that are not here, and the module is imported without one."""
+"""The CUDA sources compile for GPUs that are not present; the module imports without a driver."""
 
 import importlib.util
 import re
@@ -13,7 +13,7 @@ import pytest
 
 SOURCES = sorted((cuda_host.CSRC / "cuda").glob("*.cu"))
 CAPABILITIES = (80, 90)
-SHARED_BYTES = 48 * 1024  # of one block, without asking for more
+SHARED_BYTES = 48 * 1024  # per block, without requesting more
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
 
@@ -55,7 +55,7 @@ def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
 
 
 def test_module_is_imported_without_a_driver() -> None:
-    """By a bare Python, as the installation built it; a call says what the runtime lacks."""
+    """In a bare Python, as installed; a call reports the missing driver."""
     spec = importlib.util.find_spec("densitrace._cuda")
     assert spec is not None and spec.origin is not None, "nvcc is here: install densitrace again"
     said = done([sys.executable, "-I", "-c", IMPORT, spec.origin]).stdout

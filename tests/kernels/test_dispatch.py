@@ -1,4 +1,4 @@
-"""Which backend serves an op, where all are built and where the compiled one is missing."""
+"""Which backend serves an op, with everything built and with the compiled one missing."""
 
 import logging
 import sys
@@ -30,7 +30,7 @@ MAPS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What a process finds out once is found out anew before and after each test."""
+    """Clear what a process caches, before and after each test."""
     for cached in (dispatch.missing, dispatch._warn_of):
         cached.cache_clear()
     yield
@@ -40,7 +40,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if densitrace._cuda had not been built, which is so where there is no CUDA compiler."""
+    """Simulate that densitrace._cuda was not built, as without a CUDA compiler."""
     monkeypatch.delitem(sys.modules, "densitrace.kernels.cuda", raising=False)
     monkeypatch.delattr(densitrace, "_cuda", raising=False)
     monkeypatch.setitem(sys.modules, "densitrace._cuda", None)
@@ -48,21 +48,21 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As if densitrace._cuda had been built."""
+    """Simulate that densitrace._cuda was built."""
     monkeypatch.setitem(sys.modules, "densitrace.kernels.cuda", cuda_host.ops)
     return cuda_host.ops
 
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if densitrace._cpu had not been built: importing it is an ImportError."""
+    """Simulate that densitrace._cpu was not built: importing it is an ImportError."""
     monkeypatch.delitem(sys.modules, "densitrace.kernels.cpu", raising=False)
     monkeypatch.delattr(densitrace, "_cpu", raising=False)
     monkeypatch.setitem(sys.modules, "densitrace._cpu", None)
 
 
 def test_auto_takes_the_first_backend_that_has_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Op by op, in the order of the device's preference."""
+    """Op by op, in the device's order of preference."""
     first, second = ModuleType("first"), ModuleType("second")
     for module, ops in ((first, ["edge_mass"]), (second, ["edge_mass", "edge_levels"])):
         monkeypatch.setitem(sys.modules, f"densitrace.kernels.{module.__name__}", module)
@@ -79,18 +79,18 @@ def test_auto_takes_the_first_backend_that_has_the_op(monkeypatch: pytest.Monkey
     assert dispatch.pick(reference.edge_mass, "meta") is reference.edge_mass
 
 
-def test_nothing_is_said_where_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_when_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     kernels.bottleneck(*MAPS)
     assert dispatch.missing("cpu") is None
     assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_auto_goes_on_without_the_extension_and_says_so_once(
+def test_auto_falls_back_without_the_extension_and_warns_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert set(kernels.backends("cpu").values()) == {"reference"}
-    assert caplog.messages == []  # it was asked, and has answered
+    assert caplog.messages == []  # queried, and answered through the return value
     for _ in range(2):
         assert torch.equal(kernels.bottleneck(*MAPS), MAPS[0])
         kernels.trace_sizes(MAPS[0], torch.zeros(2, 1, 3, dtype=torch.int32))
@@ -102,7 +102,7 @@ def test_auto_goes_on_without_the_extension_and_says_so_once(
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_nothing_is_said_where_the_extension_would_not_serve(
+def test_no_warning_when_the_extension_would_not_serve(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kernels.bottleneck(*MAPS, backend="reference")
@@ -111,7 +111,9 @@ def test_nothing_is_said_where_the_extension_would_not_serve(
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_the_extension_asked_for_by_name_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_extension_requested_by_name_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match=r"'cpu' is not built here: .*densitrace\._cpu"):
             kernels.bottleneck(*MAPS, backend="cpu")
@@ -137,12 +139,12 @@ RANDOM = edges_of(RandomWeight(0, 0, torch.zeros(1, 3, dtype=torch.int32)))
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_auto_goes_on_where_a_backend_does_not_know_the_edge_weight() -> None:
+def test_auto_skips_backends_without_the_edge_weight() -> None:
     for edges in (GIVEN, RANDOM, None):
         assert dispatch.pick(reference.edge_levels, "cuda", "auto", edges) is triton.edge_levels
     found = dispatch.pick(reference.edge_levels, "cuda", "auto", PROXIMITY)
     assert found is reference.edge_levels
-    assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # knows all
+    assert dispatch.serving("edge_levels", "cpu", "auto", PROXIMITY) == "cpu"  # takes all
 
 
 def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
@@ -159,7 +161,7 @@ def test_cuda_serves_what_triton_lacks(cuda: Any) -> None:
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_missing_cuda_build_matters_on_a_gpu_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_cuda_build_only_matters_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
     kernels.bottleneck(*MAPS)
     assert caplog.messages == []
     for _ in range(2):
@@ -168,7 +170,7 @@ def test_a_missing_cuda_build_matters_on_a_gpu_alone(caplog: pytest.LogCaptureFi
     assert "backend='cuda' is not built here" in line and "nvcc" in line
 
 
-def test_an_edge_weight_unknown_to_the_backend_asked_for_is_an_error() -> None:
+def test_an_edge_weight_unknown_to_the_requested_backend_is_an_error() -> None:
     cuts = torch.zeros(1, 1, 3)
     with pytest.raises(BackendError) as error:
         kernels.edge_levels(PROXIMITY, cuts, backend="triton")
@@ -193,10 +195,10 @@ def test_cuda_needs_a_gpu_that_it_is_compiled_for(
     assert dispatch.missing("cuda") == (expected if found else None)
 
 
-def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
+def test_an_op_runs_on_the_gpu_of_its_tensors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whichever was current before: layers of a model may be on several."""
+    """Whichever was current before: a model's layers may be on several GPUs."""
     current = [0]
 
     @contextmanager
@@ -224,8 +226,8 @@ def test_an_op_runs_with_the_gpu_of_its_tensors_as_the_current_one(
             assert (found, current) == (index, [0])
 
 
-def test_no_op_takes_more_strata_than_levels_tell_apart() -> None:
-    """On no backend: levels would wrap around."""
+def test_no_op_takes_more_than_255_strata() -> None:
+    """On any backend: levels would wrap around."""
     token = torch.zeros(1, 1, 2, 1)
     weight = GivenWeight(torch.ones(1, 1, 2, 2))
     edges = AttentionEdges(kernels.Pattern(token, token, 1.0), weight)

@@ -1,6 +1,6 @@
 """On a GPU: each kernel against loops in float64, and the lane engine against the goldens.
 
-Inputs are drawn, and results checked, on the CPU; what runs in between runs on the GPU.
+Inputs are drawn, and results checked, on the CPU; the ops in between run on the GPU.
 """
 
 import math
@@ -63,28 +63,29 @@ SHAPES = VARIANTS | WIDE
 
 
 def moved(value: Any, device: str) -> Any:
-    """Tensors on a device, in dataclasses and one after another too; all else as it is.
+    """Move tensors to a device, also in dataclasses and iterators; everything else is unchanged.
 
-    Strides stay.
+    Strides are kept.
     """
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Iterator):
-        return (moved(each, device) for each in value)
+        return (moved(entry, device) for entry in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
-            value, **{each.name: moved(getattr(value, each.name), device) for each in fields(value)}
+            value,
+            **{entry.name: moved(getattr(value, entry.name), device) for entry in fields(value)},
         )
     return value
 
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
-    """Ops on tensors of the CPU run on the GPU."""
+    """Run ops on CPU tensors on the GPU."""
     pick = dispatch.pick
 
     def pick_there(op: Callable[..., Any], device: Any, *how: Any) -> Callable[..., Any]:
-        if how[0] in ("cpu", "reference"):  # what results are compared with
+        if how[0] in ("cpu", "reference"):  # the expected results
             return pick(op, device, *how)
         function = pick(op, DEVICE, *how)
 
@@ -96,39 +97,39 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     monkeypatch.setattr(dispatch, "pick", pick_there)
 
 
-# ---- the ops: each checks one problem --------------------------------------------------------
+# ---- one check per op ------------------------------------------------------------------------
 
 
 def check_source_norms(problem: Problem) -> None:
     for p in (1, 2):
-        found = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
-        # w_o may be rounded to the 16 bits of the values: by 2^-9 each in bfloat16.
+        actual = kernels.source_norms(problem.v, problem.w_o, p, backend="triton")
+        # w_o may be rounded to the values' 16 bits: by 2^-9 each in bfloat16.
         ratio = 2e-5 if problem.shape.dtype == torch.float32 else 2.0**-8
-        close(f"L{p}", found, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
+        close(f"L{p}", actual, np.linalg.norm(problem.sent(), p, axis=-1), ratio)
 
 
 def exact_norm_edges(problem: Problem) -> kernels.AttentionEdges:
-    """Edges whose source norms are the oracle's, so that no rounding of norms moves a weight."""
+    """Edges with the oracle's source norms, so that no rounding of norms moves a weight."""
     norms = torch.from_numpy(np.abs(problem.sent()).sum(-1)).float()
     return problem.edges(kernels.NormWeight(norms, problem.target))
 
 
 def check_edge_mass(problem: Problem) -> None:
-    found = kernels.edge_mass(exact_norm_edges(problem), backend="triton")
-    close("mass", found, problem.norm_weights().sum((1, 3)))
+    actual = kernels.edge_mass(exact_norm_edges(problem), backend="triton")
+    close("mass", actual, problem.norm_weights().sum((1, 3)))
 
 
 def check_edge_levels(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = gap_cuts(weights, (0.9, 0.7, 0.2))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
-    found = kernels.edge_levels(exact_norm_edges(problem), cuts, backend="triton")
-    np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
-    np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
+    actual = kernels.edge_levels(exact_norm_edges(problem), cuts, backend="triton")
+    np.testing.assert_array_equal(actual.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(actual.degrees, kept.sum((2, 4)))
 
 
 def check_nucleus_cuts(problem: Problem) -> None:
-    """The edges kept hold the mass, and without the lightest of them they do not."""
+    """The kept edges reach the mass, and without the lightest of them they do not."""
     weights = problem.norm_weights()
     side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
     attention = weights.transpose(0, 2, 1, 3).reshape(*side.shape[1:], -1)
@@ -151,7 +152,7 @@ def check_nucleus_cuts(problem: Problem) -> None:
 
 
 def check_fraction_cuts(problem: Problem) -> None:
-    """As many edges are above the cut as the fraction of those that the node has, rounded up."""
+    """The number of edges above the cut is the fraction of the node's edges, rounded up."""
     weights, allowed = problem.norm_weights(), problem.allowed()
     side = problem.normal(2, problem.shape.batch, problem.shape.length).abs()
     fractions = (0.1, 0.5, 1.0)
@@ -160,7 +161,7 @@ def check_fraction_cuts(problem: Problem) -> None:
     for (k, b, t), cut in np.ndenumerate(cuts):
         node = np.append(weights[b, :, t][:, allowed[b, t]], side[:, b, t].double().numpy())
         wanted = math.ceil(fractions[k] * len(node))
-        # Two neighbours that rounding swaps lie as near to the cut, which is between them.
+        # Two neighbours swapped by rounding lie equally close to the cut, which is between them.
         assert (node > cut + 1e-4 * abs(cut)).sum() <= wanted
         assert (node > cut - 1e-4 * abs(cut)).sum() >= wanted
 
@@ -176,7 +177,7 @@ def check_lane_attention(problem: Problem) -> None:
     )
     values = torch.stack([lane.v for lane in lanes])
     for live, invert in ((True, False), (True, True), (False, False), (False, True)):
-        found = kernels.lane_attention(
+        actual = kernels.lane_attention(
             exact_norm_edges(problem), cuts, values, own if live else None, invert=invert,
             backend="triton",
         )  # fmt: skip
@@ -185,11 +186,11 @@ def check_lane_attention(problem: Problem) -> None:
             lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
             alpha = (lane if live else problem).alpha()[0]
             v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
-            close(f"lane {k} {live}", found[k], (alpha * kept[k]) @ v, problem.product_ratio)
+            close(f"lane {k} {live}", actual[k], (alpha * kept[k]) @ v, problem.product_ratio)
 
 
 def levels_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random level maps uint8 [B, T, T], as large as the problem."""
+    """Random level maps uint8 [B, T, T] of the problem's size."""
     size = (problem.shape.batch, problem.shape.length, problem.shape.length)
     drawn = torch.randint(0, 4, (2, *size), generator=problem.generator)
     return drawn[0].tril().byte(), drawn[1].tril().byte()
@@ -199,21 +200,21 @@ def check_bottleneck(problem: Problem) -> None:
     reach, levels = levels_of(problem)
     paths = [np.minimum(row.numpy()[:, :, None], other.numpy()[None]).max(1)
              for row, other in zip(reach, levels, strict=True)]  # fmt: skip
-    found = kernels.bottleneck(reach, levels, backend=problem.backend)
-    np.testing.assert_array_equal(found, np.stack(paths))
-    if problem.backend == "cuda":  # and the way that is not taken
+    actual = kernels.bottleneck(reach, levels, backend=problem.backend)
+    np.testing.assert_array_equal(actual, np.stack(paths))
+    if problem.backend == "cuda":  # the method not chosen, too
         other = import_module("densitrace.kernels.cuda").bottleneck
-        found = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
-        np.testing.assert_array_equal(found.cpu(), np.stack(paths))
+        actual = other(reach.to(DEVICE), levels.to(DEVICE), "boolean")
+        np.testing.assert_array_equal(actual.cpu(), np.stack(paths))
 
 
 def check_trace_sizes(problem: Problem) -> None:
     reach, _ = levels_of(problem)
     degrees = torch.randint(0, 9, (3, *reach.shape[:2]), generator=problem.generator).int()
-    found = kernels.trace_sizes(reach, degrees, backend=problem.backend)
+    actual = kernels.trace_sizes(reach, degrees, backend=problem.backend)
     for k in range(3):
         inside = reach.numpy() >= 3 - k
-        np.testing.assert_array_equal(found[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
+        np.testing.assert_array_equal(actual[k], (inside * degrees[k].numpy()[:, None]).sum(-1))
 
 
 def check_collect_edges(problem: Problem) -> None:
@@ -221,32 +222,32 @@ def check_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = gap_cuts(weights, (0.9, 0.6))
     tables = kernels.collect_edges(exact_norm_edges(problem), cuts, backend=problem.backend)
-    found = joined(tables)
+    actual = joined(tables)
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
     places = np.argwhere(kept[1])  # in the table's order: sequence, head, target, source
-    columns = (found.sequence, found.head, found.target, found.source)
+    columns = (actual.sequence, actual.head, actual.target, actual.source)
     np.testing.assert_array_equal(torch.stack(columns, 1), places)
-    np.testing.assert_array_equal(found.stratum, 1 - kept[0][kept[1]])
-    np.testing.assert_allclose(found.weight, weights[kept[1]], rtol=1e-4)
+    np.testing.assert_array_equal(actual.stratum, 1 - kept[0][kept[1]])
+    np.testing.assert_allclose(actual.weight, weights[kept[1]], rtol=1e-4)
 
 
 def check_proximity(problem: Problem) -> None:
-    """Levels and mass under proximity as in plain torch, which loops in float64 check."""
+    """Levels and mass under proximity equal plain torch, which is checked by float64 loops."""
     weight = kernels.ProximityWeight(problem.node, problem.v, problem.w_o, problem.target)
     edges = problem.edges(weight)
     dense = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
     close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
-    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    # Halfway between a target's heaviest edges, so that rounding decides nothing.
     ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
     cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
-    found = kernels.edge_levels(edges, cuts, backend=problem.backend)
+    actual = kernels.edge_levels(edges, cuts, backend=problem.backend)
     kept = dense > cuts[:, :, None, :, None]  # [K, B, H, T, T]
-    assert torch.equal(found.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
-    assert torch.equal(found.degrees, kept.sum((2, 4), dtype=torch.int32))
+    assert torch.equal(actual.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
+    assert torch.equal(actual.degrees, kept.sum((2, 4), dtype=torch.int32))
 
 
 def check_product(problem: Problem) -> None:
-    """Of 16-bit and of float32 factors, as precise as float32."""
+    """With 16-bit and float32 factors, as precise as float32."""
     exact = problem.w_o.transpose(1, 2).flatten(0, 1)
     left = problem.normal(7, len(exact))
     for right in (exact, exact.to(problem.shape.dtype)):
@@ -260,7 +261,7 @@ def check_output_errors(problem: Problem) -> None:
     lanes = states + noise * problem.normal(3, tokens, hidden)
     table, bias = problem.normal(vocabulary, hidden) / hidden**0.5, problem.normal(vocabulary)
     next_ids = torch.arange(tokens) * 7
-    found = kernels.output_errors(
+    actual = kernels.output_errors(
         states, lanes, table, bias, scale=0.9, softcap=5.0, next_ids=next_ids, backend="triton"
     )
 
@@ -272,7 +273,7 @@ def check_output_errors(problem: Problem) -> None:
     for k, m in np.ndindex(3, tokens):
         expected = oracle_errors(logits(states[m]), logits(lanes[k, m]), int(next_ids[m]))
         for name, value in expected.items():
-            ours = float(getattr(found, name)[k, m])
+            ours = float(getattr(actual, name)[k, m])
             np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
@@ -337,13 +338,13 @@ def test_a_table_takes_the_memory_that_is_promised(monkeypatch: pytest.MonkeyPat
     before = torch.cuda.memory_allocated()
     sizes = list(map(lambda table: len(table.weight), cuda.collect_edges(edges, cuts)))  # noqa: C417
     assert sizes == [1024 * 1025 // 2] * 8
-    few = 1 << 20  # of rows: copies of a head's queries and keys, counts
+    few = 1 << 20  # for rows: copies of a head's queries and keys, counts
     assert torch.cuda.max_memory_allocated() - before <= 23 * (1 << 20) + few
 
 
 @pytest.mark.parametrize(("backend", "op"), SERVED)
 def test_sanitized(backend: str, op: str, on_gpu: None) -> None:
-    """Small and odd, every variant on: what benches/gpu.sh runs under compute-sanitizer."""
+    """Small and odd, every variant on: run under compute-sanitizer by benches/gpu.sh."""
     shape = Shape(length=33, d_k=40, d_v=24, window=20, softcap=5.0, sinks=True, segments=True)
     for dtype in (torch.float32, torch.bfloat16):
         CHECKS[op](Problem(replace(shape, dtype=dtype), backend=backend))
@@ -372,16 +373,16 @@ def test_goldens(family: str, rule: str) -> None:
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_output(family: str, attention: str) -> None:
-    """All outputs in one pass, under the controls, as on the CPU."""
+    """All outputs in one pass, under the controls, equal to the CPU's results."""
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     plain = Tracer.from_pretrained(GOLDENS / family, device="cpu", backend="reference")
-    found, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
-    np.testing.assert_array_equal(found.edge_count, expected.edge_count)
+    actual, expected = (traced(tracer, family, **options) for tracer in (tracer_on(family), plain))
+    np.testing.assert_array_equal(actual.edge_count, expected.edge_count)
     for name, values in expected.errors.items():
-        if name.startswith(("nucleus", "top1")):  # they jump where two tokens are equally likely
-            assert (found.errors[name] != values).any(1).sum() <= 2, name
+        if name.startswith(("nucleus", "top1")):  # these jump where two tokens are equally likely
+            assert (actual.errors[name] != values).any(1).sum() <= 2, name
         else:
-            np.testing.assert_allclose(found.errors[name], values, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(actual.errors[name], values, atol=1e-4, err_msg=name)
 
 
 @contextmanager
@@ -401,7 +402,7 @@ def no_waits() -> Iterator[None]:
 def test_no_block_makes_the_host_wait(
     family: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CUDA sees it, under every control, once kernels are compiled and constants copied."""
+    """By CUDA's own check, under every control, once kernels are compiled and constants copied."""
     options: dict[str, Any] = {"attention": attention, "controls": ("inverse", "random")}
     traced(tracer_on(family), family, **options)
     run_block, blocks = LaneLoop._run_block, []
@@ -420,7 +421,7 @@ def test_no_block_makes_the_host_wait(
 
 
 def test_two_runs_agree() -> None:
-    """Bit by bit: configurations are pinned, and nothing adds floats in an order of chance."""
+    """Bit for bit: configurations are pinned, and no floats are summed in a random order."""
     first, second = (traced(tracer_on("mistral"), "mistral") for _ in range(2))
     for name, values in first.errors.items():
         np.testing.assert_array_equal(second.errors[name], values)
@@ -428,7 +429,7 @@ def test_two_runs_agree() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replayed_passes_agree(family: str) -> None:
-    """Bit by bit, whatever the tokens, while results of the pass before still leave."""
+    """Bit for bit, whatever the tokens, while the previous pass's results are being copied."""
     rows = [[[5, 9, 33, 2, 60, 17, first], [7, 7, 1, 30, first]] for first in range(6)]
     batches = [(row, [3, -1]) for row in rows]
     rule, settings = Threshold([0.4, 0.1, 0.01]), Settings(controls=("inverse",))

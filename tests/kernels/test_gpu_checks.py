@@ -1,4 +1,4 @@
-"""What test_gpu.py checks on a GPU: every op that is served, and in the interpreter it holds."""
+"""The checks of test_gpu.py cover every served op and pass in the interpreter."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from bench_files import module_at
 
 on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
 SHAPES = {"odd": Shape(length=9), "all": Shape(length=7, window=4, softcap=2.0, sinks=True)}
-# Those of CUDA take the definition in its place: what is tested here is the check.
+# CUDA ops are replaced by the reference: this tests the check itself.
 BACKENDS = dict.fromkeys(on_gpu.CUDA_OPS, "reference") | dict.fromkeys(on_gpu.TRITON_OPS, "triton")
 
 

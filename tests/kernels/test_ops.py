@@ -44,25 +44,25 @@ PROVIDERS.append(cuda_host.NAME)
 
 
 def serving(*ops: str, weight: type = NormWeight) -> pytest.MarkDecorator:
-    """The test runs on every backend, that of the CPU in each instruction set, that has the ops.
+    """Run the test on every backend that has the ops; the CPU's in each instruction set.
 
-    `weight`: the kind of edges that they are given, if any.
+    `weight` is the kind of edges that the ops must support.
     """
 
     def has(provider: str, op: str) -> bool:
         module = import_module(f"densitrace.kernels.{provider.partition('-')[0]}")
         return hasattr(module, op) and dispatch.weighs(module, op, weight)
 
-    found = [name for name in PROVIDERS if all(has(name, op) for op in ops)]
-    return pytest.mark.parametrize("backend", found, indirect=True)
+    providers = [name for name in PROVIDERS if all(has(name, op) for op in ops)]
+    return pytest.mark.parametrize("backend", providers, indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> str:
-    """The name of a backend, set up; see `serving`."""
+    """The name of a backend, set up as `serving` describes."""
     # Tiles so small that every op crosses several of them.
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 300)
-    # In the interpreter what counts is how many programs run.
+    # In the interpreter time depends on the number of programs.
     monkeypatch.setattr(import_module("densitrace.kernels.triton.node_cuts"), "ROW_TILES", 8)
     name, _, isa = str(request.param).partition("-")
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
@@ -91,11 +91,11 @@ def test_source_norms(problem: Problem, p: int) -> None:
 
 
 @serving("source_norms")
-def test_source_norms_of_a_matrix_as_the_model_has_it(problem: Problem) -> None:
-    """In the values' dtype: exact products, as reference and CPU make of it in float32."""
+def test_source_norms_in_the_model_dtype(problem: Problem) -> None:
+    """In the values' dtype: products are exact in float32, so the default tolerance holds."""
     problem.w_o = problem.w_o.to(problem.shape.dtype)
-    found = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
-    close("source norms", found, np.abs(problem.sent()).sum(-1))
+    actual = kernels.source_norms(problem.v, problem.w_o, 1, backend=problem.backend)
+    close("source norms", actual, np.abs(problem.sent()).sum(-1))
 
 
 @serving("attention_stats")
@@ -105,11 +105,11 @@ def test_attention_stats(problem: Problem) -> None:
 
 
 def dense(problem: Problem, weight: Any) -> Floats:
-    """The op's weights, checked to be NaN exactly where there is no edge, 0 there instead."""
-    found = kernels.edge_weights(problem.edges(weight), backend=problem.backend).double().numpy()
-    absent = np.broadcast_to(~problem.allowed()[:, None], found.shape)
-    np.testing.assert_array_equal(np.isnan(found), absent)
-    weights: Floats = np.nan_to_num(found)
+    """The op's weights with 0 for absent edges, which are checked to be exactly the NaN ones."""
+    actual = kernels.edge_weights(problem.edges(weight), backend=problem.backend).double().numpy()
+    absent = np.broadcast_to(~problem.allowed()[:, None], actual.shape)
+    np.testing.assert_array_equal(np.isnan(actual), absent)
+    weights: Floats = np.nan_to_num(actual)
     return weights
 
 
@@ -126,7 +126,7 @@ def test_norm_weights(problem: Problem) -> None:
 
 
 def proximity(problem: Problem) -> tuple[ProximityWeight, Floats]:
-    """An edge weight and what it comes to."""
+    """An edge weight and its expected values."""
     alpha, _ = problem.alpha()
     scaled = alpha * problem.target.double().numpy()[:, None, :, None]
     edge = scaled[..., None] * problem.sent()[:, :, None]  # [B, H, T, T, D]
@@ -144,12 +144,12 @@ def test_proximity_weights(problem: Problem) -> None:
 
 @serving("edge_levels", "edge_mass", weight=ProximityWeight)
 def test_proximity_levels_and_mass(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", 10_000)  # [rows, S, D] of them: it takes long
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 10_000)  # tiles of [rows, S, D]: 300 is slow
     weight, expected = proximity(problem)
     edges = problem.edges(weight)
-    found = kernels.edge_mass(edges, backend=problem.backend)
-    close("mass", found, expected.sum((1, 3)))
-    # Half-way between the heaviest edges of a target, so that rounding decides nothing.
+    actual = kernels.edge_mass(edges, backend=problem.backend)
+    close("mass", actual, expected.sum((1, 3)))
+    # Halfway between a target's heaviest edges, so that rounding decides nothing.
     rows = -np.sort(-expected.transpose(0, 2, 1, 3).reshape(*expected.shape[::2], -1), axis=-1)
     cuts = torch.from_numpy(np.stack([rows[..., i : i + 2].mean(-1) for i in (0, 1)])).float()
     kept = expected[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
@@ -161,7 +161,7 @@ def test_proximity_levels_and_mass(problem: Problem, monkeypatch: pytest.MonkeyP
 @serving("edge_weights")
 def test_cosine_weights(problem: Problem) -> None:
     sent, node = problem.sent(), problem.node.double().numpy()
-    sent[0, 0] = 0  # a head that sends nothing: the zero vector's cosine is 0 by definition
+    sent[0, 0] = 0  # a head that sends nothing: the cosine of the zero vector is 0 by definition
     problem.w_o[0] = 0 if problem.shape.batch == 1 else problem.w_o[0]
     inner = np.einsum("bhse,bte->bhts", problem.sent(), node)
     lengths = (
@@ -192,26 +192,26 @@ def test_edge_levels(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.7, 0.2))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]  # [K, B, H, T, T]
-    found = kernels.edge_levels(problem.norm_edges(), cuts, backend=problem.backend)
-    np.testing.assert_array_equal(found.levels, kept.sum(0).max(1))
-    np.testing.assert_array_equal(found.degrees, kept.sum((2, 4)))
+    actual = kernels.edge_levels(problem.norm_edges(), cuts, backend=problem.backend)
+    np.testing.assert_array_equal(actual.levels, kept.sum(0).max(1))
+    np.testing.assert_array_equal(actual.degrees, kept.sum((2, 4)))
 
 
 @serving("collect_edges")
 def test_collect_edges(problem: Problem) -> None:
     weights = problem.norm_weights()
     cuts = cuts_for(weights, (0.9, 0.6))
-    found = joined(kernels.collect_edges(problem.norm_edges(), cuts, backend=problem.backend))
+    actual = joined(kernels.collect_edges(problem.norm_edges(), cuts, backend=problem.backend))
     kept = weights[None] > cuts.double().numpy()[:, :, None, :, None]
     places = [tuple(map(int, place)) for place in np.argwhere(kept[1])]  # in the table's order
-    assert rows_of(found) == [(*place, 1 - int(kept[0][place])) for place in places]
-    kinds = {name: str(column.numpy().dtype) for name, column in vars(found).items()}
+    assert rows_of(actual) == [(*place, 1 - int(kept[0][place])) for place in places]
+    kinds = {name: str(column.numpy().dtype) for name, column in vars(actual).items()}
     assert kinds == {
         "sequence": "int32", "head": "int16", "source": "int32", "target": "int32",
         "weight": "float32", "stratum": "uint8",
     }  # fmt: skip
     ours = np.array([weights[place] for place in places])
-    np.testing.assert_allclose(found.weight, ours, rtol=1e-4)
+    np.testing.assert_allclose(actual.weight, ours, rtol=1e-4)
 
 
 @serving("lane_attention")
@@ -227,7 +227,7 @@ def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
         k=torch.stack([lane.pattern.k for lane in lanes]),
     )
     values = torch.stack([lane.v for lane in lanes])
-    found = kernels.lane_attention(
+    actual = kernels.lane_attention(
         problem.norm_edges(),
         cuts,
         values,
@@ -241,26 +241,26 @@ def test_lane_attention(problem: Problem, attention: str, invert: bool) -> None:
         lane.pattern = replace(lane.pattern, sinks=problem.pattern.sinks)
         alpha = (lane if attention == "live" else problem).alpha()[0]
         v = lane.v.double().repeat_interleave(shape.heads // shape.groups, 1).numpy()
-        close(f"lane {k}", found[k], (alpha * kept[k]) @ v, problem.product_ratio)
+        close(f"lane {k}", actual[k], (alpha * kept[k]) @ v, problem.product_ratio)
 
 
 def in_edges(weights: Floats, allowed: NDArray[Any], side: Floats, b: int, t: int) -> list[float]:
-    """All in-edges' weights of one node, heaviest first."""
+    """Weights of all in-edges of one node, heaviest first."""
     attention = weights[b, :, t][:, allowed[b, t]].ravel()
     return sorted([*attention, *side[:, b, t]], reverse=True)
 
 
 @serving("lane_attention")
-def test_lane_attention_in_the_dtype_that_is_read_next(backend: str) -> None:
+def test_lane_attention_in_another_dtype(backend: str) -> None:
     """Rounded once, from float32."""
     problem = Problem(Shape(batch=1, length=9), backend=backend)
     cuts, v = torch.zeros(2, 1, 9), problem.v.expand(2, *problem.v.shape)
 
-    def found(dtype: torch.dtype) -> torch.Tensor:
+    def attend(dtype: torch.dtype) -> torch.Tensor:
         edges = problem.norm_edges()
         return kernels.lane_attention(edges, cuts, v, dtype=dtype, backend=backend)
 
-    exact, rounded = found(torch.float32), found(torch.bfloat16)
+    exact, rounded = attend(torch.float32), attend(torch.bfloat16)
     assert rounded.dtype == torch.bfloat16
     # Triton's interpreter truncates where a device rounds.
     torch.testing.assert_close(rounded.float(), exact, atol=0, rtol=2.0**-7)
@@ -319,7 +319,7 @@ def given_node(rows: list[list[float]]) -> AttentionEdges:
 
 @serving("nucleus_cuts", "fraction_cuts")
 def test_ties(backend: str) -> None:
-    """A nucleus keeps all edges tied with the last, a fraction none tied with those left out."""
+    """A nucleus keeps all ties of its last edge; a fraction keeps no tie of one left out."""
     edges = given_node([[1.0], [2.0, 2.0], [4.0, 4.0, 1.0]])
     side = torch.tensor([[[1.0, 2.0, 0.0]]])
     total = torch.tensor([[2.0, 6.0, 9.0]])
@@ -386,14 +386,14 @@ def test_output_errors(
     generator = torch.Generator().manual_seed(0)
     tokens, strata, hidden = 9, 3, 6
     states = torch.randn(tokens, hidden, generator=generator)
-    # Lanes from nearly the same prediction to an unrelated one, and one that is the same.
+    # Lanes from an unrelated prediction to a close one, and one that is the clean one.
     noise = torch.tensor([2.0, 0.05, 0.0])[:, None, None]
     lanes = states + noise * torch.randn(strata, tokens, hidden, generator=generator)
     table = torch.randn(vocabulary, hidden, generator=generator)
     shift = torch.randn(vocabulary, generator=generator) if bias else None
     next_ids = torch.arange(tokens) % vocabulary
     next_ids[-1] = -1
-    found = kernels.output_errors(
+    actual = kernels.output_errors(
         states,
         lanes,
         table,
@@ -414,18 +414,18 @@ def test_output_errors(
             following = int(next_ids[m]) if next_ids[m] >= 0 else None
             expected = oracle_errors(logits(states[m]), logits(lanes[k, m]), following)
             for name, value in expected.items():
-                ours = float(getattr(found, name)[k, m])
+                ours = float(getattr(actual, name)[k, m])
                 np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
-    np.testing.assert_allclose(found.clean_loss[:-1], found.loss[2, :-1], atol=1e-6)
-    np.testing.assert_allclose(found.clean_entropy, found.entropy[2], atol=1e-6)
-    assert (found.nucleus[2] == 99).all()
+    np.testing.assert_allclose(actual.clean_loss[:-1], actual.loss[2, :-1], atol=1e-6)
+    np.testing.assert_allclose(actual.clean_entropy, actual.entropy[2], atol=1e-6)
+    assert (actual.nucleus[2] == 99).all()
 
 
 @given(st.integers(2, 200), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_shared_nucleus_does_not_depend_on_candidates(
     vocabulary: int, candidates: int, seed: int
 ) -> None:
-    """Few candidates and a full ranking give the same answer."""
+    """A few candidates and a full ranking give the same answer."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, vocabulary, generator=generator) * 2
     noise = torch.randn(6, vocabulary, generator=generator)

@@ -1,4 +1,4 @@
-"""What compilers make of the kernels for a GPU, run on a machine of our own: see tests/ptx."""
+"""Compiled GPU code of the kernels, run on a simulated machine: see tests/ptx."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
 def cuda(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
 ) -> Iterator[str]:
-    """The backend whose launches go to the machine, as one of two generations has them."""
+    """A backend whose launches run on the machine, as compiled for one of two GPU generations."""
     cuda_host.switch_on(monkeypatch)
     with cuda_on_machine(request.param):
         yield cuda_host.NAME
@@ -36,9 +36,9 @@ def test_cuda_kernels(shape: str, op: str, cuda: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["packed", "boolean"])
-@pytest.mark.parametrize("length", [33, 132])  # rows that begin anywhere, or at words
+@pytest.mark.parametrize("length", [33, 132])  # rows at any address, or aligned to words
 def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
-    """Of several tiles, and of many levels in one way."""
+    """Several tiles, and many levels under one method."""
     levels = 256 if method == "packed" else 4
     maps = torch.randint(0, levels, (2, 2, length, length), dtype=torch.uint8)
     expected = reference.bottleneck(*maps.tril())

@@ -1,6 +1,6 @@
-"""The tests of the C++ ops once more, on a build with sanitizers: addresses, undefined behaviour.
+"""Rerun the tests of the C++ ops on a build with address and undefined-behaviour sanitizers.
 
-They run in a child, with the sanitizers' libraries loaded before Python: this process has neither.
+They run in a child process that preloads the sanitizers' libraries before Python.
 """
 
 import os
@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 TESTS = [HERE / name for name in ("test_bottleneck.py", "test_cpu.py", "test_ops.py")]
-# Of the many variants of every op those that end in the middle of strips, panels and vectors.
+# Of the many variants of each op, those that end within strips, panels and vectors.
 CHOSEN = "bottleneck or test_cpu or (cpu and (long or all or token or scattered or errors))"
 
-GCC = {"CC": "gcc", "CXX": "g++"}  # whose libraries are loaded: another compiler has others
-# libstdc++ so that the address sanitizer finds, when it starts, what throws exceptions.
+GCC = {"CC": "gcc", "CXX": "g++"}  # the libraries are gcc's: another compiler has others
+# libstdc++, so that the address sanitizer finds the exception-throwing functions at startup.
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 CHILD = """
@@ -35,7 +35,7 @@ sys.exit(status)
 
 
 def library(name: str) -> str:
-    """Path of one of the compiler's libraries, which has to be there."""
+    """Path of one of the compiler's libraries, which must exist."""
     command = ["g++", f"-print-file-name={name}"]
     path = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     assert path.is_file(), f"g++ has no {name}"
@@ -44,7 +44,7 @@ def library(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """densitrace._cpu with sanitizers, in a folder of its own."""
+    """Build densitrace._cpu with sanitizers in a temporary folder."""
     folder = tmp_path_factory.mktemp("sanitized")
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
     command += [f"--build-lib={folder}", f"--build-temp={folder / 'temp'}"]
@@ -64,17 +64,17 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernel_tests_pass_under_sanitizers(extension: Path) -> None:
-    # Reports go to the file descriptor 2 and the process ends: pytest must not hold that one.
+    # Reports go to file descriptor 2 and end the process: pytest must not capture that one.
     options = ["-q", "--capture=sys", "--hypothesis-profile=few", "-k", CHOSEN]
     options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
     done = subprocess.run(
-        # -P: the root stays off the path; there kernels/ would pass for another package.
+        # -P keeps the root off sys.path, where kernels/ would shadow another package.
         [sys.executable, "-P", "-c", CHILD, extension, *options, *TESTS],
         cwd=ROOT,
         env=os.environ
         | {
             "LD_PRELOAD": " ".join(map(library, LIBRARIES)),
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
         capture_output=True,

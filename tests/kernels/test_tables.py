@@ -59,7 +59,7 @@ CASES = [
 def case(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, AttentionEdges]:
-    """A backend, and edges of a kind that it weighs."""
+    """A backend, and edges of a kind that it supports."""
     name, weight = request.param
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 1 << 14)
     problem = Problem(SHAPE, backend="reference")
@@ -71,7 +71,7 @@ def size(table: EdgeTable) -> int:
 
 
 def cuts_of(edges: AttentionEdges, *quantiles: float) -> torch.Tensor:
-    """float32 [K, B, T]: below so much of each target's weights, a target outside the trace."""
+    """float32 [K, B, T]: quantiles of each target's weights, with one target outside the trace."""
     weights = reference.edge_weights(edges).transpose(1, 2).flatten(2)
     cuts = torch.stack([torch.nanquantile(weights, q, -1) * 1.0001 + 1e-6 for q in quantiles])
     cuts[:, 1, 5] = torch.inf
@@ -86,7 +86,7 @@ def test_tables_are_bounded_and_hold_each_edge_once(
     case: tuple[str, AttentionEdges],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the order of sequence, head, target and source from the first table to the last."""
+    """By sequence, head, target and source from the first table to the last."""
     name, edges = case
     module, budget = BUDGETS[name]
     cuts = cuts_of(edges, *quantiles)
@@ -98,9 +98,9 @@ def test_tables_are_bounded_and_hold_each_edge_once(
     sizes = list(map(size, tables))
     assert 0 < min(sizes) <= max(sizes) <= max(most, SHAPE.length)
     assert len(sizes) >= len(kept) / max(most, SHAPE.length)
-    found = joined(tables)
-    assert rows_of(found) == [(*place, int(stratum[tuple(place)])) for place in kept.tolist()]
-    torch.testing.assert_close(found.weight, weights[tuple(kept.T)], rtol=2e-5, atol=1e-6)
+    actual = joined(tables)
+    assert rows_of(actual) == [(*place, int(stratum[tuple(place)])) for place in kept.tolist()]
+    torch.testing.assert_close(actual.weight, weights[tuple(kept.T)], rtol=2e-5, atol=1e-6)
 
 
 def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +116,10 @@ def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.M
     assert not everything.stratum.any()
 
 
-def test_a_table_is_let_go_before_the_next_is_made(
+def test_a_table_is_released_before_the_next_is_made(
     case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If whoever asked for it has let it go."""
+    """If the consumer has released it."""
     name, edges = case
     module, budget = BUDGETS[name]
     monkeypatch.setattr(module, budget, 60)
@@ -142,7 +142,7 @@ def test_a_table_is_let_go_before_the_next_is_made(
 def test_a_device_weighs_once_and_holds_what_it_promises(
     order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """23 bytes for each weight of a budget, and 8 for each row."""
+    """23 bytes per weight of the budget, and 8 per row."""
     problem = Problem(Shape(batch=2, heads=4, groups=2, length=65), backend="reference")
     edges, budget = problem.norm_edges(), 65 * 20
     now, peak, weighed = 0, 0, 0
@@ -192,7 +192,7 @@ def test_runs_are_all_pairs_in_order(
     batch: int, groups: int, shared: int, length: int, most: int
 ) -> None:
     heads = groups * shared
-    found = list(runs((batch, heads, length), groups, most))
+    actual = list(runs((batch, heads, length), groups, most))
 
     def rows(run: Run) -> list[tuple[int, int, int]]:
         b, h, t = (range(part.start, part.stop) for part in run)
@@ -202,11 +202,11 @@ def test_runs_are_all_pairs_in_order(
         return [(i, j, k) for i in b for j in h for k in t]
 
     every = [(i, j, k) for i in range(batch) for j in range(heads) for k in range(length)]
-    assert list(chain.from_iterable(map(rows, found))) == every
+    assert list(chain.from_iterable(map(rows, actual))) == every
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_edges_of_a_run_weigh_what_they_do_among_all(weight: str) -> None:
+def test_weights_of_a_run_equal_those_of_the_whole(weight: str) -> None:
     problem = Problem(SHAPE, backend="reference")
     edges = problem.edges(WEIGHTS[weight](problem))
     whole = reference.edge_weights(edges)
@@ -214,7 +214,7 @@ def test_edges_of_a_run_weigh_what_they_do_among_all(weight: str) -> None:
         Run(slice(1, 3), slice(0, 6), slice(0, 14)),
         Run(slice(2, 3), slice(4, 5), slice(9, 14)),
     ):
-        some = edges_in(edges, run)
-        tile = reference.weight_tile(some, run.rows, first_head=run.heads.start)
+        part = edges_in(edges, run)
+        tile = reference.weight_tile(part, run.rows, first_head=run.heads.start)
         expected = whole[run.sequences, run.heads, run.rows].nan_to_num(-torch.inf)
         torch.testing.assert_close(tile, expected, rtol=1e-5, atol=1e-6)

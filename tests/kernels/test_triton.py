@@ -1,4 +1,4 @@
-"""What the Triton ops promise besides their contracts, at any size and however they are tiled."""
+"""Guarantees of the Triton ops beyond their contracts, at any size and tiling."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from densitrace import kernels
 
 @contextmanager
 def small_blocks(vocabulary: int, candidates: int) -> Iterator[None]:
-    """Output errors of one or two tokens at a time, in several parts of the vocabulary."""
-    module = import_module("densitrace.kernels.triton.output_errors")  # the op hides its module
+    """Process one or two tokens at a time, and the vocabulary in several parts."""
+    module = import_module("densitrace.kernels.triton.output_errors")  # the op shadows its module
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LOGIT_BYTES", 4 * 4 * 2 * (vocabulary + 16))
         patch.setattr(module, "CANDIDATES", candidates)
@@ -57,7 +57,7 @@ def test_any_errors_agree_with_the_definition(
 
 @pytest.mark.parametrize("candidates", [1, 5, 64])
 def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
-    """Of equal logits the first token comes first, whether ranked as candidates or in full.
+    """Among equal logits the first token ranks first, both as a candidate and in a full ranking.
 
     Logits are small integers, exact in any order of summation; a lane differs from the clean one by
     what two hidden dimensions add to the logits of few tokens.
@@ -73,46 +73,46 @@ def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
     lanes = states.repeat(4, 1, 1)
     lanes[:, :, :2] += integers(-2, 2, 4, tokens, 2)
     with small_blocks(vocabulary, candidates):
-        found = kernels.output_errors(
+        actual = kernels.output_errors(
             states, lanes, table, next_ids=torch.arange(tokens), backend="triton"
         )
     for k, m in np.ndindex(4, tokens):
         clean, lane = ((table @ vector).double().numpy() for vector in (states[m], lanes[k, m]))
         expected = oracle_errors(clean, lane, m)
-        assert found.top1[k, m] == expected["top1"]
-        assert found.nucleus[k, m] == expected["nucleus"]
-    assert len(found.nucleus.unique()) > 4
+        assert actual.top1[k, m] == expected["top1"]
+        assert actual.nucleus[k, m] == expected["nucleus"]
+    assert len(actual.nucleus.unique()) > 4
 
 
-def test_lanes_that_are_the_clean_one_differ_by_nothing(poisoned: None) -> None:
-    """Whatever the row of a tile in which a lane comes to lie."""
+def test_lanes_equal_to_the_clean_one_have_no_error(poisoned: None) -> None:
+    """Whatever row of a tile a lane falls into."""
     generator = torch.Generator().manual_seed(5)
     states = torch.randn(7, 75, generator=generator).bfloat16()
     table = torch.randn(301, 75, generator=generator).bfloat16()
-    found = kernels.output_errors(
+    actual = kernels.output_errors(
         states, states.repeat(20, 1, 1), table, next_ids=torch.arange(7), backend="triton"
     )
-    assert not found.tv.any() and not found.kl.any()
-    assert (found.nucleus == 99).all() and found.top1.all()
-    assert torch.equal(found.loss, found.clean_loss.expand(20, -1))
-    assert torch.equal(found.entropy, found.clean_entropy.expand(20, -1))
+    assert not actual.tv.any() and not actual.kl.any()
+    assert (actual.nucleus == 99).all() and actual.top1.all()
+    assert torch.equal(actual.loss, actual.clean_loss.expand(20, -1))
+    assert torch.equal(actual.entropy, actual.clean_entropy.expand(20, -1))
 
 
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_the_host_waits_once(tokens: int, poisoned: None) -> None:
-    """However many blocks of tokens there are: for what is left to rank in full."""
+    """For any number of token blocks: once, for what remains to be ranked in full."""
     generator = torch.Generator().manual_seed(2)
     states = torch.randn(tokens, 9, generator=generator)
     lanes = states + 1e-3 * torch.randn(3, tokens, 9, generator=generator)
     table, ids = torch.randn(157, 9, generator=generator), torch.arange(tokens)
 
-    def found() -> kernels.OutputErrors:
+    def errors() -> kernels.OutputErrors:
         return kernels.output_errors(states, lanes, table, next_ids=ids, backend="triton")
 
     with small_blocks(157, 5):
-        found()  # constants are copied
+        errors()  # copies constants
         with HostWaits() as waits:
-            found()
+            errors()
     assert waits.found == {"nonzero": 1}
 
 

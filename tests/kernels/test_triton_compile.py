@@ -1,4 +1,4 @@
-"""Every Triton kernel under every pinned configuration compiles, for GPUs that are not here."""
+"""Every Triton kernel compiles under every pinned configuration, for GPUs that are not present."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from without_interpreter import lines_of
 from densitrace.kernels import triton
 from densitrace.kernels.triton import configs
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of one block: CUDA C++ programming guide
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # per block: CUDA C++ programming guide
 
 
-# A table of one GPU is for that one, the default for any.
+# A GPU's table is for that GPU, the default for any.
 TARGETS = [
     (table, capability)
     for table in configs.available()

@@ -1,6 +1,6 @@
-"""Triton's ops on edges of every kind of weight they know, and many strata, against the definition.
+"""Triton ops on edges of every supported kind, and with many strata, against the definition.
 
-The variants of attention are gone through by `test_ops`, under one kind of weight.
+`test_ops` covers the variants of attention under one kind of weight.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:
             return NormWeight(source)
         case "cosine":
             direction = problem.normal(shape.batch, shape.heads, shape.length, shape.d_v)
-            source[:, 1, ::9] = 0  # sources that send nothing: few, for their weights all tie
+            source[:, 1, ::9] = 0  # sources that send nothing; few, because their weights all tie
             return CosineWeight(0.1 * direction, source, problem.v)
         case "random":
             # A seed and a stream with their highest bits set
@@ -60,21 +60,21 @@ def cuts_of(edges: AttentionEdges, strata: int) -> torch.Tensor:
 
 
 def margin(edges: AttentionEdges) -> float:
-    """Relative, what two orders of summation may differ by; nothing where nothing is summed."""
+    """Relative difference between two orders of summation; 0 if nothing is summed."""
     return 0.0 if isinstance(edges.weight, RandomWeight | GivenWeight) else 1e-5
 
 
 def test_levels(edges: AttentionEdges) -> None:
-    """Between those of slightly higher and slightly lower cuts."""
+    """Between the levels of slightly higher and slightly lower cuts."""
     cuts, slack = cuts_of(edges, 3), margin(edges)
-    found = kernels.edge_levels(edges, cuts, backend="triton")
+    actual = kernels.edge_levels(edges, cuts, backend="triton")
     fewest, most = (
         kernels.edge_levels(edges, cuts * (1 + shift), backend="reference")
         for shift in (slack, -slack)
     )
     assert (most.degrees - fewest.degrees).sum() < 0.1 * most.degrees.sum()
     for name in ("levels", "degrees"):
-        low, ours, high = (getattr(x, name).int() for x in (fewest, found, most))
+        low, ours, high = (getattr(x, name).int() for x in (fewest, actual, most))
         assert ((low <= ours) & (ours <= high)).all()
 
 
@@ -82,23 +82,23 @@ def test_as_many_strata_as_a_level_map_holds() -> None:
     problem = Problem(Shape(batch=1, heads=2, groups=1, length=9), backend="reference")
     edges = problem.edges(weight_of("random", problem))
     cuts = cuts_of(edges, 255)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=name) for name in ("triton", "reference")
     )
     assert expected.levels.max() == 255
-    torch.testing.assert_close(found.levels, expected.levels)
-    torch.testing.assert_close(found.degrees, expected.degrees)
+    torch.testing.assert_close(actual.levels, expected.levels)
+    torch.testing.assert_close(actual.degrees, expected.degrees)
 
 
 def test_mass(edges: AttentionEdges) -> None:
-    found, expected = (kernels.edge_mass(edges, backend=name) for name in ("triton", "reference"))
-    close("mass", found, expected.double().numpy())
+    actual, expected = (kernels.edge_mass(edges, backend=name) for name in ("triton", "reference"))
+    close("mass", actual, expected.double().numpy())
 
 
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 def test_lanes(edges: AttentionEdges, attention: str, invert: bool) -> None:
-    strata, pattern = 3, edges.pattern  # not a multiple of the lanes of a program
+    strata, pattern = 3, edges.pattern  # not a multiple of the lanes per program
     # Between two weights, so that rounding decides nothing
     weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)
     ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
@@ -111,23 +111,23 @@ def test_lanes(edges: AttentionEdges, attention: str, invert: bool) -> None:
         k=torch.stack([lane.pattern.k for lane in lanes]),
     )
     values = torch.stack([lane.v for lane in lanes])
-    found, expected = (
+    actual, expected = (
         kernels.lane_attention(
             edges, cuts, values, own if attention == "live" else None, invert=invert, backend=name
         )
         for name in ("triton", "reference")
     )
     assert expected.any()
-    close("lanes", found, expected.double().numpy())
+    close("lanes", actual, expected.double().numpy())
 
 
 def test_memory_of_lanes_has_tokens_before_heads(edges: AttentionEdges) -> None:
     values = torch.zeros(1, *Problem(SHAPE).v.shape)
-    found = kernels.lane_attention(edges, cuts_of(edges, 1), values, backend="triton")
-    assert found.transpose(2, 3).is_contiguous()
+    actual = kernels.lane_attention(edges, cuts_of(edges, 1), values, backend="triton")
+    assert actual.transpose(2, 3).is_contiguous()
 
 
-def test_scores_are_summed_where_they_were_not() -> None:
+def test_missing_log_sum_exp_is_computed() -> None:
     problem = Problem(SHAPE, backend="reference")
     weight = weight_of("norm", problem)
     masses = [
@@ -137,7 +137,7 @@ def test_scores_are_summed_where_they_were_not() -> None:
     torch.testing.assert_close(*masses)
 
 
-def test_kinds_are_all_there_are() -> None:
+def test_kinds_cover_all_supported_weights() -> None:
     problem = Problem(SHAPE, backend="reference")
     assert {type(weight_of(kind, problem)) for kind in KINDS} == set(triton.WEIGHTS)
 
@@ -152,7 +152,7 @@ def test_kinds_are_all_there_are() -> None:
     scratch=st.sampled_from([1, 40, 1 << 20]),
     shares=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=5).map(sorted),
 )
-def test_any_cuts_are_those_of_the_definition(
+def test_any_cuts_agree_with_the_definition(
     seed: int,
     length: int,
     heads: int | None,
@@ -161,7 +161,7 @@ def test_any_cuts_are_those_of_the_definition(
     scratch: int,
     shares: list[float],
 ) -> None:
-    """To the bit, twice, in one run of targets or several; nodes of one edge are among them."""
+    """Bit for bit, twice, with one run of targets or several; some nodes have a single edge."""
     generator = torch.Generator().manual_seed(seed)
     side = weights_that_tie(generator, count, 1, length)
     edges = None
@@ -173,14 +173,14 @@ def test_any_cuts_are_those_of_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node_cuts, "SCRATCH_ELEMENTS", scratch)
         patch.setattr(node_cuts, "ROW_TILES", 4)
-        patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program goes on from row to row
-        found = all_cuts("triton", edges, side, shares)
-        assert torch.equal(found, all_cuts("triton", edges, side, shares))
-    assert torch.equal(found, all_cuts("reference", edges, side, shares))
+        patch.setattr(node_cuts, "HISTOGRAM_ELEMENTS", 1)  # one program handles several rows
+        actual = all_cuts("triton", edges, side, shares)
+        assert torch.equal(actual, all_cuts("triton", edges, side, shares))
+    assert torch.equal(actual, all_cuts("reference", edges, side, shares))
 
 
 def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
-    """As weights are compared, though norms are by their logarithms: exact, whatever is 0."""
+    """Decided as weights compare, although norms compare by logarithms: exact with any zeros."""
     problem = Problem(
         Shape(batch=1, heads=2, groups=1, length=9, d_k=4, d_v=4), backend="reference"
     )
@@ -190,18 +190,18 @@ def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
     target[:, 4] = 0
     edges = problem.edges(NormWeight(source, target))
     cuts = torch.tensor([torch.inf, 1e30, 1e-30, 0.0, -1.0])[:, None, None].expand(-1, 1, 9)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
     )
-    assert torch.equal(found.degrees, expected.degrees)
-    assert torch.equal(found.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
+    assert torch.equal(actual.levels, expected.levels)
     nothing = kernels.edge_levels(edges, cuts * torch.nan, backend="triton")
     assert not nothing.degrees.any()
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
-    """Also of those whose weight is the cut itself, but for rounding: the sizes are the lanes'."""
+    """Including edges whose weight equals the cut up to rounding: sizes must match the lanes."""
     length, strata = 33, 3
     problem = Problem(Shape(batch=1, heads=2, groups=1, length=length, d_k=4, d_v=4))
     edges = problem.edges(NormWeight(problem.normal(1, 2, length).abs(), problem.target))
@@ -209,7 +209,7 @@ def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
     ordered = weights.transpose(0, 1).flatten(1).sort(-1, descending=True).values
     cuts = ordered[:, [0, 4, 9]].T[:, None].contiguous()
     degrees = kernels.edge_levels(edges, cuts, backend="triton").degrees
-    # Each source sends a unit vector of its own, so that an output says what was kept.
+    # Each source sends its own unit vector, so that an output shows what was kept.
     v = torch.eye(length).expand(strata, 1, 1, -1, -1)
     q, k = (tensor.expand(strata, *tensor.shape) for tensor in (edges.pattern.q, edges.pattern.k))
     lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
@@ -218,12 +218,12 @@ def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
 
 
 def test_levels_of_more_heads_than_a_field_counts() -> None:
-    """Of 70 heads, all of which keep an edge somewhere."""
+    """70 heads, each of which keeps an edge somewhere."""
     problem = Problem(Shape(batch=1, heads=70, groups=35, length=5, d_k=4, d_v=4))
     edges = problem.edges(GivenWeight(torch.rand(1, 70, 5, 5, generator=problem.generator)))
     cuts = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(-1, 1, 5)
-    found, expected = (
+    actual, expected = (
         kernels.edge_levels(edges, cuts, backend=backend) for backend in ("triton", "reference")
     )
-    assert torch.equal(found.degrees, expected.degrees)
-    assert torch.equal(found.levels, expected.levels)
+    assert torch.equal(actual.degrees, expected.degrees)
+    assert torch.equal(actual.levels, expected.levels)

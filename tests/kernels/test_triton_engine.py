@@ -1,6 +1,6 @@
-"""The lane engine on interpreted Triton kernels, where an op has one, gives a model's goldens.
+"""The lane engine on interpreted Triton kernels, for ops that have one, reproduces the goldens.
 
-All goldens are held to the compiled CPU ops by tests/tracer/test_parity.py.
+tests/tracer/test_parity.py checks all goldens on the compiled CPU ops.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +16,15 @@ from densitrace.kernels import AttentionEdges, dispatch, triton
 
 FAMILY, LENGTH = "mistral", "T08"
 ARRAYS = golden(FAMILY, LENGTH)
-FULL = -1  # threshold 0: the reference's last stratum is the whole graph by fiat
+FULL = -1  # threshold 0: the reference defines its last stratum as the whole graph
 
-Served = dict[str, str]  # op to the backend whose function ran
+Served = dict[str, str]  # op -> the backend whose function ran
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """Triton first, plain torch for ops that it lacks; which served each op that was asked for."""
-    found: Served = {}
+    """Prefer Triton, then plain torch; records which of them served each op."""
+    backends: Served = {}
     pick = dispatch.pick
 
     def noted(
@@ -34,16 +34,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         edges: AttentionEdges | None = None,
     ) -> Callable[..., Any]:
         function = pick(op, device, backend, edges)
-        if backend == "auto":  # the comparison with plain torch asks for that by name
-            found[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
+        if backend == "auto":  # the comparison with plain torch requests it by name
+            backends[op.__name__] = "triton" if ".triton." in function.__module__ else "reference"
         return function
 
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", ("triton", "reference"))
     monkeypatch.setattr(dispatch, "pick", noted)
-    yield found
-    # No op that has a kernel was served by another, and the sweep over attention always was.
-    assert found == {op: "triton" if op in triton.__all__ else "reference" for op in found}
-    assert found["attention_stats"] == "triton"
+    yield backends
+    # Triton served every op that it has, among them the sweep over attention.
+    assert backends == {op: "triton" if op in triton.__all__ else "reference" for op in backends}
+    assert backends["attention_stats"] == "triton"
 
 
 def traced(backend: str = "auto", rule: str = "threshold", **options: Any) -> Trace:
@@ -61,7 +61,7 @@ def test_weights(served: Served) -> None:
 
 @pytest.mark.parametrize("rule", CUT_RULES)
 def test_sizes_and_errors_live(rule: str, served: Served) -> None:
-    """One output's trace, as the reference takes it, and its inverse."""
+    """One output's trace, as in the reference, and its inverse."""
     trace = traced(rule=rule, scope="output", controls=("inverse",))
     assert_golden(trace, ARRAYS, rule)
     assert {"source_norms", "attention_stats", "edge_levels", "lane_attention"} <= served.keys()
@@ -70,7 +70,7 @@ def test_sizes_and_errors_live(rule: str, served: Served) -> None:
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 def test_every_output(attention: str, served: Served) -> None:
-    """All outputs in one pass: the sizes of the last are golden, the errors those of plain torch.
+    """All outputs in one pass: sizes of the last are golden, errors equal those of plain torch.
 
     The reference has no frozen attention, and masks by one output's trace.
     """

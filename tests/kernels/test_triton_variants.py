@@ -1,10 +1,10 @@
-"""Triton's ops of attention against plain torch, in dtypes and head sizes that test_ops lacks.
+"""Triton's attention ops against plain torch, in dtypes and head sizes that test_ops lacks.
 
-To 1e-5 of a result's largest entry, also where queries, keys and values have 16 bits: both take
-these as the float32 numbers that they are, and the interpreter does not round attention weights to
-the values' dtype as tensor cores do, whose bound `Problem.product_ratio` has and test_gpu checks.
-What is left is the order of float32 sums of at most 256 terms: at 2^-24 a step, sums of terms of
-either sign err by some sqrt(256) 2^-24 = 1e-6 of their size.
+The tolerance is 1e-5 of a result's largest entry, also for 16-bit queries, keys and values: both
+sides read these as float32, and the interpreter does not round attention weights to the values'
+dtype as tensor cores do (`Problem.product_ratio` is their bound; test_gpu checks it). What remains
+is the order of float32 sums of at most 256 terms: at 2^-24 a step, sums of terms of either sign err
+by about sqrt(256) 2^-24 = 1e-6 of their size.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,8 +39,8 @@ SHARES = (0.2, 0.6, 0.97)
 
 
 def edges_of(problem: Problem) -> AttentionEdges:
-    """Norm edges whose every number comes from plain torch."""
-    problem.pattern = replace(problem.pattern, scale=problem.shape.d_k**-0.5)  # as models do
+    """Norm edges computed in plain torch only."""
+    problem.pattern = replace(problem.pattern, scale=problem.shape.d_k**-0.5)  # as in models
     norms = kernels.source_norms(problem.v, problem.w_o, 1, backend="reference")
     lse = kernels.attention_stats(problem.pattern, problem.v, None, backend="reference").lse
     return AttentionEdges(replace(problem.pattern, lse=lse), NormWeight(norms, problem.target))
@@ -62,8 +62,8 @@ def source_norms(problem: Problem, backend: str) -> Iterable[Tensor]:
 def attention_stats(problem: Problem, backend: str) -> Iterable[Tensor]:
     pattern = replace(edges_of(problem).pattern, lse=None)
     source = problem.normal(problem.shape.batch, problem.shape.heads, problem.shape.length).abs()
-    found = kernels.attention_stats(pattern, problem.v, source, backend=backend)
-    return found.output, found.lse, found.mass
+    actual = kernels.attention_stats(pattern, problem.v, source, backend=backend)
+    return actual.output, actual.lse, actual.mass
 
 
 def edge_mass(problem: Problem, backend: str) -> Iterable[Tensor]:
@@ -72,8 +72,8 @@ def edge_mass(problem: Problem, backend: str) -> Iterable[Tensor]:
 
 def edge_levels(problem: Problem, backend: str) -> Iterable[Tensor]:
     edges = edges_of(problem)
-    found = kernels.edge_levels(edges, cuts_of(edges), backend=backend)
-    return found.levels, found.degrees
+    actual = kernels.edge_levels(edges, cuts_of(edges), backend=backend)
+    return actual.levels, actual.degrees
 
 
 def nucleus_cuts(problem: Problem, backend: str) -> Iterable[Tensor]:
@@ -110,22 +110,22 @@ OPS: dict[str, Callable[[Problem, str], Iterable[Tensor]]] = {
 }
 
 
-def test_ops_are_all_there_are() -> None:
-    """Output errors, of no attention, are gone through by test_triton."""
+def test_all_attention_ops_are_covered() -> None:
+    """Output errors involve no attention: test_triton covers them."""
     assert OPS.keys() | {"output_errors"} == set(triton.__all__)
 
 
 @pytest.mark.parametrize(
     ("op", "shape"),
     [pytest.param(op, shape, id=f"{op}, {name}") for name, shape in SHAPES.items() for op in OPS]
-    # test_ops asks for masses only of backends that also give every weight.
+    # test_ops requests masses only of backends that also give every weight.
     + [pytest.param("edge_mass", shape, id=f"edge_mass, {n}") for n, shape in VARIANTS.items()],
 )
 def test_op(op: str, shape: Shape) -> None:
-    """Integers agree to the last."""
+    """Integers must be equal."""
     ratio = Problem(shape).norm_ratio if op == "source_norms" else 1e-5
-    found, expected = (OPS[op](Problem(shape), backend) for backend in ("triton", "reference"))
-    for ours, theirs in zip(found, expected, strict=True):
+    actual, expected = (OPS[op](Problem(shape), backend) for backend in ("triton", "reference"))
+    for ours, theirs in zip(actual, expected, strict=True):
         if theirs.is_floating_point():
             close(op, ours, theirs.double().numpy(), ratio)
         else:
@@ -133,7 +133,7 @@ def test_op(op: str, shape: Shape) -> None:
 
 
 class Grids:
-    """Stands in for a kernel: notes the grids it would be launched on."""
+    """Stands in for a kernel and records the grids it would be launched on."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -145,7 +145,7 @@ class Grids:
 
 @pytest.mark.parametrize("op", OPS)
 def test_grids_have_room(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever grows with the batch is on the first axis: the others end at 65,535."""
+    """Whatever grows with the batch is on the first axis: the others are limited to 65,535."""
     edges = kernels.AttentionEdges(
         kernels.Pattern(
             torch.ones(70_000, 2, 1, 1), torch.ones(70_000, 1, 1, 1), 1.0,
@@ -164,7 +164,7 @@ def test_grids_have_room(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "lane_attention": lambda: triton.lane_attention(edges, side, value[None], None, False),
     }
     name = "node_cuts" if op.endswith("_cuts") else op
-    module = import_module(f"densitrace.kernels.triton.{name}")  # the op hides its module
+    module = import_module(f"densitrace.kernels.triton.{name}")  # the op shadows its module
     for kernel in [kernel for kernel in vars(module) if kernel.endswith("_kernel")]:
         monkeypatch.setattr(module, kernel, grids)
     calls[op]()

@@ -1,9 +1,9 @@
-"""The definitions, computed by brute force: what every part of densitrace is measured against.
+"""The definitions, computed by brute force: the standard that all of densitrace is tested against.
 
 Plain NumPy in float64, from a transformers model's weights and config alone; shares no code with
-the package. (`ModulesOracle` asks the model's own modules what happens within a branch.) Every edge
-vector is materialised ([H, T, T, D] a block), every graph is a list of edges, every search follows
-them one by one. For tiny models and a few tokens. "METHOD" is docs/method.md.
+the package. (`ModulesOracle` uses the model's own modules inside a branch.) Every edge vector is
+materialised ([H, T, T, D] per block), every graph is a list of edges, every search follows them one
+by one. For tiny models and a few tokens. "METHOD" is docs/method.md.
 
     oracle = Oracle(model)
     run = oracle.clean(ids)                              # logits [T, V], edge vectors

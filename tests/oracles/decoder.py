@@ -21,40 +21,40 @@ class Run:
 
     logits: Floats  # [T, V]
     alpha: Floats  # [L, H, T, T] attention weights, before any mask on edges
-    nodes: list[tuple[int, NodeEdges]]  # (block, edge vectors) by node layer, last one normed (§7)
-    window: Bools  # [L, T, T] which sources the block's attention reaches
+    nodes: list[tuple[int, NodeEdges]]  # (block, edge vectors) by node layer, the last normed (§7)
+    window: Bools  # [L, T, T] sources within reach of the block's attention
     causal: Bools  # [T, T] the same without sliding windows
     parallel: bool
 
     def weights(self, importance: str) -> Weights:
         """Edge weights (METHOD §2) under norm_l1, norm_l2, proximity or cosine.
 
-        NaN where there is no edge: source after target, outside a window, in another document; the
-        kind res_mlp in a parallel model.
+        NaN where there is no edge: source after target, outside a window, in another document; for
+        res_mlp in a parallel model.
         """
         blocks, _, tokens, _ = self.alpha.shape
-        found: Weights = {
+        result: Weights = {
             "attn": np.full(self.alpha.shape, np.nan),
             **{kind: np.full((blocks, tokens), np.nan) for kind in KINDS[1:]},
         }
         for block, edges in self.nodes:
             for kind, weight in weigh(edges, importance).items():
-                found[kind][block] = weight
-        found["attn"] = np.where(self.window[:, None], found["attn"], np.nan)
-        return found
+                result[kind][block] = weight
+        result["attn"] = np.where(self.window[:, None], result["attn"], np.nan)
+        return result
 
     def graph(self, importance: str | Weights) -> Graph:
-        """The weighted graph; given weights (the random importance) are taken as they are."""
+        """The weighted graph under an importance, or with given weights (the random importance)."""
         if isinstance(importance, str):
             importance = self.weights(importance)
         return Graph(importance, self.parallel, self.causal)
 
 
 def weigh(edges: NodeEdges, importance: str) -> Weights:
-    """The weights of all edges into the nodes of one node layer: attn [H, T, T], others [T].
+    """Weights of all edges into the nodes of one node layer: attn [H, T, T], others [T].
 
-    A node's vector is the sum of its edges: biases and norm offsets are no edges. Where all raw
-    weights of a node are 0, so are the weights. A zero vector has cosine 0, weight 0.5.
+    A node's vector is the sum of its edges; biases and norm offsets are not edges. If all raw
+    weights of a node are 0, so are its weights. A zero vector has cosine 0, weight 0.5.
     """
     node = sum(e.sum((0, 2)) if kind == "attn" else e for kind, e in edges.items())  # [T, D]
     raw: Weights = {}
@@ -82,9 +82,9 @@ class Oracle:
     """A transformers decoder of one of the `FAMILIES`, recomputed in float64."""
 
     def __init__(self, model: Any) -> None:
-        """Reads the weights and the config of a transformers model; keeps no hold of it."""
+        """Copy the weights and the config of a transformers model."""
         self.config = copy.deepcopy(model.config)
-        self.config.allow_global_per_layer_attribute_access = True  # where blocks differ in some
+        self.config.allow_global_per_layer_attribute_access = True  # may differ by block
         alibi = self.config.model_type == "falcon" and self.config.alibi
         name = "falcon_rw" if alibi else self.config.model_type
         self.family = (FAMILIES | FURTHER).get(name, Family())
@@ -109,7 +109,7 @@ class Oracle:
         position_ids: Sequence[int] | None = None,
         allowed: Bools | None = None,
     ) -> Run:
-        """The plain forward of one sequence.
+        """The plain forward pass of one sequence.
 
         Args:
             ids: T token ids.
@@ -130,8 +130,8 @@ class Oracle:
 
         A dropped edge adds zero. Attention weights are those of the masked stream over all allowed
         sources ("live") or the clean ones ("frozen"), masked after the softmax and not
-        renormalised. Values and norms, those after a branch included, are of the masked stream; the
-        output projection's bias is always on.
+        renormalised. Values and norms, also those after a branch, are those of the masked stream;
+        the output projection's bias is always added.
         """
         alpha = {"live": None, "frozen": self.clean(ids, position_ids, allowed).alpha}[attention]
         return self._run(ids, keep, alpha, position_ids, allowed).logits
@@ -198,7 +198,7 @@ class Oracle:
         return logits if cap is None else cap * np.tanh(logits / cap)
 
     def _leaving(self, block: int, x: Floats) -> Floats:
-        """What the next block gets of what the edges add up to."""
+        """The input of the next block, from the sum of a block's edges."""
         name = f"{self.family.stem}.{self.family.blocks}.{block}.layer_scalar"
         return np.asarray(x * self.state.get(name, 1))
 
@@ -210,7 +210,7 @@ class Oracle:
         return weight, self.state.get(f"{path}.bias", np.zeros(len(weight)))
 
     def _norm(self, block: int | None, name: str | None) -> Norm | None:
-        """A norm of a block, or of the decoder where `block` is None; None where there is none."""
+        """A norm of a block, or of the decoder if `block` is None; None if the family lacks it."""
         if name is None:
             return None
         inner = "" if block is None else f"{self.family.blocks}.{block}."
@@ -221,7 +221,7 @@ class Oracle:
             return None
         gamma = gamma + (1 if self.family.one_plus else 0)
         beta = self.state.get(f"{path}.bias", np.zeros_like(gamma))
-        epsilon = getattr(self.config, self.family.epsilon, 1e-5)  # torch's own
+        epsilon = getattr(self.config, self.family.epsilon, 1e-5)  # torch's default
         return Norm(gamma, beta, epsilon, self.family.layer_norm)
 
     def _layer_type(self, block: int) -> str:
@@ -230,7 +230,7 @@ class Oracle:
         return everywhere if types is None else str(types[block])
 
     def _window(self, block: int) -> float:
-        """How many positions back attention reaches, the target itself included."""
+        """How many positions back attention reaches, including the target itself."""
         if self.config.model_type == "gpt_neo" and self.config.attention_layers[block] == "local":
             return float(self.config.window_size)
         sliding = self._layer_type(block) == "sliding_attention"
@@ -265,17 +265,17 @@ class Oracle:
         elif self.config.model_type == "gpt_neox":  # [T, H, (q, k, v), d]
             fused = parts[0].reshape(len(x), self.heads, 3, self.head_size)
             parts = [fused[:, :, i].reshape(len(x), -1) for i in range(3)]
-        found = []
+        result = []
         for part, name in zip(parts, ("q_norm", "k_norm", None), strict=True):
             norm = self._norm(block, name and f"self_attn.{name}")
             full_width = norm is not None and len(norm.gamma) == part.shape[-1]
             part = norm(part) if norm and full_width else part
             part = part.reshape(len(x), -1, self.head_size).swapaxes(0, 1)
-            found.append(norm(part) if norm and not full_width else part)
-        return found
+            result.append(norm(part) if norm and not full_width else part)
+        return result
 
     def _mlp(self, block: int, y: Floats) -> Floats:
-        """The MLP edge's vectors [T, D]: the norms before and after it included."""
+        """The MLP edge's vectors [T, D], with the norms before and after it."""
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
         y = pre(y) if pre else y
         act = ACTIVATIONS[getattr(self.config, self.family.activation)]

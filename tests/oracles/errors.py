@@ -1,4 +1,4 @@
-"""How far a lane's prediction is from the model's, and the density of a curve (METHOD §6)."""
+"""The error of a lane's prediction, and the density of a curve (METHOD §6)."""
 
 import math
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def ranked_nucleus(p: Floats, percent: int) -> list[int]:
-    """The likeliest tokens, in descending order, the fewest with a mass of at least `percent`."""
+    """The fewest likeliest tokens with a mass of at least `percent`, in descending order."""
     order = np.argsort(-p, kind="stable")
     short = np.cumsum(p[order]) < percent / 100
     return [int(token) for token in order[: short.sum() + 1]]
 
 
 def errors(clean: Floats, lane: Floats, next_id: int | None) -> dict[str, float]:
-    """How far a lane's prediction is from the model's (METHOD §6), from logits [V] of one position.
+    """Errors of a lane's prediction (METHOD §6), from the logits [V] of one position.
 
-    tv, kl (of the clean from the lane's), top1 (0 or 1), nucleus (percent), and of the lane alone
-    loss (NaN without a next token) and entropy, in nats.
+    tv, kl (of the clean from the lane's), top1 (0 or 1), nucleus (percent); for the lane alone loss
+    (NaN without a next token) and entropy, in nats.
     """
     log_p, log_q = log_softmax(clean), log_softmax(lane)
     p, q = np.exp(log_p), np.exp(log_q)
@@ -47,8 +47,8 @@ def density_at(size: Sequence[float], error: Sequence[float], eps: float, full: 
     """The smallest relative size with error <= eps on a curve, sparsest stratum first.
 
     The first stratum with error <= eps, interpolated linearly in log10 of the size between it and
-    the stratum before; its own size if it is the first; 1 if there is none. A size below one edge
-    is taken as one edge, 1 / full.
+    the stratum before; its own size if it is the first; 1 if no stratum qualifies. A size below one
+    edge counts as one edge, 1 / full.
     """
     s = [max(x, 1 / full) for x in size]
     k = next((k for k, e in enumerate(error) if e <= eps), None)
@@ -61,7 +61,7 @@ def density_at(size: Sequence[float], error: Sequence[float], eps: float, full: 
 
 
 def auc_tv(size: Sequence[float], tv: Sequence[float], full: int) -> float:
-    """Trapezoid of tv over log10 of the size, which (1, 0) ends; no size is below one edge."""
+    """Trapezoidal area of tv over log10 of the size, ending at (1, 0); no size below one edge."""
     points = [(math.log10(max(s, 1 / full)), e) for s, e in zip(size, tv, strict=True)]
     points.append((0.0, 0.0))
     return sum((s1 - s0) * (e0 + e1) / 2 for (s0, e0), (s1, e1) in pairwise(points))

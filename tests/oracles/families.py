@@ -1,4 +1,4 @@
-"""Where each family keeps its weights, and the parts its blocks are made of, in float64."""
+"""Where each family keeps its weights, and the building blocks of its layers in float64."""
 
 import math
 from dataclasses import dataclass, replace
@@ -29,9 +29,9 @@ class Family:
     activation: str = "hidden_act"
     layer_norm: bool = False  # centred, with a bias; else RMS
     one_plus: bool = False  # the norm multiplies by 1 + w
-    weightless: bool = False  # the norm multiplies by 1
-    parallel: bool = False  # whatever the config says
-    windowed: bool = False  # every block, where the config doesn't say which
+    weightless: bool = False  # the norm has no weight
+    parallel: bool = False  # regardless of the config
+    windowed: bool = False  # every block, unless the config says which
 
 
 SANDWICH = Family(
@@ -125,7 +125,7 @@ _OPT = Family(
     layer_norm=True,
 )
 
-# Of families that are not in `FAMILIES`, those that do not keep Llama's names and wiring.
+# Families outside `FAMILIES` that do not keep Llama's names and wiring.
 FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
     **dict.fromkeys(["olmo3", "flex_olmo", "exaone4"], FAMILIES["olmo2"]),
@@ -202,7 +202,7 @@ def silu(x: Floats) -> Floats:
 
 
 def relu(x: Floats) -> Floats:
-    """x where it is positive, else 0."""
+    """x if positive, else 0."""
     return np.maximum(x, 0)
 
 
@@ -213,7 +213,7 @@ def gelu(x: Floats) -> Floats:
 
 
 def gelu_tanh(x: Floats) -> Floats:
-    """The usual approximation of `gelu`."""
+    """The usual tanh approximation of `gelu`."""
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     return np.asarray(x * (1 + np.tanh(inner)) / 2)
 
@@ -237,7 +237,7 @@ class Norm:
     centred: bool
 
     def linear(self, e: Floats, at: Floats) -> Floats:
-        """The norm's linear part, with the scale it has at `at`, applied to e (METHOD §1)."""
+        """Apply the norm's linear part, with its scale at `at`, to e (METHOD §1)."""
         if self.centred:
             e, at = e - e.mean(-1, keepdims=True), at - at.mean(-1, keepdims=True)
         return np.asarray(self.gamma * e / np.sqrt((at**2).mean(-1, keepdims=True) + self.epsilon))
@@ -257,6 +257,6 @@ def rotate(x: Floats, positions: Floats, theta: float, size: int) -> Floats:
 
 
 def softmax(x: Floats) -> Floats:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     e = np.exp(x - x.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))

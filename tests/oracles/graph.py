@@ -1,4 +1,4 @@
-"""The graph as a list of weighed edges: selection rules, traces, sizes (METHOD §1, §3, §4)."""
+"""The graph as a list of weighted edges: selection rules, traces, sizes (METHOD §1, §3, §4)."""
 
 import heapq
 import math
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Weights = dict[str, Floats]  # by kind; NaN where there is no edge
-Kept = dict[str, Bools]  # by kind; False where there is no edge
+Weights = dict[str, Floats]  # by kind; NaN: no edge
+Kept = dict[str, Bools]  # by kind; False if there is no edge
 KINDS = ("attn", "res_attn", "mlp", "res_mlp")  # the order of sizes by kind
 NodeName = tuple[int, int]  # node layer, token
 
 
 class Edge(NamedTuple):
-    """One edge. The head of a residual or MLP edge is -1."""
+    """One edge; the head of a residual or MLP edge is -1."""
 
     kind: str
     block: int
@@ -28,25 +28,25 @@ class Edge(NamedTuple):
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Where the arrays of its kind hold it."""
+        """Its index in the arrays of its kind."""
         if self.kind == "attn":
             return self.block, self.head, self.target, self.source
         return self.block, self.target
 
 
 class Graph:
-    """Edges with weights: what METHOD §1, §3 and §4 say about them."""
+    """A weighted graph, with the operations of METHOD §1, §3 and §4."""
 
     def __init__(
         self, weights: Weights, parallel: bool = False, causal: Bools | None = None
     ) -> None:
-        """A graph of the edges whose weight is not NaN.
+        """Build a graph from the edges whose weight is not NaN.
 
         Args:
             weights: attn [L, H, T target, T source]; res_attn, mlp, res_mlp [L, T].
-            parallel: one node layer a block, without res_mlp edges; else two.
-            causal: [T, T] the attention edges there would be without sliding windows, for
-                `count="causal"`; all with source <= target if None.
+            parallel: one node layer per block, without res_mlp edges; else two.
+            causal: [T, T] attention edges without sliding windows, for `count="causal"`; all with
+                source <= target if None.
         """
         self.weights = weights
         self.exists: Kept = {kind: ~np.isnan(weights[kind]) for kind in KINDS}
@@ -84,12 +84,12 @@ class Graph:
     def keep(
         self, rule: str, value: float, output: int | None = None, count: str = "window"
     ) -> Kept:
-        """The edges that a rule keeps, wherever they are (METHOD §3).
+        """All edges that a rule keeps, reachable or not (METHOD §3).
 
         - threshold tau: weight > tau, strictly.
-        - nucleus p: a node's in-edges of weight > 0 whose strictly heavier siblings weigh less than
-          p together: the fewest heaviest that reach p, ties with the lightest of them all kept.
-        - top_fraction s: of n in-edges those heavier than the (ceil(s n) + 1)-th; all if there is
+        - nucleus p: in-edges of weight > 0 whose strictly heavier siblings sum to less than p: the
+          fewest heaviest that reach p, with all ties of the lightest.
+        - top_fraction s: of n in-edges, those heavier than the (ceil(s n) + 1)-th; all if there is
           none. s is read as the decimal it is written as.
         - size s: the first int(s |E_t|) edges of the best-first search from `output`.
         """
@@ -115,9 +115,9 @@ class Graph:
         return (e for e in edges if self.weight(e) > cut)
 
     def search(self, output: int) -> list[Edge]:
-        """All edges of an output's full graph in the order in which best-first search takes them.
+        """All edges of an output's full graph in the order of best-first search.
 
-        Of all in-edges of the nodes reached so far the heaviest is taken and its source reached.
+        Each step takes the heaviest in-edge of the nodes reached so far and reaches its source.
         Equal weights go in order of discovery, those of one node in the order of `in_edges`.
         """
         heap: list[tuple[float, int, Edge, NodeName]] = []
@@ -138,24 +138,24 @@ class Graph:
             order.append(edge)
 
     def reach(self, keep: Mapping[str, Bools], output: int) -> Kept:
-        """The trace: the kept edges on a kept path to the output (METHOD §4)."""
+        """The trace: the kept edges on a path of kept edges to the output (METHOD §4)."""
         start: NodeName = (self.top, output % self.tokens)
-        found, reached, todo = [], {start}, [start]
+        edges, reached, todo = [], {start}, [start]
         while todo:
             layer, token = todo.pop()
             for edge in self.in_edges.get((layer, token), ()):
                 if keep[edge.kind][edge.place]:
-                    found.append(edge)
+                    edges.append(edge)
                     below = (layer - 1, edge.source)
                     if below not in reached:
                         reached.add(below)
                         todo.append(below)
-        return self._set(found)
+        return self._set(edges)
 
     def full_size(self, output: int, count: str = "window") -> int:
-        """|E_t|: how many edges can reach the output, by counting them.
+        """|E_t|: the number of edges that can reach the output, by counting.
 
-        "causal" counts the attention edges outside a sliding window too, as the papers' reference
+        "causal" also counts attention edges outside a sliding window, as the papers' reference
         does. No rule keeps those: they carry nothing.
         """
         if (output, count) not in self._full:
@@ -168,7 +168,7 @@ class Graph:
         return self._full[output, count]
 
     def inverse(self, keep: Mapping[str, Bools]) -> Kept:
-        """Attention and MLP edges kept and dropped exchanged, residual edges all kept."""
+        """Exchange kept and dropped attention and MLP edges; keep all residual edges."""
         flipped = {kind: self.exists[kind] & ~keep[kind] for kind in ("attn", "mlp")}
         return {kind: flipped.get(kind, self.exists[kind]) for kind in KINDS}
 
@@ -180,5 +180,5 @@ class Graph:
 
 
 def sizes(trace: Mapping[str, Bools]) -> NDArray[np.int64]:
-    """Edges of a trace by kind, in the order of KINDS, and block: [4, L]."""
+    """Number of a trace's edges by kind, in the order of KINDS, and block: [4, L]."""
     return np.stack([trace[kind].reshape(len(trace[kind]), -1).sum(-1) for kind in KINDS])

@@ -1,9 +1,9 @@
-"""The oracle of further families: what a block does inside its attention and MLP, its modules say.
+"""The oracle of further families, which uses the model's own attention and MLP modules.
 
-Attention weights (rotary embeddings, query/key norms, windows, soft-caps and sinks in them) and MLP
-branches are those of a copy of the model in float64 with transformers' own eager attention (whose
-softmax most families compute in float32). Norms, values, edges, masks on edges and the head are
-computed from the weights, as in the other oracle.
+Attention weights (with their rotary embeddings, query/key norms, windows, soft-caps and sinks) and
+MLP branches come from a float64 copy of the model with transformers' eager attention (whose softmax
+most families compute in float32). Norms, values, edges, masks on edges and the head are computed
+from the weights, as in the other oracle.
 """
 
 import copy
@@ -23,25 +23,25 @@ from .decoder import Oracle
 from .families import FAMILIES
 from .graph import Bools, Floats
 
-_WITH_SINKS = "eager_with_sinks"  # whose weights are told after what sinks take
+_WITH_SINKS = "eager_with_sinks"  # returns weights with the sinks' share already taken
 AttentionInterface.register(_WITH_SINKS, eager_attention_forward)
 AttentionMaskInterface.register(_WITH_SINKS, eager_mask)
 
 
 class ModulesOracle(Oracle):
-    """A transformers decoder of a family that is not in `FAMILIES`; of `FURTHER`, or as Llama."""
+    """A decoder of a family outside `FAMILIES`: one of `FURTHER`, else wired like Llama."""
 
     def __init__(self, model: Any) -> None:
-        """Copies the model."""
+        """Copy the model."""
         super().__init__(model)
         self.model: Any = copy.deepcopy(model).double()
         with_sinks = self.config.model_type in ("flint", "granite_swa", "granitemoe_swa")
-        # Falcon refuses to be told another way.
+        # Falcon accepts no other name.
         self.model.config._attn_implementation = _WITH_SINKS if with_sinks else "eager"
-        self.model.config._experts_implementation = "eager"  # torch groups no products of float64
+        self.model.config._experts_implementation = "eager"  # no grouped float64 products in torch
         blocks = f"{self.family.stem}.{self.family.blocks}"
         self.modules: list[Any] = list(self.model.get_submodule(blocks))
-        self.calls: list[dict[str, Any]] = []  # of each block: rotary tables, its mask, ...
+        self.calls: list[dict[str, Any]] = []  # keyword arguments by block
         for module in self.modules:
             module.register_forward_pre_hook(self._see, with_kwargs=True)
         self.states = torch.empty(0)
@@ -52,11 +52,11 @@ class ModulesOracle(Oracle):
         if not self.calls:
             self.states = args[0]
         if call.get("alibi") is not None and self.config.model_type == "falcon":
-            call["alibi"] = torch.zeros_like(call["alibi"])  # the mask has it already
+            call["alibi"] = torch.zeros_like(call["alibi"])  # already in the mask
         self.calls.append(call)
 
     def _embed(self, ids: Any, positions: NDArray[np.int64]) -> Floats:
-        """What the model itself hands to its first block; what it tells each block is kept."""
+        """The input of the model's first block; records the keyword arguments of all blocks."""
         self.calls = []
         with torch.inference_mode(), local_torch_dtype(torch.float64):
             self.model(
@@ -86,22 +86,22 @@ class ModulesOracle(Oracle):
 
     def _values(self, block: int, x: Floats) -> Floats:
         """Values [T, G * d_v] of the normed stream x [T, D]."""
-        if hasattr(self.config, "kv_lora_rank"):  # keys and values of a latent vector
+        if hasattr(self.config, "kv_lora_rank"):  # keys and values from a latent vector
             weight, bias = self._linear(block, "self_attn.kv_a_proj_with_mqa")
             norm = self._norm(block, "self_attn.kv_a_layernorm")
             assert norm
             latent = norm((x @ weight.T + bias)[:, : self.config.kv_lora_rank])
             both = latent @ self._linear(block, "self_attn.kv_b_proj")[0].T
             return both.reshape(len(x), self.heads, -1)[..., self.config.qk_nope_head_dim :]
-        if self.config.model_type == "codegen":  # parts of four quarters: queries, values, keys
+        if self.config.model_type == "codegen":  # four parts, each with queries, values and keys
             weight, _ = self._linear(block, "attn.qkv_proj")
             return x @ weight.reshape(4, 3, -1, len(weight.T))[:, 1].reshape(-1, len(weight.T)).T
         if self.config.model_type in ("bloom", "falcon"):  # queries, key and value of each group
             weight, bias = self._linear(block, "self_attention.query_key_value")
             groups = getattr(self.config, "num_kv_heads", self.heads)
-            each = (x @ weight.T + bias).reshape(len(x), groups, -1)
-            return each[..., -self.head_size :]
-        if self.config.model_type == "gemma4_text":  # perhaps the keys', before their own norm
+            grouped = (x @ weight.T + bias).reshape(len(x), groups, -1)
+            return grouped[..., -self.head_size :]
+        if self.config.model_type == "gemma4_text":  # maybe the keys' projection
             module = self.modules[block].self_attn
             name = "self_attn.k_proj" if module.v_proj is None else "self_attn.v_proj"
             weight, bias = self._linear(block, name)
@@ -110,20 +110,20 @@ class ModulesOracle(Oracle):
             return np.asarray(v)
         weight, bias = self._linear(block, self.family.qkv[-1])
         v = x @ weight.T + bias
-        if not self.family.qkv[-1].endswith(".v_proj"):  # what comes last of a fused projection
+        if not self.family.qkv[-1].endswith(".v_proj"):  # values come last in a fused projection
             v = v[:, -self.groups * self.head_size :]
         v = v * (getattr(self.config, "attention_value_scale", None) or 1)
         bound = getattr(getattr(self.config, "attn_config", self.config), "clip_qkv", None)
         return v if bound is None else v.clip(-bound, bound)
 
     def _mlp(self, block: int, y: Floats) -> Floats:
-        if "fc1" in self.family.mlp:  # which lie in the block itself
+        if "fc1" in self.family.mlp:  # these are in the block itself
             return super()._mlp(block, y)
         if self.config.model_type == "gemma4_text":
             return self._all_but_attention(block, y)
         pre, post = (self._norm(block, n) for n in (self.family.pre_mlp, self.family.post_mlp))
         states = torch.from_numpy(pre(y) if pre else y)[None]
-        # The older ones add a residual that they are given.
+        # The older ones add a residual argument.
         residual = [torch.zeros(())] if self.config.model_type in ("bloom", "mpt") else []
         m = np.zeros_like(y)
         for name in {name.partition(".")[0] for name in self.family.mlp}:
@@ -133,7 +133,7 @@ class ModulesOracle(Oracle):
         return post(m) if post else m
 
     def _all_but_attention(self, block: int, y: Floats) -> Floats:
-        """What a block adds to states y where its attention gives nothing."""
+        """What a block adds to states y if its attention returns zero."""
 
         def nothing(*_: Any, hidden_states: Any, **__: Any) -> tuple[Any, None]:
             return torch.zeros_like(hidden_states), None
@@ -145,5 +145,5 @@ class ModulesOracle(Oracle):
 
 
 def oracle_of(model: Any) -> Oracle:
-    """The one that shares least with the model."""
+    """The oracle that shares least with the model."""
     return (Oracle if model.config.model_type in FAMILIES else ModulesOracle)(model)

@@ -1,4 +1,4 @@
-"""A machine for PTX: runs what the compilers make of a kernel for a GPU, where there is none."""
+"""A simulated PTX machine: runs the compiled GPU code of a kernel without a GPU."""
 
 from .counts import Counts
 from .launching import launch

@@ -1,8 +1,8 @@
-"""Instructions that make a number of numbers, for many threads at once.
+"""Arithmetic instructions, for many threads at once.
 
-A value is an array of its type, one element a thread, or a scalar that all threads share; bfloat16,
-which NumPy lacks, is its bits. A product and its sum are rounded once. Functions that a GPU
-approximates are right to the last bit here.
+A value is an array with one element per thread, or a scalar shared by all threads; bfloat16, which
+NumPy lacks, is held as its bits. Fused multiply-adds round once. Functions that a GPU approximates
+are correctly rounded here, up to float64 error.
 """
 
 import operator
@@ -15,7 +15,7 @@ import numpy as np
 
 from .program import Instruction
 
-Value = Any  # an array of a type of NumPy, or a scalar
+Value = Any  # an array of a NumPy type, or a scalar
 
 _INTEGERS = {
     f"{kind}{8 * size}": np.dtype(f"{'i' if kind == 's' else 'u'}{size}")
@@ -36,7 +36,7 @@ FLOATS = ("f16", "bf16", "f32", "f64")
 
 
 def constant(number: int, kind: str) -> Value:
-    """A number in the text of an instruction: an integer, or the bits of a float."""
+    """A literal of an instruction: an integer, or the bits of a float."""
     if kind == "pred":
         return np.bool_(number != 0)
     dtype = TYPES[kind]
@@ -46,7 +46,7 @@ def constant(number: int, kind: str) -> Value:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What an instruction computes."""
+    """The types and the function of an instruction."""
 
     sources: tuple[str, ...]  # types
     result: str
@@ -57,12 +57,12 @@ class Arithmetic:
 
 
 def _flushed(value: Value) -> Value:
-    """0 in place of what is too small to be normal."""
+    """Flush subnormal numbers to 0."""
     return np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(0, value), value)
 
 
 def _downwards(exact: Value) -> Value:
-    """float32, the next below."""
+    """Round to float32, downwards."""
     near = exact.astype(np.float32)
     return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
@@ -81,7 +81,7 @@ def _fused(a: Value, b: Value, c: Value, down: bool = False) -> Value:
 
 
 def _product(a: Value, b: Value) -> tuple[Value, Value]:
-    """The product of two float64, and what rounding it left."""
+    """The product of two float64, and its rounding error."""
 
     def halves(x: Value) -> tuple[Value, Value]:
         big = x * 134217729.0
@@ -95,25 +95,25 @@ def _product(a: Value, b: Value) -> tuple[Value, Value]:
 
 
 def _to_bfloat16(value: Value) -> Value:
-    """The bits of the nearest, ties to even."""
+    """Bits of the nearest bfloat16, ties to even."""
     bits = np.asarray(value, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(value), 0x7FFF, rounded).astype(np.uint16)
 
 
 def from_bfloat16(bits: Value) -> Value:
-    """float32."""
+    """bfloat16 bits as float32."""
     return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
 
 
 def _halves(value: Value) -> Value:
-    """[..., 2], the lower first."""
+    """[..., 2] halves of a 32-bit word, the lower first."""
     return np.ascontiguousarray(value)[..., None].view(np.uint16)
 
 
 def _by_halves(compute: Callable[..., Value], dtype: type, a: Value, b: Value) -> Value:
-    found = compute(_halves(a).view(dtype), _halves(b).view(dtype))
-    return np.ascontiguousarray(found).view(np.uint32)[..., 0]
+    result = compute(_halves(a).view(dtype), _halves(b).view(dtype))
+    return np.ascontiguousarray(result).view(np.uint32)[..., 0]
 
 
 # ---- conversions -------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
 def _saturated(value: Value, dtype: np.dtype[Any]) -> Value:
-    """An integer of a float that is whole; what does not fit is the nearest, NaN is 0."""
+    """Convert a whole float to an integer, saturating; NaN becomes 0."""
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     exact = np.nan_to_num(value, nan=0.0, posinf=2.0**70, neginf=-(2.0**70)).astype(np.longdouble)
     return np.clip(exact, np.longdouble(least), np.longdouble(most)).astype(dtype)
@@ -130,7 +130,7 @@ def _saturated(value: Value, dtype: np.dtype[Any]) -> Value:
 
 def _convert(modifiers: tuple[str, ...], value: Value, other: Value | None = None) -> Value:
     *how, to, _ = modifiers
-    if other is not None:  # two, the first into the upper half
+    if other is not None:  # two values, the first into the upper half
         narrow = (
             _to_bfloat16 if to == "bf16x2" else (lambda x: x.astype(np.float16).view(np.uint16))
         )
@@ -161,7 +161,7 @@ def _wide(kind: str) -> str:
 
 
 def _divided(a: Value, b: Value) -> Value:
-    """Towards zero; all ones where b is 0."""
+    """Divide towards zero; all ones if b is 0."""
     safe = np.where(b == 0, np.ones_like(b), b)
     below = a // safe
     inexact = (below * safe != a) & ((a < 0) != (safe < 0))
@@ -193,16 +193,16 @@ def _funnel(left: bool, wrap: bool, low: Value, high: Value, by: Value) -> Value
 
 
 def _field(a: Value, start: Value, length: Value) -> Value:
-    """Bits of a number, extended by the highest of them where the number has a sign."""
+    """A bit field of a number, sign-extended for signed types."""
     start, length = (np.minimum(x & 255, 64).astype(np.int64) for x in (start, length))
     wide = a.astype(np.int64)
     mask = (np.int64(1) << np.minimum(length, 62)) - 1
-    found = wide >> np.minimum(start, 63) & mask
+    result = wide >> np.minimum(start, 63) & mask
     if a.dtype.kind == "i":
         top = np.minimum(start + length - 1, 8 * a.dtype.itemsize - 1)
         negative = (wide >> top & 1) * (length > 0)
-        found = np.where(negative == 1, found | ~mask, found)
-    return found.astype(a.dtype)
+        result = np.where(negative == 1, result | ~mask, result)
+    return result.astype(a.dtype)
 
 
 def _inserted(a: Value, into: Value, start: Value, length: Value) -> Value:
@@ -213,7 +213,7 @@ def _inserted(a: Value, into: Value, start: Value, length: Value) -> Value:
 
 
 def _permuted(a: Value, b: Value, selectors: Value) -> Value:
-    """Bytes of two words; a selector's highest bit asks for the byte's sign in all of its bits."""
+    """Select bytes of two words; a selector's highest bit replicates the byte's sign."""
     both = np.asarray(b).astype(np.uint64) << 32 | a
     result = np.zeros(np.broadcast(both, selectors).shape, np.uint64)
     for place in range(4):
@@ -225,7 +225,7 @@ def _permuted(a: Value, b: Value, selectors: Value) -> Value:
 
 
 def _table(number: Value, *inputs: Value) -> Value:
-    """Three inputs' bits through a table of eight."""
+    """Combine the bits of three inputs by a truth table of eight rows."""
     result = np.zeros_like(inputs[0] | inputs[1] | inputs[2])
     for row in range(8):
         if int(number) >> row & 1:
@@ -247,22 +247,22 @@ _JOIN: dict[str, Callable[..., Value]] = {
 
 
 def compared(how: str, a: Value, b: Value) -> Value:
-    """A comparison of numbers; those of floats that end in u hold for NaN too."""
+    """Compare numbers; float comparisons ending in u also hold for NaN."""
     if how in ("num", "nan"):
         either = np.isnan(a) | np.isnan(b)
         return either if how == "nan" else ~either
     if how in _COMPARE:
-        found = _COMPARE[how](a, b)
-        # Where one is NaN they are not unequal either: that is neu.
+        result = _COMPARE[how](a, b)
+        # ne does not hold if one is NaN; that is neu.
         return (
-            found & ~(np.isnan(a) | np.isnan(b)) if how == "ne" and a.dtype.kind == "f" else found
+            result & ~(np.isnan(a) | np.isnan(b)) if how == "ne" and a.dtype.kind == "f" else result
         )
     return _COMPARE[how[:-1]](a, b) | np.isnan(a) | np.isnan(b)
 
 
 def _setp(modifiers: tuple[str, ...], a: Value, b: Value, also: Value | None = None) -> Value:
-    found = compared(modifiers[0], a, b)
-    return found if also is None else _JOIN[modifiers[1]](found, also)
+    result = compared(modifiers[0], a, b)
+    return result if also is None else _JOIN[modifiers[1]](result, also)
 
 
 def _larger(a: Value, b: Value, nan: bool = False) -> Value:
@@ -285,20 +285,20 @@ _ONE: dict[str, Callable[[Value], Value]] = {
 
 
 def _approximate(function: Callable[[Value], Value], value: Value) -> Value:
-    """Of float32, as float64 has it."""
+    """Compute a float32 function in float64."""
     return function(value.astype(np.float64)).astype(np.float32)
 
 
 def arithmetic(it: Instruction) -> Arithmetic | None:
-    """What an instruction computes; None: that is not all it does."""
+    """The arithmetic of an instruction; None if it does more than compute."""
     plain = _arithmetic(it)
     if plain is None or "ftz" not in it.modifiers or "f32" not in it.modifiers:
         return plain
 
     def flushing(*values: Value) -> Value:
         inputs = (_flushed(x) if x.dtype == np.float32 else x for x in values)
-        found = plain.compute(*inputs)
-        return _flushed(found) if found.dtype == np.float32 else found
+        result = plain.compute(*inputs)
+        return _flushed(result) if result.dtype == np.float32 else result
 
     return Arithmetic(plain.sources, plain.result, flushing)
 
@@ -375,6 +375,6 @@ def _arithmetic(it: Instruction) -> Arithmetic | None:
         case "cvt":
             to = "f32" if how[-1] == "tf32" else how[-1]
             return Arithmetic((kind,) * (len(it.operands) - 1), to, partial(_convert, it.modifiers))
-        case "cvta":  # of one space of addresses
+        case "cvta":  # there is one address space
             return Arithmetic((kind,), kind, lambda a: a)
     return None

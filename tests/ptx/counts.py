@@ -1,4 +1,4 @@
-"""What the warps of a launch are given to do, counted."""
+"""Counts of the work that the warps of a launch are given."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 from .program import Instruction
 
 WARP, BANKS, SECTOR = 32, 32, 32  # lanes, banks of 4 bytes, bytes
-TURN = 128  # bytes of shared memory that a turn serves at most
+TURN = 128  # bytes of shared memory served per turn, at most
 
 
 @dataclass
 class Counts:
-    """Of a launch, or of several."""
+    """Counts of one or several launches."""
 
-    issued: Counter[str] = field(default_factory=Counter)  # instructions of a warp, by name
-    # Operations of the matrix units by the type of their numbers: a product and its sum are two.
+    issued: Counter[str] = field(default_factory=Counter)  # warp instructions, by name
+    # Operations of the matrix units by operand type: a multiply-add counts as two.
     multiplied: Counter[str] = field(default_factory=Counter)
-    sectors: int = 0  # of 32 bytes of global memory that warps ask for
-    turns: int = 0  # of shared memory, one for each 128 bytes if no two lanes meet in a bank
-    least: int = 0  # turns if none ever met
+    sectors: int = 0  # 32-byte sectors of global memory requested by warps
+    turns: int = 0  # of shared memory: one per 128 bytes without bank conflicts
+    least: int = 0  # turns without any bank conflict
 
     def issue(self, it: Instruction, who: NDArray[np.int64]) -> None:
-        """An instruction is given to the warps of threads."""
+        """Count an instruction for the warps of these threads."""
         self.issued[it.name] += len(np.unique(who // WARP))
 
     def access(
         self, space: str, who: NDArray[np.int64], at: NDArray[Any], size: int, changes: bool
     ) -> None:
-        """Threads mean bytes of a memory; `changes`: each changes what the one before left."""
+        """Count an access. `changes`: lanes on one word are served one after another (atomics)."""
         if space == "shared":
             self._shared(who, at.astype(np.int64), size, changes)
         else:
@@ -40,12 +40,12 @@ class Counts:
     def _shared(
         self, who: NDArray[np.int64], at: NDArray[np.int64], size: int, changes: bool
     ) -> None:
-        together = min(WARP, max(1, TURN // max(size, 4)))  # lanes that are served at once
+        together = min(WARP, max(1, TURN // max(size, 4)))  # lanes served at once
         group = who // together
         count = max(1, size // 4)
         word = (at[:, None] // 4 + np.arange(count)).ravel()
         pairs = np.stack([np.repeat(group, count), word])
-        if not changes:  # lanes that mean the same word are served together
+        if not changes:  # lanes on the same word are served together
             pairs = np.unique(pairs, axis=1)
         meeting = np.unique(np.stack([pairs[0], pairs[1] % BANKS]), axis=1, return_counts=True)
         (groups, _), most = meeting

@@ -1,4 +1,4 @@
-"""Launches of kernels: all blocks, some at a time."""
+"""Launch kernels: run all blocks, some at a time."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from .machine import Launch, Machine
 from .memory import GlobalMemory, PtxError
 from .steps import steps
 
-TOGETHER = 4096  # threads that run at a time, or one block
+TOGETHER = 4096  # threads that run at a time (at least one block)
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 
@@ -18,12 +18,12 @@ def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | Non
     """Run a kernel.
 
     Args:
-        what: to run.
-        arrays: (address, bytes) of the memory that it may touch.
-        counts: to add what it does to.
+        what: the launch.
+        arrays: (address, bytes) of the memory that it may access.
+        counts: where to add the kernel's counts.
 
     Raises:
-        PtxError: it does what a GPU would fault on, or leave to chance.
+        PtxError: the kernel does something that faults on a GPU or has an undefined result.
     """
     if what.entry.threads not in (0, what.threads):
         raise PtxError(f"{what.entry.threads} threads are wanted, not {what.threads}")
@@ -32,9 +32,9 @@ def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | Non
     if any(count > most for count, most in zip(what.grid, MOST_BLOCKS, strict=True)):
         raise PtxError(f"a grid of {what.grid} blocks is too large")
     memory, does = GlobalMemory(arrays), steps(what.entry)
-    count, some = math.prod(what.grid), max(1, TOGETHER // what.threads)
+    count, together = math.prod(what.grid), max(1, TOGETHER // what.threads)
     with np.errstate(all="ignore"):
-        for first in range(0, count, some):
-            blocks = np.arange(first, min(count, first + some))
+        for first in range(0, count, together):
+            blocks = np.arange(first, min(count, first + together))
             Machine(what, does, blocks, memory, counts).run()
     memory.write_back()

@@ -1,7 +1,7 @@
 """Threads that run an entry: some blocks of a launch, instruction by instruction.
 
-Threads that stand at different places take turns, those furthest behind first, so that they meet
-where their ways join. Blocks take no turns: all those of a machine go on together.
+Groups of threads at different instructions take turns, those furthest behind first, so that they
+reconverge. Blocks do not take turns: all blocks of a machine advance together.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,32 +16,32 @@ from .counts import WARP, Counts
 from .memory import GARBAGE, GlobalMemory, PtxError, SharedMemory
 from .program import Address, Entry, Instruction, Label, Operand, Register, Special
 
-TURNS = ("bra", "ret", "exit", "bar", "barrier")  # instructions that may send threads elsewhere
+TURNS = ("bra", "ret", "exit", "bar", "barrier")  # instructions that may change control flow
 
-Who = NDArray[np.int64]  # threads, ascending
+Who = NDArray[np.int64]  # thread indices, ascending
 Step = Callable[["Machine", Who], None]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a kernel is started with."""
+    """A kernel with its launch parameters."""
 
     entry: Entry
     grid: tuple[int, int, int]  # blocks along x, y, z
-    threads: int  # of a block
-    arguments: bytes  # as parameters lie
-    shared_bytes: int = 0  # besides the entry's own
+    threads: int  # per block
+    arguments: bytes  # packed as the entry's parameters
+    shared_bytes: int = 0  # in addition to the entry's own
 
 
 class Machine:
-    """Some blocks of a launch.
+    """Runs some blocks of a launch.
 
     Args:
-        what: is launched.
-        steps: what each instruction does.
-        blocks: those that run here.
-        memory: of all of them.
-        counts: of what they do, if it is wanted.
+        what: the launch.
+        steps: the function of each instruction.
+        blocks: the blocks that run here.
+        memory: global memory, shared by all machines of the launch.
+        counts: where to count, if wanted.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Machine:
         self.pc = 0
         self._block = np.repeat(blocks, what.threads)
         self._registers: dict[str, NDArray[Any]] = {}
-        # Threads of each block that still run, and those at its barrier.
+        # Per block: number of threads still running, and the groups waiting at its barrier.
         self._running = np.full(len(blocks), what.threads)
         self._halted: list[list[Who]] = [[] for _ in blocks]
 
     # ---- control ---------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until all threads have returned."""
+        """Run until all threads have returned."""
         places: dict[int, Who] = {0: self.everyone}
         while places:
             self.pc = min(places)
@@ -79,7 +79,7 @@ class Machine:
                 places[at] = those if here is None else np.sort(np.concatenate([here, those]))
 
     def _go_on(self, who: Who, until: int) -> Iterator[tuple[int, Who]]:
-        """Go on to where others are, or ways part; where whose threads are then."""
+        """Run threads up to `until` or a control-flow instruction; yields where they continue."""
         while True:
             it = self.entry.instructions[self.pc]
             try:
@@ -97,7 +97,7 @@ class Machine:
                 return
 
     def _turn(self, it: Instruction, who: Who) -> Iterator[tuple[int, Who]]:
-        """Where threads are after an instruction that may send them elsewhere."""
+        """Execute a control-flow instruction; yields where the threads continue."""
         those = self.guarded(it, who)
         if len(those) < len(who):
             yield self.pc + 1, np.setdiff1d(who, those, assume_unique=True)
@@ -121,7 +121,7 @@ class Machine:
             yield from self._released(self.pc + 1)
 
     def _released(self, after: int) -> Iterator[tuple[int, Who]]:
-        """Threads of blocks all of which are at the barrier."""
+        """Threads of blocks whose running threads have all reached the barrier."""
         for block, halted in enumerate(self._halted):
             if halted and sum(map(len, halted)) == self._running[block]:
                 self.shared.passes(block)
@@ -129,11 +129,11 @@ class Machine:
                 yield after, np.sort(np.concatenate(halted))
 
     def guarded(self, it: Instruction, who: Who) -> Who:
-        """Threads for which the guard holds."""
+        """Threads whose guard holds."""
         return who if it.guard is None else who[self._held(it.guard)[who] != it.unless]
 
     def warps(self, who: Who) -> Who:
-        """Threads [warp, lane]; raises where a warp is not together."""
+        """Threads as [warp, lane]; raises PtxError if a warp is incomplete."""
         lanes = who[: len(who) // WARP * WARP].reshape(-1, WARP)
         if lanes.size < len(who) or (lanes != lanes[:, :1] // WARP * WARP + np.arange(WARP)).any():
             raise PtxError("the threads of a warp are not together")
@@ -143,16 +143,16 @@ class Machine:
 
     def _held(self, register: Register) -> NDArray[Any]:
         """A register of all threads."""
-        found = self._registers.get(register.name)
-        if found is None:
+        values = self._registers.get(register.name)
+        if values is None:
             dtype = np.dtype(f"u{register.bytes}") if register.bytes else np.dtype(bool)
-            found = np.zeros(self.count, dtype)
-            found.view(np.uint8)[:] = GARBAGE if register.bytes else 0
-            self._registers[register.name] = found
-        return found
+            values = np.zeros(self.count, dtype)
+            values.view(np.uint8)[:] = GARBAGE if register.bytes else 0
+            self._registers[register.name] = values
+        return values
 
     def get(self, operand: Operand, kind: str, who: Who) -> Value:
-        """What threads have in an operand; a scalar where it is the same for all."""
+        """An operand's value for some threads; a scalar if all share it."""
         dtype = TYPES[kind]
         match operand:
             case Register():
@@ -166,7 +166,7 @@ class Machine:
                 return constant(operand, kind)
             case Special():
                 return self._special(operand.name, who).astype(dtype)
-            case tuple():  # numbers side by side in one
+            case tuple():  # values packed side by side into one
                 part = f"u{8 * dtype.itemsize // len(operand)}"
                 return np.stack([self.each(one, part, who) for one in operand], -1).view(dtype)[
                     :, 0
@@ -177,11 +177,11 @@ class Machine:
         raise PtxError(f"{operand} has no value")
 
     def each(self, operand: Operand, kind: str, who: Who) -> NDArray[Any]:
-        """What each of some threads has in an operand [n]."""
+        """An operand's value for each of some threads [n]."""
         return np.broadcast_to(self.get(operand, kind, who), len(who))
 
     def set(self, operand: Operand, kind: str, who: Who, value: Value) -> None:
-        """Give threads a value: [n], or the same for all."""
+        """Set an operand for some threads: [n] values, or one for all."""
         dtype = TYPES[kind]
         match operand:
             case None:
@@ -189,7 +189,7 @@ class Machine:
             case Register():
                 own = self._held(operand)
                 value = np.asarray(value, dtype)
-                if own.dtype.itemsize != dtype.itemsize:  # a wider one takes the sign along
+                if own.dtype.itemsize != dtype.itemsize:  # a wider register sign-extends
                     wide = f"{'i' if dtype.kind == 'i' else 'u'}{own.dtype.itemsize}"
                     value = value.astype(wide)
                 own[slice(None) if len(who) == self.count else who] = value.view(own.dtype)

@@ -1,7 +1,7 @@
-"""The products of matrices that warps hold together, and how they hold them.
+"""Matrix products of warps, and the layout of their operands in registers and memory.
 
 Source: PTX ISA, chapters "Warp level matrix multiply-accumulate" and "Asynchronous warpgroup level
-matrix multiply-accumulate instructions". Sums are exact and rounded once.
+matrix multiply-accumulate instructions". Sums are computed in float64 and rounded once.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ ROW, COLUMN = LANE // 4, LANE % 4  # groupID and threadID_in_group
 
 
 def _fragment(per_word: int) -> tuple[Array, Array]:
-    """(row, k) of the numbers [lane, register, number] of a left operand of 16 rows."""
+    """(row, k) of each number [lane, register, number] of a left operand of 16 rows."""
     register, number = np.arange(4)[:, None], np.arange(per_word)
     row = ROW[:, None, None] + register % 2 * 8
     k = COLUMN[:, None, None] * per_word + register // 2 * 4 * per_word + number
@@ -26,7 +26,7 @@ def _fragment(per_word: int) -> tuple[Array, Array]:
 
 
 def numbers(word: Array, kind: str) -> Array:
-    """float64 [..., numbers] of registers [...] of 32 bits."""
+    """Unpack 32-bit registers [...] to float64 [..., numbers]."""
     match kind:
         case "tf32":
             found: Array = (word & ~np.uint32(0x1FFF)).view(np.float32)[..., None]
@@ -41,7 +41,7 @@ def numbers(word: Array, kind: str) -> Array:
 
 
 def left(words: Array, kind: str) -> Array:
-    """float64 [warp, 16, k] of registers [warp, lane, 4]."""
+    """float64 [warp, 16, k] from registers [warp, lane, 4]."""
     held = numbers(words, kind)
     row, k = _fragment(held.shape[-1])
     matrix = np.empty((len(words), 16, 8 * held.shape[-1]))
@@ -50,7 +50,7 @@ def left(words: Array, kind: str) -> Array:
 
 
 def right(words: Array, kind: str) -> Array:
-    """float64 [warp, k, 8] of registers [warp, lane, 2]."""
+    """float64 [warp, k, 8] from registers [warp, lane, 2]."""
     held = numbers(words, kind)
     row, k = (each[:, ::2] for each in _fragment(held.shape[-1]))
     matrix = np.empty((len(words), 8 * held.shape[-1], 8))
@@ -59,7 +59,7 @@ def right(words: Array, kind: str) -> Array:
 
 
 def held_sums(matrix: Array) -> Array:
-    """[warp, lane, 4 a column block] of sums [warp, 16, columns]: what each lane holds."""
+    """Sums [warp, 16, columns] as lanes hold them: [warp, lane, 4 per column block]."""
     register = np.arange(matrix.shape[-1] // 2)
     row = ROW[:, None] + register % 4 // 2 * 8
     column = register // 4 * 8 + COLUMN[:, None] * 2 + register % 2
@@ -67,7 +67,7 @@ def held_sums(matrix: Array) -> Array:
 
 
 def placed_sums(held: Array) -> Array:
-    """[warp, 16, columns] of what lanes hold: [warp, lane, 4 a column block]."""
+    """The reverse of `held_sums`: [warp, 16, columns]."""
     count = held.shape[-1]
     place = held_sums(np.arange(16 * count * 2).reshape(1, 16, 2 * count))[0]
     matrix = np.empty((len(held), 32 * count), held.dtype)
@@ -79,7 +79,7 @@ def placed_sums(held: Array) -> Array:
 
 
 def spread(rows: Array, transposed: bool) -> Array:
-    """Registers [warp, lane, matrix] of the rows [warp, matrix, 8, 8] of numbers of 16 bits."""
+    """Registers [warp, lane, matrix] from 16-bit rows [warp, matrix, 8, 8]."""
     if transposed:
         rows = rows.swapaxes(-1, -2)
     low, high = (rows[:, :, ROW, 2 * COLUMN + i].astype(np.uint32) for i in (0, 1))
@@ -87,7 +87,7 @@ def spread(rows: Array, transposed: bool) -> Array:
 
 
 def gathered(words: Array, transposed: bool) -> Array:
-    """Rows [warp, matrix, 8, 8] of registers [warp, lane, matrix]: the reverse of `spread`."""
+    """Rows [warp, matrix, 8, 8] from registers [warp, lane, matrix]: the reverse of `spread`."""
     rows = np.empty((len(words), words.shape[-1], 8, 8), np.uint16)
     held = words.swapaxes(1, 2)
     rows[:, :, ROW, 2 * COLUMN], rows[:, :, ROW, 2 * COLUMN + 1] = held & 0xFFFF, held >> 16
@@ -96,15 +96,15 @@ def gathered(words: Array, transposed: bool) -> Array:
 
 # ---- operands in shared memory -----------------------------------------------------------------
 
-_SPANS = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row by the kind of swizzle
+_SPANS = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row by swizzle mode
 
 
 def described(descriptor: int, rows: int, across: bool) -> Array:
-    """Addresses [rows, 16] of the numbers of 16 bits that a descriptor is of.
+    """Addresses [rows, 16] of the 16-bit numbers of a matrix descriptor.
 
     Args:
-        rows: of the left operand, or columns of the right one.
-        across: numbers of a column, not of a row, lie side by side.
+        rows: rows of the left operand, or columns of the right one.
+        across: column-major: numbers of a column are adjacent.
     """
     start = (descriptor & 0x3FFF) << 4
     leading = (descriptor >> 16 & 0x3FFF) << 4
@@ -122,5 +122,5 @@ def described(descriptor: int, rows: int, across: bool) -> Array:
     else:
         at = row % 8 * span + row // 8 * stride + k * 2
     at = at + start
-    bits = span // 16 - 1  # 7, 3, 1: as many sixteens of bytes change places, by rows of 128 bytes
+    bits = span // 16 - 1  # 7, 3, 1: 16-byte units are permuted by 128-byte row
     return at ^ (at >> 7 & bits) << 4

@@ -1,4 +1,4 @@
-"""The memories of a launch, which refuse what a GPU would fault on, or leave to chance."""
+"""The memories of a launch; they raise on accesses that fault on a GPU or race."""
 
 import ctypes
 from collections.abc import Iterable
@@ -10,41 +10,41 @@ from numpy.typing import NDArray
 from .counts import WARP
 
 Places = NDArray[np.int64]
-GARBAGE = 0xA5  # what memory holds before it is written
-ANY, SEVERAL = -1, -2  # in a thread's place: any of them; several, of whatever warps
+GARBAGE = 0xA5  # initial contents of memory
+ANY, SEVERAL = -1, -2  # special thread numbers: any thread; several threads of different warps
 
 
 class PtxError(AssertionError):
-    """A kernel does what it must not do."""
+    """A kernel does something invalid."""
 
 
 def words(data: NDArray[np.uint8], at: Places, size: int, count: int) -> NDArray[Any]:
-    """Numbers of `size` bytes [n, count] that follow one another from places [n] on."""
+    """Read `count` consecutive numbers of `size` bytes from each place: [n, count]."""
     numbers: NDArray[Any] = data.view(f"u{size}")
-    found: NDArray[Any] = numbers[at[:, None] // size + np.arange(count)]
-    return found
+    result: NDArray[Any] = numbers[at[:, None] // size + np.arange(count)]
+    return result
 
 
 def put(data: NDArray[np.uint8], at: Places, values: NDArray[Any]) -> None:
-    """Numbers [n, count] from places [n] on; of several at a place the last stays."""
+    """Write numbers [n, count] from each place on; of several at one place the last remains."""
     size = values.dtype.itemsize
     data.view(f"u{size}")[at[:, None] // size + np.arange(values.shape[1])] = values
 
 
 def aligned(addresses: NDArray[Any], size: int) -> None:
-    """An access of some bytes is at a multiple of them."""
+    """Raise PtxError unless addresses are multiples of `size`."""
     if (np.bitwise_and(addresses, size - 1) != 0).any():
         raise PtxError(f"an access of {size} bytes is not aligned")
 
 
 class GlobalMemory:
-    """Arrays that a launch may use, at the addresses they have: a copy, written back at the end.
+    """A copy of the arrays that a launch may use, at the same addresses; written back at the end.
 
     Args:
         arrays: (address, bytes) of each.
     """
 
-    STEP = 256  # addresses stay aligned as they were, to this
+    STEP = 256  # addresses keep their alignment up to this
 
     def __init__(self, arrays: Iterable[tuple[int, int]]) -> None:
         merged: list[list[int]] = []
@@ -65,18 +65,18 @@ class GlobalMemory:
             self.data[place : place + len(view)] = view
 
     def _views(self) -> Iterable[tuple[NDArray[np.uint8], int]]:
-        """The arrays where they are, and where their copies begin."""
+        """The arrays, and the offsets of their copies."""
         for start, stop, place in zip(self.starts, self.ends, self.places, strict=True):
             if start != stop:
                 yield _bytes_at(int(start), int(stop - start)), int(place)
 
     def write_back(self) -> None:
-        """What was written is there for all."""
+        """Copy the results back to the arrays."""
         for view, place in self._views():
             view[:] = self.data[place : place + len(view)]
 
     def locate(self, addresses: NDArray[np.uint64], size: int) -> Places:
-        """Where `size` bytes at addresses are."""
+        """Offsets of `size` bytes at addresses."""
         aligned(addresses, size)
         at = addresses.astype(np.int64)
         which = np.searchsorted(self.starts, at, "right") - 1
@@ -87,8 +87,8 @@ class GlobalMemory:
             raise PtxError(
                 f"{outside.sum()} accesses outside all arrays, at {near:#x} + {first - near}"
             )
-        found: Places = at - self.starts[which] + self.places[which]
-        return found
+        offsets: Places = at - self.starts[which] + self.places[which]
+        return offsets
 
 
 def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
@@ -96,15 +96,16 @@ def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
 
 
 class SharedMemory:
-    """What blocks of threads share, and when who wrote and read each byte of it.
+    """Shared memory of blocks, with a race detector: who last wrote and read each byte, and when.
 
-    Between two barriers a byte that one thread changes may not be touched by another, but by one of
-    its warp after the warp has met; and a byte that is on its way from global memory may not be
-    touched at all.
+    Between two barriers a byte changed by one thread may not be accessed by another, except by
+    threads of its warp after a warp barrier; and a byte that an asynchronous copy is still writing
+    may not be accessed at all.
 
     Args:
-        blocks, threads: how many, and threads of each.
-        size: bytes of a block.
+        blocks: number of blocks.
+        threads: threads per block.
+        size: bytes per block.
     """
 
     def __init__(self, blocks: int, threads: int, size: int) -> None:
@@ -112,17 +113,18 @@ class SharedMemory:
         total = blocks * self.size
         self.data = np.full(total, GARBAGE, np.uint8)
         self.written = np.zeros(total, bool)
-        self.epochs = np.ones(blocks, np.int64)  # one more at each barrier
-        self._met = np.zeros(blocks * threads // WARP + 1, np.int64)  # how often, each warp
-        # (epoch, thread, how often its warp had met) of the last; of several see `_readers`
+        self.epochs = np.ones(blocks, np.int64)  # incremented at each barrier
+        self._met = np.zeros(blocks * threads // WARP + 1, np.int64)  # barriers of each warp
+        # (epoch, thread, warp barriers so far) of the last access; for several threads see
+        # `_readers`
         self._writes = np.zeros((3, total), np.int64)
         self._reads = np.zeros((3, total), np.int64)
-        self._arrives = np.zeros((2, total), np.int64)  # (thread, group) of what is on its way
-        self._begun = np.zeros(blocks * threads, np.int64)  # groups of copies of each thread
+        self._arrives = np.zeros((2, total), np.int64)  # (thread, group) of the copy in flight
+        self._begun = np.zeros(blocks * threads, np.int64)  # committed copy groups per thread
         self._done = np.ones(blocks * threads, np.int64)
 
     def locate(self, thread: NDArray[np.int64], addresses: NDArray[Any], size: int) -> Places:
-        """Where `size` bytes of the threads' blocks are."""
+        """Offsets of `size` bytes in the shared memory of the threads' blocks."""
         aligned(addresses, size)
         at = addresses.astype(np.int64)
         if (at + size > self.size).any():
@@ -130,7 +132,7 @@ class SharedMemory:
         return thread // self.threads * self.size + at
 
     def reads(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
-        """Threads read `size` bytes from places on."""
+        """Threads read `size` bytes from each place on."""
         place, who, epoch = self._each(thread, at, size)
         if not self.written[place].all():
             raise PtxError("shared memory is read that nobody wrote")
@@ -138,13 +140,13 @@ class SharedMemory:
         self._check(self._writes, place, who, epoch, "reads what another thread writes")
         before = np.where(self._reads[0, place] == epoch, self._reads[1, place], who)
         self._reads[:, place] = epoch, self._readers(before, who), self._met[who // WARP]
-        # Of several readers at once the last is noted, so they are told apart by a second look.
+        # Of several simultaneous readers only the last is recorded: a second look finds the others.
         others = self._readers(self._reads[1, place], who)
-        for some in (others < SEVERAL, others == SEVERAL):
-            self._reads[1, place[some]] = others[some]
+        for chosen in (others < SEVERAL, others == SEVERAL):
+            self._reads[1, place[chosen]] = others[chosen]
 
     def writes(self, thread: NDArray[np.int64], at: Places, values: NDArray[Any]) -> None:
-        """Threads write numbers [n, count] from places on; several may write the same."""
+        """Threads write numbers [n, count] from each place on; several may write the same value."""
         size = values[0].nbytes
         place, who, epoch = self._each(thread, at, size)
         self._landed(place)
@@ -159,8 +161,10 @@ class SharedMemory:
         self.written[place] = True
 
     def combines(self, thread: NDArray[np.int64], at: Places, size: int) -> None:
-        """Threads add to numbers or lower them: in any order, with no other access between two
-        barriers."""
+        """Threads add to numbers or lower them, in any order.
+
+        There must be no other access between two barriers.
+        """
         place, _, epoch = self._each(thread, at, size)
         everyone = np.full_like(place, ANY)
         if not self.written[place].all():
@@ -170,42 +174,42 @@ class SharedMemory:
         self._writes[0, place], self._writes[1, place] = epoch, ANY
 
     def begins(self, thread: NDArray[np.int64], at: Places, values: NDArray[np.uint8]) -> None:
-        """Threads begin to copy bytes [n, count] to places."""
+        """Threads begin to copy bytes [n, count] asynchronously."""
         self.writes(thread, at, values)
         place, who, _ = self._each(thread, at, values.shape[1])
         self._arrives[0, place], self._arrives[1, place] = who, self._begun[who] + 1
 
     def commits(self, thread: NDArray[np.int64]) -> None:
-        """What threads have begun is a group."""
+        """Close the current copy group of the threads."""
         self._begun[thread] += 1
 
     def waits(self, thread: NDArray[np.int64], but: int) -> None:
-        """Threads wait for all groups but the last so many."""
+        """Threads wait for all copy groups except the last `but`."""
         done = self._begun[thread] - but + 1
         self._done[thread] = np.maximum(self._done[thread], done)
 
     def meets(self, thread: NDArray[np.int64]) -> None:
-        """The warps of threads are together."""
+        """The warps of these threads pass a warp barrier."""
         self._met[thread // WARP] += 1
 
     def passes(self, block: int) -> None:
-        """All threads of a block are at a barrier."""
+        """All threads of a block pass a barrier."""
         self.epochs[block] += 1
 
     @staticmethod
     def _warp_of(reader: Places) -> Places:
-        """Of a thread, or of several of one warp; -1 where they are of several, or no thread."""
+        """Warp of a thread, or of several in one warp; -1 for several warps or no thread."""
         several = np.where(reader < SEVERAL, SEVERAL - 1 - reader, -1)
         return np.where(reader >= 0, reader // WARP, several)
 
     def _readers(self, one: Places, other: Places) -> Places:
-        """Both: the thread, below `SEVERAL` several threads of a warp, or `SEVERAL` of any."""
+        """Merge two readers: a thread, several of one warp (below `SEVERAL`), or `SEVERAL`."""
         warp = self._warp_of(one)
         both = np.where(warp == other // WARP, SEVERAL - 1 - warp, SEVERAL)
         return np.where(one == other, other, both)
 
     def _each(self, thread: Places, at: Places, size: int) -> tuple[Places, Places, Places]:
-        """Bytes, with the thread and the epoch of each."""
+        """Single bytes, with the thread and the epoch of each."""
         place = (at[:, None] + np.arange(size)).ravel()
         who = np.repeat(thread, size)
         return place, who, self.epochs[who // self.threads]

@@ -1,4 +1,4 @@
-"""PTX as it is written: entries, their parameters, variables and instructions."""
+"""Parser of PTX: entries with their parameters, variables and instructions."""
 
 import re
 from dataclasses import dataclass, field
@@ -17,70 +17,70 @@ class Register:
 
 @dataclass(frozen=True)
 class Special:
-    """Which thread this is, and of how many."""
+    """A special register: thread and block indices and counts."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Label:
-    """Where an instruction is."""
+    """Target of a branch."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Address:
-    """A place in memory: [base + offset]."""
+    """A memory operand: [base + offset]."""
 
     base: "Register | int"
     offset: int
 
 
 Vector = tuple["Operand", ...]
-Operand = Register | Special | Label | Address | int | None | Vector  # None: `_`, not wanted
+Operand = Register | Special | Label | Address | int | None | Vector  # None: `_`, discarded
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction, under the condition that its guard has a value."""
+    """One instruction, executed if its guard holds."""
 
     text: str
-    name: str  # add
-    modifiers: tuple[str, ...]  # rn, f32
+    name: str  # e.g. add
+    modifiers: tuple[str, ...]  # e.g. rn, f32
     operands: Vector
     guard: Register | None = None
-    unless: bool = False  # the guard is to be false
+    unless: bool = False  # the guard is negated
 
     @property
     def type(self) -> str:
-        """The last modifier: of what is computed."""
+        """The last modifier: the type of the operation."""
         return self.modifiers[-1]
 
 
 @dataclass
 class Entry:
-    """A kernel: what a grid of threads runs."""
+    """A kernel."""
 
     name: str
     parameters: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of each
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
-    threads: int = 0  # of a block, where the entry says so
+    threads: int = 0  # per block, if the entry declares it
     shared_bytes: int = 0  # of variables with a size
-    dynamic: bool = False  # and a variable without one
+    dynamic: bool = False  # also has an unsized variable
     symbols: dict[str, int] = field(default_factory=dict)  # addresses
     registers: dict[str, int] = field(default_factory=dict)  # bytes, by prefix or name
 
     @property
     def parameter_bytes(self) -> int:
-        """Of all parameters together."""
+        """Bytes of all parameters together."""
         return sum(self.parameters[-1]) if self.parameters else 0
 
     def declare_parameter(self, text: str) -> None:
         """`.param .align 8 .b8 name[56]`, `.param .u64 .ptr .global .align 1 name`."""
         kind, name, count = _declared(text)
-        align = re.match(r"\.param \.align (\d+)", text)  # not what a pointer points to
+        align = re.match(r"\.param \.align (\d+)", text)  # not the alignment of a pointer's target
         size = _bytes(kind)
         step = int(align[1]) if align else size
         start = -(-self.parameter_bytes // step) * step
@@ -88,7 +88,7 @@ class Entry:
         self.symbols[name] = start
 
     def declare_shared(self, text: str) -> None:
-        """`.shared .align 16 .b8 name[4608]`; without a size it goes on to the end."""
+        """`.shared .align 16 .b8 name[4608]`; without a size it extends to the end."""
         kind, name, count = _declared(text)
         align = re.search(r"\.align (\d+)", text)
         step = int(align[1]) if align else 1
@@ -106,13 +106,13 @@ class Entry:
             self.registers[name.strip().split("<")[0]] = WIDTHS[kind]
 
     def register(self, name: str) -> Register | None:
-        """A declared register."""
+        """A declared register, or None."""
         size = self.registers.get(name, self.registers.get(name.rstrip("0123456789")))
         return None if size is None else Register(name, size)
 
 
 def _declared(text: str) -> tuple[str, str, int | None]:
-    """Type, name and count (0: open, None: none given) of a variable."""
+    """Type, name and count (0: unsized, None: no brackets) of a variable."""
     kind = re.search(r"\.([busf]\d+)\b", text)
     name = re.search(r"([\w$%]+)(?:\[(\d*)\])?$", text)
     assert kind and name, text
@@ -124,7 +124,7 @@ def _bytes(kind: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """Operands, separated by commas that are not inside brackets."""
+    """Split operands at commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "{[") - (letter in "}]")
@@ -179,32 +179,32 @@ def _instruction(text: str, entry: Entry) -> Instruction:
         assert guard is not None, text
     name, _, operands = rest.partition(" ")
     first, *modifiers = name.replace("::", "_").split(".")
-    found = tuple(_operand(part, entry) for part in _split(operands))
-    return Instruction(text, first, tuple(modifiers), found, guard, unless)
+    parsed = tuple(_operand(part, entry) for part in _split(operands))
+    return Instruction(text, first, tuple(modifiers), parsed, guard, unless)
 
 
 def entries(text: str) -> dict[str, Entry]:
-    """The kernels of a PTX file by name."""
-    found: dict[str, Entry] = {}
-    shared: list[str] = []  # variables of the file, which every entry sees
+    """The kernels of a PTX file, by name."""
+    kernels: dict[str, Entry] = {}
+    shared: list[str] = []  # variables of the file, visible to every entry
     entry: Entry | None = None
     for whole in text.splitlines():
         line = " ".join(whole.split("//")[0].split())
         started = re.search(r"\.entry ([\w$]+)", line)
         if started:
-            entry = found[started[1]] = Entry(started[1])
+            entry = kernels[started[1]] = Entry(started[1])
             for declaration in shared:
                 entry.declare_shared(declaration)
             line = line.partition("(")[2]
         if line.startswith(".section"):
-            break  # what a debugger reads
+            break  # debug information
         for statement in line.split(";"):
             _read(statement.strip().rstrip(",").strip(), entry, shared)
-    return found
+    return kernels
 
 
 def _read(statement: str, entry: Entry | None, shared: list[str]) -> None:
-    """A statement of a file, or of the entry that it is in."""
+    """Parse a statement of the file or of the current entry."""
     statement = statement.lstrip("{ ") if ".reg " in statement else statement
     if entry is None:
         if ".shared" in statement:

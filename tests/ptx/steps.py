@@ -1,4 +1,4 @@
-"""What instructions do to threads: arithmetic, memory, and what warps do together."""
+"""Execution of instructions: arithmetic, memory, and warp-wide operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from .program import Entry, Instruction, Operand, Vector
 
 
 def _space(it: Instruction) -> str:
-    """Of the memory that an instruction means."""
+    """The memory space of an instruction."""
     spaces = (each.split("_")[0] for each in it.modifiers)
     return next((each for each in spaces if each in ("param", "shared", "global")), "global")
 
@@ -25,7 +25,7 @@ def _space(it: Instruction) -> str:
 def _locate(
     machine: Machine, space: str, at: Operand, who: Who, size: int, changes: bool = False
 ) -> Places:
-    """Where the bytes are that threads mean by an operand in brackets; `changes`: see Counts."""
+    """Offsets of the bytes that a memory operand refers to; `changes`: see Counts."""
     addresses = machine.each(at, "u32" if space == "shared" else "u64", who)
     if machine.counts is not None:
         machine.counts.access(space, who, addresses, size, changes)
@@ -44,15 +44,15 @@ def load(machine: Machine, it: Instruction, who: Who) -> None:
     vector, size, space = _listed(target), TYPES[it.type].itemsize, _space(it)
     if space == "param":
         at = machine.each(source, "u64", who).astype(np.int64)
-        found = machine.bank[at[:, None] + np.arange(size * len(vector))].view(f"u{size}")
+        values = machine.bank[at[:, None] + np.arange(size * len(vector))].view(f"u{size}")
     else:
         at = _locate(machine, space, source, who, size * len(vector))
         if space == "shared":
             machine.shared.reads(who, at, size * len(vector))
         data = machine.shared.data if space == "shared" else machine.memory.data
-        found = words(data, at, size, len(vector))
-    for i, each in enumerate(vector):
-        machine.set(each, it.type, who, found[:, i].view(TYPES[it.type]))
+        values = words(data, at, size, len(vector))
+    for i, register in enumerate(vector):
+        machine.set(register, it.type, who, values[:, i].view(TYPES[it.type]))
 
 
 def store(machine: Machine, it: Instruction, who: Who) -> None:
@@ -68,14 +68,14 @@ def store(machine: Machine, it: Instruction, who: Who) -> None:
 
 
 def combine(machine: Machine, it: Instruction, who: Who) -> None:
-    """atom, red: of several threads at a place one comes after the other, in any order."""
+    """atom, red: several threads at one place go one after another, in a random order."""
     *target, address, source = it.operands
     ways = {"add": np.add, "min": np.minimum}
     way = next((ways[name] for name in it.modifiers if name in ways), None)
     if way is None:
         raise PtxError("only additions and minima are known")
     space, dtype = _space(it), TYPES[it.type]
-    # Lanes that count are served together: they add a constant.
+    # Lanes that add a constant are served together: that is counting.
     changes = not isinstance(source, int)
     at = _locate(machine, space, address, who, dtype.itemsize, changes)
     if space == "shared":
@@ -104,18 +104,18 @@ def copy_ahead(machine: Machine, it: Instruction, who: Who) -> None:
         machine.shared.waits(who, but=int(machine.get(it.operands[0], "u32", who)))
     if len(it.operands) < 3:
         return
-    target, source, size, *some = it.operands
+    target, source, size, *optional = it.operands
     assert isinstance(size, int)
-    wanted = machine.each(some[0] if some else size, "u32", who)
+    wanted = machine.each(optional[0] if optional else size, "u32", who)
     to = _locate(machine, "shared", target, who, size)
-    found = np.zeros((len(who), size), np.uint8)  # what is not wanted
+    copied = np.zeros((len(who), size), np.uint8)  # zeros beyond the wanted bytes
     for count in np.unique(wanted[wanted > 0]):
         those = wanted == count
         at = _locate(machine, "global", source, who[those], size if count == size else 1)
-        if count < size:  # no more than these bytes need be there
+        if count < size:  # only these bytes need to exist
             _locate(machine, "global", source, who[those], int(count))
-        found[those, :count] = words(machine.memory.data, at, 1, int(count))
-    machine.shared.begins(who, to, found)
+        copied[those, :count] = words(machine.memory.data, at, 1, int(count))
+    machine.shared.begins(who, to, copied)
 
 
 # ---- warps -------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def reduce(machine: Machine, it: Instruction, who: Who) -> None:
     if (machine.get(mask, "u32", who) != 0xFFFFFFFF).any():
         raise PtxError("a reduction of a part of a warp is not known")
     values = machine.each(source, it.type, who).reshape(warps.shape)
-    found = _JOIN[it.modifiers[1]].reduce(values, axis=1, dtype=values.dtype)
-    machine.set(target, it.type, who, np.repeat(found, WARP))
+    result = _JOIN[it.modifiers[1]].reduce(values, axis=1, dtype=values.dtype)
+    machine.set(target, it.type, who, np.repeat(result, WARP))
 
 
 def _words(machine: Machine, operand: Operand, who: Who) -> NDArray[np.uint32]:
@@ -174,10 +174,10 @@ def _words(machine: Machine, operand: Operand, who: Who) -> NDArray[np.uint32]:
 
 
 def _keep(machine: Machine, operand: Operand, who: Who, kind: str, values: NDArray[Any]) -> None:
-    """Of [warp, lane, register]."""
+    """Set an operand from values [warp, lane, register]."""
     values = values.reshape(len(who), -1).astype(TYPES[kind])
-    for i, each in enumerate(_listed(operand)):
-        machine.set(each, kind, who, values[:, i])
+    for i, register in enumerate(_listed(operand)):
+        machine.set(register, kind, who, values[:, i])
 
 
 def multiply(machine: Machine, it: Instruction, who: Who) -> None:
@@ -216,7 +216,7 @@ def store_matrices(machine: Machine, it: Instruction, who: Who) -> None:
 
 
 def multiply_group(machine: Machine, it: Instruction, who: Who) -> None:
-    """wgmma: of four warps, 64 rows; done at once, so that nothing is left to wait for."""
+    """wgmma: four warps, 64 rows; executed synchronously, so waits have nothing to do."""
     if it.modifiers[0] != "mma_async":
         return
     target, a, b, scale, *flags = it.operands
@@ -241,12 +241,12 @@ def multiply_group(machine: Machine, it: Instruction, who: Who) -> None:
 def _described(
     machine: Machine, operand: Operand, groups: Who, rows: int, across: bool, kind: str
 ) -> NDArray[Any]:
-    """float64 [group, rows, 16] of shared memory."""
+    """float64 [group, rows, 16] from shared memory."""
     descriptors = machine.each(operand, "u64", groups.ravel()).reshape(groups.shape)
     if (descriptors != descriptors[:, :1]).any():
         raise PtxError("the threads of four warps describe different matrices")
     at = np.stack([matrices.described(int(one), rows, across).ravel() for one in descriptors[:, 0]])
-    # Any thread may be the one that reads.
+    # Any thread may be the reader.
     readers = groups[:, np.arange(at.shape[1]) % groups.shape[1]].ravel()
     place = machine.shared.locate(readers, at.ravel(), 2)
     machine.shared.reads(readers, place, 2)
@@ -265,7 +265,7 @@ _OTHERS: dict[str, Callable[[Machine, Instruction, Who], None]] = {
 
 
 def steps(entry: Entry) -> list[Step]:
-    """What the instructions of an entry do to threads for which their guards hold."""
+    """A function for each instruction of an entry; it applies to threads whose guard holds."""
     return [_step(it) for it in entry.instructions]
 
 
@@ -283,7 +283,7 @@ def _step(it: Instruction) -> Step:
 
 
 def _does(it: Instruction) -> Step:
-    if it.name in _FENCES or it.name in TURNS:  # the machine sees to these itself
+    if it.name in _FENCES or it.name in TURNS:  # handled by the machine
         return lambda machine, who: None
     if it.name in _OTHERS:
         other = _OTHERS[it.name]
@@ -294,17 +294,17 @@ def _does(it: Instruction) -> Step:
         return lambda machine, who: machine.set(
             target, it.type, who, machine.get(source, it.type, who)
         )
-    found = arithmetic(it)
-    if found is None:
+    operation = arithmetic(it)
+    if operation is None:
         raise PtxError(f"{it.text}: not known")
-    typed = list(zip(sources, found.sources, strict=True))
+    typed = list(zip(sources, operation.sources, strict=True))
 
     def compute(machine: Machine, who: Who) -> None:
-        value = found.compute(*(machine.get(source, kind, who) for source, kind in typed))
-        if isinstance(target, tuple) and found.result == "pred":  # and its opposite
+        value = operation.compute(*(machine.get(source, kind, who) for source, kind in typed))
+        if isinstance(target, tuple) and operation.result == "pred":  # and its complement
             machine.set(target[0], "pred", who, value)
             machine.set(target[1], "pred", who, ~value)
         else:
-            machine.set(target, found.result, who, value)
+            machine.set(target, operation.result, who, value)
 
     return compute

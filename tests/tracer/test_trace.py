@@ -218,7 +218,8 @@ def test_auto_strata(tracer: Tracer) -> None:
     steps = np.diff([*log_size, 0])
     assert len(trace.strata) == 6
     assert isinstance(trace.rule, Threshold)
-    np.testing.assert_allclose(steps, steps.mean(), rtol=0.35)
+    # Thresholds are interpolated between those tried, so steps differ by 3% of their mean at most.
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.1)
     again = tracer.choose_strata(AutoStrata(6), [list(range(40))], importance="norm_l1")
     assert again == trace.rule
     assert tracer.choose_strata(RULE, [IDS]) is RULE
