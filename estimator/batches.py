@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..tracer.windows import runs
+from ..tracer.windows import consecutive_batches
 
 BATCH_TOKENS = 4096  # tokens of a batch at most, padding included
 
@@ -20,4 +20,6 @@ def batches(sequences: Sequence[list[int]]) -> list[list[list[int]]]:
         [2, 1]
     """
     lengths = np.array([len(sequence) for sequence in sequences])
-    return [list(sequences[run]) for run in runs(lengths, BATCH_TOKENS, padding=np.inf)]
+    return [
+        list(sequences[run]) for run in consecutive_batches(lengths, BATCH_TOKENS, padding=np.inf)
+    ]
