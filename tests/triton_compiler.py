@@ -1,9 +1,9 @@
-"""Compiles every launch of the Triton ops for GPUs that are not here, and reads what it took.
+"""Compile every launch of the Triton ops for absent GPUs, and report registers and memory.
 
     python tests/triton_compiler.py TABLE CAPABILITY
 
-The ops' own host code launches, through Triton's, under the pinned configurations of the table;
-warnings are errors. Prints one JSON object a kernel: op, head width, dtype, registers, spilled
+The ops' own host code launches through Triton, under the pinned configurations of the table;
+warnings are errors. Prints one JSON object per kernel: op, head width, dtype, registers, spilled
 bytes, and bytes of shared memory.
 """
 
@@ -44,8 +44,8 @@ def used(kernel: CompiledKernel) -> dict[str, int]:
 
 
 def main(table: str, capability: int) -> None:
-    """Print one line of JSON a kernel: every op under every pinned configuration and dtype."""
-    from triton_launches import CALLS  # beside this file: what calls which op how
+    """Print one line of JSON per kernel: every op under every pinned configuration and dtype."""
+    from triton_launches import CALLS  # next to this file
 
     configs.table_for = lambda device: table
     warnings.simplefilter("error")

@@ -1,7 +1,7 @@
-"""A GPU for Triton that is not there: its own launch code runs, up to where the driver would.
+"""A simulated CUDA device for Triton: its own launch code runs, up to the call of the driver.
 
-So a launch that Triton would refuse on a GPU is refused here, and kernels are specialised and
-compiled as that GPU would have them.
+A launch that Triton would refuse on a GPU is refused here, and kernels are specialised and compiled
+as for that GPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +16,17 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of one block: CUDA C++ programming guide
-MOST_THREADS = 1024  # of one block
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # per block: CUDA C++ programming guide
+MOST_THREADS = 1024  # per block
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch on its way to the device."""
+    """A launch as it would reach the device."""
 
     kernel: CompiledKernel
     grid: tuple[int, int, int]
-    values: tuple[Any, ...]  # of all parameters, compile-time ones too
+    values: tuple[Any, ...]  # of all parameters, including compile-time ones
 
     def arguments(self) -> list[Any]:
         """Values of the parameters that the compiled kernel takes."""
@@ -37,7 +37,7 @@ class Launched:
 
 
 class Driver:
-    """What Triton asks of a driver when it launches a kernel."""
+    """The part of a driver's interface that Triton uses to launch a kernel."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -45,7 +45,7 @@ class Driver:
         self.utils = self
 
     def get_current_device(self) -> int:
-        """Compiled kernels are kept by device: one for each generation."""
+        """The device number: Triton caches compiled kernels by it, so one per generation."""
         return self.capability
 
     def get_current_stream(self, device: int) -> int:
@@ -60,14 +60,14 @@ class Driver:
     def load_binary(
         self, name: str, binary: bytes, shared: int, device: int
     ) -> tuple[int, int, int, int, int]:
-        """Handles of module and function; registers, spilled bytes, and the most threads."""
+        """Handles of module and function, registers, spilled bytes, and maximum threads."""
         return 1, 1, 0, 0, MOST_THREADS
 
     def unload_module(self, module: int) -> None:
-        """Nothing was loaded."""
+        """Nothing to unload."""
 
     def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        """What a compiled kernel calls with its grid and arguments."""
+        """The function that a compiled kernel calls with its grid and arguments."""
 
         def launch(
             x: int, y: int, z: int, stream: int, function: int, packed: object, about: object,
@@ -78,18 +78,18 @@ class Driver:
         return launch
 
 
-@cache  # a compiled kernel keeps the launcher that it was given at its first launch
+@cache  # a compiled kernel keeps the launcher of its first launch
 def _driver(capability: int) -> Driver:
     return Driver(capability)
 
 
 @contextmanager
 def device(capability: int, launched: Callable[[Launched], None]) -> Iterator[None]:
-    """Launches are handed to `launched`; tensors of the CPU pass for the device's own.
+    """Pass launches to `launched` instead of a device; CPU tensors count as the device's.
 
     Args:
         capability: 80 or 90.
-        launched: takes what would run.
+        launched: called with each launch.
     """
     fake, run = _driver(capability), JITFunction.run
 

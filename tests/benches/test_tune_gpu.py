@@ -38,7 +38,7 @@ def away(config: Config) -> float:
 
 
 def pinned(width: int, tensor: torch.Tensor) -> Config:
-    """A launch's configuration, as the table has it."""
+    """A launch's configuration in the table."""
     launched = configs.launch(PLACE.op, width, tensor)
     assert launched.pop("enable_fp_fusion") is True
     return launched

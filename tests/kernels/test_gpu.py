@@ -387,7 +387,7 @@ def test_every_output(family: str, attention: str) -> None:
 
 @contextmanager
 def no_waits() -> Iterator[None]:
-    """A synchronisation of the host with the device is an error."""
+    """Raise an error if the host synchronises with the device while the context is open."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
