@@ -25,7 +25,7 @@ SANITIZERS = [
     "-fno-wrapv",  # Python asks for -fwrapv, under which no overflow is undefined
     "-fno-omit-frame-pointer",
     "-O1",
-    "-g",
+    "-g1",  # lines, for reports
 ]
 # OpenMP shares torch's threads; without it csrc/cpu/threads.h starts its own.
 threads = ["-fopenmp"] if sys.platform == "linux" else ["-pthread"]

@@ -128,7 +128,7 @@ class _Tile:
         return self.head, self.heads, self.rows.start, self.rows.stop
 
     @property
-    def plain(self) -> _cuda.Tile:
+    def plain(self) -> "_cuda.Tile":
         start, stop = self.rows.start, self.rows.stop
         return _cuda.Tile(self.batch, self.head, self.heads, start, stop - start, self.length)
 
@@ -159,7 +159,7 @@ class _Weighing:
         return self._weigh(self.pattern, self.weights, tile, share)
 
     def _weigh(
-        self, pattern: _cuda.Pattern, weights: _cuda.Weights, tile: _Tile, share: Tensor | None
+        self, pattern: "_cuda.Pattern", weights: "_cuda.Weights", tile: _Tile, share: Tensor | None
     ) -> Tensor:
         weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
         into = 0 if share is None else share.data_ptr()
@@ -207,7 +207,7 @@ class _Weighing:
         shape = (self.batch, heads, self.length, depth)
         return _address("a factor", self.tensors[-1], torch.bfloat16, *shape, on=self.device)
 
-    def _pattern(self, pattern: Pattern) -> _cuda.Pattern:
+    def _pattern(self, pattern: Pattern) -> "_cuda.Pattern":
         q, k, depth = self.factors(pattern.q, pattern.k)
         segments = 0
         if pattern.segments is not None:
@@ -229,7 +229,7 @@ class _Weighing:
             pattern.softcap or 0.0,
         )
 
-    def _weights(self, edges: AttentionEdges) -> _cuda.Weights:
+    def _weights(self, edges: AttentionEdges) -> "_cuda.Weights":
         shape = edges.pattern.shape
         targets = (self.batch, self.length)
         match edges.weight:

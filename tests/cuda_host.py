@@ -1,16 +1,14 @@
 """The CUDA kernels on CPU tensors: their sources, built for the host by a C++ compiler.
 
-`csrc/cuda/grid.h` explains how one source serves both. The build is only for tests, lives in a
-temporary folder and is made when an op is first called. Importing this module puts a copy of
+`csrc/cuda/grid.h` explains how one source serves both. The build is only for tests, and made when
+an op is first called. Importing this module puts a copy of
 `kernels/cuda.py` on top of it: the backend `cuda_host`, which tests enable with `switch_on`.
 """
 
 import importlib.util
 import os
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,12 +18,12 @@ from unittest import mock
 
 import pybind11
 import pytest
+from compiled import CSRC, compiled
 
 from densitrace import kernels
 from densitrace.kernels import dispatch
 
 NAME = "cuda_host"
-CSRC = Path(__file__).parents[1] / "csrc"
 # As in setup.py
 NVCC = ["nvcc", "-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}"]
 FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
@@ -45,17 +43,11 @@ def loaded(name: str, path: Path) -> ModuleType:
 @cache
 def built() -> ModuleType:
     """Compile densitrace._cuda_host."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "_cuda_host.so"
-        include = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-        command = [os.environ.get("CXX", "g++"), *FLAGS, "-DDENSITRACE_HOST", "-o", path]
-        command += [f"-I{folder}" for folder in include] + ["-xc++"]
-        sources = [CSRC / "cuda" / "bindings.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
-        done = subprocess.run(
-            [*map(str, command + sources)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return loaded("densitrace._cuda_host", path)
+    include = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    command = [os.environ.get("CXX", "g++"), *FLAGS, "-DDENSITRACE_HOST"]
+    command += [f"-I{folder}" for folder in include] + ["-xc++"]
+    sources = [CSRC / "cuda" / "bindings.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    return loaded("densitrace._cuda_host", compiled("_cuda_host.so", [*command, *sources]))
 
 
 class Deferred(ModuleType):

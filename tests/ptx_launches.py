@@ -3,17 +3,15 @@
 import math
 import re
 import struct
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import cuda_host
 import torch
+from compiled import CSRC, compiled
 from ptx import Counts, Entry, Launch, entries, launch
 
 from densitrace.kernels import dispatch
@@ -28,12 +26,10 @@ Counted = dict[str, Counts]  # counts of a kernel's launches, by its name
 def cuda_entries(capability: int) -> list[Entry]:
     """All kernels of csrc/cuda."""
     kernels: list[Entry] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((cuda_host.CSRC / "cuda").glob("*.cu")):
-            ptx = Path(folder) / f"{source.stem}.ptx"
-            command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source, "-o", ptx]
-            subprocess.run([*map(str, command)], check=True)
-            kernels += entries(ptx.read_text(encoding="utf-8")).values()
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source]
+        ptx = compiled(f"{source.stem}-sm_{capability}.ptx", command)
+        kernels += entries(ptx.read_text(encoding="utf-8")).values()
     return kernels
 
 

@@ -53,7 +53,7 @@ from densitrace import kernels
 assert kernels.backends()["bottleneck"] == "cpu"
 print(kernels.__file__)
 """
-WITHOUT_COMPILER = """
+TRACED_WITHOUT_COMPILER = """
 import contextlib, io
 import torch
 from densitrace import Threshold, Tracer, kernels
@@ -73,6 +73,8 @@ else:
     raise AssertionError("a backend that is not there was served")
 print(said.getvalue())
 """
+
+WITHOUT_COMPILER = {"CC": "false", "CXX": "false"}
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,12 @@ class Environment:
         return done.stdout.strip()
 
 
-def pip(*arguments: str | Path, python: Path | None = None, compiler: str = "") -> None:
-    """Run pip without an index: everything needed is already here."""
+def pip(*arguments: str | Path, python: Path | None = None, **settings: str) -> None:
+    """Run pip without an index: everything needed is already here. `settings`: environment."""
     target = [] if python is None else ["--python", str(python)]
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", *target, *map(str, arguments), *offline, "--quiet"]
-    named = {"CC": compiler, "CXX": compiler} if compiler else {}
-    subprocess.run(command, check=True, env=os.environ | named)
+    subprocess.run(command, check=True, env=os.environ | settings)
 
 
 def new_environment(folder: Path, checkout: Path) -> Environment:
@@ -153,14 +154,17 @@ def environment(
 ) -> Environment:
     """densitrace installed from the wheel, by `pip install .` and by `pip install -e .`."""
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "editable":
-        # It builds into its checkout, which would hide a module missing from the other two. The
-        # wheel's object files are copied, so nothing is compiled twice.
-        checkout = shutil.copytree(checkout, folder / "checkout")
+    if request.param != "editable":
+        installed = new_environment(folder, checkout)
+        pip("install", wheel if request.param == "wheel" else checkout, python=installed.python)
+        return installed
+    # It builds into its checkout, which would hide a module missing from the other two.
+    checkout = shutil.copytree(checkout, folder / "checkout")
     installed = new_environment(folder, checkout)
-    options = ["--editable"] if request.param == "editable" else []
-    what = wheel if request.param == "wheel" else checkout
-    pip("install", *options, what, python=installed.python)
+    pip("install", "--editable", checkout, python=installed.python, **WITHOUT_COMPILER)
+    # An editable build compiles everything anew: the wheel's modules go where it would put them.
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(checkout, [name for name in archive.namelist() if ".cpython" in name])
     return installed
 
 
@@ -225,12 +229,12 @@ def test_without_a_compiler(options: list[str], checkout: Path, tmp_path: Path) 
     """It installs, warns once that plain torch serves, and traces."""
     fresh = shutil.copytree(checkout, tmp_path / "checkout", ignore=BUILT)
     bare = new_environment(tmp_path, fresh)
-    pip("install", *options, fresh, python=bare.python, compiler="false")
+    pip("install", *options, fresh, python=bare.python, **WITHOUT_COMPILER)
     assert not [*tmp_path.rglob("_c*.so")]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copy2(ROOT / "tests" / "tiny_models.py", elsewhere)
-    (said,) = bare.run(["python", "-c", WITHOUT_COMPILER], elsewhere).splitlines()
+    (said,) = bare.run(["python", "-c", TRACED_WITHOUT_COMPILER], elsewhere).splitlines()
     assert said.startswith("Plain torch serves the compiled ops, slower: ")
     *table, last = bare.run(["densitrace", "info"], elsewhere).splitlines()
     assert said.endswith(last)

@@ -190,17 +190,19 @@ PYBIND11_MODULE(MODULE, module) {
              py::arg("result"), py::arg("strata"), py::arg("batch"), py::arg("length"), device,
              stream, "Write the number of edges of every trace that enter one node layer.");
 
-  py::class_<Pattern>(module, "Pattern", "densitrace.kernels.Pattern for these ops.")
+  py::class_<Pattern>(module, "Pattern", py::module_local(),
+                      "densitrace.kernels.Pattern for these ops.")
       .def(py::init(&make_pattern), py::arg("q"), py::arg("k"), py::arg("lse"), py::arg("segments"),
            py::arg("batch"), py::arg("heads"), py::arg("groups"), py::arg("length"), py::arg("d_k"),
            py::arg("window"), py::arg("scale"), py::arg("softcap"));
-  py::class_<Weights>(module, "Weights", "A densitrace.kernels.EdgeWeight for these ops.")
+  py::class_<Weights>(module, "Weights", py::module_local(),
+                      "A densitrace.kernels.EdgeWeight for these ops.")
       .def_static("scores", &scores)
       .def_static("norm", &norm, py::arg("source"), py::arg("target"))
       .def_static("proximity", &proximity, py::arg("along"), py::arg("v"), py::arg("target"),
                   py::arg("d_v"))
       .def_static("given", &given, py::arg("weight"));
-  py::class_<Tile>(module, "Tile",
+  py::class_<Tile>(module, "Tile", py::module_local(),
                    "A range of targets and heads, whose weights are in memory at a time.")
       .def(py::init([](unsigned batch, unsigned head, unsigned heads, unsigned first, unsigned rows,
                        unsigned length) { return Tile{batch, head, heads, first, rows, length}; }),
