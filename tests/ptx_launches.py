@@ -22,15 +22,20 @@ Counted = dict[str, Counts]  # counts of a kernel's launches, by its name
 # ---- CUDA C++ ----------------------------------------------------------------------------------
 
 
-@cache
-def cuda_entries(capability: int) -> list[Entry]:
-    """All kernels of csrc/cuda."""
-    kernels: list[Entry] = []
+def cuda_ptx(capability: int) -> dict[str, str]:
+    """PTX of each source of csrc/cuda by its name, without the line that names the target."""
+    texts = {}
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source]
         ptx = compiled(f"{source.stem}-sm_{capability}.ptx", command)
-        kernels += entries(ptx.read_text(encoding="utf-8")).values()
-    return kernels
+        texts[source.stem] = re.sub(r"(?m)^\.target .*", "", ptx.read_text(encoding="utf-8"))
+    return texts
+
+
+@cache
+def cuda_entries(capability: int) -> list[Entry]:
+    """All kernels of csrc/cuda."""
+    return [entry for ptx in cuda_ptx(capability).values() for entry in entries(ptx).values()]
 
 
 def _counts(counted: Counted | None, kernel: str) -> Counts | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attention_problem import VARIANTS, Problem
 from bench_files import module_at
-from ptx_launches import cuda_on_machine
+from ptx_launches import cuda_on_machine, cuda_ptx
 from without_interpreter import lines_of
 
 from densitrace.kernels import reference
@@ -19,7 +19,10 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the 
 on_gpu = module_at(Path(__file__).with_name("test_gpu.py"))
 
 
-@pytest.fixture(params=[80, 90])
+DIFFERS = ["bottleneck"]  # sources with instructions of one generation alone
+
+
+@pytest.fixture
 def cuda(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned: None
 ) -> Iterator[str]:
@@ -29,12 +32,24 @@ def cuda(
         yield cuda_host.NAME
 
 
-@pytest.mark.parametrize("op", on_gpu.CUDA_OPS)
+def test_one_program_serves_both_generations() -> None:
+    """So what runs on the machine as one of them has it would run alike on the other."""
+    older, newer = cuda_ptx(80), cuda_ptx(90)
+    assert older.keys() == newer.keys()
+    assert [name for name in older if older[name] != newer[name]] == DIFFERS
+
+
+@pytest.mark.parametrize(
+    ("cuda", "op"),
+    [*((90, op) for op in on_gpu.CUDA_OPS), *((80, op) for op in DIFFERS)],
+    indirect=["cuda"],
+)
 @pytest.mark.parametrize("shape", ["one token", "all", "bfloat16", "long"])
 def test_cuda_kernels(shape: str, op: str, cuda: str) -> None:
     on_gpu.CHECKS[op](Problem(VARIANTS[shape], backend=cuda))
 
 
+@pytest.mark.parametrize("cuda", [80, 90], indirect=True)
 @pytest.mark.parametrize("method", ["packed", "boolean"])
 @pytest.mark.parametrize("length", [33, 132])  # rows at any address, or aligned to words
 def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
