@@ -89,20 +89,16 @@ def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
     """Each bench is in one part by name; the tests are in four that together leave none out."""
     result = checkout.run(FAILING="-k cuda and")
     asked = " ".join(checkout.asked)
-    benches = re.findall(r"benches/\S+::\S+", asked)
-    command = [sys.executable, "-P", "-c", COLLECTED]
-    named, every = (
-        subprocess.run(
-            [*command, *which], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-        )
-        for which in (benches, GPU_TESTS)
+    named = re.findall(r"benches/\S+::\S+", asked)
+    command = [sys.executable, "-P", "-c", COLLECTED, *GPU_TESTS]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert named.returncode == 0, named.stdout
-
-    def collected(output: str) -> list[str]:
-        return sorted(line for line in output.splitlines() if "::" in line)
-
-    assert collected(named.stdout) == collected(every.stdout) != []
+    assert done.returncode == 0, done.stdout
+    every = [line for line in done.stdout.splitlines() if "::" in line]
+    asked_for = {name: [x for x in every if f"{x}[".startswith(f"{name}[")] for name in named}
+    assert all(asked_for.values())
+    assert {test for tests in asked_for.values() for test in tests} == set(every) != set()
     chosen = [re.search(r"-k (.*) tests/", line) for line in checkout.asked]
     assert [match[1] for match in chosen if match] == [
         "triton and lane_attention", "triton and not lane_attention", "cuda and not triton",
