@@ -27,6 +27,7 @@ WEIGHTS = {  # for other kinds `dispatch` picks another backend
 
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
+NODES = 264  # whose cuts are found at once, at least, a block each: two a multiprocessor of an H200
 TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
 SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
@@ -133,9 +134,12 @@ class _Tile:
         return _cuda.Tile(self.batch, self.head, self.heads, start, stop - start, self.length)
 
 
-def _tiles(batch: int, head: int, heads: int, length: int) -> Iterator[_Tile]:
-    """Tiles over all targets of heads [head, head + heads), as large as TILE_ELEMENTS allows."""
-    block = max(1, TILE_ELEMENTS // max(1, batch * heads * length))
+def _tiles(batch: int, head: int, heads: int, length: int, targets: int = 1) -> Iterator[_Tile]:
+    """Tiles over all targets of heads [head, head + heads), as large as TILE_ELEMENTS allows.
+
+    `targets`: of a sequence, at least.
+    """
+    block = max(targets, TILE_ELEMENTS // max(1, batch * heads * length))
     for start in range(0, length, block):
         yield _Tile(batch, head, heads, slice(start, min(length, start + block)), length)
 
@@ -348,8 +352,13 @@ def _whole_nodes(edges: AttentionEdges) -> Iterator[tuple[_Tile, Tensor]]:
         yield from _Proximity(edges).whole_nodes()
         return
     weighing = _Weighing(edges)
-    for tile in _tiles(weighing.batch, 0, weighing.heads, weighing.length):
+    for tile in _node_tiles(weighing.batch, weighing.heads, weighing.length):
         yield tile, weighing.weigh(tile)
+
+
+def _node_tiles(batch: int, heads: int, length: int) -> Iterator[_Tile]:
+    """Tiles of all heads, with enough targets to occupy a GPU."""
+    return _tiles(batch, 0, heads, length, targets=-(-NODES // max(1, batch)))
 
 
 # ---- the kept edges as tables ------------------------------------------------------------------
@@ -482,7 +491,7 @@ class _Proximity:
     def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
         """Tiles of targets with the weights of all heads."""
         batch, heads, length = self.shape
-        for tile in _tiles(batch, 0, heads, length):
+        for tile in _node_tiles(batch, heads, length):
             weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
             for part, weight_of_part in self.tiles(tile.rows):
                 weight[:, part.head : part.head + part.heads] = weight_of_part
