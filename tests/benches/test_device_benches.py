@@ -149,6 +149,9 @@ def test_memory_rows_start_with_empty_caches(
     assert kept == [True, True, False, False, False]  # the plain forwards cache nothing
     limits = [figures.get("wanted") for _, figures in record.sections["memory"]]
     assert limits == [None, 1.3, 1.3, 1.3]
+    maps = 2 * len(work.tracing.decoder.blocks) * 2 * 24 * 24  # bytes
+    for _, figures in record.sections["memory"][1:]:
+        assert figures["x without maps"] == pytest.approx(1 - maps / 2**20)
 
 
 def test_peak_memory_includes_what_a_run_caches(monkeypatch: pytest.MonkeyPatch) -> None:
