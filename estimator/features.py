@@ -252,6 +252,22 @@ def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     return pd.Series(pieces, tokens.index, dtype=object)
 
 
+def first_of_text(texts: pd.Series, document: pd.Series) -> pd.Series:
+    """Map documents to the first document of the same text; those without text to themselves.
+
+    Args:
+        texts: the text of each document.
+        document: int [N], labels of the index of `texts`.
+
+    Example:
+        >>> first_of_text(pd.Series(["a", "b", "a", "", ""]), pd.Series(range(5))).tolist()
+        [0, 1, 0, 3, 4]
+    """
+    index = texts.index.to_series()
+    first = index.groupby(texts).transform("first").where(texts != "", index)
+    return document.map(first)
+
+
 def _per_million(counts: NDArray[np.floating], total: float) -> NDArray[np.float64]:
     seen = np.where(counts > 0, counts, UNSEEN)
     return np.asarray(np.log10(1e6 * seen / max(total, 1.0)))

@@ -292,7 +292,8 @@ def with_factors(begun: Section, explanation: Future[FactorSummary] | None) -> S
 def _missing(result: DensityResult) -> dict[str, Any]:
     return {
         "missing": f"Too little to explain: {len(result.tokens):,} tokens in "
-        f"{len(result.documents):,} documents, {FEWEST_TOKENS} in {MIN_DOCUMENTS} would be needed."
+        f"{len(result.documents):,} documents, {FEWEST_TOKENS} in {MIN_DOCUMENTS} of different "
+        "text would be needed."
     }
 
 
