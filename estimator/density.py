@@ -60,6 +60,19 @@ def tolerance(measure: str) -> float:
     return 0.1 if eps is None else eps
 
 
+def measure_column(measure: str) -> str:
+    """Name of the column that holds a measure, however its EPS is written.
+
+    Raises:
+        InputError: see `tolerance`.
+
+    Example:
+        >>> measure_column("density@1e-1")
+        'density@0.1'
+    """
+    return AUC if measure == AUC else density_name(tolerance(measure))
+
+
 def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
     """Map labels to column names: `label_NAME` where NAME is taken.
 
@@ -96,8 +109,16 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
     Raises:
         InputError: a negative or non-finite `eps`.
+        StoreError: the store holds no scanned token.
     """
-    return _joined(store.by_runs(lambda run: _read(store, run, eps).tokens), eps)
+    runs = store.by_runs(lambda run: _read(store, run, eps).tokens)
+    _check_scanned(store, runs)
+    return _joined(runs, eps)
+
+
+def _check_scanned(store: Store, runs: Sequence[pd.DataFrame]) -> None:
+    if all(run.empty for run in runs):
+        raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
 
 
 def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
@@ -300,8 +321,7 @@ class DensityResult:
             StoreError: the store holds no scanned token.
         """
         runs = store.by_runs(lambda run: _read(store, run, eps))
-        if all(run.tokens.empty for run in runs):
-            raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
+        _check_scanned(store, [run.tokens for run in runs])
         curves = {name: [run.curves[name] for run in runs] for name in ("size", "tv")}
         strata = stratum_frame(store, curves)
         sums = np.zeros((len(store.documents), len(store.strata)))

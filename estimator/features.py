@@ -68,7 +68,8 @@ FACTORS = (
         "sentence_position",
         "tokens",
         "tokens before t in its sentence; a token without text belongs to the sentence before it, "
-        "a beginning-of-text token to none",
+        "a beginning-of-text token to none; missing where the sentence begins in a window that is "
+        "not scanned",
     ),
     Factor("token_length", "characters", "of the text of the token at t; 0 where it has none"),
     Factor(
@@ -311,7 +312,11 @@ def _sentence_position(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
         # Locate a token by its last character: a leading space belongs to the word after it.
         last = tokens["char_end"].to_numpy()[rows] - 1
         sentence[rows] = np.maximum.accumulate(np.searchsorted(starts, last, side="right"))
-    return tokens.groupby([tokens["document"], sentence]).cumcount()
+    position = tokens["position"]
+    begins = position.groupby([tokens["document"], sentence]).transform("first")
+    follows = position.groupby(tokens["document"]).diff().fillna(position + 1) == 1
+    known = follows.groupby([tokens["document"], sentence]).transform("first")
+    return (position - begins).where(known)
 
 
 def _word_place(

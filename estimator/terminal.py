@@ -145,11 +145,12 @@ def comparison_tables(comparison: "Comparison", most: int = 8) -> list[Table | s
         lines.append(table)
     lines += [
         f"{name}: {comparison.left_out[name]:,} documents that others lack, "
+        f"{comparison.partial[name]:,} not scanned to their end, "
         f"{comparison.lost[name]:,} {comparison.level}s without a token"
         for name in comparison.names
-        if comparison.left_out[name] or comparison.lost[name]
+        if comparison.left_out[name] or comparison.partial[name] or comparison.lost[name]
     ]
-    return lines
+    return [*lines, comparison.caution] if comparison.caution else lines
 
 
 def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
