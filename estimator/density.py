@@ -99,7 +99,8 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     Columns: `document` (row of `store.documents`), `window`, `position` (in the document),
     `context` (tokens the position sees, itself included), `token` (id), `char_start`,
     `char_end` (in the document's text), `full_edges` (edges of the full graph), `density@EPS`
-    and `auc_tv` (METHOD §6), `edges` (density x full edges: the trace in absolute edges),
+    and `auc_tv` (METHOD §6), `reached` (whether a trace of the scan comes within EPS; elsewhere
+    `density@EPS` counts as 1), `edges` (density x full edges: the trace in absolute edges),
     `edges_per_token` (edges / context), `regime` (`sparse` up to the corpus median of
     `density@EPS`, else `dense`), `surprisal` and `model_entropy` (nats).
 
@@ -166,6 +167,7 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
             "full_edges": full,
             density_name(eps): density,
             AUC: area,
+            "reached": (tv <= eps).any(axis=1),
             "edges": edges,
             "edges_per_token": edges / (column + 1),
             "surprisal": of("surprisal"),
@@ -173,6 +175,19 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
         }
     )
     return _Run(tokens, {"size": size, "tv": tv})
+
+
+def result_labels(store: Store, eps: float = 0.1) -> dict[str, str]:
+    """Map a store's labels to the label columns of its `DensityResult`, without reading tokens.
+
+    Args:
+        store: a store.
+        eps: the tolerance of the result.
+    """
+    tokens = [*_read(store, slice(0, 0), eps).tokens, "regime"]
+    strata = [f"{curve}_q{100 * q:.0f}" for curve in ("size", "tv") for q in QUARTILES]
+    means = [f"document_{name}" for name in (density_name(eps), AUC)]
+    return label_names(store.labels, {*tokens, "lane", "stratum", *strata, *means, "row", "doc"})
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
@@ -332,8 +347,7 @@ class DensityResult:
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
-        taken = {*tokens, *strata, *(f"document_{name}" for name in means), "row", "doc"}
-        labels = label_names(store.labels, taken)
+        labels = result_labels(store, eps)
         documents = store.documents.rename(columns=labels).join(means, how="inner")
         errors = sums[means.index] / by_document.size().to_numpy()[:, None]
         settings = dict(store.attributes)

@@ -15,7 +15,7 @@ from ..tracer.store import Store
 from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
 from .compare import model_names
-from .density import DensityResult
+from .density import DensityResult, result_labels
 from .exhibits import Exhibit
 from .intervals import MIN_DOCUMENTS
 from .plots import percent
@@ -68,13 +68,25 @@ def page_of(
     sources: Sequence[DensityResult | Store], options: ReportOptions, explaining: Executor
 ) -> Page:
     """Assemble the page; `explaining` runs the explanations by factors."""
+    names = _checked_names(sources, options)
     results = [
         source
         if isinstance(source, DensityResult)
         else DensityResult.from_store(source, options.eps)
         for source in sources
     ]
-    subjects = _subjects(sources, results, options)
+    subjects = [
+        Subject(
+            key=f"s{number}",
+            name=name,
+            result=result,
+            store=source if isinstance(source, Store) else None,
+            by=None if options.by is None else tuple(dict.fromkeys(options.by)),
+        )
+        for number, (name, result, source) in enumerate(
+            zip(names, results, sources, strict=True), start=1
+        )
+    ]
     if not options.factors:
         return Page([section(subject) for subject in subjects], agreement(subjects))
     begun = [begin(explaining, subject) for subject in subjects]
@@ -85,28 +97,26 @@ def page_of(
     return replace(page, sections=sections)
 
 
-def _subjects(
-    sources: Sequence[DensityResult | Store],
-    results: Sequence[DensityResult],
-    options: ReportOptions,
-) -> list[Subject]:
-    labels = dict.fromkeys(label for result in results for label in result.labels)
+def _checked_names(
+    sources: Sequence[DensityResult | Store], options: ReportOptions
+) -> tuple[str, ...]:
+    """Check the labels and names asked for, before tokens are read; return the models' names."""
+    labels: dict[str, None] = {}
+    for source in sources:
+        own = (
+            source.labels
+            if isinstance(source, DensityResult)
+            else result_labels(source, options.eps).values()
+        )
+        labels |= dict.fromkeys(own)
     for label in options.by or ():
         if label not in labels:
             raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
-    names = model_names([str(result.settings["model"]) for result in results], options.names)
-    return [
-        Subject(
-            key=f"s{number}",
-            name=name,
-            result=result,
-            store=source if isinstance(source, Store) else None,
-            by=None if options.by is None else tuple(options.by),
-        )
-        for number, (name, result, source) in enumerate(
-            zip(names, results, sources, strict=True), start=1
-        )
+    models = [
+        str(source.settings["model"]) if isinstance(source, DensityResult) else source.model_id
+        for source in sources
     ]
+    return model_names(models, options.names)
 
 
 def _environment() -> Environment:

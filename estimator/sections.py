@@ -79,7 +79,7 @@ def section(subject: Subject) -> Section:
     parts: dict[str, Any] = {
         "lead": lead(result),
         "headline": headline(result, summaries),
-        "unreached": percent((result.tokens[result.density] >= 1).mean()),
+        "unreached": percent((~result.tokens["reached"]).mean()),
         "scales": tuple(zip(("density", "auc"), both, strict=True)),
         "curve_note": _curve_note(result),
         "extremes": _extremes(result, both),
@@ -242,8 +242,8 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
     if subject.store is None:
         return None
     result = subject.result
-    if not (result.tokens[result.density] < 1).any():
-        return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
+    if not result.tokens["reached"].any():
+        return {"missing": f"No trace of the scan is within an error of {result.eps:g}."}
     table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
     exhibits["topology"] = Exhibit(
         name=file_name(subject.key, "topology"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import made_up_store
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import save_exhibits
-from densitrace.estimator.plots import LIGHT
+from densitrace.estimator.plots import LIGHT, percent
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
@@ -115,6 +116,49 @@ def test_correlations_equal_scipys(result: DensityResult) -> None:
     signs = {relation.name: found.correlations[relation.name, "density@0.1"].value
              for relation in RELATIONS}  # fmt: skip
     assert signs["model_entropy"] > 0 > max(signs["frequency"], signs["context"])
+
+
+def test_a_trace_of_the_whole_graph_reaches_any_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = made_up_store._curves
+
+    def whole(*arguments: Any) -> dict[str, Any]:
+        made = curves(*arguments)
+        return {**made, "size": np.ones_like(made["size"]), "tv": np.zeros_like(made["tv"])}
+
+    monkeypatch.setattr(made_up_store, "_curves", whole)
+    store = make(tmp_path / "s.zarr", tokens=300)
+    result = DensityResult.from_store(store)
+    assert (result.tokens[result.density] == 1).all() and result.tokens["reached"].all()
+    parts = section(Subject("s1", "a", result, store)).parts
+    assert parts["unreached"] == "0%" and "missing" not in parts["topology"]
+
+
+def test_what_no_trace_reaches_is_counted(
+    stores: tuple[Store, Store], result: DensityResult
+) -> None:
+    reached = (stores[0].tv[:].min(-1) <= 0.1)[stores[0].token[:] >= 0]
+    assert 0 < reached.mean() < 1
+    found = section(Subject("s1", "a", result, stores[0]))
+    assert found.parts["unreached"] == percent(1 - reached.mean())
+    never = section(Subject("s1", "a", DensityResult.from_store(stores[0], eps=0.0), stores[0]))
+    assert never.parts["topology"]["missing"] == "No trace of the scan is within an error of 0."
+
+
+def test_labels_and_names_are_checked_before_tokens_are_read(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "by_runs", lambda *_: pytest.fail("tokens are read"))
+    with pytest.raises(InputError, match="by='author': the labels are domain, lang"):
+        render_report(stores, by=["domain", "author"])
+    with pytest.raises(InputError, match="2 different names"):
+        render_report(stores, names=["one"])
+
+
+def test_a_label_asked_for_twice_is_shown_once(stores: tuple[Store, Store]) -> None:
+    page = render_report(stores[0], by=["lang", "lang"], factors=False)
+    assert page.count("<h2>Density by lang</h2>") == 1
 
 
 def test_counts_and_medians_lose_no_point() -> None:
