@@ -16,9 +16,9 @@ from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
 from .compare import model_names
 from .density import DensityResult, result_labels
-from .exhibits import Exhibit
+from .exhibits import Exhibit, named_apart
 from .intervals import MIN_DOCUMENTS
-from .plots import percent
+from .plots import percent, shown_value
 from .report import ReportOptions
 from .sections import Section, Subject, begin, number, section, with_factors
 
@@ -60,6 +60,8 @@ class Page:
                 number=number,
                 count=count,
                 signed=signed,
+                shown_value=shown_value,
+                threshold=threshold,
             )
         )
 
@@ -88,13 +90,27 @@ def page_of(
         )
     ]
     if not options.factors:
-        return Page([section(subject) for subject in subjects], agreement(subjects))
+        return _page(subjects)
     begun = [begin(explaining, subject) for subject in subjects]
-    page = Page([section(subject) for subject in subjects], agreement(subjects))
+    page = _page(subjects)
     for exhibit in page.exhibits:
         _ = exhibit.svg  # drawn while factors are explained
     sections = [with_factors(*pair) for pair in zip(page.sections, begun, strict=True)]
     return replace(page, sections=sections)
+
+
+def _page(subjects: Sequence[Subject]) -> Page:
+    """The page without explanations by factors; the names of its exhibits are unique."""
+    page = Page([section(subject) for subject in subjects], agreement(subjects))
+    named = iter(named_apart(page.exhibits))
+    sections = [
+        replace(part, exhibits={key: next(named) for key in part.exhibits})
+        for part in page.sections
+    ]
+    if page.across is None:
+        return Page(sections, None)
+    pairs = [replace(pair, figure=next(named)) for pair in page.across.pairs]
+    return Page(sections, replace(page.across, pairs=pairs))
 
 
 def _checked_names(
@@ -142,6 +158,13 @@ def _hash(script: str) -> str:
 def count(value: float) -> str:
     """Format a count: 1,234, or 12.3 below 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
+
+
+def threshold(value: float, largest: float) -> str:
+    """Format a threshold at which an error is met: the largest known is only a lower bound."""
+    if value != value:
+        return "–"
+    return f"{'≥ ' if value >= largest else ''}{value:.2g}"
 
 
 def signed(value: float) -> str:

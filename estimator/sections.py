@@ -17,7 +17,7 @@ from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
 from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
 from .intervals import MIN_DOCUMENTS
-from .plots import curve_figure, label_figure, percent, position_figure
+from .plots import curve_figure, label_figure, percent, position_figure, shown_value
 from .relation_plots import relation_figure, relation_panels
 from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
@@ -140,7 +140,8 @@ def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> li
             lines.append(
                 (
                     f"{ratio:.1f}×",
-                    f"the mean density of {table.index[0]} over that of {table.index[-1]}: "
+                    f"the mean density of {shown_value(table.index[0])} over that of "
+                    f"{shown_value(table.index[-1])}: "
                     f"{percent(top[result.density])} and {percent(bottom[result.density])}",
                 )
             )
@@ -261,7 +262,11 @@ def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, 
     """One table per label; none unless the rule is a threshold."""
     tables = ((label, threshold_table(result, label)) for label in labels)
     return [
-        {"label": label, "rows": list(table.iterrows())}
+        {
+            "label": label,
+            "rows": list(table.iterrows()),
+            "largest": max(result.errors.columns),
+        }
         for label, table in tables
         if table is not None and np.isfinite(table["threshold"].iloc[0])
     ]

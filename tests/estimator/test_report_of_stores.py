@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ import pytest
 from byte_model import byte_model, byte_tokenizer
 from click.testing import CliRunner
 from made_up_store import made_up_documents, make_store
+from matplotlib.figure import Figure
 from scipy import stats
 
 from densitrace import (
@@ -36,10 +38,11 @@ from densitrace.estimator.agreement import agreement
 from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
-from densitrace.estimator.exhibits import save_exhibits
+from densitrace.estimator.exhibits import Exhibit, named_apart, save_exhibits
+from densitrace.estimator.page import threshold
 from densitrace.estimator.plots import LIGHT, percent
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
-from densitrace.estimator.report import render_report
+from densitrace.estimator.report import render_report, write_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
 from densitrace.estimator.separate_process import explainer
 from densitrace.estimator.summaries import trace_parts
@@ -92,6 +95,38 @@ def test_every_figure_of_the_page_is_written_with_its_data(
         assert LIGHT.paper in drawing and "var(" not in drawing and "#040404" not in drawing
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert len(pd.read_csv(folder / f"{name}.csv"))
+
+
+def test_labels_that_look_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    documents = [
+        Document(f"d{n}", each.text, dict.fromkeys(["lang", "Lang"], ("a\x07b", "")[n % 2]), "")
+        for n, each in enumerate(made_up_documents(400, mean_length=30))
+    ]
+    store = make_store(tmp_path / "s.zarr", documents, context=64, strata=[0.1, 0.01])
+    page = tmp_path / "page.html"
+    write_report(store, page, names=["A\x1bB"], figures=tmp_path, factors=False)
+    html = page.read_text(encoding="utf-8")
+    names = re.findall(r'data-name="([^"]+)"', html)
+    assert len(set(names)) == len(names) == len(list(tmp_path.glob("*.csv")))
+    assert {"s1-by-lang-auc", "s1-by-lang-auc-2"} <= {*names}
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids)
+    drawings = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")]
+    on_page = re.findall("<svg .*?</svg>", html, flags=re.DOTALL)
+    assert len(on_page) == len(drawings) == len(names)
+    for drawing in [*drawings, *on_page]:
+        ElementTree.fromstring(drawing.replace("xlink:href", "href"))
+    labelled = next(drawing for drawing in drawings if ">ab (" in drawing)
+    assert ">(none) (" in labelled
+    assert html.count('<th scope="row">(none)</th>') == 2 * 2  # densities and thresholds
+
+
+def test_names_that_are_taken_are_numbered() -> None:
+    names = ["across-a-b", "across-a-b-2", "across-a-b", "across-a-b"]
+    exhibits = [Exhibit(name, "", pd.DataFrame(), lambda _: Figure()) for name in names]
+    assert [exhibit.name for exhibit in named_apart(exhibits)] == [
+        "across-a-b", "across-a-b-2", "across-a-b-3", "across-a-b-4"
+    ]  # fmt: skip
 
 
 def test_figures_that_stand_alone_have_the_light_pages_colours() -> None:
@@ -192,6 +227,27 @@ def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, S
     expected = threshold_at(tau, errors[law].mean(0)[::-1], 0.2)
     assert table["threshold"]["law"] == pytest.approx(expected)
     assert table["error_of_all"]["(all)"] == pytest.approx(0.2)
+
+
+def test_a_value_called_as_the_row_of_all_has_a_row_of_its_own(result: DensityResult) -> None:
+    called = result.documents["domain"].replace({"law": "(all)", "drama": ""})
+    documents = result.documents.assign(domain=called)
+    renamed = threshold_table(replace(result, documents=documents), "domain")
+    table = threshold_table(result, "domain")
+    assert renamed is not None and table is not None
+    assert renamed.index.tolist() == ["(all)", "", "(all)", "fiction", "letters", "speech"]
+    np.testing.assert_array_equal(renamed.iloc[0], table.loc["(all)"])
+    np.testing.assert_array_equal(renamed.iloc[2], table.loc["law"])
+
+
+def test_a_threshold_beyond_the_largest_is_a_bound(stores: tuple[Store, Store]) -> None:
+    result = DensityResult.from_store(stores[0], eps=0.99)
+    table = threshold_table(result, "domain")
+    assert table is not None and (table["threshold"] == 0.1).all()
+    rows = section(Subject("s1", "a", result, stores[0])).parts["thresholds"]
+    assert rows[0]["largest"] == 0.1
+    assert threshold(0.1, 0.1) == "≥ 0.1" and threshold(0.012, 0.1) == "0.012"
+    assert threshold(np.nan, 0.1) == "–"
 
 
 @pytest.mark.parametrize("strata", [[0.2, 0.0], [0.0], [0.9]])
