@@ -27,6 +27,7 @@ from .intervals import mean_intervals
 if TYPE_CHECKING:
     import shap
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from ..tracer.tracer import Tracer
     from .explain import FactorExplanation
@@ -427,6 +428,44 @@ class DensityResult:
         units = means.set_index([group, means.index])
         table = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
         return table.sort_values(measures[0], ascending=False, kind="stable")
+
+    def plot(self, by: str | None = None, measure: str | None = None) -> "Figure":
+        """Draw the densities of documents by a label, or those of all tokens.
+
+        Args:
+            by: one of `labels`: a row for each of its values, with a dot for each document, their
+                mean and its interval. None for tokens, counted in cells, over the entropy of the
+                prediction, the token's frequency and its context, with rank correlations.
+            measure: one of `measures`; by default `density@EPS`.
+
+        Returns:
+            A figure of its own, unknown to pyplot: use its `savefig`.
+
+        Raises:
+            InputError: there is no such label or measure.
+
+        Example:
+            >>> result.plot("domain").savefig("density-by-domain.png")  # doctest: +SKIP
+        """
+        # Imported late: reading a store needs no matplotlib.
+        from .plots import LIGHT, label_figure
+        from .relation_plots import relation_figure, relation_panels
+        from .relations import relations
+
+        shown = self.density if measure is None else measure_column(measure)
+        if shown not in self.measures:
+            raise InputError(f"measure={measure!r}: the measures are {', '.join(self.measures)}")
+        if by is None:
+            related = relations(self)
+            panels = relation_panels(related, self.tokens[[shown]])
+            figure = relation_figure(panels[shown], related, shown, LIGHT)
+        elif by in self.labels:
+            summary = self.summary(by).sort_values(shown, ascending=False, kind="stable")
+            figure = label_figure(self.documents, summary, shown, shown != AUC, LIGHT)
+        else:
+            raise InputError(f"by={by!r}: the labels are {', '.join(self.labels) or 'none'}")
+        figure.set_facecolor(LIGHT.paper)
+        return figure
 
     def by_position(self) -> pd.DataFrame:
         """Means by octave of context length: relative size, edges, edges per context token.
