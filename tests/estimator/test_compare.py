@@ -205,8 +205,8 @@ def test_what_differs_besides_the_model_is_told(
     documents = stores[0].documents.head(6)
     documents[["id", "text"]].to_json(corpus, orient="records", lines=True)
     tracer = Tracer(byte_model(), byte_tokenizer(), model_id="bytes")
-    options = {"select": Threshold([0.02]), "attention": "frozen", "context": 64}
-    other = scan(tracer, corpus, tmp_path / "s", **options)
+    rule = Threshold([0.02])
+    other = scan(tracer, corpus, tmp_path / "s", select=rule, attention="frozen", context=64)
     found = compare([stores[0], other])
     assert found.differing == ("strata", "attention")
     told = "The stores were scanned with different strata and attention: compare ranks only."

@@ -1,5 +1,7 @@
 """Thresholds by their error, against dense grids and simulation."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,7 +118,7 @@ def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:
 
 
 def test_values_of_any_name_and_type_are_kept_apart(tracer: Tracer) -> None:
-    values: list[object] = ["(all)"] * 3 + [1] * 2 + ["1"]
+    values: list[Any] = ["(all)", "(all)", "(all)", 1, 1, "1"]
     documents = pd.DataFrame(
         {"text": [*TEXTS, "one more"], "label": pd.Series(values, dtype=object)}
     )
