@@ -191,8 +191,9 @@ def explain_frame(
     units = (document if group is None else group).to_numpy()[chosen]
     if len(np.unique(units)) < 2 or not len(frame.columns):
         raise InputError(
-            f"{len(np.unique(units))} documents and {len(frame.columns)} factors: an explanation "
-            "needs two of different text, to be tested on one it was not fitted to, and a factor"
+            f"{len(np.unique(units))} documents of different text, {len(frame.columns)} factors: "
+            "an explanation needs two such documents, to be tested on one it was not fitted to, "
+            "and a factor"
         )
     coded, owner = encode(frame)
     with threadpool_limits(1):  # fits this small lose more to synchronising threads than they gain
