@@ -37,6 +37,8 @@ class Agreement:
 
     pairs: Sequence[Pair] = ()
     left_out: Sequence[tuple[str, int]] = ()
+    partial: Sequence[tuple[str, int]] = ()
+    caution: str = ""
     missing: str = ""
 
     @property
@@ -62,7 +64,9 @@ def agreement(subjects: Sequence[Subject]) -> Agreement | None:
             _pair(words, documents, of_words, of_documents)
             for (_, of_words), (_, of_documents) in rows
         ],
-        left_out=[(name, n) for name, n in documents.left_out.items() if n],
+        left_out=[(name, n) for name, n in words.left_out.items() if n],
+        partial=[(name, n) for name, n in documents.partial.items() if n],
+        caution=words.caution,
     )
 
 

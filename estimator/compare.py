@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.store import Store, open_store
-from .density import AUC, document_rows, label_names, token_frame, tolerance
+from .density import AUC, document_rows, label_names, measure_column, token_frame, tolerance
 from .intervals import Interval, cluster_interval, cluster_intervals
 from .words import word_spans
 
@@ -43,6 +43,10 @@ class Comparison:
         correlations: one row per pair of models: `first`, `second`, `spearman`, `low`, `high`
             (its interval over documents), `rows`, `documents`.
         left_out: per model, the number of its documents that some other store lacks.
+        partial: per model, the number of its documents left out because some of their windows are
+            not scanned yet, which only matters to the level `document`.
+        differing: what the scans differ in besides the model: `rules`, `strata`, `importances`,
+            `attention`, `scopes`, `counts`, `contexts`.
         lost: per model, the number of words in shared documents that its tokens do not reach.
     """
 
@@ -52,7 +56,18 @@ class Comparison:
     table: pd.DataFrame
     correlations: pd.DataFrame
     left_out: Mapping[str, int]
+    partial: Mapping[str, int]
+    differing: tuple[str, ...]
     lost: Mapping[str, int]
+
+    @property
+    def caution(self) -> str:
+        """What to mind if the scans differ in more than the model; empty if they do not."""
+        if not self.differing:
+            return ""
+        *others, last = self.differing
+        names = f"{', '.join(others)} and {last}" if others else last
+        return f"The stores were scanned with different {names}: compare ranks only."
 
     def scatter(self, first: str, second: str) -> pd.DataFrame:
         """Return the rows with two models' values as `x` and `y`, and their ranks in 0..1.
@@ -106,7 +121,8 @@ def compare(
         stores: two or more stores or paths; documents match if both id and text are equal.
         level: compare words, or documents (the mean over all scored tokens of a document).
         measure: `auc_tv` or `density@EPS`.
-        names: names of the models; by default their ids, numbered where equal.
+        names: names of the models, columns of the table; by default their ids, numbered where
+            equal.
         within: a word's density is that of its last token, or the mean over its tokens. A token
             shared by several words (as in scripts without spaces) counts for each of them.
         coverage: nominal coverage of the intervals, which resample documents.
@@ -130,11 +146,16 @@ def compare(
     opened = [open_store(s) if isinstance(s, (str, Path)) else s for s in stores]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} stores: a comparison needs two or more")
+    measure = measure_column(measure)
     called = model_names([store.model_id for store in opened], names)
-    scans = [_Scan.of(store, measure) for store in opened]
+    scans = [_Scan.of(store, measure, whole=level == "document") for store in opened]
     keys = [key for key in scans[0].rows if all(key in scan.rows for scan in scans)]
     if not keys:
-        raise StoreError("the stores share no document: ids and texts must be the same")
+        partly = any(scan.partial for scan in scans)
+        raise StoreError(
+            "the stores share no document: ids and texts must be the same"
+            + (", and a document scanned to its end" if partly else "")
+        )
     shared = len(keys)
     if max_documents is not None and shared > max_documents:
         chosen = np.random.default_rng(seed).choice(shared, max_documents, replace=False)
@@ -156,6 +177,8 @@ def compare(
         table=table.reset_index(drop=True),
         correlations=_correlations(table, called, coverage, seed),
         left_out={n: len(scan.rows) - shared for n, scan in zip(called, scans, strict=True)},
+        partial={n: scan.partial for n, scan in zip(called, scans, strict=True)},
+        differing=_differing(opened),
         lost={name: int(unknown[name].sum()) for name in called},
     )
 
@@ -166,16 +189,37 @@ class _Scan:
 
     tokens: pd.DataFrame
     rows: dict[Key, NDArray[np.int64]]
+    partial: int  # documents left out because they are not scanned to their end
 
     @classmethod
-    def of(cls, store: Store, measure: str) -> "_Scan":
+    def of(cls, store: Store, measure: str, whole: bool) -> "_Scan":
         tokens = token_frame(store, tolerance(measure))
         documents = store.documents
+        planned = np.bincount(store.owners, store.lengths)
         rows: dict[Key, NDArray[np.int64]] = {}
+        partial = 0
         for document, numbers in document_rows(tokens).items():
+            if whole and len(numbers) < planned[document]:
+                partial += 1
+                continue
             key = str(documents["id"][document]), str(documents["text"][document])
             rows.setdefault(key, numbers)
-        return cls(tokens, rows)
+        return cls(tokens, rows, partial)
+
+
+def _differing(stores: Sequence[Store]) -> tuple[str, ...]:
+    """What the scans differ in that moves values, but need not move ranks."""
+    recipes = [store.recipe for store in stores]
+    options: dict[str, list[object]] = {
+        "rules": [store.rule.name for store in stores],
+        "strata": [store.rule.values for store in stores],  # as chosen by AutoStrata
+        "importances": [recipe.importance for recipe in recipes],
+        "attention": [recipe.attention for recipe in recipes],
+        "scopes": [recipe.scope for recipe in recipes],
+        "counts": [recipe.count for recipe in recipes],
+        "contexts": [recipe.context for recipe in recipes],
+    }
+    return tuple(name for name, values in options.items() if len(set(values)) > 1)
 
 
 def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -183,7 +227,9 @@ def model_names(models: Sequence[str], given: Sequence[str] | None = None) -> tu
     if given is None:
         seen = [list(models[: i + 1]).count(name) for i, name in enumerate(models)]
         given = [name if n == 1 else f"{name} ({n})" for name, n in zip(models, seen, strict=True)]
-    if len(set(given)) != len(models) or set(given) & {*WORD}:
+    if wrong := [name for name in given if name in WORD]:
+        raise InputError(f"names: {', '.join(wrong)}: {', '.join(WORD)} are columns of the table")
+    if len(set(given)) != len(models):
         raise InputError(f"names={list(given)}: {len(models)} different names are needed")
     return tuple(given)
 

@@ -27,6 +27,7 @@ from .intervals import mean_intervals
 if TYPE_CHECKING:
     import shap
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from ..tracer.tracer import Tracer
     from .explain import FactorExplanation
@@ -60,6 +61,19 @@ def tolerance(measure: str) -> float:
     return 0.1 if eps is None else eps
 
 
+def measure_column(measure: str) -> str:
+    """Name of the column that holds a measure, however its EPS is written.
+
+    Raises:
+        InputError: see `tolerance`.
+
+    Example:
+        >>> measure_column("density@1e-1")
+        'density@0.1'
+    """
+    return AUC if measure == AUC else density_name(tolerance(measure))
+
+
 def label_names(labels: Iterable[str], taken: Container[str]) -> dict[str, str]:
     """Map labels to column names: `label_NAME` where NAME is taken.
 
@@ -86,7 +100,8 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     Columns: `document` (row of `store.documents`), `window`, `position` (in the document),
     `context` (tokens the position sees, itself included), `token` (id), `char_start`,
     `char_end` (in the document's text), `full_edges` (edges of the full graph), `density@EPS`
-    and `auc_tv` (METHOD §6), `edges` (density x full edges: the trace in absolute edges),
+    and `auc_tv` (METHOD §6), `reached` (whether a trace of the scan comes within EPS; elsewhere
+    `density@EPS` counts as 1), `edges` (density x full edges: the trace in absolute edges),
     `edges_per_token` (edges / context), `regime` (`sparse` up to the corpus median of
     `density@EPS`, else `dense`), `surprisal` and `model_entropy` (nats).
 
@@ -96,8 +111,16 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
 
     Raises:
         InputError: a negative or non-finite `eps`.
+        StoreError: the store holds no scanned token.
     """
-    return _joined(store.by_runs(lambda run: _read(store, run, eps).tokens), eps)
+    runs = store.by_runs(lambda run: _read(store, run, eps).tokens)
+    _check_scanned(store, runs)
+    return _joined(runs, eps)
+
+
+def _check_scanned(store: Store, runs: Sequence[pd.DataFrame]) -> None:
+    if all(run.empty for run in runs):
+        raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
 
 
 def _joined(runs: Sequence[pd.DataFrame], eps: float) -> pd.DataFrame:
@@ -145,6 +168,7 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
             "full_edges": full,
             density_name(eps): density,
             AUC: area,
+            "reached": (tv <= eps).any(axis=1),
             "edges": edges,
             "edges_per_token": edges / (column + 1),
             "surprisal": of("surprisal"),
@@ -152,6 +176,19 @@ def _read(store: Store, windows: slice, eps: float) -> _Run:
         }
     )
     return _Run(tokens, {"size": size, "tv": tv})
+
+
+def result_labels(store: Store, eps: float = 0.1) -> dict[str, str]:
+    """Map a store's labels to the label columns of its `DensityResult`, without reading tokens.
+
+    Args:
+        store: a store.
+        eps: the tolerance of the result.
+    """
+    tokens = [*_read(store, slice(0, 0), eps).tokens, "regime"]
+    strata = [f"{curve}_q{100 * q:.0f}" for curve in ("size", "tv") for q in QUARTILES]
+    means = [f"document_{name}" for name in (density_name(eps), AUC)]
+    return label_names(store.labels, {*tokens, "lane", "stratum", *strata, *means, "row", "doc"})
 
 
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
@@ -300,8 +337,7 @@ class DensityResult:
             StoreError: the store holds no scanned token.
         """
         runs = store.by_runs(lambda run: _read(store, run, eps))
-        if all(run.tokens.empty for run in runs):
-            raise StoreError(f"store {str(store.path)!r} holds no scanned token yet: scan first")
+        _check_scanned(store, [run.tokens for run in runs])
         curves = {name: [run.curves[name] for run in runs] for name in ("size", "tv")}
         strata = stratum_frame(store, curves)
         sums = np.zeros((len(store.documents), len(store.strata)))
@@ -312,8 +348,7 @@ class DensityResult:
         tokens = _joined(frames, eps)
         by_document = tokens.groupby("document")
         means = by_document[[density_name(eps), AUC]].mean()
-        taken = {*tokens, *strata, *(f"document_{name}" for name in means), "row", "doc"}
-        labels = label_names(store.labels, taken)
+        labels = result_labels(store, eps)
         documents = store.documents.rename(columns=labels).join(means, how="inner")
         errors = sums[means.index] / by_document.size().to_numpy()[:, None]
         settings = dict(store.attributes)
@@ -393,6 +428,44 @@ class DensityResult:
         units = means.set_index([group, means.index])
         table = unit_means(units, sizes.groupby(group).sum().to_dict(), level)
         return table.sort_values(measures[0], ascending=False, kind="stable")
+
+    def plot(self, by: str | None = None, measure: str | None = None) -> "Figure":
+        """Draw the densities of documents by a label, or those of all tokens.
+
+        Args:
+            by: one of `labels`: a row for each of its values, with a dot for each document, their
+                mean and its interval. None for tokens, counted in cells, over the entropy of the
+                prediction, the token's frequency and its context, with rank correlations.
+            measure: one of `measures`; by default `density@EPS`.
+
+        Returns:
+            A figure of its own, unknown to pyplot: use its `savefig`.
+
+        Raises:
+            InputError: there is no such label or measure.
+
+        Example:
+            >>> result.plot("domain").savefig("density-by-domain.png")  # doctest: +SKIP
+        """
+        # Imported late: reading a store needs no matplotlib.
+        from .plots import LIGHT, label_figure
+        from .relation_plots import relation_figure, relation_panels
+        from .relations import relations
+
+        shown = self.density if measure is None else measure_column(measure)
+        if shown not in self.measures:
+            raise InputError(f"measure={measure!r}: the measures are {', '.join(self.measures)}")
+        if by is None:
+            related = relations(self)
+            panels = relation_panels(related, self.tokens[[shown]])
+            figure = relation_figure(panels[shown], related, shown, LIGHT)
+        elif by in self.labels:
+            summary = self.summary(by).sort_values(shown, ascending=False, kind="stable")
+            figure = label_figure(self.documents, summary, shown, shown != AUC, LIGHT)
+        else:
+            raise InputError(f"by={by!r}: the labels are {', '.join(self.labels) or 'none'}")
+        figure.set_facecolor(LIGHT.paper)
+        return figure
 
     def by_position(self) -> pd.DataFrame:
         """Means by octave of context length: relative size, edges, edges per context token.

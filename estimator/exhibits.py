@@ -1,16 +1,18 @@
 """Exhibits: figures with their data, for the page and as files."""
 
+import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
 
 from ..errors import StoreError
-from .plots import LIGHT, PAGE, Draw, drawn_in, to_svg
+from .plots import LIGHT, PAGE, Draw, drawn_in, to_svg, well_formed
 
 DOTS_PER_INCH = 200
 
@@ -20,7 +22,7 @@ class Exhibit:
     """One figure.
 
     Attributes:
-        name: name of its files, unique on a page.
+        name: name of its files, unique on a page; see `named_apart`.
         about: alternative text: what it shows.
         data: the data drawn.
         draw: function that draws it in given colours.
@@ -50,7 +52,9 @@ class Exhibit:
         figure = self.draw(LIGHT)
         paths = [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png", ".csv")]
         with drawn_in(LIGHT, **{"svg.hashsalt": self.name}):
-            figure.savefig(paths[0], metadata={"Date": None}, facecolor=LIGHT.paper)
+            drawing = io.StringIO()
+            figure.savefig(drawing, format="svg", metadata={"Date": None}, facecolor=LIGHT.paper)
+            paths[0].write_text(well_formed(drawing.getvalue()), encoding="utf-8")
             figure.savefig(paths[1], dpi=DOTS_PER_INCH, facecolor=LIGHT.paper)
         paths[2].write_text(self.csv, encoding="utf-8")
         return paths
@@ -64,6 +68,21 @@ def file_name(*parts: object) -> str:
         's1-label-a-b-c'
     """
     return re.sub(r"[^\w.]+", "-", "-".join(map(str, parts)).lower()).strip("-.")
+
+
+def named_apart(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
+    """Number exhibits whose names are taken by earlier ones: `NAME`, `NAME-2`, `NAME-3`.
+
+    Names may coincide because `file_name` drops case and punctuation.
+    """
+    taken: set[str] = set()
+    named = []
+    for exhibit in exhibits:
+        numbered = (f"{exhibit.name}-{number}" for number in count(2))
+        name = next(name for name in chain([exhibit.name], numbered) if name not in taken)
+        taken.add(name)
+        named.append(exhibit if name == exhibit.name else replace(exhibit, name=name))
+    return named
 
 
 def save_exhibits(exhibits: Iterable[Exhibit], folder: str | Path) -> list[Path]:

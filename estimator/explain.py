@@ -2,7 +2,8 @@
 
 A tree model is fitted to the density of tokens; SHAP splits each prediction over the factors, so
 that base value and SHAP values add up to it. Whether there is anything to explain is tested first:
-R2 is cross-validated over documents and compared with that of shuffled densities.
+R2 is cross-validated over documents and compared with that of shuffled densities. Documents of one
+text are one unit: a copy in another fold would give its own densities away.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from ..errors import InputError
 from ..tracer.store import Store
 from .density import AUC, MAX_TOKENS, density_name, token_frame, tolerance
-from .features import Column, factor_frame, is_category
+from .features import Column, factor_frame, first_of_text, is_category
 from .intervals import MIN_DOCUMENTS, mean_interval
 
 MAX_CATEGORIES = 20  # values kept of one factor; rarer ones become OTHER
@@ -50,8 +51,8 @@ class FactorExplanation:
             value; NaN for a category).
         labels: by label, mean |SHAP| of each label value [value, factor].
         differences: one row per label, value and factor: `difference` (mean |SHAP| of the value's
-            documents minus that of all others), simultaneous `low` and `high`, `exceeds` (whether
-            it exceeds resampling noise: the interval excludes 0).
+            documents minus that of all others), `low` and `high`, simultaneous over all rows,
+            `exceeds` (whether it exceeds resampling noise: the interval excludes 0).
         interactions: one row per pair of the top factors, largest first: `first`, `second`,
             `mean_abs` (mean of |2 x interaction value|).
         interaction_values: float64 [m, k, k] of the k top factors, on m of the tokens.
@@ -135,6 +136,7 @@ def explain_factors(
         frame.drop(columns=list(leave_out)),
         values,
         tokens["document"],
+        group=first_of_text(store.documents["text"], tokens["document"]),
         labels=_compared(labels, by),
         unit="total variation x decades" if target == AUC else "decades of size",
         max_tokens=max_tokens,
@@ -157,6 +159,7 @@ def explain_frame(
     target: pd.Series,
     document: pd.Series,
     *,
+    group: pd.Series | None = None,
     labels: Mapping[str, pd.Series] | None = None,
     unit: str = "",
     max_tokens: int = MAX_TOKENS,
@@ -169,13 +172,15 @@ def explain_frame(
     Args:
         factors: [N, F] numbers (NaN where missing) and categories.
         target: float [N], what is explained; rows where it is NaN are left out.
-        document: int [N], the unit of cross-validation and resampling.
+        document: int [N], the document of each row.
+        group: int [N], the unit of cross-validation and resampling; by default `document`. Give
+            documents of the same text the same number.
         labels: name -> [N], constant within a document.
         unit: unit of the target.
         max_tokens, top, shuffles, seed: see `explain_factors`.
 
     Raises:
-        InputError: fewer than two documents, no factor, `max_tokens` or `shuffles` below 1.
+        InputError: fewer than two groups, no factor, `max_tokens` or `shuffles` below 1.
     """
     if max_tokens < 1 or shuffles < 1:
         raise InputError(f"max_tokens={max_tokens}, shuffles={shuffles}: both must be at least 1")
@@ -183,11 +188,12 @@ def explain_frame(
     known = np.flatnonzero(target.notna())
     chosen = np.sort(rng.choice(known, min(max_tokens, len(known)), replace=False))
     frame, y = factors.iloc[chosen], target.to_numpy(np.float64)[chosen]
-    units = document.to_numpy()[chosen]
+    units = (document if group is None else group).to_numpy()[chosen]
     if len(np.unique(units)) < 2 or not len(frame.columns):
         raise InputError(
-            f"{len(np.unique(units))} documents and {len(frame.columns)} factors: an explanation "
-            "needs two documents, to be tested on one that it was not fitted to, and a factor"
+            f"{len(np.unique(units))} documents of different text, {len(frame.columns)} factors: "
+            "an explanation needs two such documents, to be tested on one it was not fitted to, "
+            "and a factor"
         )
     coded, owner = encode(frame)
     with threadpool_limits(1):  # fits this small lose more to synchronising threads than they gain
@@ -213,7 +219,7 @@ def explain_frame(
         unit=unit,
         explanation=_explanation(frame, split, float(np.ravel(explainer.expected_value)[0])),
         prediction=np.asarray(model.predict(coded)),
-        document=units,
+        document=document.to_numpy()[chosen],
         r2=r2,
         r2_shuffled=np.array(shuffled),
         factors=table,
@@ -289,8 +295,9 @@ def _cross_validated(
     """R2 of predictions for held-out documents, relative to the overall mean."""
     splitter = GroupKFold(min(folds, len(np.unique(units))))
     predicted = cross_val_predict(_trees(seed), coded, y, groups=units, cv=splitter)
-    spread = ((y - y.mean()) ** 2).sum()
-    return 1 - float(((y - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+    if np.ptp(y) == 0:  # exactly: the variance of a constant need not be 0 in floating point
+        return 0.0
+    return 1 - float(((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum())
 
 
 def _explanation(frame: pd.DataFrame, split: Floats, base: float) -> shap.Explanation:
@@ -354,13 +361,15 @@ def _by_label(
     seed: int,
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Return mean |SHAP| by label value, and which values differ from all the others."""
-    documents = pd.DataFrame(sizes, columns=list(factors)).groupby(units).mean()
+    frame = pd.DataFrame(sizes, columns=list(factors))
+    level = 1 - 0.05 / max(1, len(labels))  # Bonferroni: the labels are tested separately
     means, rows = {}, []
     for label, values in labels.items():
-        owner = pd.Series(values.to_numpy(), units).groupby(level=0).first()
-        groups = owner.loc[documents.index].astype(str).to_numpy()
-        means[label] = documents.groupby(groups).mean().rename_axis(label)
-        rows.append(label_differences(documents, groups, seed=seed).assign(label=label))
+        # Copies of a text may differ in their label: they are a unit of each value then.
+        documents = frame.groupby([values.astype(str).to_numpy(), units]).mean().droplevel(1)
+        means[label] = documents.groupby(level=0).mean().rename_axis(label)
+        groups = documents.index.to_numpy()
+        rows.append(label_differences(documents, groups, level, seed=seed).assign(label=label))
     columns = ["label", *_DIFFERENCES]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
     return means, table[columns]
@@ -377,7 +386,8 @@ def label_differences(
 
     The intervals are simultaneous (bootstrap max-t): documents are resampled within each group,
     and the largest studentised deviation over all groups and factors sets the width. If nothing
-    differs, no row of the table `exceeds` in about a share `level` of corpora.
+    differs, no row of the table `exceeds` in about a share `level` of corpora. For several tables
+    at once choose a higher level.
 
     Args:
         documents: float [D, F], one row per document.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..tracer.store import Store
 from .density import AUC, DensityResult
 from .factor_plots import swarm_points
-from .features import factor_frame, own_frequency
+from .features import factor_frame, first_of_text, own_frequency
 from .intervals import MIN_DOCUMENTS
 
 TOKENS = 4000  # tokens explained; SHAP of that many takes seconds
@@ -81,12 +81,16 @@ class FactorSample:
 def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorSample | None:
     """Draw a sample of a store's tokens; None if there are too few to explain anything.
 
+    Of documents with the same text only the first can be drawn.
+
     Args:
         store: a scanned store.
         result: its densities.
         seed: seed of the draw of documents.
     """
     tokens, sizes = result.tokens, result.tokens.groupby("document").size()
+    texts = store.documents["text"][sizes.index]
+    sizes = sizes[first_of_text(texts, sizes.index.to_series()).unique()]
     if len(sizes) < MIN_DOCUMENTS or len(tokens) < FEWEST_TOKENS:
         return None
     drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())

@@ -68,7 +68,8 @@ FACTORS = (
         "sentence_position",
         "tokens",
         "tokens before t in its sentence; a token without text belongs to the sentence before it, "
-        "a beginning-of-text token to none",
+        "a beginning-of-text token to none; missing where the sentence begins in a window that is "
+        "not scanned",
     ),
     Factor("token_length", "characters", "of the text of the token at t; 0 where it has none"),
     Factor(
@@ -252,6 +253,22 @@ def _token_texts(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
     return pd.Series(pieces, tokens.index, dtype=object)
 
 
+def first_of_text(texts: pd.Series, document: pd.Series) -> pd.Series:
+    """Map documents to the first document of the same text; those without text to themselves.
+
+    Args:
+        texts: the text of each document.
+        document: int [N], labels of the index of `texts`.
+
+    Example:
+        >>> first_of_text(pd.Series(["a", "b", "a", "", ""]), pd.Series(range(5))).tolist()
+        [0, 1, 0, 3, 4]
+    """
+    index = texts.index.to_series()
+    first = index.groupby(texts).transform("first").where(texts != "", index)
+    return document.map(first)
+
+
 def _per_million(counts: NDArray[np.floating], total: float) -> NDArray[np.float64]:
     seen = np.where(counts > 0, counts, UNSEEN)
     return np.asarray(np.log10(1e6 * seen / max(total, 1.0)))
@@ -295,7 +312,11 @@ def _sentence_position(tokens: pd.DataFrame, documents: pd.Series) -> pd.Series:
         # Locate a token by its last character: a leading space belongs to the word after it.
         last = tokens["char_end"].to_numpy()[rows] - 1
         sentence[rows] = np.maximum.accumulate(np.searchsorted(starts, last, side="right"))
-    return tokens.groupby([tokens["document"], sentence]).cumcount()
+    position = tokens["position"]
+    begins = position.groupby([tokens["document"], sentence]).transform("first")
+    follows = position.groupby(tokens["document"]).diff().fillna(position + 1) == 1
+    known = follows.groupby([tokens["document"], sentence]).transform("first")
+    return (position - begins).where(known)
 
 
 def _word_place(

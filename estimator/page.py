@@ -15,10 +15,10 @@ from ..tracer.store import Store
 from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
 from .compare import model_names
-from .density import DensityResult
-from .exhibits import Exhibit
+from .density import DensityResult, result_labels
+from .exhibits import Exhibit, named_apart
 from .intervals import MIN_DOCUMENTS
-from .plots import percent
+from .plots import percent, shown_value
 from .report import ReportOptions
 from .sections import Section, Subject, begin, number, section, with_factors
 
@@ -60,6 +60,8 @@ class Page:
                 number=number,
                 count=count,
                 signed=signed,
+                shown_value=shown_value,
+                threshold=threshold,
             )
         )
 
@@ -68,45 +70,69 @@ def page_of(
     sources: Sequence[DensityResult | Store], options: ReportOptions, explaining: Executor
 ) -> Page:
     """Assemble the page; `explaining` runs the explanations by factors."""
+    names = _checked_names(sources, options)
     results = [
         source
         if isinstance(source, DensityResult)
         else DensityResult.from_store(source, options.eps)
         for source in sources
     ]
-    subjects = _subjects(sources, results, options)
+    subjects = [
+        Subject(
+            key=f"s{number}",
+            name=name,
+            result=result,
+            store=source if isinstance(source, Store) else None,
+            by=None if options.by is None else tuple(dict.fromkeys(options.by)),
+        )
+        for number, (name, result, source) in enumerate(
+            zip(names, results, sources, strict=True), start=1
+        )
+    ]
     if not options.factors:
-        return Page([section(subject) for subject in subjects], agreement(subjects))
+        return _page(subjects)
     begun = [begin(explaining, subject) for subject in subjects]
-    page = Page([section(subject) for subject in subjects], agreement(subjects))
+    page = _page(subjects)
     for exhibit in page.exhibits:
         _ = exhibit.svg  # drawn while factors are explained
     sections = [with_factors(*pair) for pair in zip(page.sections, begun, strict=True)]
     return replace(page, sections=sections)
 
 
-def _subjects(
-    sources: Sequence[DensityResult | Store],
-    results: Sequence[DensityResult],
-    options: ReportOptions,
-) -> list[Subject]:
-    labels = dict.fromkeys(label for result in results for label in result.labels)
+def _page(subjects: Sequence[Subject]) -> Page:
+    """The page without explanations by factors; the names of its exhibits are unique."""
+    page = Page([section(subject) for subject in subjects], agreement(subjects))
+    named = iter(named_apart(page.exhibits))
+    sections = [
+        replace(part, exhibits={key: next(named) for key in part.exhibits})
+        for part in page.sections
+    ]
+    if page.across is None:
+        return Page(sections, None)
+    pairs = [replace(pair, figure=next(named)) for pair in page.across.pairs]
+    return Page(sections, replace(page.across, pairs=pairs))
+
+
+def _checked_names(
+    sources: Sequence[DensityResult | Store], options: ReportOptions
+) -> tuple[str, ...]:
+    """Check the labels and names asked for, before tokens are read; return the models' names."""
+    labels: dict[str, None] = {}
+    for source in sources:
+        own = (
+            source.labels
+            if isinstance(source, DensityResult)
+            else result_labels(source, options.eps).values()
+        )
+        labels |= dict.fromkeys(own)
     for label in options.by or ():
         if label not in labels:
             raise InputError(f"by={label!r}: the labels are {', '.join(labels) or 'none'}")
-    names = model_names([str(result.settings["model"]) for result in results], options.names)
-    return [
-        Subject(
-            key=f"s{number}",
-            name=name,
-            result=result,
-            store=source if isinstance(source, Store) else None,
-            by=None if options.by is None else tuple(options.by),
-        )
-        for number, (name, result, source) in enumerate(
-            zip(names, results, sources, strict=True), start=1
-        )
+    models = [
+        str(source.settings["model"]) if isinstance(source, DensityResult) else source.model_id
+        for source in sources
     ]
+    return model_names(models, options.names)
 
 
 def _environment() -> Environment:
@@ -132,6 +158,13 @@ def _hash(script: str) -> str:
 def count(value: float) -> str:
     """Format a count: 1,234, or 12.3 below 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
+
+
+def threshold(value: float, largest: float) -> str:
+    """Format a threshold at which an error is met: the largest known is only a lower bound."""
+    if value != value:
+        return "–"
+    return f"{'≥ ' if value >= largest else ''}{value:.2g}"
 
 
 def signed(value: float) -> str:

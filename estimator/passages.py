@@ -249,8 +249,13 @@ def passage(
 def document_name(result: DensityResult, document: int) -> str:
     """A document's id, with those of its labels that the id does not contain."""
     about: dict[Any, Any] = result.documents.loc[document].to_dict()
-    labels = [str(about[label]) for label in result.labels]
-    return " · ".join([str(about["id"]), *(v for v in labels if v not in str(about["id"]))])
+    name, labels = str(about["id"]), [str(about[label]) for label in result.labels]
+    return " · ".join([name, *(v for v in labels if v and not _holds(name, v))])
+
+
+def _holds(name: str, value: str) -> bool:
+    """Whether an id holds a value between its other letters and digits: `en` in `law-en-1`."""
+    return bool(re.search(rf"(?<![^\W_]){re.escape(value)}(?![^\W_])", name))
 
 
 def choose_documents(result: DensityResult, labels: Sequence[str], most: int = 40) -> list[int]:

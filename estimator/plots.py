@@ -6,6 +6,7 @@ same drawing serves light, dark and print. Text stays text: it can be selected a
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,12 +106,23 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r' id="[a-zA-Z0-9]+(_\d+)+"', "", svg)  # figure_1, axes_1: repeated in each figure
+    # figure_1, matplotlib.axis_1: repeated in each figure
+    svg = re.sub(r' id="[a-zA-Z0-9.]+(_\d+)+"', "", svg)
     # matplotlib before 3.11 writes `font: 10px NAMES`.
     svg = re.sub(r"(font: [\d.]+px |font-family: )[^;\"]*", r"\1var(--sans)", svg)
     svg = re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], svg)
     attributes = f'role="img" aria-label="{escape(label)}" '
-    return svg.replace("<svg ", f"<svg {attributes}", 1)
+    return well_formed(svg.replace("<svg ", f"<svg {attributes}", 1))
+
+
+def well_formed(xml: str) -> str:
+    """Remove the characters that XML 1.0 forbids even where they are escaped."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "", xml)
+
+
+def shown_value(value: object) -> str:
+    """The value of a label, as shown: `(none)` for an empty one."""
+    return str(value) if str(value).strip() else "(none)"
 
 
 def curve_figure(strata: pd.DataFrame, eps: float, paint: Palette = PAGE) -> Figure:
@@ -184,7 +196,7 @@ def label_figure(
             means[0], y, "o", color=paint.accent, markersize=7,
             markeredgecolor=paint.paper, markeredgewidth=1.5,
         )  # fmt: skip
-        names = [f"{shorten(str(v))} ({n:,.0f})" for v, n in summary["documents"].items()]
+        names = [f"{shorten(shown_value(v))} ({n:,.0f})" for v, n in summary["documents"].items()]
         axes.set_yticks(range(len(summary)), names)
         axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=measure)
         axes.tick_params(axis="y", length=0)
@@ -230,8 +242,12 @@ def position_figure(positions: pd.DataFrame, measure: str, paint: Palette = PAGE
 
 
 def shorten(text: str, length: int = 28) -> str:
-    """Put a text on one line, cut to `length` characters with an ellipsis."""
-    line = " ".join(text.split())
+    """Put a text on one line, cut to `length` characters with an ellipsis.
+
+    Control characters, for which fonts have no glyph and XML no place, are left out.
+    """
+    shown = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    line = " ".join(shown.split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -17,7 +17,7 @@ from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
 from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
 from .intervals import MIN_DOCUMENTS
-from .plots import curve_figure, label_figure, percent, position_figure
+from .plots import curve_figure, label_figure, percent, position_figure, shown_value
 from .relation_plots import relation_figure, relation_panels
 from .relations import RELATIONS, Relations, relations
 from .summaries import trace_parts
@@ -79,7 +79,7 @@ def section(subject: Subject) -> Section:
     parts: dict[str, Any] = {
         "lead": lead(result),
         "headline": headline(result, summaries),
-        "unreached": percent((result.tokens[result.density] >= 1).mean()),
+        "unreached": percent((~result.tokens["reached"]).mean()),
         "scales": tuple(zip(("density", "auc"), both, strict=True)),
         "curve_note": _curve_note(result),
         "extremes": _extremes(result, both),
@@ -140,7 +140,8 @@ def headline(result: DensityResult, summaries: Mapping[str, pd.DataFrame]) -> li
             lines.append(
                 (
                     f"{ratio:.1f}×",
-                    f"the mean density of {table.index[0]} over that of {table.index[-1]}: "
+                    f"the mean density of {shown_value(table.index[0])} over that of "
+                    f"{shown_value(table.index[-1])}: "
                     f"{percent(top[result.density])} and {percent(bottom[result.density])}",
                 )
             )
@@ -242,8 +243,8 @@ def _topology(subject: Subject, exhibits: dict[str, Exhibit]) -> dict[str, Any] 
     if subject.store is None:
         return None
     result = subject.result
-    if not (result.tokens[result.density] < 1).any():
-        return {"missing": f"No token is within an error of {result.eps:g} below its full graph."}
+    if not result.tokens["reached"].any():
+        return {"missing": f"No trace of the scan is within an error of {result.eps:g}."}
     table = trace_parts(subject.store, eps=result.eps, max_tokens=TOPOLOGY_TOKENS)
     exhibits["topology"] = Exhibit(
         name=file_name(subject.key, "topology"),
@@ -261,7 +262,11 @@ def _thresholds(result: DensityResult, labels: Sequence[str]) -> list[dict[str, 
     """One table per label; none unless the rule is a threshold."""
     tables = ((label, threshold_table(result, label)) for label in labels)
     return [
-        {"label": label, "rows": list(table.iterrows())}
+        {
+            "label": label,
+            "rows": list(table.iterrows()),
+            "largest": max(result.errors.columns),
+        }
         for label, table in tables
         if table is not None and np.isfinite(table["threshold"].iloc[0])
     ]
@@ -292,7 +297,8 @@ def with_factors(begun: Section, explanation: Future[FactorSummary] | None) -> S
 def _missing(result: DensityResult) -> dict[str, Any]:
     return {
         "missing": f"Too little to explain: {len(result.tokens):,} tokens in "
-        f"{len(result.documents):,} documents, {FEWEST_TOKENS} in {MIN_DOCUMENTS} would be needed."
+        f"{len(result.documents):,} documents, {FEWEST_TOKENS} in {MIN_DOCUMENTS} of different "
+        "text would be needed."
     }
 
 

@@ -19,7 +19,7 @@ from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
 from .batches import batches
 from .intervals import Interval, interval_of_means, mean_interval
-from .thresholds import error_at, threshold_at
+from .thresholds import ALL, by_value, error_at, threshold_at
 
 LANES = 6  # thresholds of one pass
 ROUNDS = 3  # passes after the first; each divides the bracket by LANES + 1
@@ -110,11 +110,11 @@ def target_error(
 
     Returns:
         The threshold. It was itself traced, so its error is measured, not interpolated; it lies
-        within 1% of where the error crosses `eps`.
+        within 1% of where the error crosses `eps`, unless it is the largest of those tried.
 
     Raises:
-        InputError: eps outside (0, 1), no text, a rule among the options, or an `eps` that the
-            smallest threshold does not meet.
+        InputError: eps outside (0, 1), no text, `context` below 1, a rule among the options, or an
+            `eps` that the smallest threshold does not meet.
 
     Example:
         >>> found = target_error(tracer, texts, 0.1)  # doctest: +SKIP
@@ -123,6 +123,8 @@ def target_error(
     TargetError(eps)  # checks eps
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts: give several texts, or several windows of token ids")
+    if context < 1:
+        raise InputError(f"context={context}: trace at least 1 token of each text")
     if {"select", "scope", "output"} & set(options):
         raise InputError("select, scope and output are chosen here: leave them out")
     windows = [tracer.encode(text) if isinstance(text, str) else list(text) for text in texts]
@@ -221,27 +223,27 @@ def stability(
         options: options of `target_error`.
 
     Returns:
-        One row per value and one for all (index `(all)`): `documents`, `threshold`, `low`,
-        `high`, `error`, `size`, and `error_of_all`: the value's error at the threshold of all,
-        read off its own curve. If that is far above `eps`, one threshold does not serve all.
+        One row per value, after a first one for all (index `(all)`): `documents`, `threshold`,
+        `low`, `high`, `error`, `size`, and `error_of_all`: the value's error at the threshold of
+        all, read off its own curve. If that is far above `eps`, one threshold does not serve all.
 
     Raises:
         InputError: there is no such column; see also `target_error`.
     """
     if label not in documents or "text" not in documents:
         raise InputError(f"label={label!r}: the columns are {', '.join(documents.columns)}")
-    groups = {str(value): rows["text"].tolist() for value, rows in documents.groupby(label)}
-    chosen = {
-        value: [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, most).astype(int))]
-        for value, texts in groups.items()
-    }
-    pilots = {"(all)": [text for texts in chosen.values() for text in texts], **chosen}
-    targets = {
-        value: target_error(tracer, texts, eps, **options) for value, texts in pilots.items()
-    }
-    common = targets["(all)"].threshold
-    rows = {
-        value: {
+    labelled = documents[documents[label].notna()]
+    groups = by_value(labelled[label])
+    texts = labelled["text"].to_numpy()
+    chosen = [
+        texts[places[np.unique(np.linspace(0, len(places) - 1, most).astype(int))]].tolist()
+        for _, places in groups
+    ]
+    pilots = [[text for pilot in chosen for text in pilot], *chosen]
+    targets = [target_error(tracer, pilot, eps, **options) for pilot in pilots]
+    common = targets[0].threshold
+    rows = [
+        {
             "documents": target.documents,
             "threshold": target.threshold,
             "low": target.interval.low,
@@ -252,6 +254,6 @@ def stability(
                 target.tried["threshold"].to_numpy(), target.tried["error"].to_numpy(), common
             ),
         }
-        for value, target in targets.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)
+        for target in targets
+    ]
+    return pd.DataFrame(rows, pd.Index([ALL, *(value for value, _ in groups)], name=label))

@@ -11,7 +11,7 @@ from rich.text import Text
 from .density import AUC, DensityResult
 from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
-from .plots import percent, shorten
+from .plots import percent, shorten, shown_value
 
 if TYPE_CHECKING:  # importing shap takes seconds, and the demo does not need it
     from .compare import Comparison
@@ -38,7 +38,7 @@ def label_table(result: DensityResult, label: str) -> Table:
     for value, row in summary[enough].iterrows():
         low, high = row[f"{result.density}_low"], row[f"{result.density}_high"]
         table.add_row(
-            Text(shorten(str(value), 20)),  # not a str: a label may look like markup
+            Text(shorten(shown_value(value), 20)),  # not a str: a label may look like markup
             f"{row['documents']:,.0f}",
             percent(row[result.density]),
             f"{percent(low)} – {percent(high)}" if low == low else "too few",
@@ -109,7 +109,7 @@ def factor_tables(explanation: "FactorExplanation", most: int = 12) -> list[Tabl
         ["mean |SHAP| more", "95% interval"],
     )
     for _, row in beyond.loc[order[:most]].iterrows():
-        names = (Text(str(row[name])) for name in ("label", "value", "factor"))
+        names = (Text(shown_value(row[name])) for name in ("label", "value", "factor"))
         labels.add_row(*names, f"{row['difference']:+.4f}", _ends(row["low"], row["high"]))
     lines += [factors, *(table for table in (pairs, labels) if table.row_count)]
     if len(explanation.differences):
@@ -145,11 +145,12 @@ def comparison_tables(comparison: "Comparison", most: int = 8) -> list[Table | s
         lines.append(table)
     lines += [
         f"{name}: {comparison.left_out[name]:,} documents that others lack, "
+        f"{comparison.partial[name]:,} not scanned to their end, "
         f"{comparison.lost[name]:,} {comparison.level}s without a token"
         for name in comparison.names
-        if comparison.left_out[name] or comparison.lost[name]
+        if comparison.left_out[name] or comparison.partial[name] or comparison.lost[name]
     ]
-    return lines
+    return [*lines, comparison.caution] if comparison.caution else lines
 
 
 def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:

@@ -9,6 +9,7 @@ from .density import DensityResult
 from .intervals import interval_of_means
 
 RESAMPLES = 499
+ALL = "(all)"  # the first row of a table, of all values; a value may be called so too
 Floats = NDArray[np.float64]
 
 
@@ -69,9 +70,9 @@ def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.Data
         seed: seed of the resampling of documents.
 
     Returns:
-        One row per value, the first for all (index `(all)`): `documents`, `threshold`, `low`,
-        `high`, and `error_of_all`, the value's error at the threshold of all. None unless the
-        rule is a `Threshold`.
+        One row per value, after a first one for all (index `(all)`): `documents`, `threshold`,
+        `low`, `high`, and `error_of_all`, the value's error at the threshold of all. The largest
+        threshold of the scan is a lower bound. None unless the rule is a `Threshold`.
 
     Example:
         >>> threshold_table(DensityEstimator.from_store("traces.zarr"), "domain")  # doctest: +SKIP
@@ -79,23 +80,36 @@ def threshold_table(result: DensityResult, label: str, seed: int = 0) -> pd.Data
     if not isinstance(Rule.from_json(result.settings["rule"]), Threshold):
         return None
     scanned = result.errors.dropna().sort_index(axis=1)
-    names = result.documents[label].astype(str).loc[scanned.index].to_numpy()
     tau, curves = scanned.columns.to_numpy(np.float64), scanned.to_numpy()
     common = float(threshold_at(tau, curves.mean(0), result.eps))
-    rows = {}
-    for value in ("(all)", *np.unique(names)):
-        of = curves if value == "(all)" else curves[names == value]
+    groups = by_value(result.documents[label].loc[scanned.index])
+    rows = []
+    for of in (curves, *(curves[places] for _, places in groups)):
         interval = interval_of_means(
             lambda error: threshold_at(tau, error, result.eps),
             of,
             n_resamples=RESAMPLES,
             seed=seed,
         )
-        rows[value] = {
-            "documents": len(of),
-            "threshold": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "error_of_all": error_at(tau, of.mean(0), common),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(label)
+        rows.append(
+            {
+                "documents": len(of),
+                "threshold": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "error_of_all": error_at(tau, of.mean(0), common),
+            }
+        )
+    return pd.DataFrame(rows, pd.Index([ALL, *(value for value, _ in groups)], name=label))
+
+
+def by_value(column: pd.Series) -> list[tuple[object, NDArray[np.int64]]]:
+    """The values of a column with the places of each, in the order of their names.
+
+    Example:
+        >>> [(value, places.tolist()) for value, places in by_value(pd.Series(["1", 1, "1"]))]
+        [('1', [0, 2]), (1, [1])]
+    """
+    codes, values = pd.factorize(column.astype(object), use_na_sentinel=False)
+    order = sorted(range(len(values)), key=lambda code: str(values[code]))
+    return [(values[code], np.flatnonzero(codes == code)) for code in order]

@@ -56,6 +56,7 @@ def _result(
                     "full_edges": full,
                     "density@0.1": density,
                     "auc_tv": 1 + np.log10(density) / 3 + rng.normal(scale=0.05),
+                    "reached": density < 1,
                     "edges": density * full,
                     "edges_per_token": density * full / context,
                     "surprisal": rng.exponential(),

@@ -7,13 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from byte_model import byte_model, byte_tokenizer
+from made_up_store import make_store
 from scipy import stats
 
 from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
+from densitrace.estimator.agreement import agreement
 from densitrace.estimator.compare import Level, compare, spearman, word_values
-from densitrace.estimator.density import token_frame
+from densitrace.estimator.density import DensityResult, token_frame
+from densitrace.estimator.features import factor_frame
 from densitrace.estimator.intervals import widened
+from densitrace.estimator.sections import Subject
+from densitrace.estimator.terminal import comparison_tables
 from densitrace.estimator.words import word_spans
+from densitrace.tracer import layout
+from densitrace.tracer.corpus import Document
 
 ROOT = Path(__file__).parents[2]
 RULE = Threshold([0.02, 0.1])
@@ -78,6 +85,13 @@ def test_a_words_density_is_that_of_its_last_token(stores: tuple[Store, Store]) 
             assert touching["density@0.2"].iloc[-1] == word[name]
 
 
+@pytest.mark.parametrize("name", ["density@.2", "density@2e-1", "density@0.20"])
+def test_a_tolerance_may_be_written_in_any_way(stores: tuple[Store, Store], name: str) -> None:
+    found = compare(stores, "document", name)
+    assert found.measure == "density@0.2"
+    pd.testing.assert_frame_equal(found.table, compare(stores, "document", "density@0.2").table)
+
+
 def test_mean_over_a_words_tokens() -> None:
     words = np.array([[0, 2], [3, 7], [8, 9], [9, 10]])
     # Tokens: a special one, "ab", " c", "def", two that share one character, none of the last.
@@ -139,6 +153,80 @@ def test_only_documents_with_the_same_text_are_compared(
         compare([stores[0], alone])
 
 
+@pytest.fixture
+def halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Store]:
+    """A store, and another of the same documents that lacks one part: half of a document."""
+    monkeypatch.setattr(layout, "PART_VALUES", 8 * 64 * 2)  # 8 windows a part
+    sentences = " ".join(f"{word} b c d e f g h i." for word in ("one", "two", "three") * 20)
+    documents = [Document(f"d{n}", f"{n} {sentences}", {}, "") for n in range(3)]
+    whole, half = (
+        make_store(tmp_path / name, documents, context=64, strata=[0.1, 0.01], model=name)
+        for name in ("whole", "half")
+    )
+    half.open_again(0)  # the first 512 of 601 tokens
+    return whole, half
+
+
+def test_documents_are_compared_only_if_scanned_to_their_end(halves: tuple[Store, Store]) -> None:
+    found = compare(halves, "document")
+    assert found.table["document"].tolist() == ["d1", "d2"]
+    assert found.partial == {"whole": 0, "half": 1}
+    assert found.left_out == {"whole": 1, "half": 0}
+    np.testing.assert_allclose(found.table["whole"], found.table["half"])
+    assert "half: 0 documents that others lack, 1 not scanned" in "".join(
+        line for line in comparison_tables(found) if isinstance(line, str)
+    )
+    words = compare(halves)
+    assert words.partial == {"whole": 0, "half": 0} and words.lost["half"] > 0
+    subjects = [Subject(s.model_id, s.model_id, DensityResult.from_store(s), s) for s in halves]
+    across = agreement(subjects)
+    assert across is not None and across.partial == [("half", 1)] and not across.left_out
+
+
+def test_sentences_of_an_incomplete_store_are_counted_by_position(
+    halves: tuple[Store, Store],
+) -> None:
+    keys = ["document", "position"]
+    whole, half = (
+        token_frame(store)[keys].join(factor_frame(store)["sentence_position"]) for store in halves
+    )
+    both = half.merge(whole, on=keys, suffixes=("", "_whole"))
+    known = both["sentence_position"].notna()
+    assert (both["sentence_position"] == both["sentence_position_whole"])[known].all()
+    # Unknown only in the sentence that the missing windows begin.
+    assert both["position"][~known].tolist() == list(range(512, 521))
+
+
+def test_what_differs_besides_the_model_is_told(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    assert compare(stores).differing == () and compare(stores).caution == ""
+    corpus = tmp_path / "corpus.jsonl"
+    documents = stores[0].documents.head(6)
+    documents[["id", "text"]].to_json(corpus, orient="records", lines=True)
+    tracer = Tracer(byte_model(), byte_tokenizer(), model_id="bytes")
+    rule = Threshold([0.02])
+    other = scan(tracer, corpus, tmp_path / "s", select=rule, attention="frozen", context=64)
+    found = compare([stores[0], other])
+    assert found.differing == ("strata", "attention")
+    told = "The stores were scanned with different strata and attention: compare ranks only."
+    assert found.caution == told and comparison_tables(found)[-1] == told
+    across = agreement([Subject(f"s{n}", f"{n}", DensityResult.from_store(s), s)
+                        for n, s in enumerate([stores[0], other])])  # fmt: skip
+    assert across is not None and across.caution == told
+
+
+def test_a_store_without_a_scanned_part_is_said_to_have_none(
+    stores: tuple[Store, Store], halves: tuple[Store, Store]
+) -> None:
+    for part in halves[1].done_parts():
+        halves[1].open_again(part)
+    with pytest.raises(StoreError, match="holds no scanned token yet: scan first"):
+        compare([*halves])
+    with pytest.raises(StoreError, match="holds no scanned token yet: scan first"):
+        factor_frame(halves[1])
+
+
 @pytest.mark.parametrize("level", ["word", "document"])
 def test_documents_of_one_id_are_told_apart_by_their_texts(level: Level, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
@@ -170,6 +258,8 @@ def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None
         compare(stores, "letter")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="different names"):
         compare(stores, names=["a", "a"])
+    with pytest.raises(InputError, match="names: text: document, start, end, text are columns"):
+        compare(stores, names=["text", "b"])
     with pytest.raises(InputError, match="is no measure"):
         compare(stores, measure="loss")
     with pytest.raises(InputError, match="'c' is none of the models a, b"):

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from scipy import stats
 from densitrace.errors import InputError
 from densitrace.estimator.density import DensityResult, group_means
 from densitrace.estimator.intervals import MIN_DOCUMENTS, mean_interval
+from densitrace.estimator.plots import LIGHT
 
 MakeResult = Callable[..., DensityResult]
 
@@ -113,6 +116,43 @@ def test_by_position_gathers_octaves_of_context(make_result: MakeResult) -> None
         assert row["last"] == context[inside].max()
     assert found["tokens"].sum() == len(context)
     assert found["edges"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("measure", [None, "density@.1", "auc_tv"])
+def test_documents_are_plotted_by_label(make_result: MakeResult, measure: str | None) -> None:
+    result = make_result(DOCUMENTS)
+    name = "auc_tv" if measure == "auc_tv" else "density@0.1"
+    axes = result.plot("domain", measure).axes[0]
+    summary = result.summary("domain").sort_values(name, ascending=False)
+    assert axes.get_xlabel() == name
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        f"{value} (6)" for value in summary.index
+    ]
+    means = next(line for line in axes.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(np.asarray(means.get_xdata()), summary[name])
+    dots = np.asarray(axes.collections[0].get_offsets())[:, 0]
+    np.testing.assert_allclose(np.sort(dots), result.documents[name].sort_values())
+
+
+@pytest.mark.parametrize("measure", ["density@0.1", "auc_tv"])
+def test_tokens_are_plotted_without_a_label(
+    make_result: MakeResult, measure: str, tmp_path: Path
+) -> None:
+    figure = make_result(DOCUMENTS).plot(measure=measure)
+    assert [axes.get_ylabel() for axes in figure.axes] == [measure, "", ""]
+    assert all(axes.get_title("left").startswith("ρ = ") for axes in figure.axes)
+    figure.savefig(tmp_path / "tokens.png")
+    assert matplotlib.colors.same_color(figure.get_facecolor(), LIGHT.paper)
+    make_result([{"id": "one", "text": "a"}]).plot(measure=measure).savefig(tmp_path / "one.svg")
+
+
+def test_what_cannot_be_plotted_is_refused(make_result: MakeResult) -> None:
+    result = make_result(DOCUMENTS)
+    with pytest.raises(InputError, match="by='author': the labels are domain, lang"):
+        result.plot("author")
+    for measure in ("density@0.2", "loss"):
+        with pytest.raises(InputError, match=measure):
+            result.plot(measure=measure)
 
 
 def test_to_pandas_carries_the_labels_of_each_document(make_result: MakeResult) -> None:

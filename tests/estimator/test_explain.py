@@ -1,14 +1,18 @@
 """Explanations by factors: what is known is found, and what is noise is not."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import shap
+from made_up_store import made_up_documents, make_store
 from rich.console import Console
 
 from densitrace import InputError, open_store
+from densitrace.estimator import explain
+from densitrace.estimator.density import DensityResult
 from densitrace.estimator.explain import (
     MAX_CATEGORIES,
     FactorExplanation,
@@ -17,7 +21,11 @@ from densitrace.estimator.explain import (
     explain_frame,
     label_differences,
 )
+from densitrace.estimator.factor_sample import factor_sample
+from densitrace.estimator.features import first_of_text
+from densitrace.estimator.intervals import mean_interval
 from densitrace.estimator.terminal import factor_tables
+from densitrace.tracer.corpus import Document
 
 DOCUMENTS, TOKENS = 40, 40
 
@@ -155,6 +163,62 @@ def test_of_labels_without_a_difference_few_corpora_show_one() -> None:
         documents = pd.DataFrame(rng.normal(size=(36, 4)))
         false += label_differences(documents, groups, n_resamples=199, seed=seed)["exceeds"].any()
     assert false / 120 <= 0.10
+
+
+def test_labels_share_the_chance_of_a_false_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+
+    def recorded(*arguments: Any, **options: Any) -> pd.DataFrame:
+        levels.append(arguments[2])
+        return label_differences(*arguments, **options)
+
+    monkeypatch.setattr(explain, "label_differences", recorded)
+    frame, target, document = made_up()
+    labels = {name: (document % 2).astype(str) for name in "abcd"}
+    explain_frame(frame, target, document, labels=labels, shuffles=1, top=0)
+    assert levels == [1 - 0.05 / 4] * 4
+
+
+def test_copies_of_a_text_are_one_unit() -> None:
+    rng = np.random.default_rng(0)
+    texts, length = 8, 40
+    frame = pd.DataFrame({"x": np.tile(rng.normal(size=texts * length), 2)})
+    noise = pd.Series(np.tile(rng.random(texts * length), 2), name="noise")
+    document = pd.Series(np.repeat(np.arange(2 * texts), length))
+    group = first_of_text(pd.Series([*range(texts)] * 2).astype(str), document)
+    copy = pd.Series(np.where(document < texts, "first", "second"))
+    found = explain_frame(
+        frame, noise, document, group=group, labels={"copy": copy}, top=0, shuffles=1
+    )
+    assert found.r2 <= 0 and not found.finding
+    once = mean_interval(
+        np.abs(found.explanation.values[: texts * length, 0]).reshape(texts, length).mean(1),
+        n_resamples=1999,
+    )
+    assert tuple(found.factors.loc["x", ["mean_abs", "low", "high"]]) == pytest.approx(once)
+    assert found.document.tolist() == document.tolist()
+    # A text is a unit of each label value that its copies have.
+    assert found.labels["copy"].index.tolist() == ["first", "second"]
+    assert found.differences["difference"].abs().max() < 1e-12
+
+
+def test_a_store_with_the_same_text_twice_is_grouped_by_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals = list(made_up_documents(400, mean_length=50))
+    copies = [Document(f"copy of {each.id}", each.text, each.labels, "") for each in originals]
+    store = make_store(tmp_path / "s.zarr", [*originals, *copies], context=64, strata=[0.1, 0.01])
+    monkeypatch.setattr(explain, "explain_frame", lambda *_, **options: options["group"])
+    group: Any = explain_factors(store)
+    assert group.nunique() == len(originals)
+    sample = factor_sample(store, DensityResult.from_store(store))
+    assert sample is not None and sample.document.nunique() == len(originals)
+
+
+def test_a_constant_target_is_not_explained() -> None:
+    frame, target, document = made_up()
+    found = explain_frame(frame, target * 0 + 0.1, document, shuffles=1, top=0)
+    assert found.r2 == 0 and not found.r2_shuffled.any() and not found.finding
 
 
 def test_labels_of_an_explanation(found: FactorExplanation) -> None:

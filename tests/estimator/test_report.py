@@ -203,6 +203,16 @@ def test_documents_of_one_id_have_passages_of_their_own(make_result: MakeResult)
     assert sorted(texts.choose_documents(result, [])) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_passage_names_the_labels_that_its_id_does_not_hold(make_result: MakeResult) -> None:
+    result = make_result(
+        [
+            {"id": "sentence-1", "lang": "en", "domain": "", "text": "one"},
+            {"id": "law-zh-Hant_2", "lang": "zh-Hant", "domain": "law", "text": "two"},
+        ]
+    )
+    assert [texts.document_name(result, n) for n in (0, 1)] == ["sentence-1 · en", "law-zh-Hant_2"]
+
+
 def test_labels_with_one_value_or_too_many_are_left_out(make_result: MakeResult) -> None:
     documents = [{"id": f"d{i}", "text": "words", "same": "x", "own": str(i), "two": str(i % 2)}
                  for i in range(50)]  # fmt: skip

@@ -7,16 +7,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import made_up_store
 import numpy as np
 import pandas as pd
 import pytest
 from byte_model import byte_model, byte_tokenizer
 from click.testing import CliRunner
 from made_up_store import made_up_documents, make_store
+from matplotlib.figure import Figure
 from scipy import stats
 
 from densitrace import (
@@ -35,10 +38,11 @@ from densitrace.estimator.agreement import agreement
 from densitrace.estimator.cli import report
 from densitrace.estimator.compare import Level, compare
 from densitrace.estimator.density import DensityResult
-from densitrace.estimator.exhibits import save_exhibits
-from densitrace.estimator.plots import LIGHT
+from densitrace.estimator.exhibits import Exhibit, named_apart, save_exhibits
+from densitrace.estimator.page import threshold
+from densitrace.estimator.plots import LIGHT, percent
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
-from densitrace.estimator.report import render_report
+from densitrace.estimator.report import render_report, write_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
 from densitrace.estimator.separate_process import explainer
 from densitrace.estimator.summaries import trace_parts
@@ -93,6 +97,38 @@ def test_every_figure_of_the_page_is_written_with_its_data(
         assert len(pd.read_csv(folder / f"{name}.csv"))
 
 
+def test_labels_that_look_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    documents = [
+        Document(f"d{n}", each.text, dict.fromkeys(["lang", "Lang"], ("a\x07b", "")[n % 2]), "")
+        for n, each in enumerate(made_up_documents(400, mean_length=30))
+    ]
+    store = make_store(tmp_path / "s.zarr", documents, context=64, strata=[0.1, 0.01])
+    page = tmp_path / "page.html"
+    write_report(store, page, names=["A\x1bB"], figures=tmp_path, factors=False)
+    html = page.read_text(encoding="utf-8")
+    names = re.findall(r'data-name="([^"]+)"', html)
+    assert len(set(names)) == len(names) == len(list(tmp_path.glob("*.csv")))
+    assert {"s1-by-lang-auc", "s1-by-lang-auc-2"} <= {*names}
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids)
+    drawings = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")]
+    on_page = re.findall("<svg .*?</svg>", html, flags=re.DOTALL)
+    assert len(on_page) == len(drawings) == len(names)
+    for drawing in [*drawings, *on_page]:
+        ElementTree.fromstring(drawing.replace("xlink:href", "href"))
+    labelled = next(drawing for drawing in drawings if ">ab (" in drawing)
+    assert ">(none) (" in labelled
+    assert html.count('<th scope="row">(none)</th>') == 2 * 2  # densities and thresholds
+
+
+def test_names_that_are_taken_are_numbered() -> None:
+    names = ["across-a-b", "across-a-b-2", "across-a-b", "across-a-b"]
+    exhibits = [Exhibit(name, "", pd.DataFrame(), lambda _: Figure()) for name in names]
+    assert [exhibit.name for exhibit in named_apart(exhibits)] == [
+        "across-a-b", "across-a-b-2", "across-a-b-3", "across-a-b-4"
+    ]  # fmt: skip
+
+
 def test_figures_that_stand_alone_have_the_light_pages_colours() -> None:
     found = dict(re.findall(r"--(\w+): light-dark\((#\w+),", STYLE.read_text(encoding="utf-8")))
     for name in ("ink", "muted", "grid", "accent", "second", "paper"):
@@ -115,6 +151,49 @@ def test_correlations_equal_scipys(result: DensityResult) -> None:
     signs = {relation.name: found.correlations[relation.name, "density@0.1"].value
              for relation in RELATIONS}  # fmt: skip
     assert signs["model_entropy"] > 0 > max(signs["frequency"], signs["context"])
+
+
+def test_a_trace_of_the_whole_graph_reaches_any_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = made_up_store._curves
+
+    def whole(*arguments: Any) -> dict[str, Any]:
+        made = curves(*arguments)
+        return {**made, "size": np.ones_like(made["size"]), "tv": np.zeros_like(made["tv"])}
+
+    monkeypatch.setattr(made_up_store, "_curves", whole)
+    store = make(tmp_path / "s.zarr", tokens=300)
+    result = DensityResult.from_store(store)
+    assert (result.tokens[result.density] == 1).all() and result.tokens["reached"].all()
+    parts = section(Subject("s1", "a", result, store)).parts
+    assert parts["unreached"] == "0%" and "missing" not in parts["topology"]
+
+
+def test_what_no_trace_reaches_is_counted(
+    stores: tuple[Store, Store], result: DensityResult
+) -> None:
+    reached = (stores[0].tv[:].min(-1) <= 0.1)[stores[0].token[:] >= 0]
+    assert 0 < reached.mean() < 1
+    found = section(Subject("s1", "a", result, stores[0]))
+    assert found.parts["unreached"] == percent(1 - reached.mean())
+    never = section(Subject("s1", "a", DensityResult.from_store(stores[0], eps=0.0), stores[0]))
+    assert never.parts["topology"]["missing"] == "No trace of the scan is within an error of 0."
+
+
+def test_labels_and_names_are_checked_before_tokens_are_read(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "by_runs", lambda *_: pytest.fail("tokens are read"))
+    with pytest.raises(InputError, match="by='author': the labels are domain, lang"):
+        render_report(stores, by=["domain", "author"])
+    with pytest.raises(InputError, match="2 different names"):
+        render_report(stores, names=["one"])
+
+
+def test_a_label_asked_for_twice_is_shown_once(stores: tuple[Store, Store]) -> None:
+    page = render_report(stores[0], by=["lang", "lang"], factors=False)
+    assert page.count("<h2>Density by lang</h2>") == 1
 
 
 def test_counts_and_medians_lose_no_point() -> None:
@@ -148,6 +227,27 @@ def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, S
     expected = threshold_at(tau, errors[law].mean(0)[::-1], 0.2)
     assert table["threshold"]["law"] == pytest.approx(expected)
     assert table["error_of_all"]["(all)"] == pytest.approx(0.2)
+
+
+def test_a_value_called_as_the_row_of_all_has_a_row_of_its_own(result: DensityResult) -> None:
+    called = result.documents["domain"].replace({"law": "(all)", "drama": ""})
+    documents = result.documents.assign(domain=called)
+    renamed = threshold_table(replace(result, documents=documents), "domain")
+    table = threshold_table(result, "domain")
+    assert renamed is not None and table is not None
+    assert renamed.index.tolist() == ["(all)", "", "(all)", "fiction", "letters", "speech"]
+    np.testing.assert_array_equal(renamed.iloc[0], table.loc["(all)"])
+    np.testing.assert_array_equal(renamed.iloc[2], table.loc["law"])
+
+
+def test_a_threshold_beyond_the_largest_is_a_bound(stores: tuple[Store, Store]) -> None:
+    result = DensityResult.from_store(stores[0], eps=0.99)
+    table = threshold_table(result, "domain")
+    assert table is not None and (table["threshold"] == 0.1).all()
+    rows = section(Subject("s1", "a", result, stores[0])).parts["thresholds"]
+    assert rows[0]["largest"] == 0.1
+    assert threshold(0.1, 0.1) == "≥ 0.1" and threshold(0.012, 0.1) == "0.012"
+    assert threshold(np.nan, 0.1) == "–"
 
 
 @pytest.mark.parametrize("strata", [[0.2, 0.0], [0.0], [0.9]])

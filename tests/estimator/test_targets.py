@@ -1,5 +1,7 @@
 """Thresholds by their error, against dense grids and simulation."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,6 +117,16 @@ def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:
     assert (table["low"] <= table["threshold"]).all()
 
 
+def test_values_of_any_name_and_type_are_kept_apart(tracer: Tracer) -> None:
+    values: list[Any] = ["(all)", "(all)", "(all)", 1, 1, "1"]
+    documents = pd.DataFrame(
+        {"text": [*TEXTS, "one more"], "label": pd.Series(values, dtype=object)}
+    )
+    table = stability(tracer, documents, "label", 0.2)
+    assert table.index.tolist() == ["(all)", "(all)", 1, "1"]
+    assert table["documents"].tolist() == [6, 3, 2, 1]
+
+
 def test_what_cannot_be_met_is_refused(tracer: Tracer) -> None:
     for eps in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match="eps"):
@@ -123,5 +135,8 @@ def test_what_cannot_be_met_is_refused(tracer: Tracer) -> None:
         target_error(tracer, "one text")
     with pytest.raises(InputError, match="leave them out"):
         target_error(tracer, TEXTS, 0.1, select=Threshold([0.1]))
+    for context in (0, -1):
+        with pytest.raises(InputError, match=f"context={context}"):
+            target_error(tracer, TEXTS, 0.1, context=context)
     with pytest.raises(InputError, match="label='lang'"):
         stability(tracer, pd.DataFrame({"text": TEXTS}), "lang")
