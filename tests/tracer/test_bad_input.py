@@ -1,6 +1,7 @@
 """Everything that can be wrong with a scan: one line, the right exit code, nothing lost."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,22 @@ def test_a_folder_goes_on_past_bad_files(byte_folder: Path, tmp_path: Path, out:
     for name in ("a.txt", "b.txt", "c.parquet"):
         assert name in stdout
     assert open_store(out).documents["id"].tolist() == ["[red]d.txt"]
+
+
+def test_names_that_are_no_utf8(byte_folder: Path, tmp_path: Path) -> None:
+    """Standard output takes UTF-8 alone here."""
+    folder, out = tmp_path / os.fsdecode(b"c\xff"), tmp_path / os.fsdecode(b"s\xff.zarr")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no such names here: {error}")
+    (folder / os.fsdecode(b"\xff.csv")).touch()
+    (folder / os.fsdecode(b"\xff.txt")).write_text("good")
+    code, stdout, stderr = scan(folder, byte_folder, out)
+    assert (code, stderr) == (0, "")
+    assert r"parquet: \xff.csv" in stdout
+    assert open_store(out).documents["id"].tolist() == [r"\xff.txt"]
+    assert CliRunner().invoke(cli, ["status", str(out)]).exit_code == 0
 
 
 # ---- the model -----------------------------------------------------------------------------------
