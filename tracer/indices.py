@@ -1,6 +1,31 @@
-"""Indices that may count from the end, as users give them."""
+"""Whole numbers, and indices that may count from the end, as users give them."""
+
+from operator import index as as_index
+from typing import Any
 
 from ..errors import InputError
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return a whole number, of NumPy or torch too, as an int, which JSON holds.
+
+    Args:
+        name: of the argument, for the message.
+        value: of the argument.
+
+    Raises:
+        InputError: the value is no whole number.
+
+    Example:
+        >>> whole_number("seed", np.int64(3))
+        3
+    """
+    try:
+        if not isinstance(value, bool):
+            return as_index(value)
+    except TypeError:
+        pass
+    raise InputError(f"{name}={value!r} is not a whole number")
 
 
 def from_start(name: str, index: int, count: int, things: str) -> int:

@@ -562,6 +562,36 @@ def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> Non
     assert not (tmp_path / "s").exists()
 
 
+def test_whole_numbers_of_numpy(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    numbers = {"seed": 3, "context": CONTEXT, "edges": 1, "batch_tokens": 64}
+    of_numpy = {name: np.int64(number) for name, number in numbers.items()}
+    scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), **numbers)
+    before = snapshot(tmp_path / "s")
+    strata: Any = np.int64(3)
+    scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(strata), **of_numpy)
+    assert snapshot(tmp_path / "s") == before
+    scan(byte_tracer, corpus, tmp_path / "n", select=AutoStrata(strata), **of_numpy)
+    assert contents(snapshot(tmp_path / "n")) == contents(before)
+
+
+@pytest.mark.parametrize("name", ["seed", "context", "batch_tokens"])
+@pytest.mark.parametrize("value", [1.5, np.float64(8), "8", True, [8]])
+def test_numbers_that_are_not_whole(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=f"{name}=.* is not a whole number"):
+        scan(byte_tracer, corpus, tmp_path / "s", **{name: value})
+    assert not (tmp_path / "s").exists()
+
+
+def test_sizes_need_one_output(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it needs scope='output'"):
+        scan(byte_tracer, corpus, tmp_path / "s", select=Size([0.1]))
+    assert not (tmp_path / "s").exists()
+
+
 def test_context_beyond_learned_positions(corpus: Path, tmp_path: Path) -> None:
     """Refused before anything is planned or written."""
     tracer = Tracer(tiny_model("gpt2"))
