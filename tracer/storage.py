@@ -479,7 +479,9 @@ def _object_store(url: str) -> "obstore.store.ObjectStore":
         from obstore.exceptions import BaseError
         from obstore.store import MemoryStore, from_url
     except ImportError as error:
-        raise StoreError(f"store {url!r} needs obstore: pip install 'densitrace[cloud]'") from error
+        raise StoreError(
+            f"store {url!r} needs obstore: pip install '.[cloud]' in a checkout of densitrace"
+        ) from error
     if url.startswith("memory://"):
         return MemoryStore()
     try:
