@@ -159,12 +159,12 @@ def test_weights_that_hold_nan(corpus: Path, tmp_path: Path, out: Path) -> None:
 def test_token_ids_out_of_range(corpus: Path, tmp_path: Path, out: Path) -> None:
     folder = save(tmp_path / "small", byte_model(vocabulary=BYTES))
     found = scan(corpus, folder, out)
-    assert_refused(found, 1, out, f"token id {BYTES}", "corpus.jsonl:1", f"0..{BYTES - 1}")
+    assert_refused(found, 2, out, f"token id {BYTES}", "corpus.jsonl:1", f"0..{BYTES - 1}")
 
 
 def test_a_model_without_a_tokenizer(corpus: Path, tmp_path: Path, out: Path) -> None:
     byte_model().save_pretrained(tmp_path / "mute")
-    assert_refused(scan(corpus, tmp_path / "mute", out), 1, out, "/mute' has no tokenizer")
+    assert_refused(scan(corpus, tmp_path / "mute", out), 2, out, "/mute' has no tokenizer")
 
 
 @pytest.mark.parametrize(
