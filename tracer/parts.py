@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from .processes import Process
 from .storage import Storage, writing
 from .store import DONE, Store
@@ -253,4 +254,5 @@ def parts_for(
             break
     for part in claims_of(store.storage):
         if store.is_done(part):  # its worker died before releasing the claim
-            claims.release(part)
+            with suppress(StoreError):  # a complete store may be on a read-only disk
+                claims.release(part)

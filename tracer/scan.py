@@ -71,7 +71,7 @@ def scan(
     Args:
         tracer: the model, with a tokenizer.
         corpus, text_field, label_fields, file_format: see `read_corpus` (`corpus`: its `source`).
-        path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
+        path: the store's folder, new or empty, or a URL (s3://bucket/name, gs://, az://).
         select: the rule. AutoStrata chooses its thresholds on a pilot sample when the store is
             planned, and they stay with the store. The pilot is spread over the corpus, or over
             the beginning (`layout.head`) of a large one.

@@ -248,6 +248,29 @@ def test_something_else_is_there(
     assert snapshot(tmp_path) == before
 
 
+def test_an_empty_folder_is_replaced(byte_folder: Path, corpus: Path, out: Path) -> None:
+    out.mkdir(mode=0o750)
+    assert CliRunner().invoke(cli, ["status", str(out)]).exit_code == 1
+    code, _, stderr = scan(corpus, byte_folder, out)
+    assert (code, stderr) == (0, "")
+    assert open_store(out).complete
+    assert out.stat().st_mode & 0o777 == 0o750
+
+
+def test_an_empty_folder_that_cannot_be_replaced(
+    byte_folder: Path, corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out.mkdir()
+    monkeypatch.chdir(out)
+    found = scan(corpus, byte_folder, Path())
+    assert_refused(found, 1, out, "s.zarr' is the current folder", "a path in it", written=True)
+    monkeypatch.chdir(out.parent)
+    (out.parent / "link").symlink_to(out)
+    found = scan(corpus, byte_folder, out.parent / "link")
+    assert_refused(found, 1, out, "link' is not a densitrace store", written=True)
+    assert not list(out.iterdir())
+
+
 def test_a_folder_that_cannot_be_written(byte_folder: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     out = tmp_path / "file" / "s.zarr"

@@ -553,6 +553,24 @@ def test_a_full_disk_is_told_and_loses_nothing(
     assert scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT).complete
 
 
+def test_a_complete_store_need_not_be_writable(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+    store = scan(byte_tracer, corpus, tmp_path / "s", **options)
+    store.storage.put("part_done/claim.0", Claim("elsewhere", 1, 0).to_bytes())
+
+    def read_only(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("put", "create", "delete", "settle"):
+        monkeypatch.setattr(Folder, name, read_only)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: read_only())
+    assert scan(byte_tracer, corpus, tmp_path / "s", **options).complete
+    with pytest.raises(StoreError, match="Read-only file system"):
+        scan(byte_tracer, corpus, tmp_path / "s", overwrite=True, **options)
+
+
 def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> None:
     tracer = Tracer(byte_model(vocabulary=BYTES - 100), byte_tokenizer())
     path = tmp_path / "c.txt"
