@@ -182,7 +182,10 @@ def test_the_estimator_shares_its_scan_with_nobody(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     tracer = Tracer.from_pretrained(MODEL)
-    options = {"select": Threshold([0.05]), "limits": Limits(seconds=60)}  # of that wait
+    options: dict[str, Any] = {
+        "select": Threshold([0.05]),
+        "limits": Limits(seconds=60),
+    }  # of that wait
     assert len(DensityEstimator(tracer, **options).estimate(["The cat sat."]).documents) == 1
 
 

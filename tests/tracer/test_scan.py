@@ -583,8 +583,8 @@ def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> Non
 def test_whole_numbers_of_numpy(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    numbers = {"seed": 3, "context": CONTEXT, "edges": 1, "batch_tokens": 64}
-    of_numpy = {name: np.int64(number) for name, number in numbers.items()}
+    numbers: dict[str, Any] = {"seed": 3, "context": CONTEXT, "edges": 1, "batch_tokens": 64}
+    of_numpy: dict[str, Any] = {name: np.int64(number) for name, number in numbers.items()}
     scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), **numbers)
     before = snapshot(tmp_path / "s")
     strata: Any = np.int64(3)
