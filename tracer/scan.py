@@ -18,7 +18,7 @@ from ..errors import InputError, NotPlannedError, StoreError
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
-from .indices import whole_number
+from .indices import whole
 from .nodes import ImportanceName
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
 from .prefetch import lower_priority
@@ -104,9 +104,9 @@ def scan(
     Example:
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
     """
-    context, seed = whole_number("context", context), whole_number("seed", seed)
+    context, seed = whole("context", context), whole("seed", seed)
     if batch_tokens is not None:
-        batch_tokens = whole_number("batch_tokens", batch_tokens)
+        batch_tokens = whole("batch_tokens", batch_tokens)
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     kept = kept_stratum(edges, checked_rule(select))
     if isinstance(select, Size) and scope != "output":

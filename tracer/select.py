@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .indices import whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,8 +233,7 @@ class AutoStrata:
     name: ClassVar[str] = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", whole_number("AutoStrata n", self.n))
-        if not 1 <= self.n <= MAX_STRATA:
+        if not isinstance(self.n, int) or not 1 <= self.n <= MAX_STRATA:
             raise InputError(f"AutoStrata n={self.n!r} is not a whole number in 1..{MAX_STRATA}")
 
     def to_json(self) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def test_impossible_rules(rule: type[Rule], values: Sequence[float], message: st
     assert rule.__name__ in str(caught.value)
 
 
-@pytest.mark.parametrize("n", [0, 256, 1.5, "3", True, np.float64(3)])
+@pytest.mark.parametrize("n", [0, 256, 1.5, "3"])
 def test_impossible_auto_strata(n: Any) -> None:
     with pytest.raises(InputError, match="AutoStrata n="):
         AutoStrata(n)
