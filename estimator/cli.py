@@ -15,7 +15,7 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 
 
 @click.command(epilog=example("report small.zarr large.zarr --out density.html --figures figures"))
-@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("stores", nargs=-1, required=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -42,7 +42,7 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 @click.option("--title", help="The page's heading.")
 @debug_option
 def report(
-    stores: tuple[Path, ...],
+    stores: tuple[str, ...],
     out: Path,
     figures: Path | None,
     labels: tuple[str, ...],
@@ -51,7 +51,10 @@ def report(
     names: tuple[str, ...],
     title: str | None,
 ) -> None:
-    """Write one self-contained HTML page about STORES, and how far their models agree."""
+    """Write one self-contained HTML page about STORES, and how far their models agree.
+
+    A store is a folder or a URL (s3://bucket/name, gs://, az://).
+    """
     from .report import write_report  # imported late: --help should not wait for pandas
 
     page = write_report(
@@ -109,7 +112,7 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
 
 
 @click.command(epilog=example("explain traces.zarr --target density@0.1 --by domain"))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--target", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
 @click.option(
     "--by", "labels", multiple=True, help="A label whose values are compared; repeatable."
@@ -132,7 +135,7 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @debug_option
 def explain(
-    store: Path,
+    store: str,
     target: str,
     labels: tuple[str, ...],
     leave_out: tuple[str, ...],
@@ -140,7 +143,7 @@ def explain(
     shuffles: int,
     seed: int,
 ) -> None:
-    """Show which factors go with the density of STORE's tokens."""
+    """Show which factors go with the density of STORE's tokens; a folder or a URL."""
     from ..tracer.store import open_store
     from .explain import explain_factors
     from .terminal import factor_tables
@@ -158,7 +161,7 @@ def explain(
 
 
 @click.command(epilog=example("compare small.zarr large.zarr --level document"))
-@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("stores", nargs=-1, required=True)
 @click.option("--level", type=click.Choice(("word", "document")), default="word", show_default=True)
 @click.option("--measure", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
 @click.option(
@@ -171,13 +174,13 @@ def explain(
 @click.option("--csv", type=click.Path(path_type=Path), help="Write the densities side by side.")
 @debug_option
 def compare(
-    stores: tuple[Path, ...],
+    stores: tuple[str, ...],
     level: Literal["word", "document"],
     measure: str,
     within: Literal["last", "mean"],
     csv: Path | None,
 ) -> None:
-    """Compare what the models of STORES find dense in the same texts."""
+    """Compare what the models of STORES, folders or URLs, find dense in the same texts."""
     from .compare import compare as run
     from .terminal import comparison_tables
 

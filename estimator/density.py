@@ -538,6 +538,7 @@ class DensityEstimator:
             InputError: a single string instead of several, or no text.
             CorpusError: no text is left.
         """
+        from ..tracer.parts import Worker
         from ..tracer.scan import scan  # imported late: reading a store needs no transformers
 
         if isinstance(texts, str):
@@ -554,7 +555,8 @@ class DensityEstimator:
                 Path(folder) / "traces.zarr",
                 select=self.select,
                 context=self.context,
-                **self.options,
+                # Nobody shares the folder, whatever torchrun or Slurm say.
+                **{"worker": Worker(), **self.options},
             )
             return DensityResult.from_store(store, self.eps)
 

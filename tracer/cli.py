@@ -54,7 +54,7 @@ class Commands(click.Group):
         return {entry.name: entry for entry in metadata.entry_points(group=COMMANDS)}
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, turning whatever it raises into a `Failure`."""
+        """Run a command, turning what it raises into a usage error or a `Failure`."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -64,6 +64,8 @@ class Commands(click.Group):
         except Exception as error:  # the outermost frame: a user gets one line, never a traceback
             if ctx.meta.get("debug"):
                 traceback.print_exc()
+            if isinstance(error, InputError):
+                raise click.UsageError(str(error)) from error
             raise Failure(_describe(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,12 +97,12 @@ def _describe(error: Exception) -> str:
 
 
 @contextmanager
-def usage(option: str = "") -> Iterator[None]:
-    """Turn an InputError into a usage error (exit status 2), naming the option if given."""
+def usage(option: str) -> Iterator[None]:
+    """Turn an InputError into a usage error (exit status 2) that names the option."""
     try:
         yield
     except InputError as error:
-        raise click.UsageError(f"{option}: {error}" if option else str(error)) from error
+        raise click.UsageError(f"{option}: {error}") from error
 
 
 def example(line: str) -> str:
@@ -167,15 +169,14 @@ def model_options(command: Decorated) -> Decorated:
 
 
 def load_tracer(model: str, device: str, dtype: str, backend: str, **options: Any) -> "Tracer":
-    """Load the tracer that these options name; an unknown device or dtype is a usage error."""
+    """Load the tracer that these options name."""
     from transformers.utils import logging
 
     from .tracer import Tracer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with usage():
-        return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend, **options)
+    return Tracer.from_pretrained(model, device=device, dtype=dtype, backend=backend, **options)
 
 
 # ---- commands ------------------------------------------------------------------------------------

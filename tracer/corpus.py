@@ -31,6 +31,7 @@ CHUNK_BYTES = 1 << 20  # read at once; also the characters of a text that are co
 EXAMPLES = 3  # of each kind of problem, named in the report
 
 UNREADABLE = "cannot be read"
+LINKED = "link to a folder, not followed"
 OTHER_TYPE = "neither .txt, .jsonl nor .parquet"
 INVALID_UTF8 = "invalid UTF-8"
 NOT_JSON = "does not parse as a JSON object"
@@ -38,6 +39,7 @@ NO_SUCH_LABEL = "label field that no document has"
 NO_FIELD = "lacks the text field"
 NOT_TEXT = "text is not a string"
 EMPTY = "empty text"
+BAD_VALUE = "holds a value that Python cannot represent"
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
@@ -97,10 +99,12 @@ def read_corpus(
 
     Args:
         source: a .txt file (one document), a .jsonl or .parquet file (one document a line or row),
-            a folder (all such files in it, recursively, sorted by path), or "-": standard input.
+            a folder (all such files in it, recursively, sorted by path; links to folders are not
+            followed), or "-": standard input.
         text_field: the field of .jsonl and .parquet that holds the text.
         label_fields: fields kept as labels; by default all others that hold strings or whole
-            numbers. The field `id`, if present, names the document.
+            numbers. The field `id`, if present, names the document. Of fields with the same name
+            the last counts.
         file_format: how to read a single file or standard input; "auto" goes by the suffix, and on
             standard input by the first byte: "{" means jsonl, anything else one text.
         report: updated while the documents are iterated over.
@@ -202,7 +206,7 @@ class _Reader:
         kind = SUFFIXES.get(path.suffix.lower()) if file_format == "auto" else file_format
         if kind is None:
             raise CorpusError(f"corpus {str(path)!r} is {OTHER_TYPE}; rename it or name its format")
-        return self._file(path, path.name, kind)
+        return self._file(path, printable(path.name), kind)
 
     def stdin(self, file_format: Format) -> Iterator[Document]:
         if file_format == "parquet":
@@ -212,9 +216,13 @@ class _Reader:
     def _stdin(self, file_format: Format) -> Iterator[Document]:
         data = cast(io.BufferedIOBase, sys.stdin.buffer)
         beginning = data.read1(CHUNK_BYTES)
-        while file_format == "auto" and beginning.isspace() and (more := data.read1(CHUNK_BYTES)):
+        while (
+            file_format == "auto"
+            and (codecs.BOM_UTF8.startswith(beginning) or not _content(beginning))
+            and (more := data.read1(CHUNK_BYTES))
+        ):
             beginning += more
-        if file_format == "jsonl" or (file_format == "auto" and beginning.lstrip()[:1] == b"{"):
+        if file_format == "jsonl" or (file_format == "auto" and _content(beginning)[:1] == b"{"):
             yield from self._lines(_lines_from(beginning, data), "stdin")
         else:
             yield from self._text(chain([beginning], _chunks(data)), "stdin")
@@ -222,10 +230,13 @@ class _Reader:
     def _folder(self, root: Path) -> Iterator[Document]:
         files = []
         for folder, folders, names in os.walk(root, onerror=self._unreadable):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for path in (Path(folder, name) for name in folders):
+                if path.is_symlink():  # `os.walk` does not follow it
+                    self.report.skip(LINKED, _name(path, root))
             files += [Path(folder, name) for name in names if not name.startswith(".")]
         for path in sorted(files, key=lambda path: path.relative_to(root).parts):
-            name = path.relative_to(root).as_posix()
+            name = _name(path, root)
             kind = SUFFIXES.get(path.suffix.lower())
             if kind is None:
                 self.report.skip(OTHER_TYPE, name)
@@ -233,7 +244,7 @@ class _Reader:
                 yield from self._file(path, name, kind)
 
     def _unreadable(self, error: OSError) -> None:
-        self.report.skip(UNREADABLE, str(error.filename), error.strerror or "")
+        self.report.skip(UNREADABLE, printable(str(error.filename)), error.strerror or "")
 
     # ---- one file ----------------------------------------------------------------------------
 
@@ -279,10 +290,14 @@ class _Reader:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as table:
+            with path.open("rb") as file, pq.ParquetFile(file) as table:
                 number = 0
                 for batch in table.iter_batches(batch_size=1024):
-                    columns = {field.name: batch.column(field.name) for field in batch.schema}
+                    columns = {
+                        field.name: batch.column(index)
+                        for index, field in enumerate(batch.schema)
+                        if self._is_used(field)
+                    }
                     for row in range(batch.num_rows):
                         number += 1
                         yield from self._row(columns, row, f"{name} row {number}")
@@ -294,8 +309,16 @@ class _Reader:
             record = {name: column[row].as_py() for name, column in columns.items()}
         except UnicodeDecodeError:
             self.report.skip(INVALID_UTF8, where)
+        except (OverflowError, ValueError, KeyError) as error:  # a date after the year 9999
+            self.report.skip(BAD_VALUE, where, first_line(error))
         else:
             yield from self._record(record, where)
+
+    def _is_used(self, column: Any) -> bool:
+        """Return whether an Arrow field is the text, or may be the id or a label."""
+        if column.name == self.text_field or column.name in (self.label_fields or ()):
+            return True
+        return (self.label_fields is None or column.name == "id") and _may_be_label(column.type)
 
     # ---- one document ------------------------------------------------------------------------
 
@@ -347,6 +370,20 @@ def _not_empty(documents: Iterator[Document], source: str, reader: _Reader) -> I
             reader.report.skip(NO_SUCH_LABEL, repr(name))
 
 
+def printable(name: str) -> str:
+    r"""Write the bytes of a file's name that are no UTF-8 as `\xff`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _name(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix())
+
+
+def _content(beginning: bytes) -> bytes:
+    """Drop a byte-order mark and white space from the beginning of a file."""
+    return beginning.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
 def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
     """Read a file or pipe chunk by chunk, each as soon as it is available."""
     return iter(lambda: file.read1(CHUNK_BYTES), b"")
@@ -386,6 +423,16 @@ def _decoded(chunks: Iterable[bytes]) -> str:
 
 def _is_label(value: object) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _may_be_label(kind: Any) -> bool:
+    """Return whether the values of an Arrow type are strings or whole numbers."""
+    from pyarrow import types
+
+    kind = getattr(kind, "storage_type", kind)  # of an extension type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(text or types.is_integer(kind))
 
 
 def _label(value: object) -> str:

@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from .processes import Process
 from .storage import Storage, writing
 from .store import DONE, Store
@@ -49,18 +50,33 @@ class Worker:
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "Worker":
         """Return this process's number under torchrun or in a Slurm array; elsewhere 0 of 1.
 
+        Raises:
+            InputError: a variable that they set is missing or cannot be.
+
         Example:
             >>> Worker.of_environment({"RANK": "1", "WORLD_SIZE": "4"})
             Worker(index=1, count=4)
         """
         if "RANK" in environment and "WORLD_SIZE" in environment:
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+            return cls(_number(environment, "RANK"), _number(environment, "WORLD_SIZE"))
         if "SLURM_ARRAY_TASK_ID" in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-            step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-            number = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
-            return cls(number, int(environment["SLURM_ARRAY_TASK_COUNT"]))
+            first = _number(environment, "SLURM_ARRAY_TASK_MIN", "0")
+            step = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", "1"))
+            number = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // step
+            return cls(number, _number(environment, "SLURM_ARRAY_TASK_COUNT"))
         return cls()
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    """Read a whole number from the environment; raises InputError if it is none."""
+    value = environment.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(
+            f"environment variable {name}={value!r} is not a whole number: set it as torchrun or "
+            "Slurm do, or say which worker this is (worker=, --worker I/N)"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -238,4 +254,5 @@ def parts_for(
             break
     for part in claims_of(store.storage):
         if store.is_done(part):  # its worker died before releasing the claim
-            claims.release(part)
+            with suppress(StoreError):  # a complete store may be on a read-only disk
+                claims.release(part)

@@ -80,7 +80,9 @@ def start_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise InputError("engine='ray' needs Ray: pip install 'densitrace[ray]'") from error
+        raise InputError(
+            "engine='ray' needs Ray: pip install '.[ray]' in a checkout of densitrace"
+        ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     return ray

@@ -18,6 +18,7 @@ from ..errors import InputError, NotPlannedError, StoreError
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
+from .indices import whole
 from .nodes import ImportanceName
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
 from .prefetch import lower_priority
@@ -70,7 +71,7 @@ def scan(
     Args:
         tracer: the model, with a tokenizer.
         corpus, text_field, label_fields, file_format: see `read_corpus` (`corpus`: its `source`).
-        path: the store's folder, or a URL (s3://bucket/name, gs://, az://).
+        path: the store's folder, new or empty, or a URL (s3://bucket/name, gs://, az://).
         select: the rule. AutoStrata chooses its thresholds on a pilot sample when the store is
             planned, and they stay with the store. The pilot is spread over the corpus, or over
             the beginning (`layout.head`) of a large one.
@@ -103,8 +104,13 @@ def scan(
     Example:
         >>> store = scan(tracer, "examples/corpus/scan.jsonl", "traces.zarr")  # doctest: +SKIP
     """
+    context, seed = whole("context", context), whole("seed", seed)
+    if batch_tokens is not None:
+        batch_tokens = whole("batch_tokens", batch_tokens)
     settings = Settings(importance, attention, scope, tuple(controls), count, seed)
     kept = kept_stratum(edges, checked_rule(select))
+    if isinstance(select, Size) and scope != "output":
+        raise InputError("Size orders the edges of one output: it needs scope='output'")
     _check_arguments(tracer, context, edges, batch_tokens)
     reporter = default_reporter() if progress is None else progress
     worker = Worker.of_environment() if worker is None else worker

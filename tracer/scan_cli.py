@@ -62,12 +62,12 @@ def rule_options(command: Decorated) -> Decorated:
 
 
 def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
-    """Remove the rules' options from `options`; return the given rule, by default AutoStrata(12).
+    """Remove the rules' options from `options`; return the given rule, or DEFAULT_STRATA.
 
     Raises:
         click.UsageError: several rules, a rule's values are wrong, or --sizes without its scope.
     """
-    from .select import AutoStrata, Nucleus, Size, Threshold, TopFraction
+    from .select import DEFAULT_STRATA, AutoStrata, Nucleus, Size, Threshold, TopFraction
 
     rules: dict[str, Callable[[Any], Rule | AutoStrata]] = {
         "strata": AutoStrata,
@@ -83,9 +83,10 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
         raise click.UsageError(f"{names} cannot be combined: one rule selects the edges")
     if "sizes" in given and options["scope"] != "output":
         raise click.UsageError("--sizes orders the edges of one output: it needs --scope output")
-    name, value = next(iter(given.items()), ("strata", 12))
-    with usage(f"--{name.replace('_', '-')}"):
-        return rules[name](value)
+    for name, value in given.items():
+        with usage(f"--{name.replace('_', '-')}"):
+            return rules[name](value)
+    return DEFAULT_STRATA
 
 
 class WorkerOf(click.ParamType["Worker"]):
@@ -111,7 +112,7 @@ class WorkerOf(click.ParamType["Worker"]):
 def _check_usage(
     corpus: str, engine: str, workers: int, worker: "Worker", options: Mapping[str, Any]
 ) -> None:
-    """Raise a usage error for options of `scan` that do not go together."""
+    """Raise click.UsageError or InputError for options of `scan` that do not go together."""
     from .corpus import check_alone
     from .scan import kept_stratum
 
@@ -119,8 +120,7 @@ def _check_usage(
         raise click.UsageError("--workers needs --engine ray; without Ray, start more processes")
     with usage("--edges"):
         kept_stratum(options["edges"], options["select"])
-    with usage():
-        check_alone(corpus, alone=engine == "here" and worker.count == 1)
+    check_alone(corpus, alone=engine == "here" and worker.count == 1)
 
 
 # ---- commands ------------------------------------------------------------------------------------

@@ -137,8 +137,13 @@ class Folder:
         self.path = path
 
     def exists(self) -> bool:
-        """See `Storage`."""
-        return self.path.exists() or self.path.is_symlink()
+        """See `Storage`: an empty folder is no content; publishing a store replaces it."""
+        if self.path.is_symlink() or not self.path.is_dir():
+            return self.path.is_symlink() or self.path.exists()
+        try:
+            return any(self.path.iterdir())
+        except PermissionError:
+            return True
 
     def unfinished(self) -> bool:
         """See `Storage`: always False, as a folder is published by renaming it."""
@@ -156,6 +161,13 @@ class Folder:
     def check_writable(self) -> None:
         """See `Storage`; if the folder does not exist, tries its nearest parent that does."""
         folder = self.path.absolute()
+        if not self.exists():
+            if folder.is_mount() or folder == Path.cwd():
+                raise StoreError(
+                    f"folder {str(folder)!r} is the current folder or a mount point, which a store "
+                    "cannot replace; choose a path in it for the store"
+                )
+            folder = folder.parent
         while not folder.exists():
             folder = folder.parent
         try:
@@ -286,6 +298,8 @@ class Folder:
         try:
             if replace and self.exists():
                 self.path.rename(replaced)
+            with suppress(FileNotFoundError):
+                shutil.copymode(self.path, folder)  # of an empty folder, which it replaces
             try:
                 folder.rename(self.path)
             except OSError as error:
@@ -479,7 +493,9 @@ def _object_store(url: str) -> "obstore.store.ObjectStore":
         from obstore.exceptions import BaseError
         from obstore.store import MemoryStore, from_url
     except ImportError as error:
-        raise StoreError(f"store {url!r} needs obstore: pip install 'densitrace[cloud]'") from error
+        raise StoreError(
+            f"store {url!r} needs obstore: pip install '.[cloud]' in a checkout of densitrace"
+        ) from error
     if url.startswith("memory://"):
         return MemoryStore()
     try:

@@ -587,6 +587,8 @@ def open_store(path: str | Path | Store) -> Store:
 def open_store_in(storage: Storage, to_write: bool) -> Store:
     """Open the store in a storage, for reading or writing; raises as `open_store`."""
     if not storage.exists():
+        if Path(storage.path).is_dir():
+            raise StoreError(f"{str(storage.path)!r} is an empty folder, not a densitrace store")
         raise StoreError(f"store {str(storage.path)!r} does not exist")
     if not is_planned(storage):
         raise NotPlannedError(
@@ -629,12 +631,14 @@ def existing_store(storage: Storage, overwrite: bool) -> Store | None:
     """Return the store to continue, or None if one must be made; writes nothing.
 
     Raises:
-        StoreError: something other than a store is there, or the storage is not writable.
+        StoreError: something other than a store is there, or the storage is not writable; that of
+            a complete store need not be.
     """
     storage.tidy()
     if not is_planned(storage):
         storage.check_writable()
         return None
     store = open_store_in(storage, to_write=True)
-    storage.check_writable()
+    if overwrite or not store.complete:
+        storage.check_writable()
     return None if overwrite else store

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .corpus import printable
 from .parts import claims_of, failures_of
 from .progress import Meter
 from .store import Store
@@ -40,7 +41,7 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
     tokens = store.part_tokens(done)
     total = store.attributes["tokens"]
     rows = [
-        ("store", str(store.path)),
+        ("store", printable(str(store.path))),
         ("model", f"{store.model_id} ({store.attributes['architecture']})"),
         ("parts done", f"{len(done):,} of {store.n_parts:,}"),
         ("tokens done", f"{tokens:,} of {total:,} ({tokens / total:.1%})"),
@@ -59,7 +60,7 @@ def print_status(store: Store, damaged: Mapping[int, str], console: Console) -> 
 
 def _facts(store: Store, meter: Meter) -> Iterable[tuple[str, str]]:
     attributes = store.attributes
-    yield "store", str(store.path)
+    yield "store", printable(str(store.path))
     yield "model", f"{attributes['model']} ({attributes['architecture']})"
     yield "importance", f"{attributes['importance']}, {attributes['attention']} attention"
     yield "documents", f"{attributes['corpus']['documents']:,}"

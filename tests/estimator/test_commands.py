@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from densitrace import InputError, StoreError
-from densitrace.estimator.cli import compare, explain
+from densitrace.estimator.cli import compare, explain, report
+from densitrace.tracer.cli import cli
 
 
 def invoke(command: Any, *arguments: object) -> str:
@@ -50,6 +51,31 @@ def test_compare_prints_correlations_and_disagreements(store: Path, tmp_path: Pa
 def test_help_has_an_example() -> None:
     for name, command in {"explain": explain, "compare": compare}.items():
         assert f"Example: densitrace {name}" in invoke(command, "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "stores", "option", "value"),
+    [
+        ("report", 1, "--by", "author"),
+        ("report", 1, "--eps", "nan"),
+        ("report", 2, "--name", "a"),
+        ("explain", 1, "--target", "loss"),
+        ("explain", 1, "--leave-out", "nothing"),
+        ("compare", 1, "--level", "word"),
+        ("compare", 2, "--measure", "loss"),
+    ],
+)
+def test_wrong_usage(store: Path, command: str, stores: int, option: str, value: str) -> None:
+    result = CliRunner().invoke(cli, [command, *[str(store)] * stores, option, value])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [report, explain, compare])
+def test_a_store_at_a_url(command: Any) -> None:
+    urls = ["memory://no/store"] * (2 if command is compare else 1)
+    with pytest.raises(StoreError, match="store 'memory://no/store' does not exist"):
+        invoke(command, *urls)
 
 
 def test_what_cannot_be_done_is_told(store: Path, tmp_path: Path) -> None:

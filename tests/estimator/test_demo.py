@@ -177,6 +177,18 @@ def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
     np.testing.assert_allclose(mine["auc_tv"], trace.auc_tv, atol=1e-3)
 
 
+def test_the_estimator_shares_its_scan_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever rank of torchrun calls it: it would wait for a plan that nobody makes."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tracer = Tracer.from_pretrained(MODEL)
+    options: dict[str, Any] = {
+        "select": Threshold([0.05]),
+        "limits": Limits(seconds=60),
+    }  # of that wait
+    assert len(DensityEstimator(tracer, **options).estimate(["The cat sat."]).documents) == 1
+
+
 def test_of_a_scan_that_was_stopped_the_finished_parts_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

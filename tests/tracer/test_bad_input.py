@@ -1,6 +1,7 @@
 """Everything that can be wrong with a scan: one line, the right exit code, nothing lost."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_a_folder_goes_on_past_bad_files(byte_folder: Path, tmp_path: Path, out:
     assert open_store(out).documents["id"].tolist() == ["[red]d.txt"]
 
 
+def test_names_that_are_no_utf8(byte_folder: Path, tmp_path: Path) -> None:
+    """Standard output takes UTF-8 alone here."""
+    folder, out = tmp_path / os.fsdecode(b"c\xff"), tmp_path / os.fsdecode(b"s\xff.zarr")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no such names here: {error}")
+    (folder / os.fsdecode(b"\xff.csv")).touch()
+    (folder / os.fsdecode(b"\xff.txt")).write_text("good")
+    code, stdout, stderr = scan(folder, byte_folder, out)
+    assert (code, stderr) == (0, "")
+    assert r"parquet: \xff.csv" in stdout
+    assert open_store(out).documents["id"].tolist() == [r"\xff.txt"]
+    assert CliRunner().invoke(cli, ["status", str(out)]).exit_code == 0
+
+
 # ---- the model -----------------------------------------------------------------------------------
 
 
@@ -142,12 +159,12 @@ def test_weights_that_hold_nan(corpus: Path, tmp_path: Path, out: Path) -> None:
 def test_token_ids_out_of_range(corpus: Path, tmp_path: Path, out: Path) -> None:
     folder = save(tmp_path / "small", byte_model(vocabulary=BYTES))
     found = scan(corpus, folder, out)
-    assert_refused(found, 1, out, f"token id {BYTES}", "corpus.jsonl:1", f"0..{BYTES - 1}")
+    assert_refused(found, 2, out, f"token id {BYTES}", "corpus.jsonl:1", f"0..{BYTES - 1}")
 
 
 def test_a_model_without_a_tokenizer(corpus: Path, tmp_path: Path, out: Path) -> None:
     byte_model().save_pretrained(tmp_path / "mute")
-    assert_refused(scan(corpus, tmp_path / "mute", out), 1, out, "/mute' has no tokenizer")
+    assert_refused(scan(corpus, tmp_path / "mute", out), 2, out, "/mute' has no tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +246,29 @@ def test_something_else_is_there(
         found = scan(corpus, byte_folder, place, *OPTIONS, *options)
         assert_refused(found, 1, place, place.name, "not a densitrace store", written=True)
     assert snapshot(tmp_path) == before
+
+
+def test_an_empty_folder_is_replaced(byte_folder: Path, corpus: Path, out: Path) -> None:
+    out.mkdir(mode=0o750)
+    assert CliRunner().invoke(cli, ["status", str(out)]).exit_code == 1
+    code, _, stderr = scan(corpus, byte_folder, out)
+    assert (code, stderr) == (0, "")
+    assert open_store(out).complete
+    assert out.stat().st_mode & 0o777 == 0o750
+
+
+def test_an_empty_folder_that_cannot_be_replaced(
+    byte_folder: Path, corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out.mkdir()
+    monkeypatch.chdir(out)
+    found = scan(corpus, byte_folder, Path())
+    assert_refused(found, 1, out, "s.zarr' is the current folder", "a path in it", written=True)
+    monkeypatch.chdir(out.parent)
+    (out.parent / "link").symlink_to(out)
+    found = scan(corpus, byte_folder, out.parent / "link")
+    assert_refused(found, 1, out, "link' is not a densitrace store", written=True)
+    assert not list(out.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(byte_folder: Path, corpus: Path, tmp_path: Path) -> None:

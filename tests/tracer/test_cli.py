@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from densitrace import Nucleus, Threshold, TopFraction, Tracer, open_store
+from densitrace import InputError, Nucleus, Threshold, TopFraction, Tracer, open_store
 from densitrace.tracer import cli
 
 
@@ -192,6 +192,13 @@ def broken() -> None:
 
 
 @click.command()
+@cli.debug_option
+def refused() -> None:
+    """A command that is asked for what cannot be."""
+    raise InputError("by='author': there is no such label")
+
+
+@click.command()
 def interrupted() -> None:
     """A command that the user stops."""
     raise KeyboardInterrupt
@@ -199,10 +206,10 @@ def interrupted() -> None:
 
 @pytest.fixture
 def extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three commands above, as entry points."""
+    """The commands above, as entry points."""
     group = EntryPoints(
         EntryPoint(name, f"{__name__}:{name}", cli.COMMANDS)
-        for name in ("fine", "broken", "interrupted")
+        for name in ("fine", "broken", "refused", "interrupted")
     )
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: group)
 
@@ -224,6 +231,14 @@ def test_a_mistake_is_one_line_unless_asked() -> None:
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert result.stderr.endswith(expected)
+
+
+@pytest.mark.usefixtures("extra")
+def test_what_cannot_be_asked_is_wrong_usage() -> None:
+    result = run("refused")
+    assert result.exit_code == 2
+    assert line(result) == "densitrace: by='author': there is no such label\n"
+    assert "Traceback" in run("refused", "--debug").stderr
 
 
 @pytest.mark.usefixtures("extra")

@@ -170,5 +170,5 @@ def test_a_bucket_that_is_not_there(byte_tracer: Tracer, corpus: Path, bucket: s
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     storage._object_store.cache_clear()
-    with pytest.raises(StoreError, match=r"needs obstore: pip install 'densitrace\[cloud\]'"):
+    with pytest.raises(StoreError, match=r"needs obstore: pip install '\.\[cloud\]' in a checkout"):
         open_store("s3://traces/x")

@@ -93,6 +93,69 @@ def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
     assert report.examples == {"invalid UTF-8": ["c.parquet row 2"]}
 
 
+FAR = {
+    "seconds": pa.array([10**14, 0], pa.timestamp("s")),
+    "zone": pa.array([0, 0], pa.timestamp("s", "Mars/Base")),
+    "day": pa.array([10**7, 0], pa.date32()),
+    "span": pa.array([2**62, 0], pa.duration("s")),
+    "nested": pa.array([[10**14], []], pa.list_(pa.timestamp("s"))),
+}
+
+
+def test_parquet_values_that_python_cannot_represent(tmp_path: Path) -> None:
+    """They matter only where they are asked for; then the document is skipped by name."""
+    path = tmp_path / "c.parquet"
+    columns = {"text": ["a", "b"], "lang": pa.array(["en", "de"]).dictionary_encode()}
+    pq.write_table(pa.table(columns | FAR), path)
+    documents, report = read(path)
+    assert [(d.text, d.labels) for d in documents] == [("a", {"lang": "en"}), ("b", {"lang": "de"})]
+    assert report.skipped == {}
+    documents, report = read(path, label_fields=["day", "lang"])
+    assert [document.labels for document in documents] == [{"day": '"1970-01-01"', "lang": "de"}]
+    kind = "holds a value that Python cannot represent"
+    assert report.examples == {kind: ["c.parquet row 1 (date value out of range)"]}
+    for name in FAR:
+        with pytest.raises(CorpusError, match=f"{kind}, first c.parquet row 1|not a string"):
+            read(path, text_field=name)
+
+
+def test_parquet_with_repeated_columns(tmp_path: Path) -> None:
+    """The last one counts, as in JSON."""
+    names = ["text", "x", "x", "text"]
+    pq.write_table(pa.table([[name] for name in "abcd"], names=names), tmp_path / "c.parquet")
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "x": "b", "x": "c", "text": "d"}')
+    documents, _ = read(tmp_path)
+    assert [(document.text, document.labels) for document in documents] == [("d", {"x": "c"})] * 2
+
+
+def test_names_that_are_no_utf8_can_be_printed(tmp_path: Path) -> None:
+    names = (b"\xe9.txt", b"\xe9.csv", b"\xe9.jsonl", b"\xe9.parquet")
+    try:
+        for name in names:
+            Path(tmp_path, os.fsdecode(name)).write_text("a")
+    except OSError as error:
+        pytest.skip(f"no such names here: {error}")
+    pq.write_table(pa.table({"text": ["b"]}), tmp_path / "b.parquet")
+    (tmp_path / "b.parquet").rename(tmp_path / os.fsdecode(names[-1]))
+    documents, report = read(tmp_path)
+    assert [document.id for document in documents] == ["\\xe9.parquet row 1", "\\xe9.txt"]
+    assert report.examples["neither .txt, .jsonl nor .parquet"] == ["\\xe9.csv"]
+    assert report.examples["does not parse as a JSON object"][0].startswith("\\xe9.jsonl:1 (")
+    documents, _ = read(tmp_path / os.fsdecode(names[0]))
+    assert documents[0].source == "\\xe9.txt"
+
+
+def test_links_to_folders_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    (root / "b").mkdir(parents=True)
+    (root / "b" / "c.txt").write_text("c")
+    (root / "a").symlink_to(root / "b")
+    (root / "b" / "up").symlink_to(root)
+    documents, report = read(root)
+    assert [document.id for document in documents] == ["b/c.txt"]
+    assert report.examples == {"link to a folder, not followed": ["a", "b/up"]}
+
+
 def test_a_folder_is_read_in_order_and_mixed(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").mkdir()
@@ -122,6 +185,8 @@ def test_a_folder_is_read_in_order_and_mixed(tmp_path: Path) -> None:
         (b"plain\ntext", {}, ["stdin"]),
         (b'\n {"text": "a"}\n{"text": "b"}\n', {}, ["stdin:2", "stdin:3"]),
         (b'{"text": "a"}', {"file_format": "txt"}, ["stdin"]),
+        (b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n', {}, ["stdin:1", "stdin:2"]),
+        (b"\xef\xbb\xbfplain", {}, ["stdin"]),
     ],
 )
 def test_standard_input(
@@ -149,6 +214,13 @@ def test_lines_come_from_standard_input_while_it_is_written(pipe: IO[bytes]) -> 
     assert next(documents) == Document("stdin:3", "b", {}, "stdin:3")
     pipe.close()
     assert list(documents) == []
+
+
+def test_a_byte_order_mark_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 1)
+    stdin(monkeypatch, b'\xef\xbb\xbf\n{"text": "a"}\n')
+    documents, _ = read("-")
+    assert documents == [Document("stdin:2", "a", {}, "stdin:2")]
 
 
 def test_nothing_is_read_behind_what_is_no_text(pipe: IO[bytes]) -> None:

@@ -398,6 +398,14 @@ def test_a_disk_that_cannot_be_written(
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     run_here(job)
     assert_same_store(job.out, whole[0])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    run_here(job)  # nothing is left to be written
+
+
+def test_a_disk_is_not_replaced_by_a_store(jobs: Callable[[], Job], small_disk: Path) -> None:
+    job = jobs()
+    with pytest.raises(StoreError, match=r"mount point, .* choose a path in it"):
+        run_here(Job(job.model, job.corpus, small_disk))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])

@@ -58,6 +58,19 @@ def test_numbering(environment: dict[str, str], expected: Worker) -> None:
     assert Worker.of_environment(environment) == expected
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK='abc' is not a whole number: .* --worker I/N"),
+        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_COUNT='' is not a whole number"),
+        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "2"}, "worker 5/2 does not exist"),
+    ],
+)
+def test_an_environment_without_a_number(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Worker.of_environment(environment)
+
+
 @pytest.mark.parametrize(("index", "count"), [(1, 1), (-1, 2), (0, 0)])
 def test_workers_that_do_not_exist(index: int, count: int) -> None:
     with pytest.raises(InputError, match=f"worker {index}/{count} does not exist"):

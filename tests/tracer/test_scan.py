@@ -553,12 +553,59 @@ def test_a_full_disk_is_told_and_loses_nothing(
     assert scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT).complete
 
 
+def test_a_complete_store_need_not_be_writable(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"select": RULE, "context": CONTEXT}
+    store = scan(byte_tracer, corpus, tmp_path / "s", **options)
+    store.storage.put("part_done/claim.0", Claim("elsewhere", 1, 0).to_bytes())
+
+    def read_only(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("put", "create", "delete", "settle"):
+        monkeypatch.setattr(Folder, name, read_only)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: read_only())
+    assert scan(byte_tracer, corpus, tmp_path / "s", **options).complete
+    with pytest.raises(StoreError, match="Read-only file system"):
+        scan(byte_tracer, corpus, tmp_path / "s", overwrite=True, **options)
+
+
 def test_the_vocabulary_of_the_model_bounds_the_tokenizer(tmp_path: Path) -> None:
     tracer = Tracer(byte_model(vocabulary=BYTES - 100), byte_tokenizer())
     path = tmp_path / "c.txt"
     path.write_text("abc")
     with pytest.raises(ValueError, match=r"token id 256 \(in c.txt\)"):
         scan(tracer, path, tmp_path / "s", select=RULE)
+    assert not (tmp_path / "s").exists()
+
+
+def test_whole_numbers_of_numpy(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    numbers: dict[str, Any] = {"seed": 3, "context": CONTEXT, "edges": 1, "batch_tokens": 64}
+    of_numpy: dict[str, Any] = {name: np.int64(number) for name, number in numbers.items()}
+    scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), **numbers)
+    before = snapshot(tmp_path / "s")
+    scan(byte_tracer, corpus, tmp_path / "s", select=AutoStrata(3), **of_numpy)
+    assert snapshot(tmp_path / "s") == before
+    scan(byte_tracer, corpus, tmp_path / "n", select=AutoStrata(3), **of_numpy)
+    assert contents(snapshot(tmp_path / "n")) == contents(before)
+
+
+@pytest.mark.parametrize("name", ["seed", "context", "batch_tokens"])
+@pytest.mark.parametrize("value", [1.5, np.float64(8), "8", [8]])
+def test_numbers_that_are_not_whole(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=f"{name}=.* is not a whole number"):
+        scan(byte_tracer, corpus, tmp_path / "s", **{name: value})
+    assert not (tmp_path / "s").exists()
+
+
+def test_sizes_need_one_output(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it needs scope='output'"):
+        scan(byte_tracer, corpus, tmp_path / "s", select=Size([0.1]))
     assert not (tmp_path / "s").exists()
 
 
