@@ -26,7 +26,7 @@ def cuda_ptx(capability: int) -> dict[str, str]:
     """PTX of each source of csrc/cuda by its name, without the line that names the target."""
     texts = {}
     for source in sorted((CSRC / "cuda").glob("*.cu")):
-        command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", source]
+        command = [*cuda_host.NVCC, "-ptx", f"-arch=sm_{capability}", str(source)]
         ptx = compiled(f"{source.stem}-sm_{capability}.ptx", command)
         texts[source.stem] = re.sub(r"(?m)^\.target .*", "", ptx.read_text(encoding="utf-8"))
     return texts

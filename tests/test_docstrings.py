@@ -35,7 +35,8 @@ def test_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for example in doctest.DocTestFinder(exclude_empty=True).find(module):
         example.globs |= public | {"torch": torch}
-        if "tracer." in example.docstring and "tracer = " not in example.docstring:
+        text = example.docstring or ""
+        if "tracer." in text and "tracer = " not in text:
             example.globs["tracer"] = bundled()
             example.globs["trace"] = bundled().trace("The cat sat on the mat")
         runner.run(example)

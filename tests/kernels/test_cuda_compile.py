@@ -10,8 +10,9 @@ from pathlib import Path
 
 import cuda_host
 import pytest
+from compiled import CSRC
 
-SOURCES = sorted((cuda_host.CSRC / "cuda").glob("*.cu"))
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CAPABILITIES = (80, 90)
 SHARED_BYTES = 48 * 1024  # per block, without requesting more
 
