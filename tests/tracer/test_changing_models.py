@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from densitrace import ModelError, Threshold, Trace, Tracer
 from densitrace.tracer.cuda_graphs import GraphCache
+from densitrace.tracer.models.state import contents
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 7]
 RULE = Threshold([0.1, 0.03, 0.01])
@@ -163,6 +164,23 @@ def test_unchanged_weights_are_derived_and_hashed_once(monkeypatch: pytest.Monke
     assert block.w_o is kept
     monkeypatch.setattr("densitrace.tracer.fingerprints.weight_hash", None)  # not called
     assert tracer.weight_hash == hashed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5), (131, 257)])
+def test_a_checksum_sees_places(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5).relu().to(dtype)
+    known = contents([tensor])
+    elsewhere = torch.empty(1 + tensor.numel(), dtype=dtype)[1:].view(shape).copy_(tensor)
+    assert contents([elsewhere]) == known
+    assert contents([tensor, tensor]) == known * 2
+    if tensor.ndim:
+        assert contents([tensor[None]]) != known
+    for dim in range(tensor.ndim):
+        assert contents([tensor.roll(1, dim)]) != known
+    edited = tensor.clone()
+    edited.view(-1)[-1] = edited.view(-1)[-1] == 0
+    assert contents([edited]) != known
 
 
 def test_graphs_of_other_weights_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

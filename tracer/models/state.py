@@ -40,12 +40,13 @@ def _checksum(tensor: Tensor) -> Tensor:
     Reads the tensor twice, about ten times as fast as a copy to another dtype.
     """
     data = tensor.contiguous().flatten().view(torch.uint8)
-    words = data[: len(data) // 8 * 8]
-    # A view of other width needs an offset that is a multiple of it.
-    numbers = words.view(torch.int64) if words.storage_offset() % 8 == 0 else words.long()
-    whole = len(numbers) // _WIDTH * _WIDTH
-    table = numbers[:whole].view(-1, _WIDTH)
-    sums = [table.sum(0), table.sum(1), numbers[whole:], data[len(words) :].long()]
+    if data.storage_offset() % 8 != 0:  # as a view of words needs
+        data = data.clone()
+    end = len(data) // 8 * 8
+    words = data[:end].view(torch.int64)
+    whole = len(words) // _WIDTH * _WIDTH
+    table = words[:whole].view(-1, _WIDTH)
+    sums = [table.sum(0), table.sum(1), words[whole:], data[end:].long()]
     terms = torch.cat(sums)
     return (terms * (2 * torch.arange(len(terms), device=terms.device) + 1)).sum()
 
