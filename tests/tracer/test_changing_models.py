@@ -1,7 +1,6 @@
 """A model that changes, or is no plain one: traced as it is at each call, and left as it was."""
 
 import copy
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -84,12 +83,10 @@ def test_each_thread_tells_its_own_listener() -> None:
     assert told[0] == told[1] > 0
 
 
-def test_a_used_tracer_can_be_copied_and_pickled() -> None:
+def test_a_used_tracer_can_be_copied() -> None:
     tracer = Tracer(tiny_model("llama"))
     before = traced(tracer)
     assert_same(traced(copy.deepcopy(tracer)), before)
-    again = pickle.loads(pickle.dumps(tracer))  # noqa: S301 - our own
-    assert_same(traced(again), before)
 
 
 # ---- weights -------------------------------------------------------------------------------------
