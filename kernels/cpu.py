@@ -101,16 +101,16 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
 
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     batch, _, length, _ = v.shape
-    norms = torch.empty(batch, len(w_o), length)
+    norms = torch.empty(batch, len(w_o), length, dtype=torch.float32)
     _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), *_options())
     return norms
 
 
 def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> AttentionStats:
     batch, heads, length = pattern.shape
-    output = torch.empty(batch, heads, length, v.shape[-1])
-    lse = torch.empty(batch, heads, length)
-    mass = torch.empty(batch, length)
+    output = torch.empty(batch, heads, length, v.shape[-1], dtype=torch.float32)
+    lse = torch.empty(batch, heads, length, dtype=torch.float32)
+    mass = torch.empty(batch, length, dtype=torch.float32)
     _cpu.attention_stats(
         _pattern(pattern),
         _rows(v),
@@ -125,14 +125,14 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, _, length = edges.pattern.shape
-    mass = torch.empty(batch, length)
+    mass = torch.empty(batch, length, dtype=torch.float32)
     _cpu.edge_mass(_edges(edges), mass.numpy(), *_options())
     return mass
 
 
 def edge_weights(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
-    weights = torch.empty(batch, heads, length, length)
+    weights = torch.empty(batch, heads, length, length, dtype=torch.float32)
     _cpu.edge_weights(_edges(edges), weights.numpy(), *_options())
     return weights
 
@@ -140,7 +140,7 @@ def edge_weights(edges: AttentionEdges) -> Tensor:
 def nucleus_cuts(
     edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
 ) -> Tensor:
-    cuts = torch.empty(len(masses), *side.shape[1:])
+    cuts = torch.empty(len(masses), *side.shape[1:], dtype=torch.float32)
     _cpu.nucleus_cuts(
         None if edges is None else _edges(edges),
         _floats(side),
@@ -153,7 +153,7 @@ def nucleus_cuts(
 
 
 def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
-    cuts = torch.empty(len(fractions), *side.shape[1:])
+    cuts = torch.empty(len(fractions), *side.shape[1:], dtype=torch.float32)
     _cpu.fraction_cuts(
         None if edges is None else _edges(edges),
         _floats(side),
@@ -165,7 +165,7 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
 
 
 def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tensor:
-    cuts = torch.empty(counts.shape)
+    cuts = torch.empty(counts.shape, dtype=torch.float32)
     _cpu.random_cuts(
         _edges(edges),
         eligible.to(torch.uint8).contiguous().numpy(),
@@ -197,7 +197,7 @@ def lane_attention(
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
     # Tokens before heads in memory, as the output projection reads them.
-    output = torch.empty(strata, batch, length, heads, width).transpose(2, 3)
+    output = torch.empty(strata, batch, length, heads, width, dtype=torch.float32).transpose(2, 3)
     own = None
     if lanes is not None:  # lanes share the segments of the clean pattern
         q, k = lanes.q.flatten(0, 1), lanes.k.flatten(0, 1)
@@ -263,7 +263,7 @@ def output_errors(
     padded = -(-vocabulary // 16) * 16  # a whole number of vectors
     rows = max(LOGIT_ROWS, LOGIT_BYTES // (4 * padded))
     block = max(1, rows // (1 + strata))
-    buffer = torch.empty((1 + strata) * min(block, tokens), padded)
+    buffer = torch.empty((1 + strata) * min(block, tokens), padded, dtype=torch.float32)
     for first in range(0, tokens, block):
         chunk = slice(first, min(tokens, first + block))
         states = torch.cat([hidden[None, chunk], lanes[:, chunk]]).float().flatten(0, 1)

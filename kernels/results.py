@@ -76,9 +76,9 @@ class OutputErrors:
         """Unwritten tensors for `strata` lanes of `tokens` tokens."""
 
         def lanes() -> Tensor:
-            return torch.empty(strata, tokens, device=device)
+            return torch.empty(strata, tokens, dtype=torch.float32, device=device)
 
         def clean() -> Tensor:
-            return torch.empty(tokens, device=device)
+            return torch.empty(tokens, dtype=torch.float32, device=device)
 
         return cls(lanes(), lanes(), lanes(), lanes(), lanes(), lanes(), clean(), clean())

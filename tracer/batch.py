@@ -112,7 +112,7 @@ def batch_of_tensor(
     Raises:
         InputError: shapes that differ, rows without tokens, documents that are not contiguous.
     """
-    if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+    if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point() or ids.is_complex():
         raise InputError(
             f"input ids have shape {list(ids.shape)} and dtype {ids.dtype}; "
             "whole numbers [B, T] with T >= 1 are needed"

@@ -79,6 +79,7 @@ class GraphCache:
     _seen: set[Hashable] = field(default_factory=set)
     _refused: set[Hashable] = field(default_factory=set)
     _graphs: "OrderedDict[Hashable, Graph]" = field(default_factory=OrderedDict)
+    _model: Hashable = None
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
         """Run a pass, or replay its graph.
@@ -107,6 +108,13 @@ class GraphCache:
             tensor.copy_(inputs[name])
         # Clone: the next replay may overwrite these tensors while they are still being copied out.
         return {name: tensor.clone() for name, tensor in graph.replay().items()}
+
+    def only_for(self, model: Hashable) -> None:
+        """Drop all graphs, unless they were captured in this state of the model."""
+        if model != self._model:
+            for kept in (self._seen, self._refused, self._graphs):
+                kept.clear()
+            self._model = model
 
     def _capture(self, key: Hashable, run: Pass, inputs: Tensors) -> None:
         while len(self._graphs) >= MOST_GRAPHS:

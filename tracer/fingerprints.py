@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .models import Decoder, stored
+from .models import Decoder, contents, stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,10 +27,29 @@ _IRRELEVANT = (
 )
 
 
+class WeightHash:
+    """`weight_hash` of a model, computed again only when its weights have changed."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Hashable, str] | None = None
+
+    def of(self, decoder: Decoder) -> str:
+        """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
+        weights = decoder.model.state_dict()
+        state = tuple(weights), contents(weights.values())
+        if self._known is None or self._known[0] != state:
+            self._known = state, weight_hash(decoder)
+        return self._known[1]
+
+
 def weight_hash(decoder: Decoder) -> str:
     """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(decoder.model.state_dict().items()):
+    weights = {  # without what `torch.compile` adds to the names
+        name.replace("_orig_mod.", ""): tensor
+        for name, tensor in decoder.model.state_dict().items()
+    }
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         for piece in stored(decoder.value(name, tensor)):
             data = piece.cpu().contiguous().flatten().view(torch.uint8)

@@ -1,7 +1,7 @@
 """What `Tracer.trace` accepts as input, turned into a checked batch."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .batch import PADDING, Batch, batch_of_lists, batch_of_tensor
+from .indices import shown
 
 Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
@@ -38,19 +39,18 @@ def batch_of_inputs(
             "inputs are a mapping, as a tokenizer returns: give its input_ids, and its "
             "attention_mask by name"
         )
-    if isinstance(next_token, int):
-        next_token = [next_token]
+    following = None if next_token is None else _next_ids(next_token)
     if isinstance(inputs, Tensor):
-        mask, segments = (
-            None if given is None else torch.atleast_2d(torch.as_tensor(given).cpu())
-            for given in (attention_mask, segment_ids)
-        )
-        ids = torch.atleast_2d(inputs.cpu())
-        return batch_of_tensor(ids, mask, segments, next_token), inputs.ndim == 1
+        mask = _companion("attention_mask", attention_mask)
+        segments = _companion("segment_ids", segment_ids)
+        ids = inputs.cpu()
+        if ids.ndim == 1:
+            ids = ids[None]
+        return batch_of_tensor(ids, mask, segments, following), inputs.ndim == 1
     if attention_mask is not None or segment_ids is not None:
         raise InputError("attention_mask and segment_ids go with a tensor of token ids")
     sequences, single = _sequences(inputs, encode)
-    return batch_of_lists(sequences, next_token), single
+    return batch_of_lists(sequences, following), single
 
 
 def check_batch(batch: Batch, vocab_size: int, max_length: int | None, model_id: str) -> None:
@@ -81,23 +81,71 @@ def _sequences(
     """Token ids of each sequence, and whether the inputs are a single sequence."""
     if isinstance(inputs, str):
         return [encode(inputs)], True
-    if len(inputs) == 0:
+    if not _is_list(inputs):
+        raise InputError(
+            f"inputs={shown(inputs)}: a text, a list of texts or token ids, or a tensor is needed"
+        )
+    items: list[Any] = list(inputs)
+    if not items:
         raise InputError("inputs are empty: give at least one text or sequence of token ids")
-    single = isinstance(inputs[0], int | np.integer)
-    items: Sequence[Any] = [inputs] if single else inputs
+    single = _is_number(items[0])
     sequences = []
-    for item in items:
+    for item in [items] if single else items:
         if isinstance(item, str):
             sequences.append(encode(item))
-        elif isinstance(item, Sequence | np.ndarray | Tensor):
-            sequences.append(_token_ids(item))
+        elif _is_list(item):
+            sequences.append(_token_ids("inputs hold", item))
         else:
-            raise InputError(f"inputs hold {item!r}; texts or lists of token ids are needed")
+            raise InputError(f"inputs hold {shown(item)}; texts or lists of token ids are needed")
     return sequences, single
 
 
-def _token_ids(item: Iterable[Any]) -> list[int]:
+def _is_list(value: Any) -> bool:
+    """Whether a value holds items in an order: a list, an array, a pandas series.
+
+    Bytes, a set, a mapping, a table and a generator do not, or not items meant as inputs.
+    """
+    if isinstance(value, bytes | bytearray | memoryview | Set | Mapping) or hasattr(
+        value, "columns"
+    ):
+        return False
+    items = isinstance(value, Iterable) and isinstance(value, Sized)
+    return items and getattr(value, "ndim", 1) > 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one whole number."""
+    return isinstance(value, int | np.integer) or (
+        isinstance(value, np.ndarray | Tensor) and value.ndim == 0
+    )
+
+
+def _token_ids(holds: str, items: Iterable[Any]) -> list[int]:
     try:
-        return list(map(operator.index, item))
+        ids = list(map(operator.index, items))
     except TypeError:
-        raise InputError(f"inputs hold {item!r}, whose items are not all token ids") from None
+        raise InputError(f"{holds} {shown(items)}, whose items are not all token ids") from None
+    for token in ids:
+        if not -(1 << 63) <= token < 1 << 63:
+            raise InputError(f"{holds} {token}, which is no token id")
+    return ids
+
+
+def _next_ids(given: Any) -> list[int]:
+    """The ids that follow the sequences, of one id or several."""
+    if _is_list(given):
+        return _token_ids("next_token holds", given)
+    return _token_ids("next_token holds", [given])
+
+
+def _companion(name: str, given: Any) -> Tensor | None:
+    """An attention mask or segment ids on the host, [B, T]."""
+    if given is None:
+        return None
+    try:
+        tensor: Tensor = torch.atleast_2d(torch.as_tensor(given).cpu())
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name}={shown(given)} is no tensor of whole numbers") from None
+    if tensor.is_complex() or (tensor != tensor.long()).any():
+        raise InputError(f"{name}={shown(given)} holds numbers that are not whole")
+    return tensor

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .indices import shown, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class Rule:
             numbers = [float(value) for value in values]
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{type(self).__name__} takes a list of numbers, not {values!r}"
+                f"{type(self).__name__} takes a list of numbers, not {shown(values)}"
             ) from error
         for value in numbers:
             self._check(value)
@@ -138,6 +139,7 @@ class Nucleus(Rule):
     """Keep the fewest heaviest in-edges of a node whose normalised weights sum to at least p.
 
     Edges that tie with the last one are all kept; the papers' reference cuts such ties by order.
+    p = 1 keeps every edge of positive weight.
 
     Args:
         values: shares p, 0 < p <= 1, one per stratum.
@@ -153,7 +155,10 @@ class Nucleus(Rule):
         """A value between the edge that reaches p * Z_t and the next lighter one."""
         from .. import kernels
 
-        return kernels.nucleus_cuts(node.edges, node.side, self.values, node.total, backend=backend)
+        cuts = kernels.nucleus_cuts(node.edges, node.side, self.values, node.total, backend=backend)
+        if self.values[-1] == 1:  # sums in floating point reach the total before the last edge
+            cuts[-1].clamp_(max=0)
+        return cuts
 
 
 class TopFraction(Rule):
@@ -233,8 +238,10 @@ class AutoStrata:
     name: ClassVar[str] = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or not 1 <= self.n <= MAX_STRATA:
+        n = whole("AutoStrata n", self.n)
+        if isinstance(self.n, bool) or not 1 <= n <= MAX_STRATA:
             raise InputError(f"AutoStrata n={self.n!r} is not a whole number in 1..{MAX_STRATA}")
+        object.__setattr__(self, "n", n)
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds and `Rule.from_json` reads."""
@@ -301,7 +308,7 @@ DEFAULT_STRATA = AutoStrata(12)
 def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
     """Return the rule unchanged; raises InputError if it is not a rule."""
     if not isinstance(select, Rule | AutoStrata):
-        raise InputError(
-            f"select={select!r} is not a rule: give Threshold({select!r}), for example"
-        )
+        values = [select] if isinstance(select, int | float) else select
+        example = f"Threshold({values if isinstance(values, list | tuple) else [0.1]})"
+        raise InputError(f"select={shown(select)} is not a rule: give {example}, for example")
     return select

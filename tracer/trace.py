@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
 from .graph import MLP_KINDS, node_layer
-from .indices import from_start
+from .indices import from_start, shown
 from .select import Rule
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class NoGraph:
         self.weights()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """One sequence of T tokens traced at K strata.
 
@@ -71,7 +72,7 @@ class Trace:
     model_entropy: NDArray[np.float32]  # [T] nats
     topology: NDArray[np.int64]  # [T, K, 4 kinds, L] edges by kind and block (a scan's: quartile)
     parallel: bool  # whether a block has one node layer instead of two
-    graph: Graph = field(repr=False, compare=False)
+    graph: Graph = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "graph": NoGraph()}
@@ -93,6 +94,8 @@ class Trace:
         Raises:
             InputError: a negative or non-finite `eps`.
         """
+        if not isinstance(eps, Real):
+            raise InputError(f"eps={shown(eps)}: give a finite error >= 0, for example 0.1")
         density = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
         return density.astype(np.float32)
 
@@ -104,6 +107,8 @@ class Trace:
 
     def weights(self, layer: int) -> dict[str, NDArray[np.float32]]:
         """Recompute the normalised weights of one block's edges; for small T.
+
+        Uses the model as it is now: if its weights have changed since, so have these.
 
         Args:
             layer: index of the block, or from the end.
@@ -119,7 +124,7 @@ class Trace:
         return {kind: array[block] for kind, array in self.graph.weights().items()}
 
     def edges(self, output: int = -1, stratum: int = 0) -> pd.DataFrame:
-        """Recompute the trace of one output position as a table.
+        """Recompute the trace of one output position as a table, with the model as it is now.
 
         Args:
             output: position in the sequence, or from its end.

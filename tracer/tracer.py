@@ -17,14 +17,15 @@ from .clock import Clock, Stopwatch
 from .cuda_graphs import GraphCache
 from .engine import Attention, Observer
 from .evaluate import logits
-from .fingerprints import config_hash, tokenizer_hash, weight_hash
+from .fingerprints import WeightHash, config_hash, tokenizer_hash
 from .graph import Count
-from .indices import from_start
+from .indices import from_start, shown
 from .inputs import Inputs, batch_of_inputs, check_batch
 from .models import (
     Decoder,
     OffloadedBlocks,
     architecture_of,
+    causal_model,
     load,
     load_offloaded,
     stored,
@@ -59,8 +60,11 @@ class Tracer:
     """Traces a causal language model.
 
     Args:
-        model: a transformers model of a declared architecture; it is put in evaluation mode. Of a
-            multimodal model, the language model within is traced.
+        model: a transformers model of a declared architecture. Of a multimodal model, the language
+            model within is traced. It is traced as it is at each call: with the weights, adapters
+            and hooks of then, but always in evaluation mode and without `torch.compile`. It is
+            left as it was. Calls from several threads run one after another; other uses of the
+            model in the meantime must wait.
         tokenizer: its tokenizer; None if inputs are token ids only.
         model_id: name of the model in stores and reports.
         backend: of the ops, see `densitrace info`.
@@ -70,7 +74,8 @@ class Tracer:
         offloaded: the blocks of a model loaded with `offload`; see `from_pretrained`.
 
     Raises:
-        ModelError: an undeclared architecture, or weights that hold NaN or infinity.
+        ModelError: not a causal language model, an undeclared architecture, or weights that are not
+            in memory or hold NaN or infinity.
         InputError: CUDA graphs with an offloaded model or one spread over several GPUs.
 
     Example:
@@ -92,12 +97,17 @@ class Tracer:
     ) -> None:
         if cuda_graphs and offloaded is not None:
             raise InputError("cuda_graphs need weights that stay in place: not an offloaded model")
-        model = text_model(model)
+        model = text_model(causal_model(model))
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:
             raise InputError("cuda_graphs need a model on one GPU: this one is spread over several")
         for name, parameter in model.named_parameters():
+            if parameter.is_meta and offloaded is None:
+                raise ModelError(
+                    f"weights of the model are not in memory, first {name}: load all of them, or "
+                    "use Tracer.from_pretrained with offload='layers'"
+                )
             if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
         self.tokenizer = tokenizer
@@ -109,7 +119,7 @@ class Tracer:
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
         self.parallel = self._decoder.parallel
-        self.vocab_size = self._decoder.vocab_size
+        self._weight_hash = WeightHash()
 
     @classmethod
     def from_pretrained(
@@ -174,31 +184,44 @@ class Tracer:
         """The most tokens a sequence may have; None if there is no limit."""
         return self._decoder.max_length
 
-    @cached_property
+    @property
+    def vocab_size(self) -> int:
+        """The exclusive upper bound of token ids."""
+        return self._decoder.vocab_size
+
+    @property
     def weight_hash(self) -> str:
         """SHA-256 in hex of the names, dtypes, shapes and bytes of all weights."""
-        return weight_hash(self._decoder)
+        with self._decoder.session():
+            return self._weight_hash.of(self._decoder)
 
     @cached_property
     def tokenizer_hash(self) -> str:
         """SHA-256 in hex of the tokenizer's vocabulary and rules; empty without a tokenizer."""
         return tokenizer_hash(self.tokenizer)
 
-    @cached_property
+    @property
     def config_hash(self) -> str:
         """SHA-256 in hex of the config entries that affect what the model computes."""
-        return config_hash(self._decoder.model.config)
+        with self._decoder.session():
+            return config_hash(self._decoder.model.config)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a text, with the special tokens that the tokenizer adds.
 
         Raises:
-            InputError: the tracer has no tokenizer.
+            InputError: the tracer has no tokenizer, or the text is not Unicode.
         """
         if self.tokenizer is None:
             raise InputError(
                 f"model {self.model_id!r} has no tokenizer: give token ids instead of text"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text {shown(text)} holds half a surrogate pair at {error.start}: not Unicode"
+            ) from None
         ids: list[int] = self.tokenizer.encode(text)
         return ids
 
@@ -257,21 +280,22 @@ class Tracer:
             importance=importance,
             attention=attention,
             scope=scope,
-            controls=tuple(controls),
+            controls=_controls(controls),
             count=count,
             seed=seed,
         )
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
-        tracing = self._tracing(settings)
-        rule = self._with_strata(select, tracing, batch)
-        if isinstance(rule, Size) and scope != "output":
+        if isinstance(select, Size) and scope != "output":
             raise InputError("Size orders the edges of one output: it needs scope='output'")
-        if scope == "output":
-            traces = self._trace_one_output(tracing, batch, rule, output)
-        else:
-            with self._watch.running():
-                measured = tracing.all_outputs(batch, rule)
-            traces = self._traces(batch, rule, measured)
+        with self._decoder.session():
+            tracing = self._tracing(settings)
+            rule = self._with_strata(select, tracing, batch)
+            if scope == "output":
+                traces = self._trace_one_output(tracing, batch, rule, output)
+            else:
+                with self._watch.running():
+                    measured = tracing.all_outputs(batch, rule)
+                traces = self._traces(batch, rule, measured)
         return traces[0] if single else traces
 
     def trace_batches(
@@ -308,7 +332,7 @@ class Tracer:
         for number, (sequences, following) in enumerate(batches):
             batch, _ = self._batch(sequences, following)
             observer = observers[number : number + 1]
-            with self._watch.running():
+            with self._decoder.session(), self._watch.running():
                 started = batch, tracing.all_outputs(batch, rule, observer)
             if leaving is not None:
                 yield self._traces(leaving[0], rule, leaving[1])
@@ -326,7 +350,7 @@ class Tracer:
     ) -> None:
         """Run a batch through the clean lane alone; `observer` is called with nodes and cuts."""
         batch, _ = self._batch(sequences, None)
-        with self._watch.running():
+        with self._decoder.session(), self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
 
     def telling(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
@@ -342,7 +366,8 @@ class Tracer:
 
         On a GPU measured from the start of a pass to its end, by events on the current stream.
         """
-        return self._watch.seconds()
+        with self._decoder.session():
+            return self._watch.seconds()
 
     @property
     def cuda_graphs(self) -> bool:
@@ -409,7 +434,8 @@ class Tracer:
         """`choose_strata` on all of the given windows, without sampling."""
         settings = Settings(importance=importance, count=count, seed=seed)
         batches = [batch_of_lists([window]) for window in windows]
-        return self._pilot(select, self._tracing(settings), batches)
+        with self._decoder.session():
+            return self._pilot(select, self._tracing(settings), batches)
 
     def _with_strata(self, select: Rule | AutoStrata, tracing: Tracing, batch: Batch) -> Rule:
         return select if isinstance(select, Rule) else self._pilot(select, tracing, [batch])
@@ -425,13 +451,15 @@ class Tracer:
         return select.choose(tried, np.concatenate(sizes))
 
     def _tracing(self, settings: Settings, tokens_at_once: int | None = None) -> Tracing:
-        return Tracing(
+        tracing = Tracing(
             self._decoder,
             settings,
             backend=self.backend,
             graphs=self._graphs,
             tokens_at_once=tokens_at_once,
         )
+        tracing.refresh()
+        return tracing
 
     def _trace_one_output(
         self, tracing: Tracing, batch: Batch, rule: Rule, output: int
@@ -492,7 +520,6 @@ class Tracer:
 
     # ---- verification ------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def verify(self, length: int = 24, seed: int = 0) -> Verification:
         """Compare the lane loop, with every edge kept, to the model's own logits.
 
@@ -512,6 +539,12 @@ class Tracer:
             >>> tracer.verify().ok
             True
         """
+        with self._decoder.session():
+            self._decoder.refresh()
+            return self._verify(length, seed)
+
+    @torch.inference_mode()
+    def _verify(self, length: int, seed: int) -> Verification:
         generator = torch.Generator().manual_seed(seed)
         lengths = (length, max(1, length // 2), max(1, length - 5))
         mask = torch.stack([torch.arange(length) < size for size in lengths])
@@ -535,6 +568,12 @@ class Tracer:
         # In half precision, roundings of the model and ours differ by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
+
+
+def _controls(controls: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(controls, str) or not isinstance(controls, Iterable):
+        raise InputError(f"controls={controls!r}: a list is needed, as controls=['random']")
+    return tuple(controls)
 
 
 def _finite(tensor: Tensor) -> bool:

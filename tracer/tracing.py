@@ -18,7 +18,7 @@ from .cuda_graphs import GraphCache
 from .engine import CONTROLS, Attention, LaneLoop, LaneRun, Observer
 from .evaluate import evaluate
 from .graph import Count, full_edge_counts, most_edges
-from .indices import from_start
+from .indices import from_start, whole
 from .models import Decoder
 from .nodes import IMPORTANCES, GivenImportance, Importance, ImportanceName, importance
 from .search import ranks
@@ -65,6 +65,7 @@ class Settings:
                 raise InputError(
                     f"controls={list(self.controls)!r}: each of {', '.join(CONTROLS)} once at most"
                 )
+        object.__setattr__(self, "seed", whole("seed", self.seed))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,13 @@ class Tracing:
     graphs: GraphCache | None = None
     tokens_at_once: int | None = None
     packed: bool = False
+
+    def refresh(self) -> None:
+        """Drop what was derived from weights that have changed; before the passes of a call."""
+        with self.decoder.session():
+            state = self.decoder.refresh()
+            if self.graphs is not None:
+                self.graphs.only_for((state, self.decoder.wiring()))
 
     def loop(
         self,
@@ -369,7 +377,7 @@ def _with_weights(table: pd.DataFrame, weights: Weights) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RowGraph:
-    """The graph of one row of a batch, recomputed on every call."""
+    """The graph of one row of a batch, recomputed with the weights of the model at each call."""
 
     tracing: Tracing
     batch: Batch  # one row, padding removed
@@ -377,7 +385,9 @@ class RowGraph:
 
     def weights(self) -> Weights:
         """See `Trace.weights`."""
-        return self.tracing.weights(self.batch)
+        with self.tracing.decoder.session():
+            self.tracing.refresh()
+            return self.tracing.weights(self.batch)
 
     def edges(self, output: int, stratum: int) -> pd.DataFrame:
         """See `Trace.edges`."""
@@ -385,7 +395,9 @@ class RowGraph:
         column = from_start("stratum", stratum, len(self.rule), "strata")
         first = index - int(self.batch.positions[0, index])  # where the output's document starts
         row = self.batch.row(0, index + 1)
-        table = self.tracing.edges(row, self.rule, column)
+        with self.tracing.decoder.session():
+            self.tracing.refresh()
+            table = self.tracing.edges(row, self.rule, column)
         return table.assign(source=table.source + first, target=table.target + first)
 
 

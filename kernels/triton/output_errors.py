@@ -135,7 +135,9 @@ def distances(logits: Logits, least: Tensor) -> Distances:
     """Sum over the vocabulary; candidates are tokens whose clean logit exceeds `least` [N]."""
     lanes, tokens, vocabulary = logits.value.shape
     parts, device = triton.cdiv(vocabulary, PART), least.device
-    floats = [torch.empty(parts, lanes, tokens, device=device) for _ in range(4)]
+    floats = [
+        torch.empty(parts, lanes, tokens, dtype=torch.float32, device=device) for _ in range(4)
+    ]
     token = torch.empty(parts, lanes, tokens, dtype=torch.int32, device=device)
     distances_kernel[(lanes * tokens, parts)](
         logits.value, logits.lse, least, *floats, token, logits.value.stride(1), tokens,
@@ -263,7 +265,7 @@ def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
     states = states.to(product_type(states, head))
     config = product_config(states, head)
     tiles = triton.cdiv(vocabulary, config["BV"])
-    lse = torch.empty(lanes, tokens, tiles, device=states.device)
+    lse = torch.empty(lanes, tokens, tiles, dtype=torch.float32, device=states.device)
     logits_kernel[(triton.cdiv(count, config["BT"]), tiles)](
         p_states=states,
         p_table=head.table,
@@ -319,7 +321,7 @@ def output_errors(
     head = Unembedding(rows(unembedding), bias, scale, softcap)
     padded = triton.cdiv(vocabulary, ALIGNED) * ALIGNED
     block = max(1, min(tokens, rows_at_once(lanes, padded, head) // (1 + strata)))
-    buffer = torch.empty((1 + strata) * block, padded, device=hidden.device)
+    buffer = torch.empty((1 + strata) * block, padded, dtype=torch.float32, device=hidden.device)
     for first in range(0, tokens, block):
         chunk = slice(first, min(tokens, first + block))
         logits = logits_of(torch.cat([hidden[None, chunk], lanes[:, chunk]]), head, buffer)

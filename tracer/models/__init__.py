@@ -33,7 +33,8 @@ from .qwen import QWEN2, QWEN2_MOE, QWEN3
 from .registry import ARCHITECTURES, architecture_of, declare
 from .stablelm import STABLELM
 from .starcoder2 import STARCODER2
-from .text import text_model
+from .state import contents
+from .text import causal_model, text_model
 from .xglm import XGLM
 
 for _architecture in (
@@ -101,6 +102,8 @@ __all__ = [
     "OwnAttention",
     "architecture_of",
     "call_on",
+    "causal_model",
+    "contents",
     "declare",
     "load",
     "load_offloaded",

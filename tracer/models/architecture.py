@@ -106,8 +106,8 @@ class LinearNorm:
     def of(cls, module: nn.Module, architecture: Architecture) -> "LinearNorm":
         """Build the map of a norm module of a family."""
         kind, eps = architecture.norm_kind, architecture.norm_eps
-        has_weights = any(True for _ in module.parameters())
-        weight = module.get_parameter("weight").detach().float() if has_weights else torch.ones(1)
+        own: Tensor | None = getattr(module, "weight", None)  # perhaps computed from parameters
+        weight = torch.ones(1, dtype=torch.float32) if own is None else own.detach().float()
         if eps is None:
             names = ("eps", "variance_epsilon")
             eps = next(float(getattr(module, name)) for name in names if hasattr(module, name))

@@ -2,12 +2,16 @@
 
 The model's own top-level forward runs: it embeds tokens and prepares rotary tables. While tracing,
 each block instance's `forward` is replaced by ours, and attention calls ours through transformers'
-`AttentionInterface`; a context manager restores everything.
+`AttentionInterface`; a context manager restores everything. No two threads trace at once.
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cached_property, partial
+from itertools import chain
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,8 +24,9 @@ from ...errors import ModelError
 from ...kernels import Pattern
 from .alibi import biased
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
-from .linear import is_plain, matrix
+from .linear import domain, evaluated, is_plain, matrix
 from .offload import OffloadedBlocks
+from .state import addresses, contents, settings, tensors_of
 
 Attend = Callable[[Pattern, Tensor], Tensor]
 RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
@@ -30,6 +35,10 @@ _NAME = "densitrace"  # of our attention function in transformers' registries
 _EMPTY_MASK = "densitrace_empty_mask"  # the same, for models that compute with their mask
 _HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
 _POSITIONS = "densitrace_positions"  # keyword of a block's call, for ALiBi
+
+# While a model is traced its modules are patched: no two threads may trace at once. One lock for
+# all models, as models may share modules or a config, and `set_stance` is global.
+_ONE_AT_A_TIME = RLock()
 
 
 def _attention(
@@ -259,6 +268,12 @@ class Block:
             self._roots[key] = (norms, root.float())
         return self._roots[key][1]
 
+    @property
+    def derived_from(self) -> list[nn.Module]:
+        """The modules whose weights the block's matrices are derived from."""
+        norm = self._after_attention
+        return [self.projection, *([] if norm is None else [norm])]
+
     def forget_weights(self, *_: Any) -> None:
         """Drop everything derived from weights; also a forward hook."""
         self._folded.clear()
@@ -270,8 +285,8 @@ class Block:
 class Decoder:
     """A causal language model of a declared family.
 
-    `offloaded` provides the blocks' weights while they run. Code that runs the model calls `tell`
-    regularly; see `telling`.
+    `offloaded` provides the blocks' weights while they run. Matrices derived from weights are kept
+    until `refresh` finds the weights changed.
     """
 
     def __init__(
@@ -283,12 +298,10 @@ class Decoder:
         reason = architecture.unsupported(model.config)
         if reason is not None:
             raise ModelError(f"this {architecture.name} model cannot be traced: {reason}")
-        self.model = model.eval()
+        self.model = model
         self.architecture = architecture
         self.heads: int = model.config.num_attention_heads
         self.parallel = architecture.parallel(model.config)
-        final_norm = model.get_submodule(architecture.final_norm)
-        self.final_norm = LinearNorm.of(final_norm, architecture)
         scale = architecture.branch_scale(model.config) or 1.0
         norms = architecture.norms
         norms = norms if isinstance(norms, BlockNorms) else norms(model.config)
@@ -296,8 +309,9 @@ class Decoder:
             Block(module, architecture, norms, self.heads, scale)
             for module in model.get_submodule(architecture.blocks).children()
         ]
-        self._dequantised: Tensor | None = None  # a quantised unembedding
-        self.tell: Callable[[], None] = _no_heartbeat
+        for projection in (*(b.projection for b in self.blocks), model.get_output_embeddings()):
+            domain(projection)
+        self._derived_state: Hashable = None  # of the modules that values were derived from
         self.offloaded = offloaded
         if offloaded is not None:
             for block in self.blocks:
@@ -331,14 +345,52 @@ class Decoder:
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
         """The unembedding's weight [V, D], and its bias [V] or None."""
         head = self.model.get_output_embeddings()
-        return self._table(head), getattr(head, "bias", None)
-
-    def _table(self, head: nn.Module) -> Tensor:
         if is_plain(head):
-            return head.get_parameter("weight").detach()
-        if self._dequantised is None:
-            self._dequantised = matrix(head, self.blocks[0].dtype)
-        return self._dequantised
+            return head.get_parameter("weight").detach(), getattr(head, "bias", None)
+        return self._evaluated_head
+
+    @cached_property
+    def _evaluated_head(self) -> tuple[Tensor, Tensor | None]:
+        """An unembedding that is quantised, wrapped or hooked."""
+        head = self.model.get_output_embeddings()
+        table, offset = evaluated(head, self.blocks[0].dtype)
+        return table, offset if offset.any() else None
+
+    @cached_property
+    def final_norm(self) -> LinearNorm:
+        """The linearised final norm."""
+        return LinearNorm.of(self._final_norm, self.architecture)
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        return self.model.get_submodule(self.architecture.final_norm)
+
+    def refresh(self) -> Hashable:
+        """Drop what was derived from weights or hooks that have changed since the last call.
+
+        Reads the weights that values are derived from, and waits for the device: once per public
+        call, not once per pass.
+
+        Returns:
+            A key that changes at least whenever something is dropped, tensors move in memory, or
+            hooks or attributes of modules change.
+        """
+        modules = [self._final_norm, *chain(*(block.derived_from for block in self.blocks))]
+        head = self.model.get_output_embeddings()
+        if not is_plain(head):
+            modules.append(head)
+        state = contents(chain(*map(tensors_of, modules))), tuple(map(settings, modules))
+        if state != self._derived_state:
+            self._derived_state = state
+            for block in self.blocks:
+                block.forget_weights()
+            for name in ("final_norm", "_evaluated_head"):
+                self.__dict__.pop(name, None)
+        return state
+
+    def wiring(self) -> Hashable:
+        """What a pass captured as a CUDA graph depends on, besides the values of weights."""
+        return addresses(self.model), settings(self.model)
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
         """The values of a parameter or state dict entry, read from a file if offloaded."""
@@ -357,21 +409,48 @@ class Decoder:
         Returns:
             States [N, T, D] after the final norm.
         """
-        with self._seam(run_block, positions):
+        with self.session(), self._seam(run_block, positions):
             output = self._inner(
-                input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                use_cache=False,
             )
         states: Tensor = output.last_hidden_state
         return states
 
     @contextmanager
+    def session(self) -> Iterator[None]:
+        """Let no other thread trace, and put the model in evaluation mode, compiled modules aside.
+
+        Restores the mode of every module. May be nested.
+        """
+        with _ONE_AT_A_TIME, ExitStack() as stack:
+            stack.enter_context(_attribute(self.model.config, "return_dict", True))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            training = [module for module in self.model.modules() if module.training]
+            for module in training:
+                module.training = False
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+
+    def tell(self) -> None:
+        """Code that runs the model calls this regularly; see `telling`."""
+        _tell.get()()
+
+    @contextmanager
     def telling(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call `tell` regularly while the context is open."""
-        before, self.tell = self.tell, tell
+        """Call `tell` regularly, in this thread, while the context is open."""
+        before = _tell.get()
+        _tell.set(tell)
         try:
             yield
         finally:
-            self.tell = before
+            _tell.set(before)
 
     @contextmanager
     def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
@@ -462,6 +541,9 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _no_heartbeat() -> None:
     """The default heartbeat: does nothing."""
+
+
+_tell: ContextVar[Callable[[], None]] = ContextVar("tell", default=_no_heartbeat)
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

@@ -5,6 +5,7 @@ transformers has for the decoder's config.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,35 @@ def text_config(config: Any) -> Any:
     inner = config.get_text_config(decoder=True)
     wrapped = config.model_type not in ARCHITECTURES and inner.model_type in ARCHITECTURES
     return inner if wrapped else config
+
+
+def causal_model(model: Any) -> PreTrainedModel:
+    """Check that a user's model is a causal language model of transformers.
+
+    Returns:
+        The model; of the result of `torch.compile`, the model that was compiled.
+
+    Raises:
+        ModelError: it is something else; the message says what to give instead.
+    """
+    model = getattr(model, "_orig_mod", model)
+    kind = type(model).__name__
+    if isinstance(model, str | Path):
+        raise ModelError(f"{model!r} is no model: use Tracer.from_pretrained({str(model)!r})")
+    if hasattr(model, "get_base_model"):
+        raise ModelError(
+            f"a {kind} wraps the model: give its get_base_model(), whose adapters are traced, or "
+            "merge_and_unload()"
+        )
+    if not isinstance(model, PreTrainedModel):
+        within = ": give the model within, its .module" if hasattr(model, "module") else ""
+        raise ModelError(f"a {kind} is no causal language model of transformers{within}")
+    if model.get_output_embeddings() is None:
+        raise ModelError(
+            f"a {kind} has no unembedding: a causal language model is needed, as "
+            "AutoModelForCausalLM loads it"
+        )
+    return model
 
 
 def text_model(model: PreTrainedModel) -> PreTrainedModel:
