@@ -18,6 +18,7 @@ from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.engine import Attention, LaneLoop
 from densitrace.tracer.models import architecture_of
 from densitrace.tracer.models.decoder import Decoder
+from densitrace.tracer.models.linear import is_plain
 from densitrace.tracer.nodes import ImportanceName
 from densitrace.tracer.sizes import all_traces, output_trace
 from densitrace.tracer.tracing import Settings, Tracing
@@ -40,6 +41,7 @@ def hooked(module: nn.Module) -> None:
         return inner(*map(move, args), **named)
 
     module.forward = forward
+    vars(module)["_hf_hook"] = "moves inputs"  # accelerate's mark
 
 
 def spread(family: str, first: int) -> Decoder:
@@ -106,6 +108,7 @@ def test_hooks_change_nothing() -> None:
         for part in block.module.modules():
             if any(True for _ in part.parameters()):
                 hooked(part)
+    assert all(is_plain(block.projection) for block in tracer._decoder.blocks)
     set_before = [block.module.forward for block in tracer._decoder.blocks]
     found, expected = (each.trace(ROWS[0], select=RULE) for each in (tracer, plain))
     assert isinstance(found, Trace)

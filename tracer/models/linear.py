@@ -24,8 +24,12 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_changed(module: nn.Module) -> bool:
-    """Whether hooks or a replaced `forward` may change what a module computes."""
-    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
+    """Whether hooks or a replaced `forward` may change what a module computes.
+
+    accelerate replaces it in models spread over devices, to move inputs: that changes nothing.
+    """
+    replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
+    return bool(module._forward_pre_hooks or module._forward_hooks or replaced)
 
 
 def matrix(module: nn.Module, dtype: torch.dtype) -> Tensor:
