@@ -9,7 +9,7 @@ from device_models import random_model, tiny_llama
 from enlarged import LIKE_8B, Enlargement, enlarged
 from problems import bundled
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from densitrace import Threshold, Trace, Tracer
 from densitrace.tracer.nodes import ImportanceName
@@ -91,7 +91,9 @@ def test_repeated_blocks_add_the_same_in_total(small: LlamaForCausalLM) -> None:
 
 
 def test_the_bundled_model_becomes_one_of_six_billion_weights() -> None:
-    config = LIKE_8B.config(bundled()._decoder.model.config)
+    small = bundled()._decoder.model.config
+    assert isinstance(small, LlamaConfig)
+    config = LIKE_8B.config(small)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     assert 6e9 < sum(parameter.numel() for parameter in model.parameters()) < 7e9
