@@ -36,7 +36,7 @@ from timing import Quartiles, Run
 
 from densitrace.kernels import dispatch, triton
 from densitrace.kernels.triton import configs
-from densitrace.kernels.triton.configs import Config, Place, Table
+from densitrace.kernels.triton.configs import Config, Key, Table
 
 MARGIN = 0.03  # smallest gain of a median that counts, if the rounds agree better than that
 STRAY = 1e-3  # share of a result's numbers: rankings and cuts jump at near ties
@@ -116,19 +116,19 @@ def launches() -> Iterator[list[Any]]:
 class Pins:
     """Configurations used while tuning: those found so far, else the pinned ones."""
 
-    known: dict[Place, Config] = field(default_factory=dict)
-    asked: set[Place] = field(default_factory=set)
+    known: dict[Key, Config] = field(default_factory=dict)
+    asked: set[Key] = field(default_factory=set)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Make kernels look up these configurations while the context is open."""
         pinned = configs.entry
 
-        def entry(place: Place, table: str) -> Config:
-            self.asked.add(place)
-            if place not in self.known:
-                self.known[place] = pinned(place, table)
-            return dict(self.known[place])
+        def entry(key: Key, table: str) -> Config:
+            self.asked.add(key)
+            if key not in self.known:
+                self.known[key] = pinned(key, table)
+            return dict(self.known[key])
 
         configs.entry = entry
         try:
@@ -136,7 +136,7 @@ class Pins:
         finally:
             configs.entry = pinned
 
-    def places_of(self, run: Run) -> set[Place]:
+    def keys_of(self, run: Run) -> set[Key]:
         """The entries that a run looks up."""
         self.asked.clear()
         run()
@@ -149,12 +149,12 @@ class Trial:
 
     device: torch.device
     pins: Pins
-    place: Place
+    key: Key
     runs: list[Run]
 
     def under(self, config: Config) -> list[Tensor]:
         """Results of the runs under a configuration."""
-        self.pins.known[self.place] = config
+        self.pins.known[self.key] = config
         return [tensor for run in self.runs for tensor in tensors_of(run())]
 
     def fault(self, config: Config, expected: list[Tensor]) -> str | None:
@@ -168,7 +168,7 @@ class Trial:
             return f"does not run: {type(error).__name__}"
         if max(kernel.n_spills for kernel in launched):
             return "spills"
-        ratio = 2.0**-8 if self.place.bits == "16-bit" else 2e-5  # the tolerances of the ops' tests
+        ratio = 2.0**-8 if self.key.bits == "16-bit" else 2e-5  # the tolerances of the ops' tests
         same = all(agree(*pair, ratio) for pair in zip(expected, results, strict=True))
         return None if same else "wrong"
 
@@ -204,7 +204,7 @@ def climb(trial: Trial, start: Config, say: Callable[[str], None]) -> Config:
             say(f"  {json.dumps(config)}: {fault or f'x {ratio.median:.3f}'}")
         # The best of many was also lucky: it must win a second time.
         if best is None or not better(trial.over(best[1], present)):
-            trial.pins.known[trial.place] = present
+            trial.pins.known[trial.key] = present
             return present
         present = best[1]
 
@@ -225,10 +225,10 @@ def text(table: Table) -> str:
     return "{\n" + ",\n".join(ops) + "\n}\n"
 
 
-def write(path: Path, place: Place, config: Config) -> None:
+def write(path: Path, key: Key, config: Config) -> None:
     """Write an entry to a file atomically, creating the file if needed."""
     table = configs.read(path) if path.is_file() else {}
-    table.setdefault(place.op, {}).setdefault(place.bits, {})[place.width] = config
+    table.setdefault(key.op, {}).setdefault(key.bits, {})[key.width] = config
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text(table), encoding="utf-8")
     temporary.replace(path)
@@ -238,24 +238,24 @@ def tune(
     device: torch.device,
     runs: Mapping[str, Run],
     pins: Pins,
-    done: set[Place],
-    wanted: Callable[[Place], bool],
+    done: set[Key],
+    wanted: Callable[[Key], bool],
     path: Path,
     say: Callable[[str], None],
 ) -> None:
     """Tune the entries that the runs look up, except those `done`; write each when it is found."""
     with pins.in_place():
-        using = {name: pins.places_of(run) for name, run in runs.items()}
-        for place in sorted(set().union(*using.values()) - done):
-            done.add(place)
-            if not wanted(place):
+        using = {name: pins.keys_of(run) for name, run in runs.items()}
+        for key in sorted(set().union(*using.values()) - done):
+            done.add(key)
+            if not wanted(key):
                 continue
-            names = [name for name, places in using.items() if place in places]
-            start = pins.known[place]
-            say(f"{' '.join(place)}, by {'; '.join(names)}: {json.dumps(start)}")
-            best = climb(Trial(device, pins, place, [runs[name] for name in names]), start, say)
+            names = [name for name, keys in using.items() if key in keys]
+            start = pins.known[key]
+            say(f"{' '.join(key)}, by {'; '.join(names)}: {json.dumps(start)}")
+            best = climb(Trial(device, pins, key, [runs[name] for name in names]), start, say)
             if best != start:
-                write(path, place, best)
+                write(path, key, best)
                 say(f"  wrote {json.dumps(best)}")
 
 
@@ -306,22 +306,20 @@ def main(ops: tuple[str, ...], widths: tuple[str, ...]) -> None:
     """Tune the entries for the GPU that is here, and write those that got better."""
     if not torch.cuda.is_available():
         raise click.ClickException("no GPU that torch can use: nothing was tuned")
-    listed = configs.places()
-    unknown = set(ops) - {place.op for place in listed}
+    listed = configs.all_keys()
+    unknown = set(ops) - {key.op for key in listed}
     if unknown:
         raise click.BadParameter(f"no entries of {', '.join(sorted(unknown))}", param_hint="--op")
     device = torch.device("cuda", torch.cuda.current_device())
     path = configs.FOLDER / f"{configs.capability(device)}.json"
-    pins, done = Pins(), set[Place]()
+    pins, done = Pins(), set[Key]()
     for width in widths:
         for group in problems(int(width), device):
             runs = served(group)
-            tune(
-                device, runs, pins, done, lambda place: not ops or place.op in ops, path, click.echo
-            )
-    for place in listed:
-        if place not in done and (not ops or place.op in ops):
-            click.echo(f"{' '.join(place)}: no problem looks it up; left as it is")
+            tune(device, runs, pins, done, lambda key: not ops or key.op in ops, path, click.echo)
+    for key in listed:
+        if key not in done and (not ops or key.op in ops):
+            click.echo(f"{' '.join(key)}: no problem looks it up; left as it is")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class _Run:
 
 
 def _read(store: Store, windows: slice, eps: float) -> _Run:
-    window, column = np.nonzero(store.real(windows))
+    window, column = np.nonzero(store.is_token(windows))
 
     def of(name: str) -> NDArray[Any]:
         return store.array(name)[windows][window, column]
@@ -202,7 +202,7 @@ def scored(store: Store) -> NDArray[np.bool_]:
     done = np.zeros(store.n_windows, np.bool_)
     for part in store.done_parts():
         done[store.windows(part)] = True
-    return done[:, None] & store.real(slice(None))
+    return done[:, None] & store.is_token(slice(None))
 
 
 def stratum_frame(
@@ -223,7 +223,7 @@ def stratum_frame(
         if name in curves:
             return _quartiles(curves[name])
         array = store.array(name)  # hold one of the other curves at a time
-        return _quartiles(store.by_runs(lambda run: array[run][store.real(run)]))
+        return _quartiles(store.by_runs(lambda run: array[run][store.is_token(run)]))
 
     sizes = curve("size")
     parts = []

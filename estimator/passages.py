@@ -49,7 +49,7 @@ class Scale:
         low, high = np.nanquantile(values.to_numpy(np.float64), [0.02, 0.98])
         return cls(str(values.name), float(low), float(high), log)
 
-    def place(self, values: ArrayLike) -> NDArray[np.int64]:
+    def position(self, values: ArrayLike) -> NDArray[np.int64]:
         """Map float [...] to int64 [...] in 0..100; 50 if the corpus has a single value."""
         ends = np.array([self.low, self.high])
         numbers = np.asarray(values, np.float64)
@@ -147,7 +147,7 @@ def cut_into_cells(
     firsts = cell_starts(rows)
     means = _means(rows[columns].to_numpy(np.float64), firsts)
     d, a = (
-        scale.place(means[:, columns.index(measure)]).tolist()
+        scale.position(means[:, columns.index(measure)]).tolist()
         for scale, measure in zip(both, (density, AUC), strict=True)
     )
     starts = np.minimum.reduceat(rows["char_start"].to_numpy(), firsts).tolist()
@@ -300,7 +300,7 @@ def extremes(
     candidates = tokens[fit & _among_best(tokens, fit, measure, densest, most)]
     ranked = candidates.sort_values(order, ascending=not densest, kind="stable")
     chosen = ranked.drop_duplicates("document").head(most)
-    d, a = both[0].place(chosen[result.density]), both[1].place(chosen[AUC])
+    d, a = both[0].position(chosen[result.density]), both[1].position(chosen[AUC])
     shown = []
     for i, row in enumerate(chosen.to_dict("records")):
         document: dict[Any, Any] = result.documents.loc[row["document"]].to_dict()

@@ -134,7 +134,7 @@ def _part_sums(
     counts = np.zeros(documents, np.int64)
     for part in parts:
         windows = store.windows(part)
-        window, column = np.nonzero(store.real(windows))
+        window, column = np.nonzero(store.is_token(windows))
         tv = store.tv[windows][window, column]
         met = np.argmax(tv <= eps, axis=1) if stratum is None else np.full(len(tv), stratum)
         keep = np.isfinite(tv).all(1) & ((tv <= eps).any(1) | (stratum is not None))

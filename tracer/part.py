@@ -119,7 +119,7 @@ def empty_part(store: Store, run: slice) -> dict[str, NDArray[Any]]:
 def fill(arrays: dict[str, NDArray[Any]], row: int, plan: Plan, trace: Trace) -> None:
     """Write a window and its trace into row `row` of a part's arrays."""
     start, length = int(plan.window_start[row]), int(plan.length[row])
-    tokens = plan.place(row)
+    tokens = plan.token_range(row)
     arrays["document"][row] = plan.document[row]
     arrays["window_start"][row] = start
     arrays["position"][row, :length] = np.arange(start, start + length)

@@ -267,7 +267,7 @@ class Store:
 
     def _run_tokens(self, windows: slice, measures: Sequence[str]) -> pd.DataFrame:
         curves = [self.array(name)[windows] for name in ("size", "tv")]
-        window, column = np.nonzero(self.real(windows))
+        window, column = np.nonzero(self.is_token(windows))
         frame = pd.DataFrame(
             {
                 "window": window + windows.start,
@@ -298,7 +298,7 @@ class Store:
         """
 
         def totals(run: slice) -> tuple[NDArray[np.float64], int]:
-            valid = self.real(run)
+            valid = self.is_token(run)
             values = (self.array(name)[run][valid] for name in ("size", "tv"))
             return np.stack([v.sum(0, dtype=np.float64) for v in values]), int(valid.sum())
 
@@ -378,7 +378,7 @@ class Store:
         """int32 [N]: position in its document of each window's first token."""
         return self._planned("window_start")
 
-    def real(self, windows: slice) -> NDArray[np.bool_]:
+    def is_token(self, windows: slice) -> NDArray[np.bool_]:
         """bool [n, T]: which columns of these windows hold a token; the others are padding."""
         return np.arange(self.array("token").shape[1]) < self.lengths[windows, None]
 

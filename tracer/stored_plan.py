@@ -98,7 +98,7 @@ def left_draft(storage: Storage, recipe: Recipe, rule: Rule, head: Plan) -> Stor
 def _same_windows(draft: Store, head: Plan) -> bool:
     """Return whether a draft has these windows; text read beyond them does not matter."""
     documents = slice(int(head.document[-1]) + 2)
-    tokens = slice(head.place(head.n_windows - 1).stop + 1)
+    tokens = slice(head.token_range(head.n_windows - 1).stop + 1)
     pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
         (draft.owners, head.document),
         (draft.starts, head.window_start),

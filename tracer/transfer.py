@@ -22,10 +22,10 @@ def _side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def copied_to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Copy host tensors to a device on a side stream; blocks the calling thread, not the device.
 
-    On a GPU the copies belong to the side stream: call `taken` before using them.
+    On a GPU the copies belong to the side stream: call `marked_used` before using them.
     """
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -36,8 +36,8 @@ def arrived(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     return copies
 
 
-def taken(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Mark arrived tensors as used by the current stream, so their memory is not reused early."""
+def marked_used(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Mark tensors as used by the current stream, so their memory is not reused early."""
     for tensor in tensors.values():
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -62,19 +62,19 @@ class Plan:
             length=self.length[:windows],
         )
 
-    def place(self, window: int) -> slice:
+    def token_range(self, window: int) -> slice:
         """The slice of `tokens` and `spans` that a window covers."""
         start = int(self.first[self.document[window]]) + int(self.window_start[window])
         return slice(start, start + int(self.length[window]))
 
     def ids(self, window: int) -> list[int]:
         """The token ids of a window."""
-        ids: list[int] = self.tokens[self.place(window)].tolist()
+        ids: list[int] = self.tokens[self.token_range(window)].tolist()
         return ids
 
     def next_token(self, window: int) -> int:
         """The token that follows a window in its document, -1 at the document's end."""
-        stop = self.place(window).stop
+        stop = self.token_range(window).stop
         return int(self.tokens[stop]) if stop < self.first[self.document[window] + 1] else NONE
 
 

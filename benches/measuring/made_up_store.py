@@ -122,7 +122,7 @@ def _arrays(
         name: np.full(shape, -1, np.int64) for name in ("token", "char_start", "char_end")
     }
     for row, window in enumerate(windows):
-        span = plan.place(window)
+        span = plan.token_range(window)
         length = span.stop - span.start
         token_arrays["token"][row, :length] = plan.tokens[span]
         token_arrays["char_start"][row, :length], token_arrays["char_end"][row, :length] = (

@@ -24,7 +24,7 @@ Config = dict[str, int]  # argument to value
 Table = dict[str, dict[str, dict[str, Config]]]  # op, bits, width
 
 
-class Place(NamedTuple):
+class Key(NamedTuple):
     """Key of an entry in a table."""
 
     op: str
@@ -76,16 +76,16 @@ def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
     return sorted(map(int, _table(table)[op].get(f"{8 * dtype.itemsize}-bit", ())))
 
 
-def place(op: str, width: int, tensor: Tensor) -> Place:
+def key(op: str, width: int, tensor: Tensor) -> Key:
     """Key of a launch's entry: the least listed width >= `width`, or the widest. See `launch`."""
     listed = widths(op, tensor.dtype, table_for(tensor.device))
     fitting = next((size for size in listed if size >= width), listed[-1])
-    return Place(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
+    return Key(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
 
 
-def entry(place: Place, table: str) -> Config:
-    """Tile sizes, num_warps and num_stages that a table has at a place."""
-    return dict(_table(table)[place.op][place.bits][place.width])
+def entry(key: Key, table: str) -> Config:
+    """Tile sizes, num_warps and num_stages that a table has at a key."""
+    return dict(_table(table)[key.op][key.bits][key.width])
 
 
 def launch(op: str, width: int, tensor: Tensor) -> Config:
@@ -96,13 +96,13 @@ def launch(op: str, width: int, tensor: Tensor) -> Config:
         width: width of its widest head tile.
         tensor: any tensor with the dtype and device of the tiles.
     """
-    return entry(place(op, width, tensor), table_for(tensor.device)) | FUSED
+    return entry(key(op, width, tensor), table_for(tensor.device)) | FUSED
 
 
-def places(table: str = DEFAULT) -> list[Place]:
+def all_keys(table: str = DEFAULT) -> list[Key]:
     """Keys of all entries of a table."""
     return [
-        Place(op, bits, width)
+        Key(op, bits, width)
         for op, of_op in _table(table).items()
         for bits, entries in of_op.items()
         for width in entries

@@ -18,12 +18,12 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from densitrace.kernels.triton import configs
-from densitrace.kernels.triton.configs import Config, Place
+from densitrace.kernels.triton.configs import Config, Key
 
 CPU = torch.device("cpu")
 START = {"BT": 32, "BS": 32, "num_warps": 4, "num_stages": 2}
 OPTIMUM = {"BT": 128, "BS": 64, "num_warps": 8, "num_stages": 3}
-PLACE = Place("climbed", "32-bit", "64")
+KEY = Key("climbed", "32-bit", "64")
 
 
 def kernel(BT, BS, num_warps, num_stages):  # type: ignore[no-untyped-def]
@@ -39,7 +39,7 @@ def away(config: Config) -> float:
 
 def pinned(width: int, tensor: torch.Tensor) -> Config:
     """A launch's configuration in the table."""
-    launched = configs.launch(PLACE.op, width, tensor)
+    launched = configs.launch(KEY.op, width, tensor)
     assert launched.pop("enable_fp_fusion") is True
     return launched
 
@@ -76,7 +76,7 @@ class Device:
 @pytest.fixture
 def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, on a folder of tables with one entry to tune."""
-    table = {PLACE.op: {PLACE.bits: {PLACE.width: START}}}
+    table = {KEY.op: {KEY.bits: {KEY.width: START}}}
     (tmp_path / "default.json").write_text(json.dumps(table))
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
     monkeypatch.setattr("device_timing.BUDGET_SECONDS", 40.0)  # seconds of the fake clock
@@ -105,7 +105,7 @@ def tuned(tune: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(configs.FOLDER.glob("*.new"))
     if not path.exists():
         return None
-    config: Config = configs.read(path)[PLACE.op][PLACE.bits][PLACE.width]
+    config: Config = configs.read(path)[KEY.op][KEY.bits][KEY.width]
     assert list(config) == list(START)
     return config
 
@@ -117,10 +117,10 @@ def test_finds_the_optimum(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("table", configs.available())
 def test_every_argument_can_be_tuned(table: str) -> None:
     neighbours = bench("tune_gpu").neighbours
-    for place in configs.places(table):
-        config = dict(configs._table(table)[place.op][place.bits][place.width])
+    for key in configs.all_keys(table):
+        config = dict(configs._table(table)[key.op][key.bits][key.width])
         steps = [step.items() - config.items() for step in neighbours(config)]
-        assert {name for changed in steps for name, _ in changed} == set(config), place
+        assert {name for changed in steps for name, _ in changed} == set(config), key
 
 
 @pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
@@ -158,10 +158,10 @@ def test_an_existing_file_keeps_its_entries(
     other = {"other": {"16-bit": {"128": {"BT": 16}, "64": {"BT": 32}}}}
     path.write_text(json.dumps(other))
     assert tuned(tune, Device(), monkeypatch) == OPTIMUM
-    assert configs.read(path) == other | {PLACE.op: {PLACE.bits: {PLACE.width: OPTIMUM}}}
+    assert configs.read(path) == other | {KEY.op: {KEY.bits: {KEY.width: OPTIMUM}}}
     first = path.read_text()
     assert first.index('"64": {"BT": 32}') < first.index('"128": {"BT": 16}')
-    tune.write(path, PLACE, OPTIMUM)
+    tune.write(path, KEY, OPTIMUM)
     assert path.read_text() == first
 
 
@@ -192,15 +192,15 @@ def test_results_agree_but_for_rounding(tune: ModuleType) -> None:
 def test_a_device_table_overrides_the_default(
     tune: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = {PLACE.op: {"32-bit": {"64": START, "128": START}, "16-bit": {"64": START}}}
+    table = {KEY.op: {"32-bit": {"64": START, "128": START}, "16-bit": {"64": START}}}
     (configs.FOLDER / "default.json").write_text(json.dumps(table))
-    tune.write(configs.FOLDER / "sm_90.json", PLACE, OPTIMUM)
+    tune.write(configs.FOLDER / "sm_90.json", KEY, OPTIMUM)
     assert configs.available() == ["default", "sm_90"]
     monkeypatch.setattr(configs, "table_for", lambda device: "sm_90")
     launched = [pinned(width, torch.zeros(1)) for width in (33, 65)]
     assert launched == [OPTIMUM, START]
     assert pinned(64, torch.zeros(1).half()) == START
-    assert configs.widths(PLACE.op, torch.float32, "sm_90") == [64, 128]
+    assert configs.widths(KEY.op, torch.float32, "sm_90") == [64, 128]
 
 
 def test_a_launch_does_not_query_the_driver(
@@ -243,8 +243,8 @@ def test_problems_reach_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(torch, "empty", torch.zeros)
             for run in tune.served(cases).values():
                 run()
-    listed = {(place.op, place.bits) for place in configs.places()}
-    asked = {(place.op, place.bits) for place in pins.asked}
+    listed = {(key.op, key.bits) for key in configs.all_keys()}
+    asked = {(key.op, key.bits) for key in pins.asked}
     # On a CPU the projection is float32, so its product with bfloat16 values is split in two.
     assert asked | {("source_norms", "16-bit")} == listed
-    assert {place.width for place in pins.asked if place.op == "row_cuts"} == {"16", "64", "256"}
+    assert {key.width for key in pins.asked if key.op == "row_cuts"} == {"16", "64", "256"}

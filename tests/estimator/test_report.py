@@ -143,11 +143,11 @@ def test_tokens_that_share_a_character_share_a_cell(make_result: MakeResult) -> 
 def test_colours_rise_with_the_measure_and_stay_on_the_ramp(make_result: MakeResult) -> None:
     result = make_result(DOCUMENTS)
     for scale, measure in zip(texts.scales(result), result.measures, strict=True):
-        places = scale.place(result.tokens[measure].sort_values())
+        places = scale.position(result.tokens[measure].sort_values())
         assert (np.diff(places) >= 0).all()
         assert places[0] == 0 and places[-1] == 100
     constant = texts.Scale.of(pd.Series([0.5, 0.5], name="m"), log=True)
-    assert constant.place([0.5]).tolist() == [50]
+    assert constant.position([0.5]).tolist() == [50]
 
 
 def test_a_long_document_shows_its_beginning(

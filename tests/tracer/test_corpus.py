@@ -406,7 +406,7 @@ def test_windows_of_a_document() -> None:
     assert [plan.next_token(window) for window in range(4)] == [3, 6, -1, -1]
     np.testing.assert_array_equal(plan.document, [0, 0, 0, 1])
     np.testing.assert_array_equal(plan.window_start, [0, 3, 6, 0])
-    np.testing.assert_array_equal(plan.spans[plan.place(1)], [[2, 3], [3, 4], [4, 5]])
+    np.testing.assert_array_equal(plan.spans[plan.token_range(1)], [[2, 3], [3, 4], [4, 5]])
     assert plan.longest == 3
 
 

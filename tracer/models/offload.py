@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from ..transfer import arrived, taken
+from ..transfer import copied_to_device, marked_used
 from .architecture import Architecture
 from .checkpoint import Checkpoint, incomplete
 from .text import auto_model, name_within, text_model
@@ -129,7 +129,7 @@ class OffloadedBlocks:
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != index:
             coming = index, self._start(index)
-        for name, tensor in taken(coming[1].result()).items():
+        for name, tensor in marked_used(coming[1].result()).items():
             _put(self._blocks[index], name, tensor)
         following = (index + 1) % len(self._blocks)
         self._coming = following, self._start(following)
@@ -160,7 +160,7 @@ class OffloadedBlocks:
             room = room[self._checkpoint.room(whole, dtype) :]
         if self._left is not None:  # the host may be ahead: keep a third block off the device
             self._left.synchronize()
-        return arrived(tensors, self._device)
+        return copied_to_device(tensors, self._device)
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
