@@ -23,6 +23,7 @@ def test_measures_codecs_chunks_and_readers(
     store = scan(tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT)
     window = CONTEXT * len(RULE)
     script = bench("store_codecs")
+    monkeypatch.setattr(script, "ROUNDS", 1)
     with pytest.raises(click.UsageError, match=r"fewer than \d+ windows"):
         script.part_of(store)
     monkeypatch.setattr(layout, "PART_VALUES", PART * window)
