@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -490,3 +491,26 @@ def test_unknown_way(folder: Folder) -> None:
 def test_no_cuda_graphs(folder: Folder) -> None:
     with pytest.raises(InputError, match="cuda_graphs"):
         Tracer.from_pretrained(folder("llama"), device="cpu", offload="layers", cuda_graphs=True)
+
+
+def test_a_copy_waits_for_the_block_before_the_one_that_runs(folder: Folder) -> None:
+    """As it was when the read was asked for: the host may leave further blocks meanwhile."""
+
+    class Event:
+        waited = False
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    offloaded = Tracer.from_pretrained(folder("llama"), offload="layers")._decoder.offloaded
+    assert offloaded is not None
+    before, running = Event(), Event()
+    busy = threading.Event()
+    offloaded._reader.submit(busy.wait)
+    vars(offloaded)["_left"] = before
+    coming = offloaded._start(1)
+    vars(offloaded)["_left"] = running
+    busy.set()
+    coming.result()
+    assert before.waited
+    assert not running.waited

@@ -142,7 +142,7 @@ class OffloadedBlocks:
 
     def _start(self, index: int) -> "Future[dict[str, Tensor]]":
         room, self._next_room = self._rooms[self._next_room], 1 - self._next_room
-        return self._reader.submit(self._read, index, room)
+        return self._reader.submit(self._read, index, room, self._left)
 
     def _stored(self, index: int) -> Iterator[tuple[str, str, torch.dtype]]:
         """For each tensor of a block: its names in the block and in the model, and its dtype."""
@@ -152,14 +152,17 @@ class OffloadedBlocks:
     def _room(self, index: int) -> int:
         return sum(self._checkpoint.room(whole, dtype) for _, whole, dtype in self._stored(index))
 
-    def _read(self, index: int, room: Tensor) -> dict[str, Tensor]:
-        """Read a block's tensors through a memory region that is no longer in use."""
+    def _read(self, index: int, room: Tensor, left: "torch.cuda.Event | None") -> dict[str, Tensor]:
+        """Read a block's tensors through a memory region that is no longer in use.
+
+        `left`: the device's end of the block before the one that runs meanwhile.
+        """
         tensors = {}
         for name, whole, dtype in self._stored(index):
             tensors[name] = self._checkpoint.read(whole, dtype, room)
             room = room[self._checkpoint.room(whole, dtype) :]
-        if self._left is not None:  # the host may be ahead: keep a third block off the device
-            self._left.synchronize()
+        if left is not None:  # the host may be ahead: keep a third block off the device
+            left.synchronize()
         return copied_to_device(tensors, self._device)
 
 
