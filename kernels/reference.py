@@ -28,6 +28,7 @@ from .runs import edges_in, runs
 
 TILE_ELEMENTS = 1 << 21  # float32 entries of a tile: 8 MiB, between cache size and call overhead
 TILE_TARGETS = 32  # small, so that a tile wastes little above the diagonal
+DEVICE_TILES = 8  # times larger tiles on a GPU, where launches cost more than that waste
 
 
 # ---- tiles -----------------------------------------------------------------------------------
@@ -40,9 +41,14 @@ def blocks(length: int, elements_per_row: int, most_rows: int | None = None) -> 
         yield slice(start, min(length, start + block))
 
 
-def target_blocks(length: int, elements_per_row: int) -> Iterator[slice]:
+def target_blocks(length: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
     """Slices of targets for tiles of attention."""
-    return blocks(length, elements_per_row, TILE_TARGETS)
+    larger = _larger(device)
+    return blocks(length, -(-elements_per_row // larger), larger * TILE_TARGETS)
+
+
+def _larger(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else DEVICE_TILES
 
 
 def allowed_tile(pattern: Pattern, rows: slice) -> Tensor:
@@ -193,7 +199,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     output = torch.empty(batch, heads, length, v.shape[-1], dtype=torch.float32, device=v.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
     mass = torch.zeros(batch, length, dtype=torch.float32, device=v.device)
-    for rows in target_blocks(length, batch * heads * length):
+    for rows in target_blocks(length, batch * heads * length, v.device):
         scores = score_tile(pattern, rows)
         lse[:, :, rows] = row_logsumexp(pattern, scores)
         alpha = scores.sub_(lse[:, :, rows, None]).exp_()
@@ -206,7 +212,7 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
     mass = torch.empty(batch, length, dtype=torch.float32, device=edges.pattern.device)
-    for rows in target_blocks(length, batch * heads * length):
+    for rows in target_blocks(length, batch * heads * length, edges.pattern.device):
         mass[:, rows] = weight_tile(edges, rows).clamp_(min=0).sum((1, 3))
     return mass
 
@@ -216,7 +222,7 @@ def edge_weights(edges: AttentionEdges) -> Tensor:
     weights = torch.full(
         (batch, heads, length, length), torch.nan, dtype=torch.float32, device=edges.pattern.device
     )
-    for rows in target_blocks(length, batch * heads * length):
+    for rows in target_blocks(length, batch * heads * length, edges.pattern.device):
         tile = weight_tile(edges, rows)
         weights[:, :, rows, : rows.stop] = tile.masked_fill(tile == -torch.inf, torch.nan)
     return weights
@@ -229,7 +235,7 @@ def _node_blocks(edges: AttentionEdges | None, side: Tensor) -> Iterator[tuple[s
     """
     _, batch, length = side.shape
     heads = 0 if edges is None else edges.pattern.shape[1]
-    for rows in target_blocks(length, batch * (heads * length + len(side))):
+    for rows in target_blocks(length, batch * (heads * length + len(side)), side.device):
         values = side[:, :, rows].permute(1, 2, 0)
         if edges is not None:
             tile = weight_tile(edges, rows).transpose(1, 2).flatten(2)
@@ -290,7 +296,7 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
         """int64 [K or 1, B, half]: counts by upper bits, or by lower bits given upper ones."""
         rows_of = 1 if prefix is None else len(prefix)
         histogram = torch.zeros(rows_of, batch, half, dtype=torch.int64, device=device)
-        for rows in target_blocks(length, batch * heads * length):
+        for rows in target_blocks(length, batch * heads * length, device):
             tile = weight_tile(edges, rows)
             is_edge = ((tile >= 0) & eligible[:, None, rows, None]).flatten(1)  # [B, H * n * S]
             bits = (tile.clamp(min=0) * 2.0**24).long().flatten(1)
@@ -324,7 +330,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     heads = edges.pattern.shape[1]
     levels = torch.zeros(batch, length, length, dtype=torch.uint8, device=cuts.device)
     degrees = torch.empty(strata, batch, length, dtype=torch.int32, device=cuts.device)
-    for rows in target_blocks(length, batch * heads * length):
+    for rows in target_blocks(length, batch * heads * length, cuts.device):
         tile = weight_tile(edges, rows)
         highest = tile.amax(1)  # the heaviest head has the highest level
         level = levels[:, rows, : rows.stop]
@@ -346,7 +352,7 @@ def lane_attention(
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
     output = torch.empty(strata, batch, heads, length, width, dtype=dtype, device=v.device)
-    for rows in target_blocks(length, batch * heads * length * 2):
+    for rows in target_blocks(length, batch * heads * length * 2, v.device):
         alpha = alpha_tile(edges.pattern, rows)
         weight = weight_tile(edges, rows, alpha)
         for k in range(strata):
@@ -360,7 +366,7 @@ def lane_attention(
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
     shape, groups = edges.pattern.shape, edges.pattern.k.shape[1]
-    for run in runs(shape, groups, TILE_ELEMENTS):
+    for run in runs(shape, groups, TILE_ELEMENTS * _larger(edges.pattern.device)):
         tile = weight_tile(edges_in(edges, run), run.rows, first_head=run.heads.start)
         here = cuts[:, run.sequences, run.rows]
         kept = (tile > here[-1, :, None, :, None]).nonzero().unbind(-1)

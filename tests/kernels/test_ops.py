@@ -436,3 +436,15 @@ def test_shared_nucleus_does_not_depend_on_candidates(
         for width in (candidates, vocabulary)
     )
     np.testing.assert_array_equal(few, all_of_them)
+
+
+def test_tiles_are_larger_on_a_gpu() -> None:
+    """Where a launch costs more than what a tile wastes; they cover the targets all the same."""
+    covered = {
+        kind: list(reference.target_blocks(2048, 64 * 2048, torch.device(kind)))
+        for kind in ("cpu", "cuda")
+    }
+    for tiles in covered.values():
+        assert [tile.start for tile in tiles] == [0, *(tile.stop for tile in tiles[:-1])]
+        assert tiles[-1].stop == 2048
+    assert len(covered["cpu"]) == 8 * len(covered["cuda"])
