@@ -165,11 +165,11 @@ def note_memory(record: DeviceRecord, title: str, name: str, live: Work, frozen:
     """Peak memory of each pass over that of the plain forward of as many rows.
 
     What a pass caches of the model's weights counts as its own: each pass starts with empty caches.
-    Level maps, a byte per pair of tokens and node layer, are the one part that is not linear in the
-    length: the limit is on the rest.
+    Level maps, a byte per pair of tokens and attention node, are the one part that is not linear in
+    the length: the limit is on the rest.
     """
     device = live.ids.device
-    maps = 2 * len(live.tracing.decoder.blocks) * live.ids.numel() * live.ids.shape[1]
+    maps = len(live.tracing.decoder.blocks) * live.ids.numel() * live.ids.shape[1]
     alone = peak_added(device, live.without_unembedding)
     lanes = peak_added(device, live.forward_of_all_lanes)
     record.add(title, f"{name} forward of all lanes", peak_GiB=lanes / 2**30)

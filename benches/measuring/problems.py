@@ -293,4 +293,5 @@ def prediction_problem_of(work: Work) -> PredictionProblem:
     """The prediction problem of a model whose unembedding has no bias."""
     hidden = work.tracing.loop(work.batch, work.rule).run().hidden.flatten(1, 2)
     unembedding, _ = work.tracing.decoder.unembedding
-    return PredictionProblem(hidden[0], hidden[1:], unembedding, work.batch.next_ids.flatten())
+    following = work.batch.next_ids.flatten().to(hidden.device)
+    return PredictionProblem(hidden[0], hidden[1:], unembedding, following)

@@ -149,7 +149,8 @@ def test_memory_rows_start_with_empty_caches(
     assert kept == [True, True, False, False, False]  # the plain forwards cache nothing
     limits = [figures.get("wanted") for _, figures in record.sections["memory"]]
     assert limits == [None, 1.3, 1.3, 1.3]
-    maps = 2 * len(work.tracing.decoder.blocks) * 2 * 24 * 24  # bytes
+    levels = [node.attention for node in work.clean_lane().levels]
+    maps = sum(level_map.nbytes for level_map in levels if level_map is not None)
     for _, figures in record.sections["memory"][1:]:
         assert figures["x without maps"] == pytest.approx(1 - maps / 2**20)
 
