@@ -152,7 +152,9 @@ class OffloadedBlocks:
     def _room(self, index: int) -> int:
         return sum(self._checkpoint.room(whole, dtype) for _, whole, dtype in self._stored(index))
 
-    def _read(self, index: int, room: Tensor, left: "torch.cuda.Event | None") -> dict[str, Tensor]:
+    def _read(
+        self, index: int, room: Tensor, left: "torch.cuda.Event | None" = None
+    ) -> dict[str, Tensor]:
         """Read a block's tensors through a memory region that is no longer in use.
 
         `left`: the device's end of the block before the one that runs meanwhile.
