@@ -4,14 +4,12 @@ import json
 import re
 
 import pytest
+from triton_device import SHARED_BYTES
 from triton_launches import CALLS
 from without_interpreter import lines_of
 
 from densitrace.kernels import triton
 from densitrace.kernels.triton import configs
-
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # per block: CUDA C++ programming guide
-
 
 # A GPU's table is for that GPU, the default for any.
 TARGETS = [
