@@ -563,7 +563,7 @@ class DensityEstimator:
     @staticmethod
     def from_store(store: Store | str | Path, eps: float = 0.1) -> DensityResult:
         """Return the densities of a scanned store; see `DensityResult.from_store`."""
-        return DensityResult.from_store(_opened(store), eps)
+        return DensityResult.from_store(open_store(store), eps)
 
     @staticmethod
     def explain_factors(
@@ -583,7 +583,7 @@ class DensityEstimator:
         from .explain import explain_factors  # imported late: shap takes seconds
 
         return explain_factors(
-            _opened(store),
+            open_store(store),
             target,
             reference_counts=reference_counts,
             factors=factors,
@@ -616,7 +616,7 @@ class DensityEstimator:
         """Mean densities by the token's frequency; see `summaries.by_frequency`."""
         from .summaries import by_frequency
 
-        return by_frequency(_opened(store), eps, level)
+        return by_frequency(open_store(store), eps, level)
 
     @staticmethod
     def trace_parts(
@@ -630,8 +630,4 @@ class DensityEstimator:
         """Break traces down by kind of edge and depth; see `summaries.trace_parts`."""
         from .summaries import trace_parts
 
-        return trace_parts(_opened(store), stratum, eps, by, level, max_tokens)
-
-
-def _opened(store: Store | str | Path) -> Store:
-    return open_store(store) if isinstance(store, (str, Path)) else store
+        return trace_parts(open_store(store), stratum, eps, by, level, max_tokens)
