@@ -34,7 +34,7 @@ from .models import (
 from .nodes import ImportanceName
 from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
 from .trace import Trace
-from .tracing import Measured, RowGraph, Scope, Settings, Tracing, without_padding
+from .tracing import Measured, Pass, RowGraph, Scope, Settings, Tracing, without_padding
 from .windows import spread
 
 if TYPE_CHECKING:
@@ -309,7 +309,8 @@ class Tracer:
     ) -> Iterator[list[Trace]]:
         """Trace all outputs of a stream of batches.
 
-        On a GPU, a batch runs while the results of the one before it are copied to the host.
+        On a GPU, a batch runs while the results of the one before it are copied to the host and
+        the one after it is prepared.
 
         Args:
             batches: token ids of each row, and the id that follows each row, -1 where none does.
@@ -328,17 +329,26 @@ class Tracer:
             InputError, NotFiniteError: as `trace`.
         """
         tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
-        leaving: tuple[Batch, Measured] | None = None
-        for number, (sequences, following) in enumerate(batches):
-            batch, _ = self._batch(sequences, following)
-            observer = observers[number : number + 1]
+
+        def measured(started: Pass) -> tuple[Batch, Measured]:
             with self._decoder.session(), self._watch.running():
-                started = batch, tracing.all_outputs(batch, rule, observer)
-            if leaving is not None:
-                yield self._traces(leaving[0], rule, leaving[1])
-            leaving = started
-        if leaving is not None:
-            yield self._traces(leaving[0], rule, leaving[1])
+                return started.batch, tracing.measured(started)
+
+        started: Pass | None = None
+        before: tuple[Batch, Measured] | None = None
+        for number, (sequences, following) in enumerate(batches):
+            # Measuring waits for the GPU, so the host's work is done while a pass is running: it
+            # prepares a batch during the pass before, and makes traces during the pass after.
+            batch, _ = self._batch(sequences, following)
+            if started is not None:
+                before, started = measured(started), None  # its states would take memory
+            with self._decoder.session(), self._watch.running():
+                started = tracing.start(batch, rule, observers[number : number + 1])
+            if before is not None:
+                yield self._traces(before[0], rule, before[1])
+        if started is not None:
+            before = measured(started)
+            yield self._traces(before[0], rule, before[1])
 
     def observe(
         self,

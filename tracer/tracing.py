@@ -116,6 +116,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A pass over the model whose outputs are not yet measured; possibly still running."""
+
+    batch: Batch  # on the host
+    outcome: Mapping[str, Tensor]
+    following: Tensor  # int64 [M] ids after the scored outputs
+
+
+@dataclass(frozen=True)
 class Tracing:
     """The passes over one decoder under one set of settings; batches are on the host.
 
@@ -196,10 +205,13 @@ class Tracing:
 
     # ---- sizes and errors --------------------------------------------------------------------
 
-    def all_outputs(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Measured:
+    def all_outputs(self, batch: Batch, rule: Rule) -> Measured:
         """Measure every position of every row in one pass over the model."""
-        scored = batch.valid
-        inputs = self._on_device(batch.tensors | _outputs(batch, scored))
+        return self.measured(self.start(batch, rule))
+
+    def start(self, batch: Batch, rule: Rule, observers: Sequence[Observer] = ()) -> Pass:
+        """Queue a pass over the model for all outputs of a batch; does not wait for a GPU."""
+        inputs = self._on_device(batch.tensors | _outputs(batch, batch.valid))
         parts = self._parts(batch)
 
         def one_pass(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,8 +230,13 @@ class Tracing:
             shapes = tuple(tensor.shape for tensor in inputs.values())
             extents = tuple((part.rows.start, part.rows.stop, part.columns) for part in parts)
             outcome = self.graphs((shapes, extents, self.settings, rule), one_pass, inputs)
-        sizes = [int(scored[part.rows].sum()) for part in parts]
-        tensors = self._measure(outcome, inputs["following"], sizes)
+        return Pass(batch, outcome, inputs["following"])
+
+    def measured(self, started: Pass) -> Measured:
+        """Measure the outputs of a pass; waits for a GPU that still runs it."""
+        batch, scored = started.batch, started.batch.valid
+        sizes = [int(scored[part.rows].sum()) for part in self._parts(batch)]
+        tensors = self._measure(started.outcome, started.following, sizes)
         if self.packed:
             tensors = self._packed(tensors, batch.ids.shape[1])
         return Measured(

@@ -1,5 +1,6 @@
 """The lane loop as it runs on a device, run on the CPU: the same results, and no host waits."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,39 @@ def test_infinite_branches_are_dropped(family: str, as_device: Callable[[], None
         branch = loop._kept_mlp(block, rows, torch.tensor([False, True, False]))
     assert not branch[[0, 2]].any()
     assert branch[1].isnan().all()
+
+
+def test_a_pass_runs_while_the_host_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host does nothing between measuring a pass, which it waits for, and starting the next."""
+    tracer = Tracer(tiny_model("llama"))
+    log: list[str] = []
+    passes: list[weakref.ref[Any]] = []
+
+    def noted(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def note(*arguments: Any, **named: Any) -> Any:
+            if name == "start":
+                assert not any(started() for started in passes)  # its states would take memory
+            log.append(name)
+            result = function(*arguments, **named)
+            if name == "start":
+                passes.append(weakref.ref(result))
+            return result
+
+        monkeypatch.setattr(owner, name, note)
+
+    for owner, name in (
+        (tracing.Tracing, "start"), (tracing.Tracing, "measured"),
+        (Tracer, "_batch"), (Tracer, "_traces"),
+    ):  # fmt: skip
+        noted(owner, name)
+    batches = [(ROWS, [1, 2]), (ROWS[:1], [3]), (ROWS[1:], [4])]
+    found = list(tracer.trace_batches(iter(batches), RULE, tracing.Settings()))
+    assert [len(traces) for traces in found] == [2, 1, 1]
+    assert [trace.tokens.tolist() for traces in found for trace in traces] == [*ROWS, *ROWS]
+    step = ["_batch", "measured", "start", "_traces"]
+    assert log == ["_batch", "start", *step, *step, "measured", "_traces"]
 
 
 @pytest.mark.parametrize("kept", [slice(2, 5), torch.tensor([0, 3, 4])])
