@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ Run = Callable[[], dict[str, Tensor]]
 Capture = Callable[[Run, torch.device], Run]
 
 MOST_GRAPHS = 4  # each holds the peak memory of its pass
+STALE_PASSES = 64  # a graph that none of the last passes replayed makes room for another
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +58,22 @@ def captured(run: Run, device: torch.device) -> Run:
     return replay
 
 
-class Graph(NamedTuple):
+@dataclass
+class Graph:
     """A captured pass and the tensors whose addresses it reads."""
 
     inputs: Tensors
     replay: Run
     constants: list[Tensor]
+    last: int = 0  # number of the pass that last replayed it
 
 
 @dataclass
 class GraphCache:
-    """An LRU cache of CUDA graphs by shape.
+    """A cache of CUDA graphs by shape.
+
+    If it is full, passes of further shapes run eagerly until the graph used longest ago is stale:
+    capturing takes longer than running, so graphs of shapes that take turns must not be replaced.
 
     Example:
         >>> graphs = GraphCache()
@@ -80,6 +85,7 @@ class GraphCache:
     _refused: set[Hashable] = field(default_factory=set)
     _graphs: "OrderedDict[Hashable, Graph]" = field(default_factory=OrderedDict)
     _model: Hashable = None
+    _passes: int = 0
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
         """Run a pass, or replay its graph.
@@ -92,8 +98,9 @@ class GraphCache:
         Returns:
             The outputs of `run` for these inputs.
         """
+        self._passes += 1
         if key not in self._graphs:
-            if key in self._refused or key not in self._seen:
+            if key in self._refused or key not in self._seen or not self._has_room():
                 self._seen.add(key)
                 return run(inputs)
             try:
@@ -104,6 +111,7 @@ class GraphCache:
                 return run(inputs)
         self._graphs.move_to_end(key)
         graph = self._graphs[key]
+        graph.last = self._passes
         for name, tensor in graph.inputs.items():
             tensor.copy_(inputs[name])
         # Clone: the next replay may overwrite these tensors while they are still being copied out.
@@ -116,9 +124,16 @@ class GraphCache:
                 kept.clear()
             self._model = model
 
+    def _has_room(self) -> bool:
+        """Whether a graph may be added; drops a stale one if there is no room otherwise."""
+        if len(self._graphs) >= MOST_GRAPHS:
+            oldest, graph = next(iter(self._graphs.items()))
+            if self._passes - graph.last <= STALE_PASSES:
+                return False
+            del self._graphs[oldest]
+        return True
+
     def _capture(self, key: Hashable, run: Pass, inputs: Tensors) -> None:
-        while len(self._graphs) >= MOST_GRAPHS:
-            self._graphs.popitem(last=False)
         captured_inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         (device,) = {tensor.device for tensor in captured_inputs.values()}
         with constants.used() as used:
