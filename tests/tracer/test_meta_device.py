@@ -1,0 +1,114 @@
+"""The host code of whole passes on a device that is not the CPU: operands meet on one device.
+
+The device is `meta`, where operations check shapes and devices and compute nothing. Kernels are not
+launched, only their arguments are checked.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from typing import Any
+
+import cuda_host
+import pytest
+import torch
+from tiny_models import VARIANTS, tiny_model
+from torch import Tensor
+from torch.fx.experimental import _config as meta_config
+from triton.runtime.jit import KernelInterface
+
+from densitrace import Nucleus, Rule, Threshold, TopFraction
+from densitrace.kernels import dispatch
+from densitrace.kernels.triton import configs
+from densitrace.tracer.batch import batch_of_lists
+from densitrace.tracer.engine import CONTROLS, Attention
+from densitrace.tracer.models import architecture_of
+from densitrace.tracer.models.decoder import Decoder
+from densitrace.tracer.nodes import IMPORTANCES, ImportanceName
+from densitrace.tracer.tracing import Settings, Tracing
+
+META = torch.device("meta")
+ROWS = [[5, 9, 33, 2, 60, 17, 8, 41, 12, 50], [7, 7, 1, 30]]
+RULES = (Threshold([0.6, 0.1]), Nucleus([0.5, 0.9]), TopFraction([0.1, 0.5]))
+
+Launches = Counter[str]
+
+
+class Extension:
+    """Stands in for `densitrace._cuda`: counts calls, makes nothing."""
+
+    DEVICE = "meta"
+
+    def __init__(self, launches: Launches) -> None:
+        self.launches = launches
+
+    @property
+    def Weights(self) -> "Extension":
+        return self
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*_: Any) -> int:
+            self.launches[name] += 1
+            return 1
+
+        return call
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    """Serve ops on `meta` as on a GPU; counts the kernels that would be launched."""
+    counted = Launches()
+
+    def kernel(self: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*values: Any, **named: Any) -> None:
+            assert all(0 < blocks < 1 << 31 for blocks in grid)
+            for value in (*values, *named.values()):
+                assert not isinstance(value, Tensor) or value.is_meta
+            counted[self.__name__] += 1
+
+        return launch
+
+    cuda_host.switch_on(monkeypatch)
+    monkeypatch.setitem(vars(cuda_host.ops), "_cuda", Extension(counted))
+    monkeypatch.setitem(dispatch.PREFERENCE, "meta", (cuda_host.NAME, "triton", "reference"))
+    monkeypatch.setattr(configs, "table_for", lambda _: "sm_90")
+    monkeypatch.setattr(KernelInterface, "__getitem__", kernel)
+    with meta_config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield counted
+
+
+@cache
+def decoder_of(family: str) -> Decoder:
+    model: Any = tiny_model(family).to(META, torch.bfloat16)
+    return Decoder(model, architecture_of(model.config))
+
+
+Case = tuple[str, ImportanceName, Rule, Attention]
+# Every family, and every importance with every rule in a sequential and a parallel model.
+CASES: list[Case] = [(family, "norm_l1", RULES[0], "live") for family in VARIANTS]
+CASES += [
+    (family, importance, rule, attention)
+    for family, attention in (("llama", "frozen"), ("gpt_neox", "live"))
+    for importance, rule in product(IMPORTANCES, RULES)
+]
+
+
+@pytest.mark.parametrize(("family", "importance", "rule", "attention"), CASES)
+def test_all_outputs(
+    family: str, importance: ImportanceName, rule: Rule, attention: Attention, launches: Launches
+) -> None:
+    """As in a scan, some rows at a time."""
+    settings = Settings(importance, attention, controls=CONTROLS)
+    tracing = Tracing(decoder_of(family), settings, tokens_at_once=10, packed=True)
+    tracing.measured(tracing.start(batch_of_lists(ROWS, [3, -1]), rule))
+    assert {"trace_sizes", "bottleneck", "logits_kernel", "distances_kernel"} < set(launches)
+
+
+@pytest.mark.parametrize(("family", "importance", "rule", "attention"), CASES[-5:])
+def test_one_output(
+    family: str, importance: ImportanceName, rule: Rule, attention: Attention, launches: Launches
+) -> None:
+    tracing = Tracing(decoder_of(family), Settings(importance, attention, controls=CONTROLS))
+    tracing.one_output(batch_of_lists(ROWS[:1]), rule)
+    assert {"logits_kernel", "distances_kernel"} < set(launches)
