@@ -91,7 +91,10 @@ def test_a_part_tells_of_its_passes(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One tick a pass: one for every batch, or for every output; edges may need their own."""
+    """A tick for the pass of every batch and one for its measures, or one for every output's pass.
+
+    Edges may need passes of their own.
+    """
     corpus = tmp_path / "c.txt"
     corpus.write_text("ab\n\nabcd" if scope == "output" else "abcdefgh" * 60)
     options: dict[str, Any] = {"context": 16, "batch_tokens": 40, "worker": Worker()}
@@ -105,6 +108,7 @@ def test_a_part_tells_of_its_passes(
     for part in range(store.n_parts):
         lengths = store.plan(part).length
         groups = len(batches(lengths, 40))
-        expected = groups if scope == "all" else lengths.sum() + (0 if edges is None else groups)
+        of_outputs = lengths.sum() + (0 if edges is None else groups)
+        expected = 2 * groups if scope == "all" else of_outputs
         assert told[part]["device_seconds"] == expected
         assert told[part]["seconds"] > 0
