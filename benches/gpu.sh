@@ -39,6 +39,8 @@ if ! command -v nvcc >/dev/null && [[ -x $TOOLKIT/bin/nvcc ]]; then
     PATH=$PATH:$TOOLKIT/bin
 fi
 export PYTHON OUT PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+# Elsewhere warnings fail a test; libraries may have some for GPUs that no test has met.
+export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -W default"
 GRACE=20 # seconds between interrupting a part and killing it
 failed=()
 late=()

@@ -27,7 +27,7 @@ case $line in
     for ((i = 0; i < 100; i++)); do sleep 0.1; done
     ;;
 *"${FAILING:-nothing}"*) exit 3 ;;
-*) echo "done" ;;
+*) echo "done, pytest $PYTEST_ADDOPTS" ;;
 esac
 """
 
@@ -110,6 +110,12 @@ def test_everything_that_needs_a_gpu_is_in_a_part(checkout: Checkout) -> None:
     )
     assert re.search(r"^FAILED: tests-cuda", result.stdout, re.MULTILINE)
     assert checkout.asked[-1].startswith("-P benches/scan_gpu.py store --shapes llama-8b")
+
+
+def test_warnings_do_not_fail_tests(checkout: Checkout) -> None:
+    """Those of libraries on a GPU are not known beforehand."""
+    result = checkout.run(ONLY="tests-cuda", PYTEST_ADDOPTS="-v")
+    assert "done, pytest -v -W default\n" in result.stdout
 
 
 def test_parts_are_chosen_by_name_or_beginning(checkout: Checkout) -> None:
