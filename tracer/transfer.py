@@ -48,14 +48,16 @@ class Departure:
     """An asynchronous copy of tensors from a device to the host.
 
     The copies run on a side stream into pinned buffers, while the device goes on with other work.
-    Tensors on a CPU are used as they are.
+    Tensors on a CPU are used as they are. Those on a device are kept until `arrays` has waited for
+    their copies. `record_stream` would not do: once the capture of a CUDA graph has failed, torch
+    frees no tensor that was marked by it.
 
     Args:
         tensors: by name; must not be written to any more.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._host = dict(tensors)
+        self._leaving = self._host = dict(tensors)
         self._copied: list[torch.cuda.Event] = []
         for device in {tensor.device for tensor in tensors.values()}:
             if device.type == "cuda":
@@ -65,15 +67,19 @@ class Departure:
         stream = _side_stream(device, "departures")
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for name, tensor in self._host.items():
-                if tensor.device == device:
-                    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-                    self._host[name] = host.copy_(tensor, non_blocking=True)
-                    tensor.record_stream(stream)  # keep its memory until the copy is done
+            copies = {
+                name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
+                    tensor, non_blocking=True
+                )
+                for name, tensor in self._leaving.items()
+                if tensor.device == device
+            }
             self._copied.append(stream.record_event())
+        self._host = self._host | copies
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Wait for the copies and return the tensors as arrays."""
         for event in self._copied:
             event.synchronize()
+        self._leaving = {}
         return {name: tensor.numpy(force=True) for name, tensor in self._host.items()}
