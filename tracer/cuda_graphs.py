@@ -74,6 +74,7 @@ class GraphCache:
 
     If it is full, passes of further shapes run eagerly until the graph used longest ago is stale:
     capturing takes longer than running, so graphs of shapes that take turns must not be replaced.
+    After a failed capture no other is tried: torch keeps the memory that it took.
 
     Example:
         >>> graphs = GraphCache()
@@ -82,10 +83,10 @@ class GraphCache:
 
     capture: Capture = captured
     _seen: set[Hashable] = field(default_factory=set)
-    _refused: set[Hashable] = field(default_factory=set)
     _graphs: "OrderedDict[Hashable, Graph]" = field(default_factory=OrderedDict)
     _model: Hashable = None
     _passes: int = 0
+    _failed: bool = False
 
     def __call__(self, key: Hashable, run: Pass, inputs: Tensors) -> dict[str, Tensor]:
         """Run a pass, or replay its graph.
@@ -100,14 +101,14 @@ class GraphCache:
         """
         self._passes += 1
         if key not in self._graphs:
-            if key in self._refused or key not in self._seen or not self._has_room():
+            if self._failed or key not in self._seen or not self._has_room():
                 self._seen.add(key)
                 return run(inputs)
             try:
                 self._capture(key, run, inputs)
             except RuntimeError as error:  # raised by torch if an operation cannot be captured
-                log.info("Passes of %s run without a CUDA graph: %s", key, error)
-                self._refused.add(key)
+                log.info("Further passes run without a CUDA graph, as those of %s: %s", key, error)
+                self._failed = True
                 return run(inputs)
         self._graphs.move_to_end(key)
         graph = self._graphs[key]
@@ -120,9 +121,9 @@ class GraphCache:
     def only_for(self, model: Hashable) -> None:
         """Drop all graphs, unless they were captured in this state of the model."""
         if model != self._model:
-            for kept in (self._seen, self._refused, self._graphs):
-                kept.clear()
-            self._model = model
+            self._seen.clear()
+            self._graphs.clear()
+            self._model, self._failed = model, False
 
     def _has_room(self) -> bool:
         """Whether a graph may be added; drops a stale one if there is no room otherwise."""

@@ -76,6 +76,24 @@ def test_what_cannot_be_captured_runs_as_it_is() -> None:
     assert len(tried) == 1
 
 
+def test_after_a_failed_capture_no_other_is_tried(graphs: Graphs) -> None:
+    """Each would keep the memory that it took; graphs that there are stay, a new model may try."""
+
+    def capture(run: Run, device: torch.device) -> Run:
+        if run()["y"].numel() == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return graphs(run, device)
+
+    cache = GraphCache(capture)
+    for size in (1, 1, 2, 2, 3, 3, 3, 1):
+        assert cache(size, doubled, {"x": torch.ones(size)})["y"].tolist() == [2.0] * size
+    assert (graphs.captured, graphs.replayed) == (1, 2)
+    cache.only_for("another")
+    for _ in range(2):
+        cache(3, doubled, {"x": torch.ones(3)})
+    assert (graphs.captured, graphs.replayed) == (2, 3)
+
+
 def test_the_graph_used_longest_ago_makes_room(
     graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
