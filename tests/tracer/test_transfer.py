@@ -15,7 +15,7 @@ from densitrace.tracer.transfer import Departure
 class OnDevice(torch.Tensor):
     """A tensor on a CPU that counts as a device's."""
 
-    device = torch.device("cuda", 0)  # type: ignore[assignment]
+    device = torch.device("cuda", 0)
 
 
 class Stream:
