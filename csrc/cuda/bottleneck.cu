@@ -366,6 +366,7 @@ struct Planes {
   DEVICE void operator()(Block& block) const {
     const unsigned which = block.z / layout.batch, b = block.z % layout.batch;
     const unsigned here = range.here();
+    if (here == 0) return;
     const std::uint64_t sequence = std::uint64_t{b} * length * length;
     block.each([&](unsigned thread, Own&) {
       const unsigned row = block.x * kThreads + thread, node = block.y * kBits;

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attention_problem import VARIANTS, Problem
 from bench_files import module_at
-from ptx_launches import cuda_on_machine, cuda_ptx
+from ptx_launches import Counted, cuda_on_machine, cuda_ptx
 from without_interpreter import lines_of
 
 from densitrace.kernels import reference
@@ -58,6 +58,19 @@ def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> Non
     maps = torch.randint(0, levels, (2, 2, length, length), dtype=torch.uint8)
     expected = reference.bottleneck(*maps.tril())
     assert torch.equal(cuda_host.ops.bottleneck(*maps, method), expected)
+
+
+def test_launches_beyond_the_highest_level_read_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    reach = torch.ones(1, 33, 33, dtype=torch.uint8).tril()
+    planes, read = cuda_host.ops._cuda.plane_words(1, 33), []
+    for levels in (255, 100):  # whose planes are held at once: one launch, or three
+        monkeypatch.setattr(cuda_host.ops, "PLANE_WORDS", levels * planes)
+        counted: Counted = {}
+        with cuda_on_machine(90, counted):
+            assert torch.equal(cuda_host.ops.bottleneck(reach, reach, "boolean"), reach)
+        read.append(counted["Planes"].sectors)
+    warps = 2 * 8 * 2  # of a launch: each reads the highest level
+    assert read[1] == read[0] + 2 * warps
 
 
 @pytest.mark.parametrize(("table", "capability"), [("default", "80"), ("sm_90", "90")])
