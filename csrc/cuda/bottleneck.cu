@@ -11,15 +11,16 @@
 // There are two methods; which one is faster depends on the GPU and must be measured.
 //
 // Packed. A matrix product in another algebra, blocked like one: a block of threads owns 64 outputs
-// t and 64 sources i and loops over the nodes j between them, 32 at a time; each thread keeps 8 x 8
-// results in registers. Two levels share a register, as the low bits of two half-precision numbers
-// between 1 and 1.25, which compare like the levels, also as integers. GPUs from sm_90 on have a
-// minimum of 16-bit pairs and a maximum of three operands, so that two nodes cost two minima and
-// one maximum of pairs; older GPUs use the minimum and maximum of half-precision pairs. For two
-// nodes a thread loads 96 bytes from shared memory and does 96 (128) such operations. Levels are
-// read as words of four, one tile ahead, and a byte permutation makes pairs of them; they are read
-// byte by byte where the diagonal or the matrix's edge crosses the tile, or rows are not aligned to
-// words.
+// t and 64 sources i and loops over the nodes j between them, 32 at a time; each thread keeps 4 x 8
+// results in registers. Its four warps take all four schedulers of a multiprocessor: of a single
+// sequence the longest blocks decide, and often run alone. Two levels share a register, as the low
+// bits of two half-precision numbers between 1 and 1.25, which compare like the levels, also as
+// integers. GPUs from sm_90 on have a minimum of 16-bit pairs and a maximum of three operands, so
+// that two nodes cost two minima and one maximum of pairs; older GPUs use the minimum and maximum
+// of half-precision pairs. For two nodes a thread loads 64 bytes from shared memory and does 48
+// (64) such operations. Levels are read as words of four, one tile ahead, and a byte permutation
+// makes pairs of them; they are read byte by byte where the diagonal or the matrix's edge crosses
+// the tile, or rows are not aligned to words.
 //
 // Boolean. The result is the number of levels k >= 1 for which some j has reach >= k and levels >=
 // k: for each k up to the highest a product of bit matrices, in which one operation of the tensor
@@ -160,10 +161,10 @@ struct Packed {
   unsigned length;
   bool words;  // whether rows are aligned to words
 
-  static constexpr unsigned kEach = 8;    // outputs, and sources, of a thread
-  static constexpr unsigned kAcross = 8;  // threads along the sources
-  static constexpr unsigned kThreads = 64;
-  static constexpr unsigned kResident = 8;
+  static constexpr unsigned kOutputs = 4, kSources = 8;  // of a thread
+  static constexpr unsigned kAcross = kSide / kSources;  // threads along the sources
+  static constexpr unsigned kThreads = kSide / kOutputs * kAcross;
+  static constexpr unsigned kResident = 6;
   static constexpr unsigned kTurns = kSide * kNodes / 4 / kThreads;  // words of a thread
 
   struct Shared {
@@ -171,7 +172,7 @@ struct Packed {
     Quad levels[kNodes][kSide / 8];  // [j, i], two levels a pair
   };
   struct Own {
-    Quad best[kEach];  // of each output, 8 sources
+    Quad best[kOutputs];  // of each output, 8 sources
     Word reach[kTurns], levels[kTurns];
   };
 
@@ -182,7 +183,7 @@ struct Packed {
     const unsigned end = place.end(length);
     block.each([&](unsigned thread, Own& own) {
 #pragma unroll
-      for (unsigned r = 0; r < kEach; ++r) own.best[r] = {kNone, kNone, kNone, kNone};
+      for (unsigned r = 0; r < kOutputs; ++r) own.best[r] = {kNone, kNone, kNone, kNone};
       fetch(reach_of(sequence, place, place.column), levels_of(sequence, place, place.column),
             thread, own);
       clear_above<kThreads>(result + sequence, length, place, thread);
@@ -204,12 +205,12 @@ struct Packed {
       });
     }
     block.each([&](unsigned thread, Own& own) {
-      const unsigned t = place.first + thread / kAcross * kEach;
-      const unsigned i = place.column + thread % kAcross * kEach;
+      const unsigned t = place.first + thread / kAcross * kOutputs;
+      const unsigned i = place.column + thread % kAcross * kSources;
 #pragma unroll
-      for (unsigned r = 0; r < kEach; ++r)
+      for (unsigned r = 0; r < kOutputs; ++r)
 #pragma unroll
-        for (unsigned c = 0; c < kEach; c += 4)
+        for (unsigned c = 0; c < kSources; c += 4)
           if (t + r < length && i + c < length)
             write(result + sequence + std::uint64_t{t + r} * length, i + c,
                   bytes_of(own.best[r].x[c / 2], own.best[r].x[c / 2 + 1]));
@@ -223,20 +224,16 @@ struct Packed {
 
   // best <- max(best, min(reach, levels) at node j, min(reach, levels) at node j + 1).
   DEVICE void add_nodes(const Shared& shared, unsigned j, unsigned thread, Own& own) const {
-    const unsigned row = thread / kAcross * (kEach / 4), column = thread % kAcross;
+    const unsigned q = swizzled(thread / kAcross, j), column = thread % kAcross;
+    const Quad at = shared.reach[j][q], next = shared.reach[j + 1][q];
     const Quad one = shared.levels[j][column], other = shared.levels[j + 1][column];
 #pragma unroll
-    for (unsigned four = 0; four < kEach / 4; ++four) {
-      const unsigned q = swizzled(row + four, j);
-      const Quad at = shared.reach[j][q], next = shared.reach[j + 1][q];
+    for (unsigned r = 0; r < kOutputs; ++r)
 #pragma unroll
-      for (unsigned r = 0; r < 4; ++r)
-#pragma unroll
-        for (unsigned c = 0; c < 4; ++c) {
-          Pair& best = own.best[four * 4 + r].x[c];
-          best = largest(best, smaller(at.x[r], one.x[c]), smaller(next.x[r], other.x[c]));
-        }
-    }
+      for (unsigned c = 0; c < kSources / 2; ++c) {
+        Pair& best = own.best[r].x[c];
+        best = largest(best, smaller(at.x[r], one.x[c]), smaller(next.x[r], other.x[c]));
+      }
   }
 
   DEVICE Operand reach_of(std::uint64_t sequence, const Place& place, unsigned node) const {
