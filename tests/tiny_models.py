@@ -193,6 +193,16 @@ _GEMMA2: dict[str, Any] = {
     "attn_logit_softcapping": 2.0,
     "final_logit_softcapping": 3.0,
 }
+_SMALL: dict[str, Any] = {  # parts of a model that text alone does not run
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_blocks": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "crop_size": 28,
+    "patch_size": 14,
+}
 _OLDER: dict[str, Any] = {"n_inner": 48, "num_key_value_heads": 4}
 
 
@@ -217,6 +227,16 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "biogpt": {"num_key_value_heads": 4},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
+    "cohere_compass_text": {
+        **_WINDOWS,
+        "head_dim": 12,
+        "attention_bias": True,
+        "logit_scale": 0.3,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta, "mrope_section": [2, 2, 2]}
+            for kind, theta in {"full_attention": 1e4, "sliding_attention": 1e2}.items()
+        },
+    },
     "cohere2_moe": {
         **_WINDOWS,
         **_MIXED,
@@ -225,6 +245,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "logit_scale": 0.3,
     },
+    "ctrl": {"num_key_value_heads": 4, "dff": 48},
     "cwm": {**_WINDOWS, "head_dim": 12},
     "dbrx": {
         "d_model": 32,
@@ -362,6 +383,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "head_dim": 12,
     },
     "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
+    "moshi": {"head_dim": 12, "ffn_dim": 96, "num_codebooks": 2},
     "mpt": {"num_key_value_heads": 4, "attn_config": {"clip_qkv": 2.0, "softmax_scale": 0.5}},
     "nanochat": {"head_dim": 12, "attention_bias": True, "final_logit_softcapping": 3.0},
     "nemotron": {**_HALF, "head_dim": 12, "attention_bias": True, "mlp_bias": True},
@@ -371,6 +393,12 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi": {**_HALF, "qk_layernorm": True},
     "phi3": {**_HALF, "sliding_window": WINDOW},
+    "phi4_multimodal": {
+        **_HALF,
+        "sliding_window": WINDOW,
+        "vision_config": _SMALL,
+        "audio_config": {**_SMALL, "nemo_conv_channels": 16, "ext_pw_out_channel": 16},
+    },
     "phimoe": {**_EXPERTS, "attention_bias": True, "lm_head_bias": True},
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 16, "mlp_only_layers": [0]},
     "qwen3_moe": {

@@ -130,10 +130,23 @@ FURTHER = {
     **dict.fromkeys(["ministral3", "mixtral", "qwen3_moe"], Family(windowed=True)),
     **dict.fromkeys(["olmo3", "flex_olmo", "exaone4"], FAMILIES["olmo2"]),
     **dict.fromkeys(
-        ["cohere", "cohere2", "cohere2_moe"],
+        ["cohere", "cohere2", "cohere2_moe", "cohere_compass_text"],
         Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
     ),
     "apertus": Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
+    "ctrl": Family(
+        stem="transformer",
+        blocks="h",
+        final_norm="layernorm",
+        attention="multi_head_attention",
+        qkv=("multi_head_attention.Wv",),
+        out="multi_head_attention.dense",
+        mlp=("ffn",),
+        pre_attn="layernorm1",
+        pre_mlp="layernorm2",
+        epsilon="layer_norm_epsilon",
+        layer_norm=True,
+    ),
     "dbrx": replace(
         _MPT,
         attention="norm_attn_norm.attn",
@@ -151,6 +164,7 @@ FURTHER = {
     "bloom": _BLOOM,
     "falcon": replace(_BLOOM, pre_attn="ln_attn", pre_mlp="ln_mlp", parallel=True),
     "falcon_rw": _BLOOM,
+    "moshi": Family(qkv=("self_attn.v_proj.linear",), out="self_attn.o_proj.linear"),
     "mpt": _MPT,
     "gpt_bigcode": replace(FAMILIES["gpt2"], attention="attn"),
     "gpt_neo": replace(
@@ -189,7 +203,9 @@ FURTHER = {
         layer_norm=True,
         parallel=True,
     ),
-    "phi3": Family(qkv=("self_attn.qkv_proj",), windowed=True),
+    **dict.fromkeys(
+        ["phi3", "phi4_multimodal"], Family(qkv=("self_attn.qkv_proj",), windowed=True)
+    ),
     "phimoe": Family(layer_norm=True),
     "stablelm": Family(epsilon="layer_norm_eps", layer_norm=True),
     "starcoder2": Family(epsilon="norm_epsilon", layer_norm=True, windowed=True),

@@ -74,8 +74,10 @@ class ModulesOracle(Oracle):
         with torch.inference_mode(), local_torch_dtype(torch.float64):
             states = torch.from_numpy(x)[None]
             attention = self.modules[block].get_submodule(self.family.attention)
-            residual = {"residual": states} if self.config.model_type == "bloom" else {}
-            _, weights = attention(hidden_states=states, **residual, **self.calls[block])
+            names = {"bloom": ("hidden_states", "residual"), "ctrl": ("v", "k", "q")}.get(
+                self.config.model_type, ("hidden_states",)
+            )
+            _, weights = attention(**dict.fromkeys(names, states), **self.calls[block])
         alpha = np.asarray(weights[0].numpy())
         assert not alpha[:, ~allowed].any()
         out = self._linear(block, self.family.out)[0]

@@ -26,6 +26,11 @@ VISION: dict[str, Any] = {  # in the words of all of them
     "patch_size": 14,
     "deepstack_visual_indexes": [0],
     "fullatt_block_indexes": [0],
+    "intermediate_layers_indices": [0],
+    "num_global_layers": 1,
+    "vision_output_dim": 32,
+    "supported_aspect_ratios": [[1, 1]],
+    "max_num_tiles": 1,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _ROPE: dict[str, Any] = {  # of heads 8 wide
@@ -51,6 +56,16 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_5_vl": (_ROPE, {}),
     "qwen3_vl_moe": ({**_ROPE, **_EXPERTS}, {}),
     "glm4v": (_ROPE, {}),
+    # Blocks that attend to images alone.
+    "mllama": (
+        {
+            "head_dim": 8,
+            "pad_token_id": 2,
+            "num_hidden_layers": 4,
+            "cross_attention_layers": [1],
+        },
+        {"image_token_index": VOCABULARY - 1},
+    ),
 }
 
 

@@ -325,6 +325,12 @@ def test_impossible_input(
     assert "\n" not in str(caught.value)
 
 
+def test_ids_without_a_logit() -> None:
+    """Moshi's table of embeddings has a row more than its unembedding."""
+    with pytest.raises(InputError, match=r"token id 64 is outside the vocabulary 0\.\.63"):
+        Tracer(tiny_model("moshi")).trace([5, 64], select=Threshold([0.1]))
+
+
 def test_too_long_for_learned_positions() -> None:
     tracer = Tracer(tiny_model("gpt2"))
     with pytest.raises(InputError, match=r"has 65 tokens; model .* takes 64 at most"):

@@ -4,6 +4,7 @@ from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
 from .bloom import BLOOM
 from .cohere import COHERE, COHERE2_MOE
+from .ctrl import CTRL
 from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
 from .deepseek import DEEPSEEK, MINICPM3
@@ -22,6 +23,8 @@ from .llama4 import LLAMA4
 from .loading import load, load_offloaded
 from .mimo import MIMO
 from .mistral import MISTRAL
+from .mllama import MLLAMA
+from .moshi import MOSHI
 from .mpt import MPT
 from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
@@ -88,6 +91,9 @@ for _architecture in (
     BLOOM,
     MPT,
     XGLM,
+    CTRL,
+    MOSHI,
+    MLLAMA,
 ):
     declare(_architecture)
 

@@ -80,6 +80,7 @@ class Architecture:
     norm_kind: NormKind = "rms"
     norm_eps: float | None = None  # if the norms' modules do not hold it
     own_attention: OwnAttention | None = None
+    skipped: str | None = None  # within the blocks that text alone does not run
     # Functions below take the model's config.
     longest: Callable[[Any], int | None] = _nothing  # most tokens of a sequence
     parallel: Callable[[Any], bool] = _never

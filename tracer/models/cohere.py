@@ -1,4 +1,4 @@
-"""Cohere and Cohere-2: attention and MLP in parallel after one LayerNorm, scaled logits."""
+"""Cohere, Cohere-2, Compass: attention and MLP in parallel after one LayerNorm, scaled logits."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from .llama import ONE_NORM, llama_like
 
 COHERE = replace(
-    llama_like("cohere", "cohere", "cohere2"),
+    llama_like("cohere", "cohere", "cohere2", "cohere_compass_text"),
     norms=ONE_NORM,
     norm_kind="layer",
     parallel=lambda config: True,

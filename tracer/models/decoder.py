@@ -308,6 +308,7 @@ class Decoder:
         self.blocks = [
             Block(module, architecture, norms, self.heads, scale)
             for module in model.get_submodule(architecture.blocks).children()
+            if architecture.skipped not in module._modules
         ]
         for projection in (*(b.projection for b in self.blocks), model.get_output_embeddings()):
             domain(projection)
@@ -327,8 +328,10 @@ class Decoder:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding table: the exclusive upper bound of token ids."""
-        return int(self.model.get_input_embeddings().get_parameter("weight").shape[0])
+        """The exclusive upper bound of token ids that have an embedding and a logit."""
+        embeddings: int = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        head = self.model.get_output_embeddings()
+        return min(embeddings, getattr(head, "out_features", embeddings))
 
     @property
     def max_length(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Phi (1, 1.5, 2): parallel after one LayerNorm; Phi-3: as Llama; PhiMoE: Llama with LayerNorm."""
+"""Phi (1, 1.5, 2): parallel after one LayerNorm; Phi-3, 4: as Llama; PhiMoE: with LayerNorm."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,5 +30,5 @@ PHI = replace(
     norm_kind="layer",
     parallel=lambda config: True,
 )
-PHI3 = replace(llama_like("phi3", "phi3"), values=_values)
+PHI3 = replace(llama_like("phi3", "phi3", "phi4_multimodal"), values=_values)
 PHIMOE = replace(llama_like("phimoe", "phimoe"), norm_kind="layer", unsupported=_unsupported)
