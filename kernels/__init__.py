@@ -8,18 +8,20 @@ Cuts are ordered with the sparsest stratum first, so cuts[0] >= cuts[1] >= ...; 
 stratum k iff its unnormalised weight > cuts[k], and its *level* is the number of cuts it clears.
 
 `backend` is "auto" (the first of the device's backends that serves the op) or one of
-`dispatch.BACKENDS`. The compiled backends, `cpu` and `cuda`, check shapes and raise a ValueError
-that names the argument; `reference` and `triton` leave a wrong shape to torch. `cpu` also needs
-`pattern.lse` for every weight that follows from attention; the others compute it where it is None.
+`dispatch.BACKENDS`. Tensors of a wrong shape, or on different devices, are refused with an
+InputError that names the argument; no op computes gradients. `cpu` also needs `pattern.lse` for
+every weight that follows from attention; the others compute it where it is None.
 """
 
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from . import dispatch, reference
 from .constants import on_device
+from .contracts import check, check_dtype, of_edges, of_pattern, op, refusal
 from .edges import (
     AttentionEdges,
     CosineWeight,
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 
+@op
 def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Tensor:
     """Norm of what each source token sends through each head: nu of METHOD §2.
 
@@ -80,15 +83,19 @@ def source_norms(v: Tensor, w_o: Tensor, p: int, *, backend: str = "auto") -> Te
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: shapes do not fit.
+        InputError: shapes do not fit.
 
     Example:
         >>> source_norms(torch.ones(1, 1, 2, 3), torch.ones(4, 5, 3), p=1)[0, 0]
         tensor([15., 15.])
     """
+    check({"v": (v, "B G T d_v"), "w_o": (w_o, "H D d_v")})
+    if p not in (1, 2):
+        raise refusal(f"p={p!r}; wanted 1 or 2")
     return dispatch.pick(reference.source_norms, v.device, backend)(v, w_o, p)
 
 
+@op
 def attention_stats(
     pattern: Pattern, v: Tensor, source: Tensor | None = None, *, backend: str = "auto"
 ) -> AttentionStats:
@@ -105,7 +112,7 @@ def attention_stats(
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: shapes do not fit; under triton, `pattern.scale` is not above 0.
+        InputError: shapes do not fit; under triton, `pattern.scale` is not above 0.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 4)
@@ -113,9 +120,11 @@ def attention_stats(
         >>> stats.output.shape, stats.lse
         (torch.Size([1, 1, 2, 3]), tensor([[[0.0000, 0.6931]]]))
     """
+    check(of_pattern(pattern) | {"v": (v, "B G T d_v"), "source": (source, "B H T?")})
     return dispatch.pick(reference.attention_stats, v.device, backend)(pattern, v, source)
 
 
+@op
 def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """Sum of the weights of all attention edges into each target, negative weights left out.
 
@@ -127,7 +136,7 @@ def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: shapes do not fit, or `pattern.lse` is missing.
+        InputError: shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 4)
@@ -135,9 +144,11 @@ def edge_mass(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
         >>> edge_mass(edges)
         tensor([[1., 2.]])
     """
+    check(of_edges(edges))
     return dispatch.pick(reference.edge_mass, edges.pattern.device, backend, edges)(edges)
 
 
+@op
 def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
     """All unnormalised weights of attention edges, written out: for small T.
 
@@ -149,7 +160,7 @@ def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: shapes do not fit, or `pattern.lse` is missing.
+        InputError: shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 4)
@@ -158,9 +169,11 @@ def edge_weights(edges: AttentionEdges, *, backend: str = "auto") -> Tensor:
         tensor([[1., nan],
                 [1., 1.]])
     """
+    check(of_edges(edges))
     return dispatch.pick(reference.edge_weights, edges.pattern.device, backend, edges)(edges)
 
 
+@op
 def nucleus_cuts(
     edges: AttentionEdges | None,
     side: Tensor,
@@ -185,7 +198,7 @@ def nucleus_cuts(
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+        InputError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> side = torch.tensor([3.0, 1.0]).view(2, 1, 1)
@@ -193,11 +206,13 @@ def nucleus_cuts(
         tensor([2., 0.])
     """
     _check_strata(masses)
+    check(of_edges(edges) | {"side": (side, "E B T"), "total": (total, "B T")})
     wanted = on_device(tuple(masses), torch.float64, side.device)
     pick = dispatch.pick(reference.nucleus_cuts, side.device, backend, edges)
     return pick(edges, side, wanted, total)
 
 
+@op
 def fraction_cuts(
     edges: AttentionEdges | None,
     side: Tensor,
@@ -220,7 +235,7 @@ def fraction_cuts(
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+        InputError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> side = torch.tensor([3.0, 1.0]).view(2, 1, 1)
@@ -228,11 +243,13 @@ def fraction_cuts(
         tensor([ 2., -1.])
     """
     _check_strata(fractions)
+    check(of_edges(edges) | {"side": (side, "E B T")})
     wanted = on_device(tuple(fractions), torch.float64, side.device)
     pick = dispatch.pick(reference.fraction_cuts, side.device, backend, edges)
     return pick(edges, side, wanted)
 
 
+@op
 def random_cuts(
     edges: AttentionEdges, eligible: Tensor, counts: Tensor, *, backend: str = "auto"
 ) -> Tensor:
@@ -249,7 +266,7 @@ def random_cuts(
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: under cpu, shapes do not fit or the weight is no RandomWeight.
+        InputError: shapes do not fit, or the weight is no RandomWeight.
 
     Example:
         >>> token, positions = torch.zeros(1, 1, 2, 4), torch.arange(2)[None]
@@ -258,16 +275,22 @@ def random_cuts(
         >>> (edge_weights(edges) > cuts[0, 0]).sum()
         tensor(2)
     """
+    check(of_edges(edges) | {"eligible": (eligible, "B T"), "counts": (counts, "K B")})
+    if not isinstance(edges.weight, RandomWeight):
+        raise refusal(f"weight is a {type(edges.weight).__name__}; wanted a RandomWeight")
     pick = dispatch.pick(reference.random_cuts, counts.device, backend, edges)
     return pick(edges, eligible, counts)
 
 
 def _check_strata(by_stratum: Sized) -> None:
+    if not isinstance(by_stratum, Sized):
+        raise refusal(f"{by_stratum!r} is given for all strata; wanted a list of a number for each")
     strata, limit = len(by_stratum), torch.iinfo(torch.uint8).max
     if strata > limit:
-        raise ValueError(f"{strata} strata, but eight-bit levels hold at most {limit}")
+        raise refusal(f"{strata} strata, but eight-bit levels hold at most {limit}")
 
 
+@op
 def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -> EdgeLevels:
     """Level map S and in-degrees of the attention edges of a block: METHOD §4.
 
@@ -280,7 +303,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
+        InputError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 4)
@@ -291,10 +314,12 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto") -
                 [1, 1]], dtype=torch.uint8), tensor([[0, 0],
                 [1, 2]], dtype=torch.int32))
     """
+    check(of_edges(edges) | {"cuts": (cuts, "K B T")})
     _check_strata(cuts)
     return dispatch.pick(reference.edge_levels, cuts.device, backend, edges)(edges, cuts)
 
 
+@op
 def lane_attention(
     edges: AttentionEdges,
     cuts: Tensor,
@@ -314,8 +339,9 @@ def lane_attention(
         edges: the clean lane's, with `pattern.lse` known.
         cuts: float32 [K, B, T].
         v: [K, B, G, T, d_v] values of the lanes.
-        lanes: queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] of the lanes (live); None to use
-            the clean attention weights for all lanes (frozen).
+        lanes: queries [K, B, H, T, d_k] and keys [K, B, G, T, d_k] of the lanes (live), all else
+            being as in `edges.pattern`; None to use the clean attention weights for all lanes
+            (frozen).
         invert: keep the entries that do not clear the cut instead.
         dtype: of the result; the float32 sums are rounded to it once.
 
@@ -324,7 +350,7 @@ def lane_attention(
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: shapes do not fit, or `pattern.lse` is missing.
+        InputError: shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 4)
@@ -334,10 +360,16 @@ def lane_attention(
         tensor([[1.0000, 1.0000, 1.0000],
                 [0.5000, 0.5000, 0.5000]])
     """
+    given = of_edges(edges) | {"cuts": (cuts, "K B T"), "v": (v, "K B G T d_u")}
+    if lanes is not None:
+        given |= {"lanes.q": (lanes.q, "K B H T d_k"), "lanes.k": (lanes.k, "K B G T d_k")}
+        lanes = replace(edges.pattern, q=lanes.q, k=lanes.k, lse=None)
+    check(given)
     pick = dispatch.pick(reference.lane_attention, v.device, backend, edges)
     return pick(edges, cuts, v, lanes, invert, dtype)
 
 
+@op
 def collect_edges(
     edges: AttentionEdges, cuts: Tensor, *, backend: str = "auto"
 ) -> Iterator[EdgeTable]:
@@ -359,8 +391,7 @@ def collect_edges(
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
-        ValueError: more than 255 strata; while iterating, shapes do not fit or `pattern.lse` is
-            missing.
+        InputError: more than 255 strata, shapes do not fit, or `pattern.lse` is missing.
 
     Example:
         >>> token = torch.zeros(1, 1, 2, 1)
@@ -368,10 +399,12 @@ def collect_edges(
         >>> [table.source.tolist() for table in collect_edges(edges, torch.zeros(1, 1, 2))]
         [[0, 0, 1]]
     """
+    check(of_edges(edges) | {"cuts": (cuts, "K B T")})
     _check_strata(cuts)
     return dispatch.pick(reference.collect_edges, cuts.device, backend, edges)(edges, cuts)
 
 
+@op
 def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tensor:
     """The (max, min) product of METHOD §4: bottlenecks one node layer further down.
 
@@ -385,7 +418,7 @@ def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tenso
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: shapes do not fit.
+        InputError: shapes do not fit.
 
     Example:
         >>> reach = torch.tensor([[[2, 0], [1, 2]]], dtype=torch.uint8)
@@ -393,9 +426,12 @@ def bottleneck(reach: Tensor, levels: Tensor, *, backend: str = "auto") -> Tenso
         >>> bottleneck(reach, levels).tolist()
         [[[2, 0], [2, 1]]]
     """
+    check({"reach": (reach, "B T T"), "levels": (levels, "B T T")})
+    check_dtype(torch.uint8, reach=reach, levels=levels)
     return dispatch.pick(reference.bottleneck, reach.device, backend)(reach, levels)
 
 
+@op
 def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Tensor:
     """Number of edges of every trace that enter one node layer: METHOD §4.
 
@@ -408,7 +444,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: more than 255 strata, or shapes do not fit.
+        InputError: more than 255 strata, or shapes do not fit.
 
     Example:
         >>> reach = torch.tensor([[[2, 0], [1, 2]]], dtype=torch.uint8)
@@ -416,10 +452,14 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
         >>> trace_sizes(reach, degrees).tolist()
         [[[1, 1]], [[3, 6]]]
     """
+    check({"reach": (reach, "B T T"), "degrees": (degrees, "K B T")})
+    check_dtype(torch.uint8, reach=reach)
+    check_dtype(torch.int32, degrees=degrees)
     _check_strata(degrees)
     return dispatch.pick(reference.trace_sizes, reach.device, backend)(reach, degrees)
 
 
+@op
 def output_errors(
     hidden: Tensor,
     lanes: Tensor,
@@ -448,17 +488,28 @@ def output_errors(
 
     Raises:
         BackendError: `backend` is not built or lacks the op.
-        ValueError: under cpu, shapes do not fit or an id is beyond the vocabulary.
+        InputError: shapes do not fit, or under cpu an id is beyond the vocabulary.
 
     Example:
         >>> hidden, lanes = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1, 2)
         >>> output_errors(hidden, lanes, torch.eye(2), next_ids=torch.tensor([0])).tv
         tensor([[0.2311]])
     """
+    check(
+        {
+            "hidden": (hidden, "M D"),
+            "lanes": (lanes, "K M D"),
+            "unembedding": (unembedding, "V D"),
+            "bias": (bias, "V?"),
+            "next_ids": (next_ids, "M"),
+        }
+    )
+    check_dtype(torch.int64, next_ids=next_ids)
     pick = dispatch.pick(reference.output_errors, hidden.device, backend)
     return pick(hidden, lanes, unembedding, bias, scale, softcap, next_ids)
 
 
+@op
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Matrix product as precise as one in float32, on the backend that suits the device.
 
@@ -472,12 +523,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         float32 [n, m].
 
     Raises:
-        RuntimeError: shapes do not fit (torch's own error).
+        InputError: shapes do not fit.
 
     Example:
         >>> product(torch.ones(2, 3), torch.ones(3, 1)).flatten()
         tensor([3., 3.])
     """
+    check({"left": (left, "n d"), "right": (right, "d m")})
     return dispatch.pick(reference.product, left.device, "auto")(left, right)
 
 

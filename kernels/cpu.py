@@ -27,6 +27,8 @@ from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 LOGIT_BYTES = 1 << 24  # per product with the unembedding: about the size of the shared cache
 LOGIT_ROWS = 128  # at least, so that each read of the unembedding serves many rows
 TABLE_EDGES = 1 << 21  # of a table: 38 MiB, enough for an ordinary block
+LOW = 0xFFFFFFFF  # what the hash takes of a seed
+DEVICES = ("cpu",)  # `dispatch` reads this
 ISA = "auto"  # the instruction set; tests run all of them
 
 
@@ -40,6 +42,7 @@ def _options() -> tuple[int, str]:
 
 def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
     """A strided view, bfloat16 as uint16; copied if of another dtype or with strided rows."""
+    tensor = tensor.detach()
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         tensor = tensor.float()
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
@@ -52,7 +55,7 @@ def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
 
 
 def _floats(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.float().contiguous().numpy()
+    array: NDArray[np.float32] = tensor.detach().float().contiguous().numpy()
     return array
 
 
@@ -91,7 +94,7 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
                 pattern, _floats(node), _rows(v), _floats(w_o), _optional(target)
             )
         case RandomWeight(seed, stream, positions):
-            return _cpu.Edges.random(pattern, seed & 0xFFFFFFFF, stream, _integers(positions))
+            return _cpu.Edges.random(pattern, seed & LOW, stream & LOW, _integers(positions))
         case GivenWeight(given):
             return _cpu.Edges.given(pattern, _floats(given))
 
@@ -215,8 +218,13 @@ def lane_attention(
 
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
-    arguments, floats = _edges(edges), _floats(cuts)
-    counts, row = np.empty(edges.pattern.shape, dtype=np.int64), 0
+    return _tables(_edges(edges), _floats(cuts), edges.pattern.shape)
+
+
+def _tables(
+    arguments: _cpu.Edges, floats: NDArray[np.float32], shape: tuple[int, int, int]
+) -> Iterator[EdgeTable]:
+    counts, row = np.empty(shape, dtype=np.int64), 0
     while row < counts.size:
         columns, row = _cpu.collect_edges(arguments, floats, counts, TABLE_EDGES, row, *_options())
         if len(columns[0]):

@@ -9,7 +9,8 @@ device and the layers of a model may be spread over several. The same holds each
 returned by an op is advanced.
 
 A backend that supports only some kinds of edge weight lists their classes in a tuple `WEIGHTS`, or
-in a dict of such tuples by op; for other kinds `auto` takes the next backend.
+in a dict of such tuples by op; for other kinds `auto` takes the next backend. One that runs on some
+devices only lists their types in `DEVICES`.
 """
 
 import logging
@@ -108,8 +109,8 @@ def serving(
     """The name of the backend that `op` runs on, for the weight of `edges` if given.
 
     Raises:
-        BackendError: `backend` is unknown, not built, lacks the op, or does not support the kind of
-            edge weight.
+        BackendError: `backend` is unknown, not built, lacks the op, or does not support the device
+            or the kind of edge weight.
     """
     if backend == "auto":
         built = {name: _module(name) for name in _order(device) if not missing(name)}
@@ -117,6 +118,9 @@ def serving(
     module = _module(backend)
     if not hasattr(module, op):
         raise _unavailable(f"backend={backend!r} has no {op}; choose auto or reference")
+    kind = torch.device(device).type
+    if kind not in getattr(module, "DEVICES", (kind,)):
+        raise _unavailable(f"backend={backend!r} does not run on {kind}; choose auto or reference")
     if edges is not None and not has(module, op, edges):
         kind = type(edges.weight).__name__
         raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")

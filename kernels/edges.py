@@ -30,6 +30,24 @@ class Pattern:
     segments: Tensor | None = None  # int [B, T]; None: one segment a row
     lse: Tensor | None = None  # float32 [B, H, T]
 
+    def __post_init__(self) -> None:
+        """Refuse settings that no attention has.
+
+        Raises:
+            InputError: `scale` is no number, or `window` or `softcap` is not above 0.
+        """
+        for name, value, kinds in (
+            ("scale", self.scale, (int, float)),
+            ("window", self.window, (int, type(None))),
+            ("softcap", self.softcap, (int, float, type(None))),
+        ):
+            fits = isinstance(value, kinds) and (name == "scale" or value is None or value > 0)
+            if not fits:
+                from ..errors import InputError  # late: see `dispatch`
+
+                wanted = "a number" if name == "scale" else "a number above 0, or None"
+                raise InputError(f"{name}={value!r}; wanted {wanted}")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, H, T)."""

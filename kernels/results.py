@@ -54,7 +54,12 @@ class EdgeTable:
     ) -> "EdgeTable":
         """A table from columns of any dtype."""
         return cls(
-            sequence.int(), head.short(), source.int(), target.int(), weight.float(), stratum.byte()
+            sequence.int(),
+            head.short(),
+            source.int(),
+            target.int(),
+            weight.detach().float(),
+            stratum.byte(),
         )
 
 

@@ -107,6 +107,7 @@ def triton_on_machine(
     """
     from triton_device import Launched, device  # here: Triton is not needed for CUDA's
 
+    from densitrace.kernels import triton
     from densitrace.kernels.triton import configs
 
     def run(launched: Launched) -> None:
@@ -117,7 +118,11 @@ def triton_on_machine(
         what = Launch(entry, launched.grid, threads, _packed(entry, values), shared)
         launch(what, map(_storage, tensors), _counts(counted, entry.name))
 
-    with device(capability, run), mock.patch.object(configs, "table_for", return_value=table):
+    with (
+        device(capability, run),
+        mock.patch.object(configs, "table_for", return_value=table),
+        mock.patch.object(triton, "DEVICES", ("cpu",)),
+    ):
         yield
 
 

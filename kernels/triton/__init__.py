@@ -8,6 +8,7 @@ from .lane_attention import lane_attention
 from .node_cuts import fraction_cuts, nucleus_cuts
 from .output_errors import output_errors
 from .source_norms import source_norms
+from .tiles import INTERPRETED
 
 __all__ = [
     "attention_stats",
@@ -20,4 +21,5 @@ __all__ = [
     "source_norms",
 ]
 
-WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)  # `dispatch` reads this
+DEVICES = ("cuda", "cpu") if INTERPRETED.value else ("cuda",)  # `dispatch` reads these
+WEIGHTS = (NormWeight, CosineWeight, RandomWeight, GivenWeight)
