@@ -312,3 +312,14 @@ def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
         example = f"Threshold({values if isinstance(values, list | tuple) else [0.1]})"
         raise InputError(f"select={shown(select)} is not a rule: give {example}, for example")
     return select
+
+
+def rule_with_cuts(rule: Rule | AutoStrata) -> Rule:
+    """Return the rule unchanged; raises InputError if it has no cuts at nodes."""
+    if isinstance(checked_rule(rule), Size | AutoStrata):
+        raise InputError(
+            f"{type(rule).__name__} has no cuts at nodes: a Threshold, Nucleus or TopFraction is "
+            "needed"
+        )
+    assert isinstance(rule, Rule)
+    return rule

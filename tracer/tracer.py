@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError, ModelError
-from .batch import Batch, batch_of_lists, batch_of_tensor
+from .batch import Batch, batch_of_tensor
 from .clock import Clock, Stopwatch
 from .cuda_graphs import GraphCache
 from .engine import Attention, Observer
 from .evaluate import logits
 from .fingerprints import WeightHash, config_hash, tokenizer_hash
 from .graph import Count
-from .indices import from_start, shown
+from .indices import from_start, shown, whole
 from .inputs import Inputs, batch_of_inputs, check_batch
 from .models import (
     Decoder,
@@ -32,9 +33,26 @@ from .models import (
     text_model,
 )
 from .nodes import ImportanceName
-from .select import DEFAULT_STRATA, AutoStrata, GivenCuts, Rule, Size, checked_rule
+from .select import (
+    DEFAULT_STRATA,
+    AutoStrata,
+    GivenCuts,
+    Rule,
+    Size,
+    checked_rule,
+    rule_with_cuts,
+)
 from .trace import Trace
-from .tracing import Measured, Pass, RowGraph, Scope, Settings, Tracing, without_padding
+from .tracing import (
+    Measured,
+    Pass,
+    RowGraph,
+    Scope,
+    Settings,
+    Tracing,
+    not_finite,
+    without_padding,
+)
 from .windows import spread
 
 if TYPE_CHECKING:
@@ -62,9 +80,9 @@ class Tracer:
     Args:
         model: a transformers model of a declared architecture. Of a multimodal model, the language
             model within is traced. It is traced as it is at each call: with the weights, adapters
-            and hooks of then, but always in evaluation mode and without `torch.compile`. It is
-            left as it was. Calls from several threads run one after another; other uses of the
-            model in the meantime must wait.
+            and hooks of then, but always in evaluation mode, without autocast or `torch.compile`.
+            It is left as it was. Calls from several threads run one after another; other uses of
+            the model in the meantime must wait.
         tokenizer: its tokenizer; None if inputs are token ids only.
         model_id: name of the model in stores and reports.
         backend: of the ops, see `densitrace info`.
@@ -328,6 +346,9 @@ class Tracer:
         Raises:
             InputError, NotFiniteError: as `trace`.
         """
+        rule_with_cuts(rule)
+        if settings.scope != "all":
+            raise InputError(f"scope={settings.scope!r}: batches are traced with scope='all'")
         tracing = replace(self._tracing(settings, tokens_at_once), packed=packed)
 
         def measured(started: Pass) -> tuple[Batch, Measured]:
@@ -358,7 +379,12 @@ class Tracer:
         observer: Observer,
         tokens_at_once: int | None = None,
     ) -> None:
-        """Run a batch through the clean lane alone; `observer` is called with nodes and cuts."""
+        """Run a batch through the clean lane alone; `observer` is called with nodes and cuts.
+
+        Raises:
+            InputError: unusable token ids, or a rule without cuts (`Size`, `AutoStrata`).
+        """
+        rule_with_cuts(rule)
         batch, _ = self._batch(sequences, None)
         with self._decoder.session(), self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
@@ -443,7 +469,7 @@ class Tracer:
     ) -> Rule:
         """`choose_strata` on all of the given windows, without sampling."""
         settings = Settings(importance=importance, count=count, seed=seed)
-        batches = [batch_of_lists([window]) for window in windows]
+        batches = [self._batch([window], None)[0] for window in windows]
         with self._decoder.session():
             return self._pilot(select, self._tracing(settings), batches)
 
@@ -534,10 +560,10 @@ class Tracer:
         """Compare the lane loop, with every edge kept, to the model's own logits.
 
         Runs seeded random tokens as a plain row and as right- and left-padded rows, with live and
-        frozen attention.
+        frozen attention; the model itself runs each row without padding.
 
         Args:
-            length: tokens of the longest row.
+            length: tokens of the longest row, at most as many as the model takes.
             seed: of the tokens.
 
         Returns:
@@ -545,39 +571,57 @@ class Tracer:
             float32 and 8 machine epsilons in half precision, where tokens on the boundary between
             two experts may differ by more.
 
+        Raises:
+            InputError: `length` or `seed` is no whole number, or `length` below 1.
+            NotFiniteError: logits hold NaN or infinity.
+
         Example:
             >>> tracer.verify().ok
             True
         """
+        length, seed = whole("length", length), whole("seed", seed)
+        if length < 1:
+            raise InputError(f"length={length}: a row needs at least one token")
         with self._decoder.session():
             self._decoder.refresh()
-            return self._verify(length, seed)
+            return self._verify(min(length, self.max_length or length), seed)
 
     @torch.inference_mode()
     def _verify(self, length: int, seed: int) -> Verification:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         lengths = (length, max(1, length // 2), max(1, length - 5))
-        mask = torch.stack([torch.arange(length) < size for size in lengths])
-        ids = torch.randint(self.vocab_size, mask.shape, generator=generator)
+        rows = [torch.randint(self.vocab_size, (size,), generator=generator) for size in lengths]
+        # Each row alone: some models compute NaN from padded rows.
+        own = torch.cat([self._own_logits(row.to(self.device)) for row in rows])
         worst = 0.0
-        for padding in (mask, mask.flip(1)):
-            batch = batch_of_tensor(ids, padding).to(self.device)
-            own = self._decoder.model(
-                input_ids=batch.ids,
-                attention_mask=batch.valid.long(),
-                position_ids=batch.positions,
-                use_cache=False,
-            ).logits[batch.valid]
+        for side in ("right", "left"):
+            ids, mask = (
+                pad_sequence(tensors, batch_first=True, padding_side=side)
+                for tensors in (rows, [torch.ones_like(row) for row in rows])
+            )
+            batch = batch_of_tensor(ids, mask).to(self.device)
             for attention in ("live", "frozen"):
                 settings = Settings(attention=attention)
                 tracing = Tracing(self._decoder, settings, backend=self.backend)
                 run = tracing.loop(batch, GivenCuts([-1.0])).run()
                 ours = logits(self._decoder, run.hidden[:, batch.valid])
-                difference = (ours - own.float()).abs().max() / own.abs().max()
+                if not (own + ours).isfinite().all():
+                    raise not_finite(self._decoder)
+                difference = (ours - own.float()).abs().max() / own.abs().max().clamp(min=1e-30)
                 worst = max(worst, float(difference))
         # In half precision, roundings of the model and ours differ by a few units each.
         eps = torch.finfo(self._decoder.model.dtype).eps
         return Verification(worst, max(1e-5, 8 * eps))
+
+    def _own_logits(self, row: Tensor) -> Tensor:
+        """The model's own logits [T, V] of a row [T]."""
+        logits: Tensor = self._decoder.model(
+            input_ids=row[None],
+            attention_mask=torch.ones_like(row[None]),
+            position_ids=torch.arange(len(row), device=row.device)[None],
+            use_cache=False,
+        ).logits[0]
+        return logits
 
 
 def _controls(controls: Sequence[str]) -> tuple[str, ...]:

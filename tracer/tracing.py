@@ -83,6 +83,14 @@ class Results:
     errors: dict[str, NDArray[Any]]  # float32 [M, K]
 
 
+def not_finite(decoder: Decoder) -> NotFiniteError:
+    """The error of a model whose output holds NaN or infinity."""
+    return NotFiniteError(
+        "the model's output holds NaN or infinity on this input: its weights or its dtype "
+        f"({decoder.model.dtype}) do not allow it to be traced"
+    )
+
+
 @dataclass(frozen=True)
 class Measured:
     """The results of a batch, possibly still being computed and copied to the host."""
@@ -100,10 +108,7 @@ class Measured:
         """
         arrays = self.leaving.arrays()
         if not arrays.pop("finite"):
-            raise NotFiniteError(
-                "the model's output holds NaN or infinity on this input: its weights or its "
-                f"dtype ({self.tracing.decoder.model.dtype}) do not allow it to be traced"
-            )
+            raise not_finite(self.tracing.decoder)
         windows = [int(window) or None for window in arrays.pop("attention_windows")]
         return Results(
             topology=arrays.pop("topology"),

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from oracles import KINDS, Graph, Kept, Oracle, errors, sizes
 from tiny_models import FAMILIES, FURTHER, VARIANTS, VOCABULARY, WINDOW, tiny_model
 
-from densitrace import Nucleus, Size, Threshold, TopFraction, Trace, Tracer
+from densitrace import (
+    InputError,
+    NotFiniteError,
+    Nucleus,
+    Size,
+    Threshold,
+    TopFraction,
+    Trace,
+    Tracer,
+)
 from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.graph import KINDS as OUR_KINDS
 
@@ -257,6 +266,37 @@ def test_verify(family: str) -> None:
     assert verification.ok
     assert verification.tolerance == 1e-5
     assert verification.max_difference > 0
+
+
+def test_verify_of_models_with_few_positions() -> None:
+    verification = Tracer(tiny_model("gpt2")).verify(length=100)  # of 64 positions
+    assert verification.ok
+
+
+def test_verify_sees_what_is_no_number() -> None:
+    """Logits that overflow in half precision are no agreement."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(3e4)
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        Tracer(model.half()).verify()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "length=0: a row needs at least one token"),
+        ({"length": 1.5}, "length=1.5 is not a whole number"),
+        ({"seed": "x"}, "seed='x' is not a whole number"),
+    ],
+)
+def test_verify_takes_whole_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tracer_of("llama").verify(**options)
+
+
+def test_verify_takes_any_seed() -> None:
+    assert tracer_of("llama").verify(seed=2**70).ok
 
 
 def test_verify_sees_a_fault() -> None:

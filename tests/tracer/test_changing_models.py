@@ -230,6 +230,16 @@ def test_compiled_modules_run_as_they_are(part: str) -> None:
     assert tracer.weight_hash == expected.weight_hash
 
 
+def test_autocast_is_off_while_tracing() -> None:
+    """In a training loop, say: results are in the model's own dtype."""
+    tracer = Tracer(tiny_model("llama"))
+    expected = traced(tracer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(traced(tracer), expected)
+        assert tracer.verify().ok
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_a_config_without_return_dict() -> None:
     model = tiny_model("llama")
     expected = traced(fresh(model))

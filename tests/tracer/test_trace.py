@@ -1,7 +1,7 @@
 """The face: what `Tracer.trace` accepts, what a trace gives, and how bad input is refused."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from densitrace import (
 from densitrace.tracer import random_control
 from densitrace.tracer.graph import KINDS
 from densitrace.tracer.models import loading
+from densitrace.tracer.tracing import Settings
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41]
 RULE = Threshold([0.1, 0.01])
@@ -325,6 +326,26 @@ def test_impossible_input(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.choose_strata(AutoStrata(3), [[1, VOCABULARY]]), "outside the vocabulary"),
+        (lambda t: t.choose_strata(AutoStrata(3), ["text"]), "no tokenizer"),
+        (lambda t: t.observe([IDS], AutoStrata(3), Settings(), print), "AutoStrata has no cuts"),
+        (lambda t: t.observe([IDS], Size([0.1]), Settings(), print), "a Threshold, Nucleus or Top"),
+        (lambda t: t.observe([IDS], None, Settings(), print), "select=None is not a rule"),
+        (lambda t: [*t.trace_batches([([IDS], [3])], AutoStrata(3), Settings())], "has no cuts"),
+        (
+            lambda t: [*t.trace_batches([([IDS], [3])], RULE, Settings(scope="output"))],
+            "scope='output': batches are traced with scope='all'",
+        ),
+    ],
+)
+def test_impossible_streams(tracer: Tracer, call: Callable[[Tracer], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(tracer)
+
+
 def test_ids_without_a_logit() -> None:
     """Moshi's table of embeddings has a row more than its unembedding."""
     with pytest.raises(InputError, match=r"token id 64 is outside the vocabulary 0\.\.63"):
@@ -406,8 +427,9 @@ def test_bad_models(tmp_path: Path) -> None:
         Tracer.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="device='abacus'"):
         Tracer.from_pretrained(tmp_path, device="abacus")
-    with pytest.raises(InputError, match="dtype='float7'"):
-        Tracer.from_pretrained(tmp_path, dtype="float7")
+    for dtype in ("float7", None):
+        with pytest.raises(InputError, match=f"dtype={dtype!r} is unknown"):
+            Tracer.from_pretrained(tmp_path, dtype=dtype)  # type: ignore[arg-type]
 
 
 def test_undeclared_architecture(tmp_path: Path) -> None:

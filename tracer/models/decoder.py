@@ -424,12 +424,13 @@ class Decoder:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Let no other thread trace, and put the model in evaluation mode, compiled modules aside.
+        """Let no other thread trace; evaluation mode, no autocast, compiled modules aside.
 
         Restores the mode of every module. May be nested.
         """
         with _ONE_AT_A_TIME, ExitStack() as stack:
             stack.enter_context(_attribute(self.model.config, "return_dict", True))
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if "torch._dynamo" in sys.modules:  # else nothing is compiled
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             training = [module for module in self.model.modules() if module.training]

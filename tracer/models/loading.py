@@ -153,7 +153,7 @@ def _device(device: str) -> torch.device:
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
-    named = getattr(torch, dtype, None)
+    named = getattr(torch, str(dtype), None)
     if not isinstance(named, torch.dtype):
         raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
     return named
