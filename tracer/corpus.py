@@ -20,6 +20,7 @@ from threading import Event
 from typing import Any, Literal, cast, get_args
 
 from ..errors import CorpusError, InputError, first_line
+from .indices import shown
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,11 @@ def read_corpus(
         >>> report.documents, dict(report.skipped)
         (263, {'neither .txt, .jsonl nor .parquet': 1})
     """
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"corpus={shown(source)}: the path of a file or folder is needed; for texts in memory "
+            "there is DensityEstimator"
+        )
     if file_format not in get_args(Format):
         raise InputError(
             f"file_format={file_format!r} is unknown; use one of {', '.join(get_args(Format))}"

@@ -18,7 +18,7 @@ from ..errors import InputError, NotPlannedError, StoreError
 from .corpus import CorpusReport, Fingerprint, Format, check_alone, read_corpus, until
 from .engine import Attention
 from .graph import Count, most_edges
-from .indices import whole
+from .indices import shown, whole
 from .nodes import ImportanceName
 from .parts import LEASE_SECONDS, POLL_SECONDS, Worker
 from .prefetch import lower_priority
@@ -107,13 +107,14 @@ def scan(
     context, seed = whole("context", context), whole("seed", seed)
     if batch_tokens is not None:
         batch_tokens = whole("batch_tokens", batch_tokens)
-    settings = Settings(importance, attention, scope, tuple(controls), count, seed)
+    settings = Settings(importance, attention, scope, controls, count, seed)
     kept = kept_stratum(edges, checked_rule(select))
     if isinstance(select, Size) and scope != "output":
         raise InputError("Size orders the edges of one output: it needs scope='output'")
+    worker = Worker.of_environment() if worker is None else worker
+    _check_kinds(tracer, worker, limits)
     _check_arguments(tracer, context, edges, batch_tokens)
     reporter = default_reporter() if progress is None else progress
-    worker = Worker.of_environment() if worker is None else worker
     check_alone(corpus, alone=worker.count == 1)
     storage = storage_of(path)
     report, enough = CorpusReport(), Event()
@@ -153,6 +154,14 @@ def scan(
         finally:
             enough.set()
     return store
+
+
+def _check_kinds(tracer: Tracer, worker: Worker, limits: Limits) -> None:
+    """Raise InputError for what is no tracer, worker or limits."""
+    for value, kind in ((tracer, Tracer), (worker, Worker), (limits, Limits)):
+        if not isinstance(value, kind):
+            name = kind.__name__
+            raise InputError(f"{name.lower()}={shown(value)} is no {name}")
 
 
 def _check_arguments(
@@ -196,7 +205,7 @@ class _Scan:
             scope=settings.scope,
             count=settings.count,
             seed=settings.seed,
-            controls=settings.controls,
+            controls=tuple(settings.controls),
             context=self.context,
             corpus_fingerprint=fingerprint,
             edges=self.edges,

@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import StoreError, first_line
+from ..errors import InputError, StoreError, first_line
+from .indices import shown
 from .processes import Process
 
 if TYPE_CHECKING:
@@ -121,7 +122,10 @@ def storage_of(path: str | Path) -> Storage:
 
     Raises:
         StoreError: a URL of an unknown kind, or obstore is not installed.
+        InputError: it is neither text nor a path.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"path={shown(path)}: the folder or URL of a store is needed")
     return Bucket(str(path)) if "://" in str(path) else Folder(Path(path))
 
 

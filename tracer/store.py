@@ -24,6 +24,7 @@ from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
 from .curve import compute_measure
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
+from .indices import from_start, whole
 from .recipe import Recipe
 from .select import AutoStrata, Rule
 from .storage import Bucket, Storage, storage_of, writing
@@ -515,15 +516,15 @@ class Store:
                 f"store {str(self.path)!r} keeps no edges: they are stored by a scan with "
                 "edges=STRATUM"
             )
-        if not 0 <= window < self.n_windows:
+        if not 0 <= whole("window", window) < self.n_windows:
             raise InputError(f"window={window} is outside the {self.n_windows} windows")
-        length = int(self.lengths[window])
-        if output is not None and not -length <= output < length:
-            raise InputError(f"output={output} is outside the {length} tokens of window {window}")
+        if output is not None:
+            length = int(self.lengths[window])
+            output = from_start("output", output, length, f"tokens of window {window}")
         edges = self._window_edges(window)
         if output is not None:
             model = {name: self.attributes[name] for name in ("blocks", "parallel")}
-            edges = edges_of_trace(edges, output % length, stratum=stratum, **model)
+            edges = edges_of_trace(edges, output, stratum=stratum, **model)
         return edge_table(edges)
 
     def _window_edges(self, window: int) -> NDArray[Any]:

@@ -298,7 +298,7 @@ class Tracer:
             importance=importance,
             attention=attention,
             scope=scope,
-            controls=_controls(controls),
+            controls=controls,
             count=count,
             seed=seed,
         )
@@ -622,12 +622,6 @@ class Tracer:
             use_cache=False,
         ).logits[0]
         return logits
-
-
-def _controls(controls: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(controls, str) or not isinstance(controls, Iterable):
-        raise InputError(f"controls={controls!r}: a list is needed, as controls=['random']")
-    return tuple(controls)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Runs the passes over the model that answer a question about a batch, and gathers the results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -44,7 +44,7 @@ class Settings:
     importance: ImportanceName = "norm_l1"
     attention: Attention = "live"
     scope: Scope = "all"
-    controls: tuple[str, ...] = ()
+    controls: Sequence[str] = ()  # kept as a tuple
     count: Count = "window"
     seed: int = 0
 
@@ -60,6 +60,11 @@ class Settings:
                     f"{name}={getattr(self, name)!r} is unknown; choose one of "
                     f"{', '.join(possible)}"
                 )
+        if isinstance(self.controls, str) or not isinstance(self.controls, Iterable):
+            raise InputError(
+                f"controls={self.controls!r}: a list is needed, as controls=['random']"
+            )
+        object.__setattr__(self, "controls", tuple(self.controls))
         for control in self.controls:
             if control not in CONTROLS or self.controls.count(control) > 1:
                 raise InputError(

@@ -277,7 +277,7 @@ def test_verify_sees_what_is_no_number() -> None:
     """Logits that overflow in half precision are no agreement."""
     model = tiny_model("llama")
     with torch.no_grad():
-        model.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(3e4)
+        model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(3e4)
     with pytest.raises(NotFiniteError, match="NaN or infinity"):
         Tracer(model.half()).verify()
 

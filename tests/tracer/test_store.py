@@ -223,6 +223,26 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tracer": "examples/model"}, "tracer='examples/model' is no Tracer"),
+        ({"corpus": ["a text"]}, r"corpus=\['a text'\]: the path of a file or folder is needed"),
+        ({"path": None}, "path=None: the folder or URL of a store is needed"),
+        ({"worker": 1}, "worker=1 is no Worker"),
+        ({"limits": 60}, "limits=60 is no Limits"),
+        ({"controls": "random"}, r"controls='random': a list is needed"),
+    ],
+)
+def test_arguments_of_another_kind(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    given = {"tracer": byte_tracer, "corpus": corpus, "path": tmp_path / "s"}
+    with pytest.raises(InputError, match=message):
+        scan(**(given | wrong))
+    assert not (tmp_path / "s").exists()
+
+
 def test_an_open_store_is_returned_as_it_is(store: Store) -> None:
     assert open_store(store) is store
 
