@@ -234,7 +234,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "logit_scale": 0.3,
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": theta, "mrope_section": [2, 2, 2]}
-            for kind, theta in {"full_attention": 1e4, "sliding_attention": 1e2}.items()
+            for kind, theta in {"full_attention": 1e4, "sliding_attention": 1e3}.items()
         },
     },
     "cohere2_moe": {

@@ -277,9 +277,10 @@ def test_reading_what_is_not_there(byte_tracer: Tracer, corpus: Path, tmp_path: 
             store.edges(window)
     with pytest.raises(InputError, match="output=16 is outside the 16 tokens of window 0"):
         store.edges(0, 16)
+    wrong: dict[str, Any]
     for wrong in ({"window": "0"}, {"window": 0, "output": 1.5}):
         with pytest.raises(InputError, match="is not a whole number"):
-            store.edges(**wrong)  # type: ignore[arg-type]
+            store.edges(**wrong)
 
 
 def test_stores_of_before_go_on(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_what_is_no_store(tmp_path: Path) -> None:
 def test_arguments_of_another_kind(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, wrong: dict[str, Any], message: str
 ) -> None:
-    given = {"tracer": byte_tracer, "corpus": corpus, "path": tmp_path / "s"}
+    given: dict[str, Any] = {"tracer": byte_tracer, "corpus": corpus, "path": tmp_path / "s"}
     with pytest.raises(InputError, match=message):
         scan(**(given | wrong))
     assert not (tmp_path / "s").exists()
