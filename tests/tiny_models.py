@@ -383,7 +383,6 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "head_dim": 12,
     },
     "mixtral": {**_EXPERTS, "sliding_window": WINDOW},
-    "moshi": {"head_dim": 12, "ffn_dim": 96, "num_codebooks": 2},
     "mpt": {"num_key_value_heads": 4, "attn_config": {"clip_qkv": 2.0, "softmax_scale": 0.5}},
     "nanochat": {"head_dim": 12, "attention_bias": True, "final_logit_softcapping": 3.0},
     "nemotron": {**_HALF, "head_dim": 12, "attention_bias": True, "mlp_bias": True},

@@ -164,7 +164,6 @@ FURTHER = {
     "bloom": _BLOOM,
     "falcon": replace(_BLOOM, pre_attn="ln_attn", pre_mlp="ln_mlp", parallel=True),
     "falcon_rw": _BLOOM,
-    "moshi": Family(qkv=("self_attn.v_proj.linear",), out="self_attn.o_proj.linear"),
     "mpt": _MPT,
     "gpt_bigcode": replace(FAMILIES["gpt2"], attention="attn"),
     "gpt_neo": replace(

@@ -24,7 +24,6 @@ from .loading import load, load_offloaded
 from .mimo import MIMO
 from .mistral import MISTRAL
 from .mllama import MLLAMA
-from .moshi import MOSHI
 from .mpt import MPT
 from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
@@ -92,7 +91,6 @@ for _architecture in (
     MPT,
     XGLM,
     CTRL,
-    MOSHI,
     MLLAMA,
 ):
     declare(_architecture)
