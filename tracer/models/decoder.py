@@ -430,7 +430,8 @@ class Decoder:
         """
         with _ONE_AT_A_TIME, ExitStack() as stack:
             stack.enter_context(_attribute(self.model.config, "return_dict", True))
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if torch.amp.is_autocast_available(self.device.type):
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if "torch._dynamo" in sys.modules:  # else nothing is compiled
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             training = [module for module in self.model.modules() if module.training]
