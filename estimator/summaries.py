@@ -68,7 +68,7 @@ def trace_parts(
 
     Raises:
         InputError: there is no such stratum or label.
-        StoreError: no token has a stratum that meets `eps`.
+        StoreError: no token has a stratum that meets `eps`, or parts are damaged.
 
     Example:
         >>> trace_parts(open_store("traces.zarr"))["share"].unstack()  # doctest: +SKIP
@@ -110,7 +110,7 @@ def trace_parts(
 
 def _spread_parts(store: Store, max_tokens: int | None) -> list[int]:
     """Finished parts: all, or evenly spread ones that hold about `max_tokens` tokens."""
-    done = store.done_parts()
+    done = store.whole_parts()
     tokens = store.part_tokens(done)
     if max_tokens is None or tokens <= max_tokens:
         return done

@@ -28,7 +28,7 @@ from .indices import from_start, whole
 from .recipe import Recipe
 from .select import AutoStrata, Rule
 from .storage import Bucket, Storage, storage_of, writing
-from .stored_edges import COLUMNS, FIRST, shard_keys, write_edges
+from .stored_edges import COLUMNS, FIRST, is_fill, shard_keys, write_edges
 from .windows import Plan
 
 Result = TypeVar("Result")
@@ -39,6 +39,7 @@ EDGES = "edges"  # the group of the tables of kept edges
 RUN_TOKENS = 1 << 17  # tokens, with padding, whose curves are read at once
 READERS = 4  # threads that read runs of windows
 REPAIR = "run `densitrace status STORE --repair` and scan again to redo damaged parts"
+OVERWRITE = "overwrite the store"  # what the plan holds is in no part that could be redone
 _NOT_A_STORE = (OSError, ValueError, KeyError, TypeError)  # zarr raises these on foreign data
 
 
@@ -79,9 +80,10 @@ class StoredArray:
         try:
             return np.asarray(self._array[selection])
         except (ValueError, RuntimeError) as error:  # wrong checksum, or corruption it missed
-            reason = first_line(error)
+            advice = OVERWRITE if self._array.shards is None else REPAIR  # only parts have shards
             raise StoreError(
-                f"{self._owner}, array {self._array.basename!r}, is damaged: {reason}; {REPAIR}"
+                f"{self._owner}, array {self._array.path!r}, is damaged: {first_line(error)}; "
+                f"{advice}"
             ) from error
 
 
@@ -180,6 +182,25 @@ class Store:
         names = (name.split(".") for name in self.storage.files(DONE))
         return sorted(int(name[1]) for name in names if name[0] == "c" and len(name) == 2)
 
+    def whole_parts(self) -> list[int]:
+        """List the parts that are done, in order, after checking that all their files exist.
+
+        Zarr reads a missing file as fill. The tables of edges are checked as they are read.
+
+        Raises:
+            StoreError: files of these parts are missing.
+        """
+        done = self.done_parts()
+        for part, name in self._missing(done).items():
+            raise self._part_missing(part, name)
+        return done
+
+    def _part_missing(self, part: int, name: str) -> StoreError:
+        return StoreError(
+            f"store {str(self.path)!r}, array {name!r}, is damaged: part {part} is missing; "
+            f"{REPAIR}"
+        )
+
     def is_done(self, part: int) -> bool:
         """Return whether a part is done; looks at the storage each time."""
         return self.storage.size(_done(part)) > 0
@@ -210,13 +231,7 @@ class Store:
         """
         runs: list[slice] = []
         longest = tokens // self.array("token").shape[1]
-        done = self.done_parts()
-        for part, name in self._missing(done).items():
-            raise StoreError(
-                f"store {str(self.path)!r}, array {name!r}, is damaged: part {part} is missing; "
-                f"{REPAIR}"
-            )
-        for part in done:
+        for part in self.whole_parts():
             run = self.windows(part)
             if runs and runs[-1].stop == run.start and run.stop - runs[-1].start <= longest:
                 runs[-1] = slice(runs[-1].start, run.stop)
@@ -320,7 +335,7 @@ class Store:
         if (values == layout.LOST).any():
             raise StoreError(
                 f"store {str(self.path)!r}, array '{PLAN}/{name}', is damaged: a file is missing; "
-                "overwrite the store"
+                f"{OVERWRITE}"
             )
         return values
 
@@ -338,7 +353,7 @@ class Store:
             if not files.get(key := array.metadata.encode_chunk_key(index)):
                 raise StoreError(
                     f"store {str(self.path)!r}, array {name!r}, is damaged: {key!r} is missing; "
-                    "overwrite the store"
+                    f"{OVERWRITE}"
                 )
         count, rows = array.cdata_shape[0], array.chunks[0]
         return [slice(number * rows, (number + 1) * rows) for number in range(count)]
@@ -533,13 +548,21 @@ class Store:
         if not self.is_done(part):
             raise StoreError(f"window {window} of store {str(self.path)!r} is not scanned yet")
         first, end = self.array(f"{EDGES}/{FIRST}")[part, row : row + 2]
+        if first < 0:
+            raise self._part_missing(part, f"{EDGES}/{FIRST}")
         return self._edges_of_part(part, slice(int(first), int(end)))
 
     def _edges_of_part(self, part: int, run: slice) -> NDArray[Any]:
-        """Read a run of the edges of a part, `layout.EDGE` [n]."""
+        """Read a run of the edges of a part, `layout.EDGE` [n].
+
+        Raises:
+            StoreError: they are missing or damaged.
+        """
         edges = np.empty(run.stop - run.start, dtype=layout.EDGE)
         for name in COLUMNS:
             edges[name] = self.array(f"{EDGES}/{name}")[part, run]
+            if is_fill(edges[name]).any():
+                raise self._part_missing(part, f"{EDGES}/{name}")
         return edges
 
     def _edges_damage(self, part: int) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from . import layout
@@ -66,6 +67,11 @@ def _fill(dtype: np.dtype[Any]) -> float | int:
         return float("nan")
     limits = np.iinfo(dtype)
     return int(limits.min if dtype.kind == "i" else limits.max)
+
+
+def is_fill(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether values of a column are its fill, which is read where a file is missing."""
+    return np.isnan(values) if values.dtype.kind == "f" else values == _fill(values.dtype)
 
 
 def write_edges(group: zarr.Group, part: int, edges: EdgeSpool) -> list[str]:

@@ -1,5 +1,6 @@
 """Summaries of stores against the same numbers taken one by one, and the faces that lead there."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from densitrace import (
     FactorExplanation,
     InputError,
     Store,
+    StoreError,
     Threshold,
     Tracer,
     open_store,
@@ -74,6 +76,14 @@ def test_parts_by_label(store: Store) -> None:
         trace_parts(store, by="author")
     with pytest.raises(InputError, match="stratum=12: the store has 12"):
         trace_parts(store, stratum=12)
+
+
+@pytest.mark.parametrize("array", ["topology", "tv"])
+def test_missing_files_are_no_empty_traces(store: Store, array: str, tmp_path: Path) -> None:
+    shutil.copytree(store.path, tmp_path / "s")
+    next((tmp_path / "s" / array).glob("c.*")).unlink()
+    with pytest.raises(StoreError, match=f"array '{array}', is damaged: part 0 is missing"):
+        trace_parts(open_store(tmp_path / "s"))
 
 
 def test_densities_by_frequency(store: Store) -> None:

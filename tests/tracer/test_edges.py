@@ -378,8 +378,19 @@ def test_damage_is_found_and_repaired(
 def test_damage_is_told_to_who_reads(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
     store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     _flip(tmp_path / "s" / "edges" / "weight" / "c.0.0")
-    with pytest.raises(StoreError, match="array 'weight', is damaged"):
+    with pytest.raises(StoreError, match="array 'edges/weight', is damaged"):
         store.edges(0)
+
+
+@pytest.mark.parametrize("name", ["first", "layer", "kind", "head", "weight", "stratum"])
+def test_missing_files_are_told_to_who_reads(
+    name: str, byte_tracer: Tracer, corpus: Path, tmp_path: Path
+) -> None:
+    store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    (tmp_path / "s" / "edges" / name / "c.0.0").unlink()
+    for output in (-1, None):
+        with pytest.raises(StoreError, match=f"array 'edges/{name}', is damaged: part 0 is miss"):
+            store.edges(0, output)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -457,11 +457,12 @@ def test_a_damaged_plan_is_found_and_not_scanned(
     result = CliRunner().invoke(cli, ["status", str(job.out), "--repair"])
     assert result.exit_code == 1
     assert re.search(rf"the plan is damaged: .*{name.split('/')[-2]}", result.stderr)
+    told = f"{name.rpartition('/')[0]}', is damaged: .*; overwrite the store"
     if name.startswith("plan"):
-        with pytest.raises(StoreError, match="is damaged"):
+        with pytest.raises(StoreError, match=told):
             run_here(job)
     else:
-        with pytest.raises(StoreError, match="is damaged"):
+        with pytest.raises(StoreError, match=told):
             _ = open_store(job.out).documents
 
 
