@@ -442,7 +442,12 @@ def _may_be_label(kind: Any) -> bool:
 
 
 def _label(value: object) -> str:
-    """Convert the value of a field in `label_fields`, of any type, to a label; None gives ""."""
+    """Convert the value of a field in `label_fields`, of any type, to a label.
+
+    None gives "", what JSON has other types for is written as JSON, a date as text.
+    """
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
