@@ -16,8 +16,17 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
+from ..tracer.indices import whole
 from ..tracer.store import Store, open_store
-from .density import AUC, document_rows, label_names, measure_column, token_frame, tolerance
+from .density import (
+    AUC,
+    document_rows,
+    given_names,
+    label_names,
+    measure_column,
+    token_frame,
+    tolerance,
+)
 from .intervals import Interval, cluster_interval, cluster_intervals
 from .words import word_spans
 
@@ -134,7 +143,8 @@ def compare(
         The densities side by side; see `Comparison`.
 
     Raises:
-        InputError: fewer than two stores, wrong or repeated names, an unknown level or measure.
+        InputError: fewer than two stores, wrong or repeated names, an unknown level or measure,
+            `max_documents` below 1.
         StoreError: no document in common, or a store without character spans.
 
     Example:
@@ -143,7 +153,12 @@ def compare(
     """
     if level not in ("word", "document") or within not in ("last", "mean"):
         raise InputError(f"level={level!r}, within={within!r}: use word or document, last or mean")
-    opened = [open_store(s) if isinstance(s, (str, Path)) else s for s in stores]
+    given_names("names", names)
+    if isinstance(stores, (Store, str, Path)):
+        stores = [stores]
+    if max_documents is not None and whole("max_documents", max_documents) < 1:
+        raise InputError(f"max_documents={max_documents}: compare at least 1 document, or None")
+    opened = [open_store(store) for store in stores]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} stores: a comparison needs two or more")
     measure = measure_column(measure)

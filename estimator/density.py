@@ -191,6 +191,20 @@ def result_labels(store: Store, eps: float = 0.1) -> dict[str, str]:
     return label_names(store.labels, {*tokens, "lane", "stratum", *strata, *means, "row", "doc"})
 
 
+def given_names(argument: str, names: Sequence[str] | None) -> None:
+    """Refuse one name where a list of them is needed.
+
+    Args:
+        argument: what the names are given as, for the message.
+        names: the argument's value.
+
+    Raises:
+        InputError: a single string.
+    """
+    if isinstance(names, str):
+        raise InputError(f"{argument}={names!r} is one name: give a list of them")
+
+
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
     """Return the row numbers of each document in a token frame, in order."""
     places: Any = tokens.groupby("document").indices
@@ -266,12 +280,13 @@ def group_means(
     Raises:
         InputError: there is no column `by`.
     """
-    if by not in tokens:
+    if not isinstance(by, str) or by not in tokens:
         raise InputError(f"by={by!r}: the columns are {', '.join(map(str, tokens.columns))}")
     units = tokens.groupby([by, "document"], observed=True)[list(measures)].mean()
     counts: dict[Any, int] = tokens.groupby(by, observed=True).size().to_dict()
     frame = unit_means(units, counts, level, seed)
-    return frame.sort_values(measures[0], ascending=False, kind="stable")
+    # Not by the column's name, which may be that of the index.
+    return frame.iloc[np.argsort(-frame[measures[0]].to_numpy(), kind="stable")]
 
 
 def unit_means(

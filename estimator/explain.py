@@ -21,8 +21,9 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
+from ..tracer.indices import whole
 from ..tracer.store import Store
-from .density import AUC, MAX_TOKENS, density_name, token_frame, tolerance
+from .density import AUC, MAX_TOKENS, density_name, given_names, token_frame, tolerance
 from .features import Column, factor_frame, first_of_text, is_category
 from .intervals import MIN_DOCUMENTS, mean_interval
 
@@ -125,6 +126,8 @@ def explain_factors(
         >>> found = explain_factors(open_store("traces.zarr"))  # doctest: +SKIP
         >>> found.finding, found.factors.head()  # doctest: +SKIP
     """
+    given_names("leave_out", leave_out)
+    given_names("by", by)
     eps = tolerance(target)
     tokens = token_frame(store, eps)
     frame = factor_frame(store, reference_counts, factors, tokens=tokens)
@@ -184,6 +187,7 @@ def explain_frame(
     """
     if max_tokens < 1 or shuffles < 1:
         raise InputError(f"max_tokens={max_tokens}, shuffles={shuffles}: both must be at least 1")
+    max_tokens = whole("max_tokens", max_tokens)
     rng = np.random.default_rng(seed)
     known = np.flatnonzero(target.notna())
     chosen = np.sort(rng.choice(known, min(max_tokens, len(known)), replace=False))

@@ -15,7 +15,7 @@ from ..tracer.store import Store
 from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
 from .compare import model_names
-from .density import DensityResult, result_labels
+from .density import DensityResult, given_names, result_labels
 from .exhibits import Exhibit, named_apart
 from .intervals import MIN_DOCUMENTS
 from .plots import percent, shown_value
@@ -117,6 +117,8 @@ def _checked_names(
     sources: Sequence[DensityResult | Store], options: ReportOptions
 ) -> tuple[str, ...]:
     """Check the labels and names asked for, before tokens are read; return the models' names."""
+    given_names("by", options.by)
+    given_names("names", options.names)
     labels: dict[str, None] = {}
     for source in sources:
         own = (

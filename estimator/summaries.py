@@ -8,7 +8,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
+from ..tracer.curve import check_tolerance
 from ..tracer.graph import KIND_NAMES, QUARTILES
+from ..tracer.indices import from_start
 from ..tracer.store import Store
 from .density import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
@@ -67,15 +69,16 @@ def trace_parts(
         edges), `edges`, `edges_per_token` (of context). Means of document means.
 
     Raises:
-        InputError: there is no such stratum or label.
+        InputError: there is no such stratum or label, or a negative or non-finite `eps`.
         StoreError: no token has a stratum that meets `eps`, or parts are damaged.
 
     Example:
         >>> trace_parts(open_store("traces.zarr"))["share"].unstack()  # doctest: +SKIP
     """
     strata = len(store.strata)
-    if stratum is not None and not -strata <= stratum < strata:
-        raise InputError(f"stratum={stratum}: the store has {strata}")
+    if stratum is not None:
+        stratum = from_start("stratum", stratum, strata, "strata of the store")
+    check_tolerance(eps)
     if by is not None and by not in store.labels:
         raise InputError(f"by={by!r}: the labels are {', '.join(store.labels) or 'none'}")
     sums, counts = _part_sums(store, _spread_parts(store, max_tokens), stratum, eps)

@@ -5,12 +5,14 @@ sizes, and `error` [..., K]. Its axis is log10 of the size. A trace has at least
 below `1 / full_edge_count` are raised to it. Depends on NumPy alone; any leading shape.
 """
 
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from .indices import shown
 
 ROWS = 8192  # curves computed at a time, to stay in the cache
 Floats = NDArray[np.floating]
@@ -90,6 +92,7 @@ def density_and_auc(
         >>> [value.tolist() for value in density_and_auc(size, tv, 0.5, [1000])]
         [[0.1], [1.0]]
     """
+    check_tolerance(eps)
     full = np.asarray(full_edge_count)
     density, area = np.empty(len(size)), np.empty(len(size))
     for start in range(0, len(size), ROWS):
@@ -111,7 +114,7 @@ def tolerated_error(measure: str) -> float | None:
     """
     if measure == "auc_tv":
         return None
-    kind, _, eps = measure.partition("@")
+    kind, _, eps = measure.partition("@") if isinstance(measure, str) else ("", "", "")
     try:
         tolerated = float(eps) if kind == "density" else np.nan
     except ValueError:
@@ -155,8 +158,7 @@ class _Curves(NamedTuple):
 
     def crossing(self, eps: float) -> Floats:
         """See `density_at`."""
-        if not (np.isfinite(eps) and eps >= 0):
-            raise InputError(f"eps={eps!r}: give a finite error >= 0, for example 0.1")
+        check_tolerance(eps)
         log_size, err, valid, dtype = self
         reached = err <= eps
         first = np.argmax(reached, axis=-1)[..., None]
@@ -181,6 +183,12 @@ class _Curves(NamedTuple):
         to_the_end = -log_size[..., -1] * err[..., -1] / 2  # the end point: log size 0, error 0
         area = np.trapezoid(err, log_size, axis=-1) + to_the_end
         return np.asarray(np.where(valid, area, np.nan), dtype=dtype)
+
+
+def check_tolerance(eps: float) -> None:
+    """Raise InputError unless `eps` is a finite number >= 0."""
+    if not (isinstance(eps, Real) and np.isfinite(eps) and eps >= 0):
+        raise InputError(f"eps={shown(eps)}: give a finite error >= 0, for example 0.1")
 
 
 def _curves(size: ArrayLike, error: ArrayLike, full_edge_count: ArrayLike) -> _Curves:

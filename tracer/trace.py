@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
 from .graph import MLP_KINDS, node_layer
-from .indices import from_start, shown
+from .indices import from_start
 from .select import Rule
 
 if TYPE_CHECKING:
@@ -94,8 +93,6 @@ class Trace:
         Raises:
             InputError: a negative or non-finite `eps`.
         """
-        if not isinstance(eps, Real):
-            raise InputError(f"eps={shown(eps)}: give a finite error >= 0, for example 0.1")
         density = curve.density_at(self.size, self.errors["tv"], eps, self.full_edge_count)
         return density.astype(np.float32)
 

@@ -254,6 +254,16 @@ def test_documents_of_one_id_are_told_apart_by_their_texts(level: Level, tmp_pat
 def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None:
     with pytest.raises(InputError, match="1 stores"):
         compare(stores[:1])
+    for one in (stores[0], stores[0].path, str(stores[0].path)):
+        with pytest.raises(InputError, match="1 stores"):
+            compare(one)  # type: ignore[arg-type]
+    for most in (0, -1, 2.5):
+        with pytest.raises(InputError, match=f"max_documents={most}"):
+            compare(stores, max_documents=most)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="names='ab' is one name"):
+        compare(stores, names="ab")
+    with pytest.raises(InputError, match=r"0\.1 is no measure"):
+        compare(stores, measure=0.1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="level='letter'"):
         compare(stores, "letter")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="different names"):

@@ -102,8 +102,12 @@ def test_summary_has_one_row_without_a_label_and_one_per_value_with_it(
     assert result.summary()["tokens"].item() == len(result.tokens)
     assert sorted(result.summary("domain").index) == ["drama", "law", "speech"]
     assert result.summary("regime").loc["dense", "dense"] == 1.0
-    with pytest.raises(InputError, match="by='author'"):
-        result.summary("author")
+    by_density = result.summary("density@0.1")
+    assert by_density["density@0.1"].tolist() == by_density.index.tolist()
+    assert by_density.index.is_monotonic_decreasing
+    for wrong in ("author", ["domain"]):
+        with pytest.raises(InputError, match="by="):
+            result.summary(wrong)  # type: ignore[arg-type]
 
 
 def test_by_position_gathers_octaves_of_context(make_result: MakeResult) -> None:

@@ -249,7 +249,10 @@ def test_a_store_is_explained(demo_run: Any) -> None:
         ({"target": "loss"}, "'loss' is no measure"),
         ({"by": ["author"]}, r"by=\['author'\]: the labels are domain"),
         ({"leave_out": ["author"]}, r"leave_out=\['author'\]"),
+        ({"by": "domain"}, "by='domain' is one name: give a list of them"),
+        ({"leave_out": "domain"}, "leave_out='domain' is one name"),
         ({"max_tokens": 0}, "max_tokens=0"),
+        ({"max_tokens": 99.5}, r"max_tokens=99\.5 is not a whole number"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(

@@ -187,6 +187,10 @@ def test_labels_and_names_are_checked_before_tokens_are_read(
     monkeypatch.setattr(Store, "by_runs", lambda *_: pytest.fail("tokens are read"))
     with pytest.raises(InputError, match="by='author': the labels are domain, lang"):
         render_report(stores, by=["domain", "author"])
+    with pytest.raises(InputError, match="by='domain' is one name: give a list of them"):
+        render_report(stores, by="domain")
+    with pytest.raises(InputError, match=r"eps='0\.1': give a finite error"):
+        render_report(stores, eps="0.1")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 different names"):
         render_report(stores, names=["one"])
 

@@ -74,8 +74,12 @@ def test_parts_by_label(store: Store) -> None:
     assert drama.index.tolist() == [(kind, q) for kind in KINDS for q in (1, 2, 3, 4)]
     with pytest.raises(InputError, match="by='author'"):
         trace_parts(store, by="author")
-    with pytest.raises(InputError, match="stratum=12: the store has 12"):
+    with pytest.raises(InputError, match="stratum=12 is outside the 12 strata of the store"):
         trace_parts(store, stratum=12)
+    with pytest.raises(InputError, match=r"stratum=1\.5 is not a whole number"):
+        trace_parts(store, stratum=1.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="eps=nan: give a finite error"):
+        trace_parts(store, eps=float("nan"))
 
 
 @pytest.mark.parametrize("array", ["topology", "tv"])

@@ -1,6 +1,7 @@
 """density_at and auc_tv against plain float64 loops written from METHOD §6."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,8 +147,8 @@ def test_shapes_and_dtypes() -> None:
     assert density_at(np.zeros((0, 4)), np.zeros((0, 4)), 0.1, np.zeros(0, int)).shape == (0,)
 
 
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_an_impossible_tolerance_is_refused(eps: float) -> None:
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf, "0.1", None])
+def test_an_impossible_tolerance_is_refused(eps: Any) -> None:
     with pytest.raises(InputError, match="eps"):
         density_at([0.1], [0.1], eps, 10)
 
