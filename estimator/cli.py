@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from ..tracer.cli import debug_option, example, load_tracer
 
 MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
@@ -187,7 +187,11 @@ def compare(
     comparison = run(stores, level, measure, within=within)
     _show(comparison_tables(comparison))
     if csv is not None:
-        comparison.table.to_csv(csv, index=False)
+        try:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            comparison.table.to_csv(csv, index=False)
+        except OSError as error:
+            raise StoreError(f"cannot write the table {csv}: {error.strerror}") from error
 
 
 def _show(parts: Iterable[Table | str]) -> None:

@@ -36,7 +36,7 @@ def test_explain_prints_factors_and_whether_they_are_a_finding(store: Path) -> N
 
 
 def test_compare_prints_correlations_and_disagreements(store: Path, tmp_path: Path) -> None:
-    csv = tmp_path / "words.csv"
+    csv = tmp_path / "new" / "words.csv"
     output = invoke(compare, store, store, "--measure", "density@0.2", "--csv", csv)
     assert "Rank correlation of density@0.2, word by word" in output
     assert " 1.000 " in output
@@ -83,5 +83,7 @@ def test_what_cannot_be_done_is_told(store: Path, tmp_path: Path) -> None:
         invoke(explain, tmp_path / "nothing")
     with pytest.raises(InputError, match="1 stores"):
         invoke(compare, store)
+    with pytest.raises(StoreError, match=f"cannot write the table {tmp_path}: Is a directory"):
+        invoke(compare, store, store, "--csv", tmp_path)
     with pytest.raises(InputError, match="is no measure"):
         invoke(explain, store, "--target", "loss")
