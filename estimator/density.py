@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, StoreError
 from ..tracer.curve import density_and_auc, tolerated_error
+from ..tracer.indices import shown
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule
 from ..tracer.store import READERS, Store, open_store
 from .intervals import mean_intervals
@@ -547,7 +548,8 @@ class DensityEstimator:
 
         Returns:
             The densities; `documents["id"]` is a text's index in `texts`. Texts without a token,
-            such as empty ones, and texts that UTF-8 cannot encode are left out.
+            such as empty ones, texts that UTF-8 cannot encode, and items that are no string are
+            left out.
 
         Raises:
             InputError: a single string instead of several, or no text.
@@ -558,7 +560,12 @@ class DensityEstimator:
 
         if isinstance(texts, str):
             raise InputError("texts is one string: give a list of texts, for example [text]")
-        rows = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
+        if not isinstance(texts, Iterable):
+            raise InputError(f"texts={shown(texts)}: give a list of texts")
+        rows = [
+            json.dumps({"id": number, "text": text if isinstance(text, str) else None})
+            for number, text in enumerate(texts)
+        ]
         if not rows:
             raise InputError("texts is empty: give at least one text")
         with tempfile.TemporaryDirectory(prefix="densitrace-") as folder:

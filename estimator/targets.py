@@ -8,6 +8,7 @@ between which the error crosses, and repeat.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..tracer.indices import whole
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
 from .batches import batches
@@ -77,7 +79,7 @@ class TargetError:
     eps: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < 1:
+        if not (isinstance(self.eps, Real) and 0 < self.eps < 1):
             raise InputError(f"eps={self.eps!r}: give a total variation between 0 and 1")
 
     def choose(
@@ -123,7 +125,7 @@ def target_error(
     TargetError(eps)  # checks eps
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts: give several texts, or several windows of token ids")
-    if context < 1:
+    if whole("context", context) < 1:
         raise InputError(f"context={context}: trace at least 1 token of each text")
     if {"select", "scope", "output"} & set(options):
         raise InputError("select, scope and output are chosen here: leave them out")

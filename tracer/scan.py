@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from operator import index
 from pathlib import Path
 from threading import Event
@@ -115,6 +116,8 @@ def scan(
     _check_kinds(tracer, worker, limits)
     _check_arguments(tracer, context, edges, batch_tokens)
     reporter = default_reporter() if progress is None else progress
+    if not (isinstance(lease_seconds, Real) and lease_seconds > 0):
+        raise InputError(f"lease_seconds={shown(lease_seconds)}: give a number of seconds above 0")
     check_alone(corpus, alone=worker.count == 1)
     storage = storage_of(path)
     report, enough = CorpusReport(), Event()

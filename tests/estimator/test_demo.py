@@ -161,7 +161,8 @@ def test_demo_data_of_the_current_folder_comes_first(
 
 
 def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
-    texts = ["The cat sat on the mat.", "", "In the beginning\nthere was 字.", "half \ud83d"]
+    texts: list[Any] = ["The cat sat on the mat.", "", "In the beginning\nthere was 字."]
+    texts += ["half \ud83d", None, b"bytes"]
     estimator = DensityEstimator(
         Tracer.from_pretrained(MODEL), select=Threshold([0.05, 0.005]), controls=("inverse",)
     )
@@ -231,5 +232,7 @@ def test_the_estimator_refuses_what_is_not_a_list_of_texts() -> None:
     estimator = DensityEstimator(Tracer.from_pretrained(MODEL))
     with pytest.raises(InputError, match="texts is one string"):
         estimator.estimate("one text")
+    with pytest.raises(InputError, match="texts=None: give a list of texts"):
+        estimator.estimate(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="texts is empty"):
         estimator.estimate([])

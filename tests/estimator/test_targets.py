@@ -131,6 +131,11 @@ def test_what_cannot_be_met_is_refused(tracer: Tracer) -> None:
     for eps in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match="eps"):
             TargetError(eps)
+    for wrong in ("0.1", None):
+        with pytest.raises(InputError, match="eps="):
+            TargetError(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"context=1\.5 is not a whole number"):
+        target_error(tracer, ["a b"], context=1.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="give several texts"):
         target_error(tracer, "one text")
     with pytest.raises(InputError, match="leave them out"):

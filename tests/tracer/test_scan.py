@@ -1,5 +1,6 @@
 """A scan: what it stores is what `trace` says, in any batches, after any interruption."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -599,6 +600,24 @@ def test_numbers_that_are_not_whole(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, name: str, value: Any
 ) -> None:
     with pytest.raises(InputError, match=f"{name}=.* is not a whole number"):
+        scan(byte_tracer, corpus, tmp_path / "s", **{name: value})
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("worker", (0, 1)),
+        ("lease_seconds", "9"),
+        ("lease_seconds", 0),
+        ("lease_seconds", np.nan),
+        ("controls", "random"),
+    ],
+)
+def test_arguments_of_another_kind(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{name}={value!r}")):
         scan(byte_tracer, corpus, tmp_path / "s", **{name: value})
     assert not (tmp_path / "s").exists()
 
