@@ -1,11 +1,14 @@
 """Run the explanation of densities by factors while the rest of a report is made."""
 
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 from ..errors import DensitraceError
 
@@ -24,8 +27,7 @@ def explainer(separate_process: bool) -> Iterator[Executor]:
     process = ProcessPoolExecutor(
         1,
         mp_context=get_context("spawn"),
-        initializer=import_module,
-        initargs=(f"{__package__}.explain",),
+        initializer=_prepare,
     )
     try:
         process.submit(int)  # start the process now: importing shap takes seconds
@@ -38,3 +40,18 @@ def explainer(separate_process: bool) -> Iterator[Executor]:
         ) from error
     finally:
         process.shutdown(wait=False, cancel_futures=True)  # do not wait: it takes a while to end
+
+
+def _prepare() -> None:
+    """Prepare the separate process, which must neither outlive the other one nor report for it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt on a terminal reaches both
+    Thread(target=_end_with_parent, daemon=True).start()
+    import_module(f"{__package__}.explain")
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has died, however that was."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -4,9 +4,12 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,6 +331,29 @@ def test_the_death_of_the_explaining_process_is_one_line() -> None:
     message = "explains densities by factors died"
     with pytest.raises(DensitraceError, match=message), explainer(separate_process=True) as process:
         process.submit(os._exit, 1).result()
+
+
+def test_the_explaining_process_ends_with_the_other_one() -> None:
+    code = (
+        "import os\n"
+        "from densitrace.estimator.separate_process import explainer\n"
+        "with explainer(separate_process=True) as process:\n"
+        "    process.submit(int).result()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    # Waits for all that hold the pipe.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -9, done.stderr
+
+
+def test_an_interrupt_of_the_explaining_process_is_silent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with explainer(separate_process=True) as process:
+        os.kill(process.submit(os.getpid).result(), signal.SIGINT)
+        with pytest.raises(BrokenProcessPool):
+            process.submit(time.sleep, 9).result()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_script_without_a_guard_is_told(stores: tuple[Store, Store], tmp_path: Path) -> None:
