@@ -4,6 +4,7 @@
 Every failure prints one line on standard error; `--debug` prints the traceback before it.
 """
 
+import io
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -125,6 +126,8 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> None:
     """Run the `densitrace` command (its entry point)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # text of a corpus, on a terminal that lacks it
+        sys.stdout.reconfigure(errors="replace")
     cli(prog_name="densitrace")
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from densitrace import InputError, Nucleus, Threshold, TopFraction, Tracer, open_store
+from densitrace import InputError, Nucleus, Threshold, TopFraction, Tracer, open_store, scan
 from densitrace.tracer import cli
 
 
@@ -48,6 +48,20 @@ def test_python_m() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "densitrace: Missing argument 'CORPUS'.\n"
+
+
+def test_a_terminal_that_lacks_characters(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan(byte_tracer, corpus, tmp_path / "字.zarr", select=Threshold([0.1]))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["densitrace", "status", str(tmp_path / "字.zarr")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    sys.stdout.flush()
+    assert ended.value.code == 0
+    assert b"?.zarr" in shown.getvalue()
 
 
 def test_scan(byte_folder: Path, corpus: Path, tmp_path: Path) -> None:
