@@ -9,13 +9,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import index
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import shap
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from ..tracer.indices import from_start, shown
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
@@ -176,16 +178,16 @@ def _until(model: Tracer | Model, text: str | Sequence[int], position: int) -> N
             raise InputError("a callable has no tokenizer: give token ids instead of text")
         text = model.encode(text)
     ids = np.asarray(text, np.int64)
-    if ids.ndim != 1 or not -len(ids) <= position < len(ids):
-        raise InputError(f"position={position} is outside the {ids.size} tokens")
-    return ids[: position % len(ids) + 1]
+    if ids.ndim != 1:
+        raise InputError(f"text={shown(text)}: give a text, or the token ids of one")
+    return ids[: from_start("position", position, len(ids), "tokens") + 1]
 
 
 def _mask_id(model: Tracer | Model, mask: Mask) -> int:
     if mask == "remove":
         return REMOVED
-    if isinstance(mask, int) and mask >= 0:
-        return mask
+    if isinstance(mask, SupportsIndex) and index(mask) >= 0:
+        return index(mask)
     tokenizer = model.tokenizer if isinstance(model, Tracer) else None
     if mask == "neutral":
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
@@ -238,9 +240,9 @@ def _density_model(
 def _reader(target: str, stratum: int | None, strata: int) -> Callable[[Trace], float]:
     """Return the function that reads the target off a trace, at its last output."""
     if target in AT_STRATUM:
-        if stratum is None or not -strata <= stratum < strata:
-            raise InputError(f"stratum={stratum}: target {target!r} is read at one of {strata}")
-        column = stratum
+        if stratum is None:
+            raise InputError(f"stratum=None: target {target!r} is read at one of {strata}")
+        column = from_start("stratum", stratum, strata, "strata of the rule")
         readers: dict[str, Callable[[Trace], float]] = {
             "size": lambda trace: trace.size[-1, column],
             "edges": lambda trace: trace.edge_count[-1, column],

@@ -71,7 +71,8 @@ def _fill(dtype: np.dtype[Any]) -> float | int:
 
 def is_fill(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether values of a column are its fill, which is read where a file is missing."""
-    return np.isnan(values) if values.dtype.kind == "f" else values == _fill(values.dtype)
+    fill = np.isnan(values) if values.dtype.kind == "f" else values == _fill(values.dtype)
+    return np.asarray(fill, dtype=np.bool_)
 
 
 def write_edges(group: zarr.Group, part: int, edges: EdgeSpool) -> list[str]:

@@ -86,6 +86,11 @@ def test_the_mask_itself_explains_nothing_and_later_tokens_are_cut_off() -> None
     assert nothing.base_values == weighted([[MASK, MASK]])[0]
 
 
+def test_a_mask_may_be_a_number_of_numpy() -> None:
+    found = explain_tokens(weighted, IDS, mask=np.int32(MASK))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.values, explain_tokens(weighted, IDS, mask=MASK).values)
+
+
 def test_many_tokens_add_up_and_pairs_are_exact() -> None:
     def pairs(sequences: list[list[int]]) -> NDArray[np.float64]:
         return np.array([sum(a * b for a, b in pairwise(s)) for s in sequences])
@@ -162,9 +167,11 @@ def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> Non
     ("arguments", "message"),
     [
         ({"position": 99}, "position=99"),
+        ({"position": 1.5}, r"position=1\.5 is not a whole number"),
         ({"target": "loss"}, "'loss' is no measure"),
         ({"target": "tv"}, "stratum=None"),
         ({"target": "tv", "stratum": 2}, "stratum=2"),
+        ({"target": "tv", "stratum": 1.5}, r"stratum=1\.5 is not a whole number"),
         ({"stratum": 0}, "stratum=0"),
         ({"mask": "zero"}, "mask='zero'"),
         ({"max_sequences": 3}, "max_sequences=3"),
