@@ -9,8 +9,8 @@ import pandas as pd
 
 from ..errors import StoreError
 from .compare import Comparison, compare
-from .density import AUC
 from .exhibits import Exhibit, file_name
+from .frames import AUC
 from .relation_plots import agreement_figure
 from .relations import counts
 from .sections import Subject

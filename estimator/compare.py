@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, StoreError
 from ..tracer.indices import whole
 from ..tracer.store import Store, open_store
-from .density import (
+from .frames import (
     AUC,
     document_rows,
     given_names,

@@ -23,8 +23,9 @@ from threadpoolctl import threadpool_limits
 from ..errors import InputError
 from ..tracer.indices import whole
 from ..tracer.store import Store
-from .density import AUC, MAX_TOKENS, density_name, given_names, token_frame, tolerance
+from .density import MAX_TOKENS
 from .features import Column, factor_frame, first_of_text, is_category
+from .frames import AUC, density_name, given_names, token_frame, tolerance
 from .intervals import MIN_DOCUMENTS, mean_interval
 
 MAX_CATEGORIES = 20  # values kept of one factor; rarer ones become OTHER

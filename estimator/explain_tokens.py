@@ -22,7 +22,7 @@ from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
 from .batches import batches
-from .density import AUC, tolerance
+from .frames import AUC, tolerance
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..tracer.store import Store
-from .density import AUC, DensityResult
+from .density import DensityResult
 from .factor_plots import swarm_points
 from .features import factor_frame, first_of_text, own_frequency
+from .frames import AUC
 from .intervals import MIN_DOCUMENTS
 
 TOKENS = 4000  # tokens explained; SHAP of that many takes seconds

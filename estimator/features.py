@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..tracer.store import Store
-from .density import document_rows, label_names, token_frame
+from .frames import document_rows, label_names, token_frame
 from .words import sentence_starts, word_spans
 
 Kind = Literal["number", "category"]

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..tracer.store import Store
-from .density import AUC, DensityResult
+from .density import DensityResult
+from .frames import AUC
 from .plots import percent
 
 FULL_CONTEXT = 32  # with less context a relative size reflects the small graph more than the token

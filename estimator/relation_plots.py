@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
-from .density import AUC
+from .frames import AUC
 from .intervals import Interval
 from .plots import PAGE, Palette, count_axis, drawn_in, percent, quiet
 from .relations import RELATIONS, Relations, counts, medians

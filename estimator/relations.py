@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .compare import rank_correlations
-from .density import ABSOLUTE, DensityResult
+from .density import DensityResult
 from .features import own_frequency
+from .frames import ABSOLUTE
 from .intervals import Interval
 
 MOST_TOKENS = 10_000  # sampled for the correlations; the counts use all tokens

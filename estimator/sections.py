@@ -12,10 +12,11 @@ import pandas as pd
 
 from ..tracer.store import Store
 from . import passages as texts
-from .density import ABSOLUTE, AUC, DensityResult
+from .density import DensityResult
 from .exhibits import Exhibit, file_name
 from .factor_plots import beeswarm_figure, importance_figure, topology_figure
 from .factor_sample import FEWEST_TOKENS, FactorSummary, factor_sample
+from .frames import ABSOLUTE, AUC
 from .intervals import MIN_DOCUMENTS
 from .plots import curve_figure, label_figure, percent, position_figure, shown_value
 from .relation_plots import relation_figure, relation_panels

@@ -12,8 +12,8 @@ from ..tracer.curve import check_tolerance
 from ..tracer.graph import KIND_NAMES, QUARTILES
 from ..tracer.indices import from_start
 from ..tracer.store import Store
-from .density import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 from .features import factor_frame, frequency_bands
+from .frames import ABSOLUTE, AUC, density_name, group_means, label_names, token_frame, unit_means
 
 PART_MEASURES = ("share", "size", *ABSOLUTE)
 ENDS = ("", "_low", "_high")

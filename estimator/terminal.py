@@ -8,7 +8,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from .density import AUC, DensityResult
+from .density import DensityResult
+from .frames import AUC
 from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten, shown_value

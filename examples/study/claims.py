@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from densitrace import InputError, Store, compare
 from densitrace.estimator.compare import Level, spearman
-from densitrace.estimator.density import AUC, density_name, scored, token_frame
 from densitrace.estimator.features import factor_frame
+from densitrace.estimator.frames import AUC, density_name, scored, token_frame
 from densitrace.estimator.intervals import Interval
 from densitrace.tracer.curve import auc_tv
 

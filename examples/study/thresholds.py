@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from densitrace import Store, Tracer
-from densitrace.estimator.density import scored
+from densitrace.estimator.frames import scored
 from densitrace.estimator.intervals import Interval, mean_interval
 from densitrace.estimator.targets import stability
 

@@ -13,8 +13,9 @@ from scipy import stats
 from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
 from densitrace.estimator.agreement import agreement
 from densitrace.estimator.compare import Level, compare, spearman, word_values
-from densitrace.estimator.density import DensityResult, token_frame
+from densitrace.estimator.density import DensityResult
 from densitrace.estimator.features import factor_frame
+from densitrace.estimator.frames import token_frame
 from densitrace.estimator.intervals import widened
 from densitrace.estimator.sections import Subject
 from densitrace.estimator.terminal import comparison_tables

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from densitrace.errors import InputError
-from densitrace.estimator.density import DensityResult, group_means
+from densitrace.estimator.density import DensityResult
+from densitrace.estimator.frames import group_means
 from densitrace.estimator.intervals import MIN_DOCUMENTS, mean_interval
 from densitrace.estimator.plots import LIGHT
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from densitrace import InputError, Store, Threshold, Tracer, open_store, scan
-from densitrace.estimator.density import token_frame
 from densitrace.estimator.features import (
     FACTORS,
     factor_frame,
@@ -18,6 +17,7 @@ from densitrace.estimator.features import (
     is_category,
     with_columns,
 )
+from densitrace.estimator.frames import token_frame
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from densitrace import (
     Tracer,
     open_store,
 )
-from densitrace.estimator.density import token_frame
 from densitrace.estimator.explain_tokens import explain_tokens
 from densitrace.estimator.features import factor_frame, frequency_bands
+from densitrace.estimator.frames import token_frame
 from densitrace.estimator.summaries import by_frequency, trace_parts
 
 KINDS = ["attention", "residual-attention", "mlp", "residual-mlp"]

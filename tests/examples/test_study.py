@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from densitrace import Store, Threshold, Tracer, open_store, scan
-from densitrace.estimator.density import token_frame
+from densitrace.estimator.frames import token_frame
 from densitrace.estimator.intervals import Interval
 from densitrace.estimator.summaries import trace_parts
 from densitrace.tracer.storage import storage_of
