@@ -25,6 +25,7 @@ from .store import Store, is_planned, open_store_in
 from .tracer import Tracer
 
 LOOK_SECONDS = 1.0  # between progress reports
+STOP_LOOKS = 10  # after which tasks that were asked to stop are asked again
 TRIES = 4  # starts of a worker, at most: some part may kill its process every time
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def plan(job: RayJob, workers: int, replaced: Mapping[str, Any] | None) -> None:
             an earlier try of this task planned the store and died before it could report.
     """
     overwrite = replaced is not None and replaced == _attributes(job.path)
-    job.scan(Worker(0, workers), Limits(max_parts=0), overwrite)
+    with stop_signals() as stop:
+        job.scan(Worker(0, workers), Limits(max_parts=0, should_stop=stop.is_set), overwrite)
 
 
 def work(job: RayJob, worker: Worker, limits: Mapping[str, Any]) -> None:
@@ -221,6 +223,7 @@ class _Crew:
 
     def run(self, should_stop: Callable[[], bool], look: Callable[[], None]) -> None:
         """Wait until all tasks have ended, well or not; call `look` regularly and at the end."""
+        asked = 0  # looks since the tasks were asked to stop
         try:
             for number in range(len(self._starts)):
                 self._start(number)
@@ -229,10 +232,13 @@ class _Crew:
                 look()
                 for task in ended:
                     self._end(task)
-                if should_stop() and not self.stopped:
-                    self.stopped = True
-                    for task in self._running:
-                        self._ray.cancel(task)
+                self.stopped = self.stopped or should_stop()
+                if self.stopped:
+                    # An interrupt may be lost: some imports catch every exception.
+                    if asked % STOP_LOOKS == 0:
+                        for task in self._running:
+                            self._ray.cancel(task)
+                    asked += 1
         finally:
             for task in self._running:
                 self._ray.cancel(task, force=True)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from densitrace.tracer.run import Limits
 from densitrace.tracer.tracer import Tracer
 
 WORKERS = 2
+SECONDS = 60.0  # of a task that nothing ends
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": CONTEXT}
 
 
@@ -166,6 +168,7 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     corpus = tmp_path / "c.jsonl"
     corpus.write_text('{"text": "To be, or not to be, that is the question."}\n' * 200_000)
     monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(ray_engine, "STOP_LOOKS", 2)
     loading = {"path": str(byte_folder), "device": "cpu"}
     with pytest.raises(StoreError, match="is not planned yet"):
         scan_with_ray(
@@ -173,6 +176,30 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
             should_stop=lambda: True, **OPTIONS,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == [corpus]
+
+
+def test_an_interrupt_that_was_lost_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a module that catches every exception while it is imported."""
+    monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(ray_engine, "STOP_LOOKS", 3)
+    running, undisturbed = tmp_path / "running", tmp_path / "undisturbed"
+
+    def deaf_once() -> None:
+        def wait() -> None:
+            for _ in range(int(SECONDS / 0.05)):  # no interrupt ends a sleep
+                time.sleep(0.05)
+
+        with suppress(KeyboardInterrupt):
+            running.touch()
+            wait()
+        wait()
+        undisturbed.touch()
+
+    crew = ray_engine._Crew(ray, [ray.remote(max_retries=0)(deaf_once).remote])
+    crew.run(running.exists, lambda: None)
+    assert crew.stopped and not crew.errors and not undisturbed.exists()
 
 
 # ---- signals -------------------------------------------------------------------------------------
