@@ -14,7 +14,10 @@ from ..tracer.cli import debug_option, example, load_tracer
 MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 
 
-@click.command(epilog=example("report small.zarr large.zarr --out density.html --figures figures"))
+@click.command(
+    short_help="Write one self-contained HTML page about stores.",
+    epilog=example("report small.zarr large.zarr --out density.html --figures figures"),
+)
 @click.argument("stores", nargs=-1, required=True)
 @click.option(
     "--out",
@@ -30,7 +33,11 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
 )
 @click.option("--by", "labels", multiple=True, help="A label to show densities by; repeatable.")
 @click.option(
-    "--eps", default=0.1, show_default=True, help="The total variation that density@EPS tolerates."
+    "--eps",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="The total variation that density@EPS tolerates.",
 )
 @click.option(
     "--factors/--no-factors",
@@ -73,7 +80,9 @@ def report(
         Console().print(f"figures: {figures}", highlight=False, soft_wrap=True, markup=False)
 
 
-@click.command(epilog=example("demo --out demo"))
+@click.command(
+    short_help="Scan a small corpus and show what is dense.", epilog=example("demo --out demo")
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -111,7 +120,10 @@ def demo(out: Path, model: str | None, corpus: Path | None) -> None:
         console.print(f"{name + ':':8}{path}", highlight=False, soft_wrap=True, markup=False)
 
 
-@click.command(epilog=example("explain traces.zarr --target density@0.1 --by domain"))
+@click.command(
+    short_help="Show which factors go with density.",
+    epilog=example("explain traces.zarr --target density@0.1 --by domain"),
+)
 @click.argument("store")
 @click.option("--target", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
 @click.option(
@@ -160,9 +172,18 @@ def explain(
     _show(factor_tables(explanation))
 
 
-@click.command(epilog=example("compare small.zarr large.zarr --level document"))
+@click.command(
+    short_help="Compare what several models find dense.",
+    epilog=example("compare small.zarr large.zarr --level document"),
+)
 @click.argument("stores", nargs=-1, required=True)
-@click.option("--level", type=click.Choice(("word", "document")), default="word", show_default=True)
+@click.option(
+    "--level",
+    type=click.Choice(("word", "document")),
+    default="word",
+    show_default=True,
+    help="What is compared.",
+)
 @click.option("--measure", default="auc_tv", show_default=True, help="auc_tv or density@EPS.")
 @click.option(
     "--within",

@@ -120,29 +120,31 @@ def factor_tables(explanation: "FactorExplanation", most: int = 12) -> list[Tabl
 
 def comparison_tables(comparison: "Comparison", most: int = 8) -> list[Table | str]:
     """Tables of rank correlations of all pairs of models, and of where each disagrees most."""
+    words = comparison.level == "word"
     pairs = _table(
         f"Rank correlation of {comparison.measure}, {comparison.level} by {comparison.level}",
         ["model", "and"],
-        ["Spearman", "95% interval", f"{comparison.level}s", "documents"],
+        ["Spearman", "95% interval", *(["words"] if words else []), "documents"],
     )
     for _, row in comparison.correlations.iterrows():
         pairs.add_row(
             Text(row["first"]),
             Text(row["second"]),
             f"{row['spearman']:.3f}",
-            _ends(row["low"], row["high"]),
-            f"{row['rows']:,}",
+            _ends(row["low"], row["high"], digits=3),
+            *([f"{row['rows']:,}"] if words else []),
             f"{row['documents']:,}",
         )
     lines: list[Table | str] = [pairs]
     for first, second in comparison.correlations[["first", "second"]].itertuples(index=False):
         title = f"Furthest apart: rank 1 under {first}, rank 2 under {second}"
         table = _table(title, ["document"], ["rank 1", "rank 2"])
-        table.add_column("text", no_wrap=True)
+        if words:
+            table.add_column("text", no_wrap=True)
         for _, row in comparison.disagreements(first, second, most).iterrows():
-            text = Text(shorten(str(row.get("text", "")), TOKEN + AFTER))
+            text = [Text(shorten(str(row["text"]), TOKEN + AFTER))] if words else []
             ranks = (percent(row[rank]) for rank in ("x_rank", "y_rank"))
-            table.add_row(Text(shorten(row["document"], 30)), *ranks, text)
+            table.add_row(Text(shorten(row["document"], 30)), *ranks, *text)
         lines.append(table)
     lines += [
         f"{name}: {comparison.left_out[name]:,} documents that others lack, "
@@ -165,5 +167,5 @@ def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
     return table
 
 
-def _ends(low: float, high: float) -> str:
-    return f"{low:.4f} to {high:.4f}" if low == low else "too few"
+def _ends(low: float, high: float, digits: int = 4) -> str:
+    return f"{low:.{digits}f} to {high:.{digits}f}" if low == low else "too few"

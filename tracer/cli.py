@@ -159,7 +159,9 @@ def model_options(command: Decorated) -> Decorated:
             click.option("--model", required=True, help="Folder or hub id of the model."),
             click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
             click.option("--dtype", default="auto", show_default=True, help="auto: as stored."),
-            click.option("--backend", default="auto", show_default=True, help="See info."),
+            click.option(
+                "--backend", default="auto", show_default=True, help="Of the ops; see info."
+            ),
             click.option(
                 "--offload",
                 type=click.Choice(("layers",)),
@@ -185,7 +187,10 @@ def load_tracer(model: str, device: str, dtype: str, backend: str, **options: An
 # ---- commands ------------------------------------------------------------------------------------
 
 
-@cli.command(epilog=example("verify --model path/to/model"))
+@cli.command(
+    short_help="Check the lane loop against the model's own logits.",
+    epilog=example("verify --model path/to/model"),
+)
 @model_options
 @debug_option
 def verify(
@@ -203,7 +208,9 @@ def verify(
     click.echo(line)
 
 
-@cli.command(epilog=example("info"))
+@cli.command(
+    short_help="Show versions, devices, backends and architectures.", epilog=example("info")
+)
 @debug_option
 def info() -> None:
     """Show versions, devices, which backend serves each op, and the declared architectures."""
@@ -224,7 +231,7 @@ def info() -> None:
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     for device in devices:
         gpu = torch.cuda.get_device_name(device) if device != "cpu" else ""
-        threads = f"{torch.get_num_threads()} threads" if device == "cpu" else gpu
+        threads = f"threads: {torch.get_num_threads()}" if device == "cpu" else gpu
         table.add_row(f"device {device}", threads)
         for op, backend in backends(device).items():
             table.add_row(f"  {op}", backend)

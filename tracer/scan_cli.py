@@ -126,14 +126,27 @@ def _check_usage(
 # ---- commands ------------------------------------------------------------------------------------
 
 
-@click.command(epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"))
+@click.command(
+    short_help="Trace every token of a corpus into a store.",
+    epilog=example("scan corpus.jsonl --model MODEL --out traces.zarr"),
+)
 @click.argument("corpus")
 @model_options
 @click.option("--out", required=True, help="Folder or URL of the store.")
 @rule_options
-@click.option("--importance", type=click.Choice(IMPORTANCES), default="norm_l1", show_default=True)
 @click.option(
-    "--attention", type=click.Choice(("live", "frozen")), default="live", show_default=True
+    "--importance",
+    type=click.Choice(IMPORTANCES),
+    default="norm_l1",
+    show_default=True,
+    help="How an edge is weighed.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(("live", "frozen")),
+    default="live",
+    show_default=True,
+    help="live: masked passes compute attention weights anew; frozen: they use the model's own.",
 )
 @click.option(
     "--scope",
@@ -161,14 +174,26 @@ def _check_usage(
     metavar="STRATUM",
     help="Also store the edges that this stratum keeps: 0 the sparsest, -1 the densest.",
 )
-@click.option("--context", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Tokens of a window, at most.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the pilot sample and of what is random.",
+)
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
     help="Tokens that run together; bounds memory.  [as the store was planned; 1024]",
 )
-@click.option("--text-field", default="text", show_default=True, help="Of .jsonl and .parquet.")
+@click.option("--text-field", default="text", show_default=True, help="The field with the text.")
 @click.option(
     "--label-field",
     "label_fields",
@@ -197,7 +222,13 @@ def _check_usage(
     show_default=True,
     help="ray: --workers processes of a Ray cluster.",
 )
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of --engine ray.",
+)
 @click.option(
     "--lease",
     "lease_seconds",
@@ -210,7 +241,9 @@ def _check_usage(
 @click.option(
     "--time-limit", type=click.FloatRange(min=0), help="Begin no part after this many minutes."
 )
-@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Append JSON lines to it.")
+@click.option(
+    "--log", "log_file", type=click.Path(path_type=Path), help="Append a JSON line per part."
+)
 @debug_option
 def scan(
     corpus: str,
@@ -283,7 +316,7 @@ def scan(
         )
 
 
-@click.command(epilog=example("status traces.zarr"))
+@click.command(short_help="Show the progress of a scan.", epilog=example("status traces.zarr"))
 @click.argument("store")
 @click.option(
     "--repair",

@@ -1,5 +1,6 @@
 """`densitrace explain` and `densitrace compare`: tables of what the functions say."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def test_compare_prints_correlations_and_disagreements(store: Path, tmp_path: Pa
     assert (table["examples/model"] == table["examples/model (2)"]).all()
     output = invoke(compare, store, store, "--level", "document")
     assert "document by document" in output
+    assert re.search(
+        r" 1\.000  1\.000 to 1\.000 +\d+$", output, re.MULTILINE
+    )  # one number of documents
+    assert "text" not in output
 
 
 def test_help_has_an_example() -> None:
@@ -58,6 +63,7 @@ def test_help_has_an_example() -> None:
     [
         ("report", 1, "--by", "author"),
         ("report", 1, "--eps", "nan"),
+        ("report", 1, "--eps", "10"),
         ("report", 2, "--name", "a"),
         ("explain", 1, "--target", "loss"),
         ("explain", 1, "--leave-out", "nothing"),

@@ -40,6 +40,7 @@ def test_help_of_all() -> None:
     assert run().output == run("--help").output
     for command in ("scan", "verify", "info"):
         assert f"\n  {command} " in run().output
+    assert "...\n" not in run().output.partition("Commands:")[2]  # no description is cut
 
 
 def test_python_m() -> None:
