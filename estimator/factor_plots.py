@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from .plots import PAGE, Palette, drawn_in, percent, quiet
+from .plots import PAGE, Palette, drawn_in, percent_axis, quiet
 
 if TYPE_CHECKING:
     from .explain import FactorExplanation
@@ -40,7 +40,7 @@ def topology_figure(parts: pd.DataFrame, paint: Palette = PAGE) -> Figure:
             axes.set_ylim(0, max(1.15 * float(rows[["share", "share_high"]].max().max()), 1e-9))
             axes.set_title(kind, fontsize=10, loc="left")
             axes.set_xlabel("depth, quartile", fontsize=9)
-            axes.yaxis.set_major_formatter(FuncFormatter(percent))
+            axes.yaxis.set_major_formatter(FuncFormatter(percent_axis))
             axes.tick_params(axis="y", labelcolor=paint.muted, labelsize=9)
             quiet(axes, "y", paint)
     return figure

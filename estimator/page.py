@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from importlib import resources
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -159,15 +160,16 @@ def _hash(script: str) -> str:
 
 
 def count(value: float) -> str:
-    """Format a count: 1,234, or 12.3 below 100."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}".removesuffix(".0")
+    """Format a count or a mean of counts: 1,234, and below 100 12 or 12.3."""
+    whole = value >= 99.95 or np.isclose(value, np.round(value), rtol=1e-6)
+    return f"{value:,.0f}" if whole else f"{value:.1f}"
 
 
 def threshold(value: float, largest: float) -> str:
     """Format a threshold at which an error is met: the largest known is only a lower bound."""
     if value != value:
         return "–"
-    return f"{'≥ ' if value >= largest else ''}{value:.2g}"
+    return f"{'≥ ' if value >= largest else ''}{value:#.2g}"
 
 
 def signed(value: float) -> str:

@@ -65,7 +65,8 @@ class Scale:
         """Labels of the ramp's low end, middle and high end."""
         middle = np.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         texts = [percent(v) if self.log else f"{v:.2f}" for v in (self.low, middle, self.high)]
-        return (f"≤ {texts[0]}", texts[1], f"≥ {texts[2]}")
+        whole = self.log and self.high >= 1  # of a share, nothing lies above
+        return (f"≤ {texts[0]}", texts[1], texts[2] if whole else f"≥ {texts[2]}")
 
 
 @dataclass(frozen=True)

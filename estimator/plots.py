@@ -72,12 +72,17 @@ def drawn_in(paint: Palette, **settings: Any) -> Iterator[None]:
         yield
 
 
-def percent(value: float, _position: int = 0) -> str:
+def percent(value: float) -> str:
     """Format a share as a percentage with two significant digits: 0.0123 -> `1.2%`."""
     if value == 0 or not np.isfinite(value):
         return "0%" if value == 0 else "–"
     digits = max(0, 1 - int(np.floor(np.log10(abs(100 * value)) + 1e-9)))
     return f"{100 * value:,.{min(digits, 6)}f}%"
+
+
+def percent_axis(value: float, _position: int = 0) -> str:
+    """Format a share on an axis, with the digits it has: 0.0125 -> `1.25%`, 0.1 -> `10%`."""
+    return f"{100 * value:g}%"
 
 
 def settle(figure: Figure) -> None:
@@ -152,7 +157,7 @@ def curve_figure(strata: pd.DataFrame, eps: float, paint: Palette = PAGE) -> Fig
         )  # fmt: skip
         axes.set(xscale="log", ylim=(0, 1.02), ylabel="total variation")
         axes.set_xlabel("size: share of the full graph's edges in the trace (log scale)")
-        axes.xaxis.set_major_formatter(FuncFormatter(percent))
+        axes.xaxis.set_major_formatter(FuncFormatter(percent_axis))
         axes.minorticks_off()
         quiet(axes, "y", paint)
         if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -201,7 +206,7 @@ def label_figure(
         axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=measure)
         axes.tick_params(axis="y", length=0)
         if as_percent:
-            axes.xaxis.set_major_formatter(FuncFormatter(percent))
+            axes.xaxis.set_major_formatter(FuncFormatter(percent_axis))
         quiet(axes, "x", paint)
     return figure
 
@@ -209,7 +214,7 @@ def label_figure(
 def position_figure(positions: pd.DataFrame, measure: str, paint: Palette = PAGE) -> Figure:
     """Plot relative size, edges and edges per context token over the length of context."""
     panels = (
-        (measure, "share of the full graph", percent),
+        (measure, "share of the full graph", percent_axis),
         ("edges", "edges", None),
         ("edges_per_token", "edges per context token", None),
     )

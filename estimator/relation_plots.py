@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from .frames import AUC
 from .intervals import Interval
-from .plots import PAGE, Palette, count_axis, drawn_in, percent, quiet
+from .plots import PAGE, Palette, count_axis, drawn_in, percent_axis, quiet
 from .relations import RELATIONS, Relations, counts, medians
 
 LEVELS = 8  # levels of opacity
@@ -65,7 +65,7 @@ def relation_figure(
                 axes.xaxis.set_major_formatter(FuncFormatter(count_axis))
             if measure != AUC:
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(FuncFormatter(percent))
+                axes.yaxis.set_major_formatter(FuncFormatter(percent_axis))
             axes.minorticks_off()
             if not number:
                 axes.set_ylabel(measure)

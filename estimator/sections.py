@@ -334,6 +334,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name} ")
         elif isinstance(value, list | tuple):
-            yield name, ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in value)
+            texts = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value]
+            yield name, ", ".join(texts) or "none"
+        elif value is None or isinstance(value, bool):
+            yield name, {None: "none", False: "no", True: "yes"}[value]
         else:
             yield name, value if isinstance(value, str) else json.dumps(value)

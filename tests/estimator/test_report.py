@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from matplotlib.figure import Figure
 from densitrace.errors import InputError, StoreError
 from densitrace.estimator import passages as texts
 from densitrace.estimator.density import DensityResult
-from densitrace.estimator.plots import percent, to_svg
+from densitrace.estimator.page import count
+from densitrace.estimator.plots import percent, percent_axis, to_svg
 from densitrace.estimator.report import render_report, write_report
-from densitrace.estimator.sections import default_labels
+from densitrace.estimator.sections import default_labels, facts
 
 MakeResult = Callable[..., DensityResult]
 
@@ -242,6 +244,43 @@ def test_figures_keep_their_text_and_take_the_pages_colours() -> None:
 )
 def test_percent_keeps_two_digits(value: float, text: str) -> None:
     assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0%"), (0.0125, "1.25%"), (0.3, "30%"), (1.0, "100%"), (1e-4, "0.01%")],
+)
+def test_ticks_of_shares_are_exact(value: float, text: str) -> None:
+    assert percent_axis(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1"),
+        (1 - 1e-7, "1"),
+        (np.nan, "nan"),
+        (12.34, "12.3"),
+        (49.98, "50.0"),
+        (99.97, "100"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_a_count_has_decimals_if_it_is_a_small_mean(value: float, text: str) -> None:
+    assert count(value) == text
+
+
+def test_the_scale_of_shares_ends_at_the_whole() -> None:
+    assert texts.Scale("density@0.1", 0.01, 1.0, log=True).ticks == ("≤ 1.0%", "10%", "100%")
+    assert texts.Scale("auc_tv", 0.5, 1.0, log=False).ticks == ("≤ 0.50", "0.75", "≥ 1.00")
+
+
+def test_settings_are_words(make_result: MakeResult) -> None:
+    settings = {"controls": [], "edges": None, "parallel": False, "rule": {"values": [0.1, 1e-5]}}
+    shown = dict(facts(replace(make_result(DOCUMENTS), settings=settings)))
+    assert shown == {
+        "controls": "none", "edges": "none", "parallel": "no", "rule values": "0.1, 1e-05"
+    }  # fmt: skip
 
 
 def test_an_unknown_label_is_refused(make_result: MakeResult) -> None:

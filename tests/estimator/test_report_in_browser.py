@@ -240,6 +240,17 @@ def test_light_and_dark_follow_the_system_and_the_button(page: Page) -> None:
     assert page.run("document.getElementById('theme').checkVisibility()") is False
 
 
+def test_tables_fit_on_printed_paper(pipe: Pipe, report: Path) -> None:
+    opened = Page(pipe, width=670)  # A4 between its margins
+    opened.open(report)
+    opened.call("Emulation.setEmulatedMedia", media="print")
+    widths = opened.run(
+        "(() => { const e = [...document.querySelectorAll('#s1 .scroll')].find(e =>"
+        "e.textContent.includes('Rank correlations')); return [e.scrollWidth, e.clientWidth]; })()"
+    )
+    assert widths[0] == widths[1]
+
+
 def test_tabs_show_one_model_at_a_time(page: Page) -> None:
     shown = (
         "[...document.querySelectorAll('.panel')].filter(e => e.checkVisibility()).map(e => e.id)"

@@ -253,7 +253,7 @@ def test_a_threshold_beyond_the_largest_is_a_bound(stores: tuple[Store, Store]) 
     assert table is not None and (table["threshold"] == 0.1).all()
     rows = section(Subject("s1", "a", result, stores[0])).parts["thresholds"]
     assert rows[0]["largest"] == 0.1
-    assert threshold(0.1, 0.1) == "≥ 0.1" and threshold(0.012, 0.1) == "0.012"
+    assert threshold(0.1, 0.1) == "≥ 0.10" and threshold(0.012, 0.1) == "0.012"
     assert threshold(np.nan, 0.1) == "–"
 
 
