@@ -422,12 +422,14 @@ def test_bad_models(tmp_path: Path) -> None:
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(ModelError, match=r"NaN or infinity, first in model.layers.1.mlp.up_proj"):
         Tracer(model)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded: there is no such folder, and as a hub"):
         Tracer.from_pretrained(tmp_path / "nothing")
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded"):
         Tracer.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="device='abacus'"):
+    with pytest.raises(ModelError, match="is a file: give the folder"):
+        Tracer.from_pretrained(tmp_path / "config.json")
+    with pytest.raises(InputError, match="device='abacus' is unknown; use auto, cpu, cuda"):
         Tracer.from_pretrained(tmp_path, device="abacus")
     for dtype in ("float7", None):
         with pytest.raises(InputError, match=f"dtype={dtype!r} is unknown"):

@@ -95,6 +95,8 @@ def load_offloaded(
 
 def _config(name: str) -> Any:
     """Load a model's config and check that its architecture is declared."""
+    if Path(name).is_file():
+        raise ModelError(f"model {name!r} is a file: give the folder that it is in, or a hub id")
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     architecture_of(text_config(config))
     return config
@@ -106,7 +108,10 @@ def _one_line(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        reason = first_line(error)
+        if not Path(name).exists():
+            reason = f"there is no such folder, and as a hub id: {reason}"
+        raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -147,7 +152,12 @@ def _device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device!r} cannot be used: {first_line(error)}") from error
+        reason = first_line(error).partition(". ")[0]  # torch goes on to list all its backends
+        if "device string" in reason:  # or all kinds of devices
+            raise InputError(
+                f"device={device!r} is unknown; use auto, cpu, cuda or cuda:1"
+            ) from error
+        raise InputError(f"device={device!r} cannot be used: {reason}") from error
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
