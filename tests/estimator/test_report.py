@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -276,7 +277,12 @@ def test_the_scale_of_shares_ends_at_the_whole() -> None:
 
 
 def test_settings_are_words(make_result: MakeResult) -> None:
-    settings = {"controls": [], "edges": None, "parallel": False, "rule": {"values": [0.1, 1e-5]}}
+    settings: dict[str, Any] = {
+        "controls": [],
+        "edges": None,
+        "parallel": False,
+        "rule": {"values": [0.1, 1e-5]},
+    }
     shown = dict(facts(replace(make_result(DOCUMENTS), settings=settings)))
     assert shown == {
         "controls": "none", "edges": "none", "parallel": "no", "rule values": "0.1, 1e-05"
