@@ -129,7 +129,7 @@ def batch_of_tensor(
     if (segments == PADDING).all(1).any():
         raise InputError("inputs hold a row with only padding: every row needs a token")
     positions, starts = _positions(segments)
-    _check_runs(segments, starts)
+    _check_runs(segments, starts, only_mask=segment_ids is None)
     padding = segments == PADDING
     # Number the documents in order; give padding id 0 and position 0.
     segments = ((starts & ~padding).cumsum(1) - 1).masked_fill(padding, PADDING)
@@ -161,9 +161,13 @@ def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:
     return index - first, starts
 
 
-def _check_runs(segments: Tensor, starts: Tensor) -> None:
+def _check_runs(segments: Tensor, starts: Tensor, only_mask: bool) -> None:
     for row, start in zip(segments.tolist(), starts.tolist(), strict=True):
         heads = [segment for segment, first in zip(row, start, strict=True) if first]
         documents = [segment for segment in heads if segment != PADDING]
         if len(set(documents)) < len(documents):
-            raise InputError("segment_ids return to an earlier segment: each must be one run")
+            raise InputError(
+                "attention_mask has padding between tokens: it must be before or after them"
+                if only_mask
+                else "segment_ids return to an earlier segment: each must be one run"
+            )

@@ -315,6 +315,11 @@ def test_impossible_auto_strata(n: Any) -> None:
         (torch.tensor([IDS]), {"attention_mask": torch.ones(1, 7)}, "attention_mask has shape"),
         (torch.tensor([IDS]), {"attention_mask": torch.zeros(1, 8)}, "only padding"),
         (torch.tensor([IDS]), {"segment_ids": torch.arange(8)[None] % 2}, "each must be one run"),
+        (
+            torch.tensor([IDS]),
+            {"attention_mask": torch.arange(8)[None] % 2},
+            "attention_mask has padding between tokens",
+        ),
     ],
 )
 def test_impossible_input(
