@@ -163,8 +163,9 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
             here = slice(rows.start + part.stop)  # later sources lie above the diagonal
             edge = alpha[:, head, part, here, None] * u[:, None, here]  # [B, part, S, D]
             n = node[:, part, None]
-            # Subtract entry by entry, so that |n| and |n - e| cancel before the sum.
-            out[:, head, part, here] = (n.abs() - (n - edge).abs()).sum(-1)
+            # |n| - |n - e| without the difference, in which a small e would be lost.
+            along = torch.where(n < 0, -edge, edge)
+            out[:, head, part, here] = torch.minimum(along, 2 * n.abs() - along).sum(-1)
     return out.clamp_(min=0)
 
 

@@ -161,9 +161,10 @@ class VectorImportance:
 
     def _side(self, side: Sequence[Tensor], node_vector: Tensor) -> Tensor:
         if self.name == "proximity":
-            # Subtract entry by entry, before summing, so that |n| and |n - e| cancel exactly.
-            size = node_vector.abs()
-            gains = [(size - (node_vector - vector).abs_()).sum(-1) for vector in side]
+            # |n| - |n - e| without the difference, in which a small e would be lost.
+            negative, twice = node_vector < 0, 2 * node_vector.abs()
+            along = (torch.where(negative, -vector, vector) for vector in side)
+            gains = [torch.minimum(gain, twice - gain).sum(-1) for gain in along]
             return torch.stack(gains).clamp(min=0)
         cosines = [(_unit(vector) * _unit(node_vector)).sum(-1).clamp(-1, 1) for vector in side]
         return (1 + torch.stack(cosines)) / 2

@@ -275,6 +275,21 @@ def test_proximity_is_exact_where_a_cut_decides() -> None:
     assert ours.evaluated < everything.evaluated < 1
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_small_proximities_are_not_rounded_away(backend: str) -> None:
+    """Edges so small that subtracting them leaves the node's float32 unchanged."""
+    node = torch.tensor([[[8.0, -8.0, 0.0]]])
+    for value, expected in ((1e-9, 2e-9), (-1e-9, 0.0)):
+        v, w_o = torch.full((1, 1, 1, 1), value), torch.tensor([[[2.0], [-1.0], [1.0]]])
+        q = torch.zeros(1, 1, 1, 1)
+        pattern = Pattern(q, q, 1.0, lse=q[0])
+        edges = AttentionEdges(pattern, ProximityWeight(node, v, w_o))
+        mass = kernels.edge_mass(edges, backend=backend)
+        weights = kernels.edge_weights(edges, backend=backend)
+        assert mass.item() == pytest.approx(expected, rel=1e-5)
+        assert weights.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_op_is_served() -> None:
     assert set(kernels.backends("cpu").values()) == {"cpu"}
 

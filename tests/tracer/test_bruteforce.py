@@ -118,6 +118,19 @@ def test_weights(family: str, importance: str) -> None:
         np.testing.assert_allclose(array, expected[kind], atol=TOLERANCE[importance])
 
 
+def test_small_proximities_of_an_mlp_are_not_rounded_away() -> None:
+    """MLPs so small that subtracting them leaves the node's float32 unchanged."""
+    model, ids = tiny_model("mistral"), tokens()
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight.mul_(1e-9)
+    expected = oracles.oracle_of(model).clean(ids).weights("proximity")["mlp"]
+    assert 1e-11 < expected.max() < 1e-8
+    trace = Tracer(model).trace(ids, importance="proximity", select=Threshold([0.1]))
+    assert isinstance(trace, Trace)
+    np.testing.assert_allclose(trace.graph.weights()["mlp"], expected, atol=1e-13, rtol=1e-4)
+
+
 def test_random_weights_are_uniform_and_seeded() -> None:
     ids = tokens(32)
     options: dict[str, Any] = {"importance": "random", "select": Threshold([0.5])}
