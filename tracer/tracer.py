@@ -275,7 +275,8 @@ class Tracer:
             output: that position, or from the end; used with scope="output" only.
             controls: any of "inverse", "random" (METHOD §5).
             count: whether edges outside a sliding window count in the full graph ("causal", as in
-                the papers' reference) or not ("window").
+                the papers' reference) or not ("window"). No trace holds any; the reference's
+                traces of `Size` hold them last.
             seed: for everything random.
             next_token: the id that follows each sequence, for the loss of its last token; a single
                 id for a single sequence.
