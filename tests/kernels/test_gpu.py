@@ -237,10 +237,9 @@ def check_proximity(problem: Problem) -> None:
     edges = problem.edges(weight)
     dense = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
     close("mass", kernels.edge_mass(edges, backend=problem.backend), dense.sum((1, 3)).numpy())
-    # Halfway between a target's heaviest edges, so that rounding decides nothing; and above those
-    # that the definition, which subtracts norms of the node, rounds to 0.
+    # Halfway between a target's heaviest edges, so that rounding decides nothing.
     ordered = dense.transpose(1, 2).flatten(2).sort(-1, descending=True).values
-    cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)]).clamp(min=1e-5)
+    cuts = torch.stack([ordered[..., i : i + 2].mean(-1) for i in (0, 1)])
     actual = kernels.edge_levels(edges, cuts, backend=problem.backend)
     kept = dense > cuts[:, :, None, :, None]  # [K, B, H, T, T]
     assert torch.equal(actual.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
