@@ -143,7 +143,7 @@ def node_cuts(
     `side`, float32 [E, B, T].
     """
 
-def settle(
+def refine_bounds(
     ranked: tuple[int, int],
     sent: int,
     largest: int,
@@ -154,7 +154,7 @@ def settle(
     tile: Tile,
     heads: int,
     hidden: int,
-    settled: tuple[int, int, int],
+    totals: tuple[int, int, int],
     device: int,
     stream: int,
 ) -> None:
@@ -162,11 +162,11 @@ def settle(
 
     With `strata` 0 there are no cuts and all weights become exact. `ranked` is
     `densitrace.kernels.ProximityWeight.ranked`; `sent` [heads of the tile, B, T, D] is W_O v and
-    `largest` [.., B, T] its largest magnitudes. `settled`, [B, H, T] with H `heads`, takes rows'
+    `largest` [.., B, T] its largest magnitudes. `totals`, [B, H, T] with H `heads`, takes rows'
     sums (float32, 0 under cuts), numbers of edges and numbers of edges summed exactly (int32).
     """
 
-def label(
+def update_levels(
     weight: int,
     cuts: int,
     strata: int,

@@ -485,7 +485,7 @@ class _Proximity:
                         largest = torch.linalg.vector_norm(sent, torch.inf, dim=-1)
                     share = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
                     weight = self.weighing.weigh(tile, share)
-                    self._settle(tile, weight, share, sent, largest)
+                    self._refine_bounds(tile, weight, share, sent, largest)
                 yield tile, weight
 
     def whole_nodes(self) -> Iterator[tuple[_Tile, Tensor]]:
@@ -517,7 +517,7 @@ class _Proximity:
         w_o = self.weight.w_o[heads.start : heads.stop].transpose(1, 2)
         return product(values.flatten(1, 2), w_o).view(*values.shape[:3], -1)
 
-    def _settle(
+    def _refine_bounds(
         self, tile: _Tile, weight: Tensor, share: Tensor, sent: Tensor, largest: Tensor
     ) -> None:
         """Replace bounds in `weight` by exact weights where a level needs them, in place."""
@@ -525,7 +525,7 @@ class _Proximity:
         hidden, device = self.weight.node.shape[-1], self.device
         entry, dimension = self.weight.ranked
         shape = (tile.heads, batch, length)
-        _cuda.settle(
+        _cuda.refine_bounds(
             (
                 _address("node", entry, torch.float32, batch, length, hidden, on=device),
                 _address("node", dimension, torch.int32, batch, length, hidden, on=device),
@@ -550,7 +550,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     levels = torch.zeros(batch, length, length, dtype=torch.uint8, device=cuts.device)
     degrees = torch.zeros(cuts.shape, dtype=torch.int32, device=cuts.device)
     for tile, weight in proximity.tiles():
-        _cuda.label(
+        _cuda.update_levels(
             weight.data_ptr(),
             proximity.cuts,
             proximity.strata,

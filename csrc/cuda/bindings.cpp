@@ -129,24 +129,24 @@ void bind_node_cuts(Address weight, const Tile& tile, unsigned window, Address s
             strata, at<const float>(total), at<float>(cuts), {device, stream});
 }
 
-// `ranked`: entry, dimension; `settled`: sums, edges, summed.
-void bind_settle(const std::array<Address, 2>& ranked, Address sent, Address largest, Address share,
-                 Address cuts, unsigned strata, Address weight, const Tile& tile, unsigned heads,
-                 unsigned hidden, const std::array<Address, 3>& settled, int device,
-                 Address stream) {
+// `ranked`: entry, dimension; `totals`: sums, edges, summed.
+void bind_refine_bounds(const std::array<Address, 2>& ranked, Address sent, Address largest,
+                        Address share, Address cuts, unsigned strata, Address weight,
+                        const Tile& tile, unsigned heads, unsigned hidden,
+                        const std::array<Address, 3>& totals, int device, Address stream) {
   check_strata(strata);
-  settle({at<const float>(ranked[0]), at<const std::uint32_t>(ranked[1])}, at<const float>(sent),
-         at<const float>(largest), at<const float>(share), at<const float>(cuts), strata,
-         at<float>(weight), tile, heads, hidden,
-         {at<float>(settled[0]), at<std::int32_t>(settled[1]), at<std::int32_t>(settled[2])},
-         {device, stream});
+  refine_bounds({at<const float>(ranked[0]), at<const std::uint32_t>(ranked[1])},
+                at<const float>(sent), at<const float>(largest), at<const float>(share),
+                at<const float>(cuts), strata, at<float>(weight), tile, heads, hidden,
+                {at<float>(totals[0]), at<std::int32_t>(totals[1]), at<std::int32_t>(totals[2])},
+                {device, stream});
 }
 
-void bind_label(Address weight, Address cuts, unsigned strata, const Tile& tile, Address levels,
-                Address degrees, int device, Address stream) {
+void bind_update_levels(Address weight, Address cuts, unsigned strata, const Tile& tile,
+                        Address levels, Address degrees, int device, Address stream) {
   check_strata(strata);
-  label(at<const float>(weight), at<const float>(cuts), strata, tile, at<std::uint8_t>(levels),
-        at<std::int32_t>(degrees), {device, stream});
+  update_levels(at<const float>(weight), at<const float>(cuts), strata, tile,
+                at<std::uint8_t>(levels), at<std::int32_t>(degrees), {device, stream});
 }
 
 #ifdef DENSITRACE_HOST
@@ -221,11 +221,11 @@ PYBIND11_MODULE(MODULE, module) {
              py::arg("sides"), py::arg("wanted"), py::arg("strata"), py::arg("total"),
              py::arg("cuts"), device, stream,
              "Write the cuts of a tile's nodes by shares of a total, or of the number of edges.");
-  module.def("settle", &bind_settle, py::arg("ranked"), py::arg("sent"), py::arg("largest"),
-             py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile, heads,
-             py::arg("hidden"), py::arg("settled"), device, stream,
+  module.def("refine_bounds", &bind_refine_bounds, py::arg("ranked"), py::arg("sent"),
+             py::arg("largest"), py::arg("share"), py::arg("cuts"), py::arg("strata"), weight, tile,
+             heads, py::arg("hidden"), py::arg("totals"), device, stream,
              "Replace bounds by exact proximities where they leave a level in doubt.");
-  module.def("label", &bind_label, weight, py::arg("cuts"), py::arg("strata"), tile,
+  module.def("update_levels", &bind_update_levels, weight, py::arg("cuts"), py::arg("strata"), tile,
              py::arg("levels"), py::arg("degrees"), device, stream,
              "Raise levels to those of the tile's heads, and add their in-degrees.");
 }

@@ -57,9 +57,9 @@ struct Ranked {
   const std::uint32_t* dimension;
 };
 
-// Results of settle per row [B, H, T]: the sum of its weights (0 under cuts); the number of its
-// edges, and of those whose excess was summed.
-struct Settled {
+// Results of refine_bounds per row [B, H, T]: the sum of its weights (0 under cuts); the number of
+// its edges, and of those whose excess was summed.
+struct RowTotals {
   float* sums;
   std::int32_t *edges, *summed;
 };

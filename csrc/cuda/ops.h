@@ -44,10 +44,11 @@ void node_cuts(float* weight, const Tile& tile, unsigned window, const float* si
                const double* wanted, unsigned strata, const float* total, float* cuts, Where where);
 
 // proximity.cu: `heads` is H
-void settle(const Ranked& ranked, const float* sent, const float* largest, const float* share,
-            const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
-            unsigned hidden, const Settled& settled, Where where);
-void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
-           std::uint8_t* levels, std::int32_t* degrees, Where where);
+void refine_bounds(const Ranked& ranked, const float* sent, const float* largest,
+                   const float* share, const float* cuts, unsigned strata, float* weight,
+                   const Tile& tile, unsigned heads, unsigned hidden, const RowTotals& totals,
+                   Where where);
+void update_levels(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                   std::uint8_t* levels, std::int32_t* degrees, Where where);
 
 }  // namespace densitrace::cuda

@@ -11,12 +11,13 @@
 //
 //   0 <= excess <= j (far - |n_d| of the first).
 //
-// Settle replaces a bound by the weight wherever the level is in doubt: if the upper bound clears a
-// cut that the lower bound, a c - 2 j (far - ..), does not. Elsewhere the bound stays, since it has
-// the level of the weight. (The code has 2.002 instead of 2: the rounding error of an excess of j
-// terms, j / 8 + 3 additions of 6e-8 each, is below a thousandth for any hidden size up to 100,000.
-// Rounding is monotone, so nothing else needs a margin.) Without cuts the weights themselves are
-// needed: every positive bound that may exceed its weight is in doubt, and rows are summed.
+// RefineBounds replaces a bound by the weight wherever the level is in doubt: if the upper bound
+// clears a cut that the lower bound, a c - 2 j (far - ..), does not. Elsewhere the bound stays,
+// since it has the level of the weight. (The code has 2.002 instead of 2: the rounding error of an
+// excess of j terms, j / 8 + 3 additions of 6e-8 each, is below a thousandth for any hidden size up
+// to 100,000. Rounding is monotone, so nothing else needs a margin.) Without cuts the weights
+// themselves are needed: every positive bound that may exceed its weight is in doubt, and rows are
+// summed.
 //
 // A block of threads owns a row: a target of a head. It covers 1,024 sources at a time, lists those
 // in doubt in shared memory, in any order, and then sums 16 edges at once with 8 lanes each. The
@@ -27,9 +28,9 @@
 // at an address of its own, a sector of 32 bytes from the L2 cache, whose bandwidth is the limit
 // rather than the 5 operations a term.
 //
-// In Label a block owns a target, for all heads of the tile: it raises the level of each source to
-// the highest of these heads, and counts the edges that clear each cut; 4 bytes an edge, and 2 a
-// pair of target and source.
+// In UpdateLevels a block owns a target, for all heads of the tile: it raises the level of each
+// source to the highest of these heads, and counts the edges that clear each cut; 4 bytes an edge,
+// and 2 a pair of target and source.
 
 #include <cmath>
 
@@ -59,14 +60,14 @@ struct Cuts {
 
 DEVICE float clamped(float weight) { return weight < 0 ? 0.0f : weight; }  // keeps NaN
 
-struct Settle {
+struct RefineBounds {
   Ranked ranked;
   const float *sent, *largest;  // u and max |u|: [heads of the tile, B, T, D], [.., B, T]
   const float *share, *cuts;    // a, shaped as the tile; cuts [K, B, T]
   float* weight;                // as input: the bounds
   Tile tile;
   unsigned heads, hidden, strata;  // strata 0: all weights are needed
-  Settled settled;
+  RowTotals totals;
 
   static constexpr unsigned kThreads = kRowThreads;
   static constexpr unsigned kResident = 8;
@@ -152,9 +153,9 @@ struct Settle {
         return sum;
       });
       if (!lanes.leads()) return;
-      settled.sums[index] = sum;
-      settled.edges[index] = shared.edges;
-      settled.summed[index] = shared.summed;
+      totals.sums[index] = sum;
+      totals.edges[index] = shared.edges;
+      totals.summed[index] = shared.summed;
     });
   }
 
@@ -211,7 +212,7 @@ struct Settle {
   }
 };
 
-struct Label {
+struct UpdateLevels {
   const float *weight, *cuts;  // cuts [K, B, T]
   Tile tile;
   unsigned strata;
@@ -263,16 +264,18 @@ struct Label {
 
 }  // namespace
 
-void settle(const Ranked& ranked, const float* sent, const float* largest, const float* share,
-            const float* cuts, unsigned strata, float* weight, const Tile& tile, unsigned heads,
-            unsigned hidden, const Settled& settled, Where where) {
-  launch(Settle{ranked, sent, largest, share, cuts, weight, tile, heads, hidden, strata, settled},
-         {tile.rows, tile.batch * tile.heads}, where);
+void refine_bounds(const Ranked& ranked, const float* sent, const float* largest,
+                   const float* share, const float* cuts, unsigned strata, float* weight,
+                   const Tile& tile, unsigned heads, unsigned hidden, const RowTotals& totals,
+                   Where where) {
+  launch(
+      RefineBounds{ranked, sent, largest, share, cuts, weight, tile, heads, hidden, strata, totals},
+      {tile.rows, tile.batch * tile.heads}, where);
 }
 
-void label(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
-           std::uint8_t* levels, std::int32_t* degrees, Where where) {
-  launch(Label{weight, cuts, tile, strata, levels, degrees}, {tile.rows, tile.batch}, where);
+void update_levels(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                   std::uint8_t* levels, std::int32_t* degrees, Where where) {
+  launch(UpdateLevels{weight, cuts, tile, strata, levels, degrees}, {tile.rows, tile.batch}, where);
 }
 
 }  // namespace densitrace::cuda

@@ -465,10 +465,10 @@ def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # per tile: some rows, heads, all
 @pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
-def test_levels_reuse_tiles_settled_by_the_mass(
+def test_levels_reuse_tiles_kept_by_the_mass(
     elements: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Labels are equal bit for bit; each settled tile, and the share summed, is used once."""
+    """Levels are equal bit for bit; each kept tile, and the share summed, is used once."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     monkeypatch.setattr(ops, "SCRATCH_ELEMENTS", room)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
