@@ -96,7 +96,7 @@ def weigh(
 ) -> None:
     """Write the weights of a tile; for proximity upper bounds, and alpha / rho to `share`."""
 
-def count_rows(
+def count_edges(
     weight: int,
     floor: int,
     tile: Tile,
@@ -107,7 +107,7 @@ def count_rows(
 ) -> None:
     """Write how many edges of each row clear `floor` [B, T], int64 [B, H, T]; H is `heads`."""
 
-def table_rows(
+def write_edges(
     weight: int,
     cuts: int,
     strata: int,

@@ -390,7 +390,7 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
     weight = weighing.weigh(tile)
     # Per row of the tile: first how many edges it keeps, then where they start in the table.
     places = torch.empty(batch, heads, length, dtype=torch.int64, device=device)
-    _cuda.count_rows(weight.data_ptr(), floor, tile.plain, heads, places.data_ptr(), *where)
+    _cuda.count_edges(weight.data_ptr(), floor, tile.plain, heads, places.data_ptr(), *where)
     counts = places[:, :, rows].flatten()
     ends = counts.cumsum(0)
     total = int(ends[-1])  # the host waits: the table's size depends on it
@@ -409,7 +409,7 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
         column(torch.float32),
         column(torch.uint8),
     )
-    _cuda.table_rows(
+    _cuda.write_edges(
         weight.data_ptr(),
         every_cut,
         len(cuts),

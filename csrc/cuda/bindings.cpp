@@ -104,21 +104,21 @@ void bind_weigh(const Pattern& pattern, const Weights& weights, const Tile& tile
   weigh(pattern, weights, tile, at<float>(weight), at<float>(share), {device, stream});
 }
 
-void bind_count_rows(Address weight, Address floor, const Tile& tile, unsigned heads, Address kept,
-                     int device, Address stream) {
-  count_rows(at<const float>(weight), at<const float>(floor), tile, heads, at<std::int64_t>(kept),
-             {device, stream});
+void bind_count_edges(Address weight, Address floor, const Tile& tile, unsigned heads, Address kept,
+                      int device, Address stream) {
+  count_edges(at<const float>(weight), at<const float>(floor), tile, heads, at<std::int64_t>(kept),
+              {device, stream});
 }
 
 // `columns`: sequence, head, source, target, weight, stratum.
-void bind_table_rows(Address weight, Address cuts, unsigned strata, const Tile& tile,
-                     unsigned heads, Address starts, const std::array<Address, 6>& columns,
-                     int device, Address stream) {
+void bind_write_edges(Address weight, Address cuts, unsigned strata, const Tile& tile,
+                      unsigned heads, Address starts, const std::array<Address, 6>& columns,
+                      int device, Address stream) {
   const Table table{at<std::int32_t>(columns[0]), at<std::int16_t>(columns[1]),
                     at<std::int32_t>(columns[2]), at<std::int32_t>(columns[3]),
                     at<float>(columns[4]),        at<std::uint8_t>(columns[5])};
-  table_rows(at<const float>(weight), at<const float>(cuts), strata, tile, heads,
-             at<const std::int64_t>(starts), table, {device, stream});
+  write_edges(at<const float>(weight), at<const float>(cuts), strata, tile, heads,
+              at<const std::int64_t>(starts), table, {device, stream});
 }
 
 void bind_node_cuts(Address weight, const Tile& tile, unsigned window, Address side, unsigned sides,
@@ -212,9 +212,9 @@ PYBIND11_MODULE(MODULE, module) {
   const auto tile = py::arg("tile"), heads = py::arg("heads"), weight = py::arg("weight");
   module.def("weigh", &bind_weigh, py::arg("pattern"), py::arg("weights"), tile, weight,
              py::arg("share"), device, stream, "Write the weights of a tile.");
-  module.def("count_rows", &bind_count_rows, weight, py::arg("floor"), tile, heads, py::arg("kept"),
-             device, stream, "Write how many edges of each row clear a floor.");
-  module.def("table_rows", &bind_table_rows, weight, py::arg("cuts"), py::arg("strata"), tile,
+  module.def("count_edges", &bind_count_edges, weight, py::arg("floor"), tile, heads,
+             py::arg("kept"), device, stream, "Write how many edges of each row clear a floor.");
+  module.def("write_edges", &bind_write_edges, weight, py::arg("cuts"), py::arg("strata"), tile,
              heads, py::arg("starts"), py::arg("columns"), device, stream,
              "Write the edges that clear the last cut to the columns of a table.");
   module.def("node_cuts", &bind_node_cuts, weight, tile, py::arg("window"), py::arg("side"),

@@ -35,7 +35,7 @@ struct Row {
         first((std::uint64_t{slice} * tile.rows + x) * (tile.first + tile.rows)) {}
 };
 
-struct CountRows {
+struct CountEdges {
   const float *weight, *floor;
   Tile tile;
   unsigned heads;
@@ -67,7 +67,7 @@ struct CountRows {
   }
 };
 
-struct WriteRows {
+struct WriteEdges {
   const float *weight, *cuts;  // cuts [K, B, T]
   unsigned strata;
   Tile tile;
@@ -156,14 +156,14 @@ Blocks rows_of(const Tile& tile) { return {tile.rows, tile.batch * tile.heads}; 
 
 }  // namespace
 
-void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, Where where) {
-  launch(CountRows{weight, floor, tile, heads, kept}, rows_of(tile), where);
+void count_edges(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+                 std::int64_t* kept, Where where) {
+  launch(CountEdges{weight, floor, tile, heads, kept}, rows_of(tile), where);
 }
 
-void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
-                unsigned heads, const std::int64_t* starts, const Table& table, Where where) {
-  launch(WriteRows{weight, cuts, strata, tile, heads, starts, table}, rows_of(tile), where);
+void write_edges(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                 unsigned heads, const std::int64_t* starts, const Table& table, Where where) {
+  launch(WriteEdges{weight, cuts, strata, tile, heads, starts, table}, rows_of(tile), where);
 }
 
 }  // namespace densitrace::cuda

@@ -33,10 +33,10 @@ void weigh(const Pattern& pattern, const Weights& weights, const Tile& tile, flo
            float* share, Where where);
 
 // collect_edges.cu: `heads` is H
-void count_rows(const float* weight, const float* floor, const Tile& tile, unsigned heads,
-                std::int64_t* kept, Where where);
-void table_rows(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
-                unsigned heads, const std::int64_t* starts, const Table& table, Where where);
+void count_edges(const float* weight, const float* floor, const Tile& tile, unsigned heads,
+                 std::int64_t* kept, Where where);
+void write_edges(const float* weight, const float* cuts, unsigned strata, const Tile& tile,
+                 unsigned heads, const std::int64_t* starts, const Table& table, Where where);
 
 // node_cuts.cu: the tile has all heads, or none; its weights are overwritten. `wanted` [K] are
 // shares of `total` [B, T], or of the number of edges if that is null
