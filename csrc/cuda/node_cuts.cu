@@ -37,10 +37,10 @@ constexpr unsigned kBins = 1u << kDigit * kDigits;
 constexpr unsigned kMostStrata = 255;
 constexpr unsigned kNone = ~0u;  // no depth
 
-// Bins of 64 bits, in two halves, and the sums of 16 (`sixteens`) and of 256 (`many`) of them.
+// Bins of 64 bits, in two halves, and the sums of 16 and of 256 of them.
 struct Histogram {
   alignas(16) std::uint32_t low[kBins], high[kBins];
-  std::uint64_t sixteens[kBins >> kDigit], many[kBins >> 2 * kDigit];
+  std::uint64_t sums_of_16[kBins >> kDigit], sums_of_256[kBins >> 2 * kDigit];
 
   struct Place {
     unsigned bin;
@@ -78,13 +78,13 @@ struct Histogram {
   DEVICE std::uint64_t sum_of_sixteens(unsigned run) const {
     std::uint64_t sum = 0;
 #pragma unroll
-    for (unsigned i = 0; i < kRun; ++i) sum += sixteens[run * kRun + i];
+    for (unsigned i = 0; i < kRun; ++i) sum += sums_of_16[run * kRun + i];
     return sum;
   }
   DEVICE std::uint64_t sum() const {
     std::uint64_t sum = 0;
 #pragma unroll
-    for (unsigned i = 0; i < kRun; ++i) sum += many[i];
+    for (unsigned i = 0; i < kRun; ++i) sum += sums_of_256[i];
     return sum;
   }
 
@@ -98,7 +98,7 @@ struct Histogram {
 #pragma unroll
       for (unsigned i = 0; i + 1 < kRun; ++i) {
         const unsigned at = (place.bin >> kDigit * digits) + i;
-        sum += digits == 2 ? many[at] : digits == 1 ? sixteens[at] : held(at);
+        sum += digits == 2 ? sums_of_256[at] : digits == 1 ? sums_of_16[at] : held(at);
         if (sum >= wanted) continue;
         place.before = sum;
         passed = i + 1;
@@ -136,7 +136,7 @@ class Walk {
     return row_.weights[head_ * row_.stride + at_ + turn * kWarp];
   }
   // Advances to the next stretch of the thread's warp.
-  DEVICE void go_on() {
+  DEVICE void advance() {
     constexpr unsigned kAll = kThreads / kWarp * kStretch;
     head_ += kAll / span_;
     at_ += kAll % span_;
@@ -157,17 +157,17 @@ class Slot {
  public:
   DEVICE explicit Slot(const Walk& walk) : walk_(walk) { skip(); }
   DEVICE float& weight() const { return walk_.weight(turn_); }
-  DEVICE void go_on() {
+  DEVICE void advance() {
     if (++turn_ < Walk::kTurns && walk_.has(turn_)) return;
     turn_ = 0;
-    walk_.go_on();
+    walk_.advance();
     skip();
   }
 
  private:
   // Advances past stretches without a weight of the thread.
   DEVICE void skip() {
-    while (!walk_.ends() && !walk_.has(0)) walk_.go_on();
+    while (!walk_.ends() && !walk_.has(0)) walk_.advance();
   }
   Walk walk_;
   unsigned turn_ = 0;
@@ -262,7 +262,7 @@ struct NodeCuts {
     const Depths depths = block.shared.depths;
     find_bins(block, node, depths);
     move(block, node, depths);
-    find_edges(block, node, depths);
+    find_last_edges(block, node, depths);
     write(block, node, depths);
   }
 
@@ -328,7 +328,7 @@ struct NodeCuts {
         if (depth > depths.last) return lighter.take({w});
         if (!shared.lists[depth >> depths.shift].any()) return;
         to.weight() = w;
-        to.go_on();
+        to.advance();
         ++own.moved;
       });
       each_side_edge(node, thread, [&](float w) {
@@ -347,7 +347,7 @@ struct NodeCuts {
   DEVICE void each_moved(const Node& node, const Depths& depths, unsigned thread, unsigned moved,
                          const Visit& visit) const {
     Slot<Edges> from(Edges(node.row, thread));
-    for (; moved > 0; --moved, from.go_on()) visit(depths.top - key_of(from.weight()));
+    for (; moved > 0; --moved, from.advance()) visit(depths.top - key_of(from.weight()));
     each_side_edge(node, thread, [&](float w) {
       const unsigned depth = depths.top - key_of(w);
       if (depth <= depths.last) visit(depth);
@@ -356,7 +356,7 @@ struct NodeCuts {
 
   // Finds all bits of the depth of each stratum's last edge.
   template <typename Block>
-  DEVICE void find_edges(Block& block, const Node& node, const Depths& depths) const {
+  DEVICE void find_last_edges(Block& block, const Node& node, const Depths& depths) const {
     Shared& shared = block.shared;
     const unsigned step = (strata == 1 ? 3 : strata <= 16 ? 2 : 1) * kDigit;  // of a bin's number
     for (unsigned bits = depths.shift; bits > 0;) {                           // still unknown
@@ -425,7 +425,7 @@ struct NodeCuts {
   }
   template <typename Visit>
   DEVICE void each_attention_edge(const Node& node, unsigned thread, const Visit& visit) const {
-    for (Edges walk(node.row, thread); !walk.ends(); walk.go_on()) {
+    for (Edges walk(node.row, thread); !walk.ends(); walk.advance()) {
       float weights[Edges::kTurns];  // read before any is written
       if (walk.has(Edges::kTurns - 1)) {
 #pragma unroll
@@ -469,10 +469,10 @@ struct NodeCuts {
   DEVICE static void add_up(Block& block) {
     Histogram& bins = block.shared.bins;
     block.each([&](unsigned thread, Own&) {
-      if (thread < kBins >> kDigit) bins.sixteens[thread] = bins.sum_of_bins(thread);
+      if (thread < kBins >> kDigit) bins.sums_of_16[thread] = bins.sum_of_bins(thread);
     });
     block.each([&](unsigned thread, Own&) {
-      if (thread < kBins >> 2 * kDigit) bins.many[thread] = bins.sum_of_sixteens(thread);
+      if (thread < kBins >> 2 * kDigit) bins.sums_of_256[thread] = bins.sum_of_sixteens(thread);
     });
   }
 
