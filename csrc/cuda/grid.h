@@ -18,8 +18,10 @@
 // that is read between parts must not be written in the next part, in which another thread may
 // already be.
 //
-// block.each_group(part) does the same for groups of kLanes threads, which run their part together
-// and may add up a number of each thread: lanes.sum(term).
+// block.each_group(part) does the same for groups of kLanes threads: part(group, lanes) runs in all
+// threads of a group together, and lanes.sum(term) adds up a number of each. block.each_warp(part)
+// runs part(warp, own) in all threads of a warp together; the host calls it once a warp, with the
+// `own` of the first thread.
 #pragma once
 
 #include <cstdint>
@@ -82,14 +84,12 @@ struct Block {
     __syncthreads();
   }
 
-  // Calls part(warp, own) in all threads of a warp together.
   template <typename Part>
   DEVICE void each_warp(const Part& part) {
     part(threadIdx.x / kWarp, own);
     __syncthreads();
   }
 
-  // Calls part(group, lanes).
   template <typename Part>
   DEVICE void each_group(const Part& part) {
     constexpr unsigned kLanes = Kernel::kLanes;

@@ -194,8 +194,8 @@ struct Weigh {
   // Data that all edges into a target of a head share.
   struct Target {
     unsigned t;
-    std::uint64_t to,
-        head;  // offsets: of its row in the tile; of the head's first row in [B, H, T]
+    std::uint64_t to;    // offset of its row in the tile
+    std::uint64_t head;  // offset of the head's first row in [B, H, T]
     float lse = 0, scale = 1;
     const std::int32_t* segments = nullptr;  // of its sequence
     std::int32_t segment = 0;
