@@ -129,7 +129,8 @@ class _Tile:
         return self.head, self.heads, self.rows.start, self.rows.stop
 
     @property
-    def plain(self) -> "_cuda.Tile":
+    def compiled(self) -> "_cuda.Tile":
+        """The tile for the compiled module."""
         start, stop = self.rows.start, self.rows.stop
         return _cuda.Tile(self.batch, self.head, self.heads, start, stop - start, self.length)
 
@@ -167,14 +168,14 @@ class _Weighing:
     ) -> Tensor:
         weight = torch.empty(tile.shape, dtype=torch.float32, device=self.device)
         into = 0 if share is None else share.data_ptr()
-        _cuda.weigh(pattern, weights, tile.plain, weight.data_ptr(), into, *self.where)
+        _cuda.weigh(pattern, weights, tile.compiled, weight.data_ptr(), into, *self.where)
         return weight
 
     def _logsumexp(self, pattern: Pattern) -> Tensor:
         lse = torch.empty(pattern.shape, dtype=torch.float32, device=self.device)
-        plain = self._pattern(replace(pattern, lse=lse))
+        compiled = self._pattern(replace(pattern, lse=lse))
         for tile in _tiles(self.batch, 0, self.heads, self.length):
-            scores = self._weigh(plain, _cuda.Weights.scores(), tile, None)
+            scores = self._weigh(compiled, _cuda.Weights.scores(), tile, None)
             source = torch.arange(tile.rows.stop, device=self.device)
             beyond = source > source[tile.rows, None]  # above the diagonal: may be unwritten
             lse[:, :, tile.rows] = scores.masked_fill_(beyond, -torch.inf).logsumexp(-1)
@@ -339,10 +340,10 @@ def _node_cuts(
     )
     if edges is None:
         alone = _Tile(batch, 0, 0, slice(0, length), length)
-        _cuda.node_cuts(0, alone.plain, window, *arguments)
+        _cuda.node_cuts(0, alone.compiled, window, *arguments)
         return cuts
     for tile, weight in _whole_nodes(edges):
-        _cuda.node_cuts(weight.data_ptr(), tile.plain, window, *arguments)
+        _cuda.node_cuts(weight.data_ptr(), tile.compiled, window, *arguments)
     return cuts
 
 
@@ -390,7 +391,7 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
     weight = weighing.weigh(tile)
     # Per row of the tile: first how many edges it keeps, then where they start in the table.
     places = torch.empty(batch, heads, length, dtype=torch.int64, device=device)
-    _cuda.count_edges(weight.data_ptr(), floor, tile.plain, heads, places.data_ptr(), *where)
+    _cuda.count_edges(weight.data_ptr(), floor, tile.compiled, heads, places.data_ptr(), *where)
     counts = places[:, :, rows].flatten()
     ends = counts.cumsum(0)
     total = int(ends[-1])  # the host waits: the table's size depends on it
@@ -413,7 +414,7 @@ def _table(edges: AttentionEdges, cuts: Tensor, rows: slice) -> EdgeTable | None
         weight.data_ptr(),
         every_cut,
         len(cuts),
-        tile.plain,
+        tile.compiled,
         heads,
         places.data_ptr(),
         (
@@ -441,7 +442,7 @@ class _Proximity:
 
     def __init__(self, edges: AttentionEdges, cuts: Tensor | None = None) -> None:
         assert isinstance(edges.weight, ProximityWeight)
-        self.whole, self.weight = edges, edges.weight
+        self.edges, self.weight = edges, edges.weight
         self.strata = 0 if cuts is None else len(cuts)
         self.shape, self.device = edges.pattern.shape, edges.pattern.device
         self.cuts = 0
@@ -454,12 +455,12 @@ class _Proximity:
         counts = edges.scratch.pop("counts", None) if self.strata else None
         if counts is None:
             counts = torch.empty(2, *self.shape, dtype=torch.int32, device=self.device)
-        self.edges, self.summed = self.counts = counts
+        self.edge_counts, self.summed_counts = self.counts = counts
 
     @cached_property
     def weighing(self) -> _Weighing:
-        """Made on first use: not needed if all tiles were kept by `leave`."""
-        return _Weighing(self.whole)
+        """Made on first use: not needed if all tiles were kept by `keep_weights`."""
+        return _Weighing(self.edges)
 
     def tiles(self, rows: slice | None = None) -> Iterator[tuple[_Tile, Tensor]]:
         """Tiles, a few heads at a time, with their weights float32 [B, heads, rows, sources].
@@ -476,9 +477,9 @@ class _Proximity:
             for tile in _tiles(batch, head, len(chunk), length) if alone is None else [alone]:
                 weight = None
                 if self.strata:  # edge_levels is the last op to need them: it frees each tile
-                    weight = self.whole.scratch.pop(tile.key, None)
+                    weight = self.edges.scratch.pop(tile.key, None)
                 elif alone is not None:
-                    weight = self.whole.scratch.get(tile.key)
+                    weight = self.edges.scratch.get(tile.key)
                 if weight is None:
                     if sent is None:
                         sent = self._sent(chunk)
@@ -497,12 +498,12 @@ class _Proximity:
                 weight[:, part.head : part.head + part.heads] = weight_of_part
             yield tile, weight
 
-    def leave(self) -> None:
+    def keep_weights(self) -> None:
         """Compute all weights; keep as many tiles as SCRATCH_ELEMENTS allows for `edge_levels`.
 
         Exact weights give the same levels there as bounds would.
         """
-        scratch, room = self.whole.scratch, SCRATCH_ELEMENTS
+        scratch, room = self.edges.scratch, SCRATCH_ELEMENTS
         scratch.clear()
         scratch["counts"] = self.counts
         for tile, weight in self.tiles():
@@ -536,10 +537,10 @@ class _Proximity:
             self.cuts,
             self.strata,
             weight.data_ptr(),
-            tile.plain,
+            tile.compiled,
             heads,
             hidden,
-            (self.sums.data_ptr(), self.edges.data_ptr(), self.summed.data_ptr()),
+            (self.sums.data_ptr(), self.edge_counts.data_ptr(), self.summed_counts.data_ptr()),
             *self.weighing.where,
         )
 
@@ -554,15 +555,16 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
             weight.data_ptr(),
             proximity.cuts,
             proximity.strata,
-            tile.plain,
+            tile.compiled,
             levels.data_ptr(),
             degrees.data_ptr(),
             *_device_and_stream(cuts.device),
         )
-    return EdgeLevels(levels, degrees, proximity.summed.sum() / proximity.edges.sum())
+    evaluated = proximity.summed_counts.sum() / proximity.edge_counts.sum()
+    return EdgeLevels(levels, degrees, evaluated)
 
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
     proximity = _Proximity(edges)
-    proximity.leave()
+    proximity.keep_weights()
     return proximity.sums.sum(1)

@@ -434,7 +434,7 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     assert_levels(ops.edge_levels(edges, all_kept), reference.edge_levels(edges, all_kept))
 
 
-def settled_weights(edges: AttentionEdges) -> Tensor:
+def exact_weights(edges: AttentionEdges) -> Tensor:
     """Proximities [B, H, T, T], all exact as the kernels sum them; -inf: no edge."""
     weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
     for tile, weight in ops._Proximity(edges).tiles():
@@ -450,7 +450,7 @@ def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
-    weights = settled_weights(edges)
+    weights = exact_weights(edges)
     ordered = weights.transpose(1, 2).flatten(2).sort(-1, descending=True).values
     at_a_weight, between = ordered[..., 5], ordered[..., 9:11].mean(-1)
     cuts = torch.stack([ordered[..., 1], at_a_weight, at_a_weight * 0.9999, between])
@@ -505,7 +505,7 @@ def test_many_sources(length: int) -> None:
     close("mass", first, expected.double().numpy())
     actual = ops._Proximity(edges)
     list(actual.tiles())
-    assert torch.equal(actual.edges[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+    assert torch.equal(actual.edge_counts[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
@@ -523,7 +523,7 @@ def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_cuts_reuse_tiles_settled_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuts_reuse_tiles_kept_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The levels can still use it afterwards."""
     edges = proximity_edges(Problem(Shape(), backend="reference"))
     side, shares = torch.ones(1, 2, 13), torch.tensor([0.5], dtype=torch.float64)
@@ -695,15 +695,15 @@ def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.Mon
     expected = sizes()
     cuda_host.switch_on(monkeypatch)
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "cpu", "reference"))
-    taken, leave = [], ops._Proximity.leave
+    taken, keep_weights = [], ops._Proximity.keep_weights
 
     def noted(proximity: Any) -> None:
-        leave(proximity)
-        taken.append(proximity.whole.scratch)
+        keep_weights(proximity)
+        taken.append(proximity.edges.scratch)
 
-    monkeypatch.setattr(ops._Proximity, "leave", noted)
+    monkeypatch.setattr(ops._Proximity, "keep_weights", noted)
     np.testing.assert_array_equal(sizes(), expected)
-    assert taken and not any(taken)  # the levels took everything that the mass had settled
+    assert taken and not any(taken)  # the levels took everything that the mass had kept
 
 
 def test_kinds_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
