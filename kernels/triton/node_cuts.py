@@ -401,7 +401,7 @@ class RowWeights(NamedTuple):
     heads: int = 0
 
 
-def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator[RowWeights]:
+def weight_rows(edges: AttentionEdges | None, side: Tensor) -> Iterator[RowWeights]:
     """Runs of targets with their weights, which the caller may overwrite."""
     count, batch, length = side.shape
     first_edge = triton.cdiv(count, ALIGNED.value) * ALIGNED.value
@@ -420,7 +420,7 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
     pattern = edges.pattern
     heads = pattern.shape[1]
     shape, weight = geometry(pattern), edge_weight(edges)
-    config = configs.launch(op, max(shape["BD"], weight["BSENT"]), pattern.q)
+    config = configs.launch("node_cuts", max(shape["BD"], weight["BSENT"]), pattern.q)
     lse = pattern.q if pattern.lse is None else pattern.lse.contiguous()
     most = max(1, SCRATCH_ELEMENTS // (batch * (first_edge + heads * length)))
     for start in range(0, length, most):
@@ -446,7 +446,7 @@ def weight_rows(op: str, edges: AttentionEdges | None, side: Tensor) -> Iterator
 
 
 def node_cuts(
-    op: str, edges: AttentionEdges | None, side: Tensor, wanted: Tensor, total: Tensor | None
+    edges: AttentionEdges | None, side: Tensor, wanted: Tensor, total: Tensor | None
 ) -> Tensor:
     """Cuts float32 [K, B, T] by `wanted` shares of the total; if None, of the number of edges."""
     _, batch, length = side.shape
@@ -457,7 +457,7 @@ def node_cuts(
     counted = total is None
     wanted = wanted.double().contiguous()
     total = side if total is None else total.float().contiguous()  # not read if `counted`
-    for run in weight_rows(op, edges, side):
+    for run in weight_rows(edges, side):
         _, targets, columns = run.weights.shape
         narrow = max(32, int(triton.next_power_of_2(columns)))
         tile = narrow if columns <= FEW_EDGES else config["BE"]
@@ -505,8 +505,8 @@ def node_cuts(
 def nucleus_cuts(
     edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
 ) -> Tensor:
-    return node_cuts("node_cuts", edges, side, masses, total)
+    return node_cuts(edges, side, masses, total)
 
 
 def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
-    return node_cuts("node_cuts", edges, side, fractions, None)
+    return node_cuts(edges, side, fractions, None)
