@@ -289,6 +289,13 @@ def logits_of(states: Tensor, head: Unembedding, buffer: Tensor) -> Logits:
     return Logits(value, lse.logsumexp(-1))
 
 
+def losses(logits: Logits, following: Tensor) -> Tensor:
+    """float32 [1 + K, N]: -log p of the next tokens; NaN where there is none (id -1)."""
+    token = following.clamp(min=0).expand(logits.lse.shape)[..., None]
+    loss = logits.lse - logits.value.gather(-1, token).squeeze(-1)
+    return loss.masked_fill(following < 0, torch.nan)
+
+
 def logit_bytes(states: int) -> int:
     """Bytes of logits that may be held, given the bytes of all states of the op.
 
@@ -300,9 +307,9 @@ def logit_bytes(states: int) -> int:
 def rows_at_once(states: Tensor, padded: int, head: Unembedding) -> int:
     """Rows of logits held together: a whole number of product tiles, if one fits."""
     lanes, tokens, hidden = states.shape
-    rows = logit_bytes((1 + lanes) * tokens * hidden * states.itemsize) // (4 * padded)
+    most = logit_bytes((1 + lanes) * tokens * hidden * states.itemsize) // (4 * padded)
     tile = product_config(states, head)["BT"]
-    return max(1, rows if rows < tile else rows // tile * tile)
+    return max(1, most if most < tile else most // tile * tile)
 
 
 def output_errors(
@@ -346,10 +353,3 @@ def output_errors(
         logits = logits_of(torch.stack([hidden[n], lanes[k, n]]), head, buffer)
         errors.top1[k, n], errors.nucleus[k, n] = full_rankings(logits)
     return errors
-
-
-def losses(logits: Logits, following: Tensor) -> Tensor:
-    """float32 [1 + K, N]: -log p of the next tokens; NaN where there is none (id -1)."""
-    token = following.clamp(min=0).expand(logits.lse.shape)[..., None]
-    loss = logits.lse - logits.value.gather(-1, token).squeeze(-1)
-    return loss.masked_fill(following < 0, torch.nan)
