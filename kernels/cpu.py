@@ -22,12 +22,12 @@ from .edges import (
     ProximityWeight,
     RandomWeight,
 )
+from .hashing import LOW_BITS
 from .results import AttentionStats, EdgeLevels, EdgeTable, OutputErrors
 
 LOGIT_BYTES = 1 << 24  # per product with the unembedding: about the size of the shared cache
 LOGIT_ROWS = 128  # at least, so that each read of the unembedding serves many rows
 TABLE_EDGES = 1 << 21  # of a table: 38 MiB, enough for an ordinary block
-LOW = 0xFFFFFFFF  # what the hash takes of a seed
 DEVICES = ("cpu",)  # `dispatch` reads this
 ISA = "auto"  # the instruction set; tests run all of them
 
@@ -94,7 +94,9 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
                 pattern, _floats(node), _rows(v), _floats(w_o), _optional(target)
             )
         case RandomWeight(seed, stream, positions):
-            return _cpu.Edges.random(pattern, seed & LOW, stream & LOW, _integers(positions))
+            return _cpu.Edges.random(
+                pattern, seed & LOW_BITS, stream & LOW_BITS, _integers(positions)
+            )
         case GivenWeight(given):
             return _cpu.Edges.given(pattern, _floats(given))
 

@@ -4,18 +4,19 @@ from torch import Tensor
 
 Number = int | Tensor
 
+LOW_BITS = 0xFFFFFFFF  # the low 32 bits, all that the hash takes of a number
+
 
 def _mix(value: Number) -> Number:
     """A 32-bit finaliser (xor-shift-multiply); tensors hold their 32-bit values in int64."""
-    mask = 0xFFFFFFFF
-    value = ((value ^ (value >> 16)) * 0x7FEB352D) & mask
-    value = ((value ^ (value >> 15)) * 0x846CA68B) & mask
+    value = ((value ^ (value >> 16)) * 0x7FEB352D) & LOW_BITS
+    value = ((value ^ (value >> 15)) * 0x846CA68B) & LOW_BITS
     return value ^ (value >> 16)
 
 
 def _absorb(value: Number, item: Number) -> Number:
     """Mix one more integer into a hash; a tensor if either is one."""
-    return _mix((value ^ item) + 0x9E3779B9 & 0xFFFFFFFF)
+    return _mix((value ^ item) + 0x9E3779B9 & LOW_BITS)
 
 
 def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
         torch.Size([2, 3])
     """
     # Seed and stream stay Python integers until they meet a tensor: no copy to the device.
-    value = _absorb(seed & 0xFFFFFFFF, stream)
+    value = _absorb(seed & LOW_BITS, stream)
     for coordinate in coordinates:
         value = _absorb(value, coordinate.long())
     assert isinstance(value, Tensor)
