@@ -28,7 +28,7 @@ from .runs import edges_in, runs
 
 TILE_ELEMENTS = 1 << 21  # float32 entries of a tile: 8 MiB, between cache size and call overhead
 TILE_TARGETS = 32  # small, so that a tile wastes little above the diagonal
-DEVICE_TILES = 8  # times larger tiles on a GPU, where launches cost more than that waste
+DEVICE_FACTOR = 8  # how much larger tiles are on a GPU, where launches cost more than that waste
 
 
 # ---- tiles -----------------------------------------------------------------------------------
@@ -43,12 +43,12 @@ def blocks(length: int, elements_per_row: int, most_rows: int | None = None) -> 
 
 def target_blocks(length: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
     """Slices of targets for tiles of attention."""
-    larger = _larger(device)
+    larger = _tile_factor(device)
     return blocks(length, -(-elements_per_row // larger), larger * TILE_TARGETS)
 
 
-def _larger(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else DEVICE_TILES
+def _tile_factor(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else DEVICE_FACTOR
 
 
 def allowed_tile(pattern: Pattern, rows: slice) -> Tensor:
@@ -367,7 +367,7 @@ def lane_attention(
 
 def collect_edges(edges: AttentionEdges, cuts: Tensor) -> Iterator[EdgeTable]:
     shape, groups = edges.pattern.shape, edges.pattern.k.shape[1]
-    for run in runs(shape, groups, TILE_ELEMENTS * _larger(edges.pattern.device)):
+    for run in runs(shape, groups, TILE_ELEMENTS * _tile_factor(edges.pattern.device)):
         tile = weight_tile(edges_in(edges, run), run.rows, first_head=run.heads.start)
         here = cuts[:, run.sequences, run.rows]
         kept = (tile > here[-1, :, None, :, None]).nonzero().unbind(-1)
