@@ -337,7 +337,7 @@ class LaneLoop:
             at_once = max(FEWEST_LANES, LANE_ROWS // self.batch.ids.numel())
         for number, group in enumerate(("trace", *self.controls)):
             for first in range(0, strata, at_once):
-                self.decoder.tell()
+                self.decoder.heartbeat()
                 end = min(strata, first + at_once)
                 run = slice(first, end)
                 yield LaneSpan(group, strata=run, offset=number * strata, batch=batch)
@@ -372,7 +372,7 @@ class LaneLoop:
         rows, before = branch.view(-1, branch.shape[-1]), states.flatten(0, 1)
         at_once = MLP_ROWS if self.host_reads else DEVICE_MLP_ROWS
         for chunk in _all_rows(len(rows), at_once):
-            self.decoder.tell()
+            self.decoder.heartbeat()
             rows[chunk] = block.mlp(before[chunk])
         return branch
 
@@ -383,7 +383,7 @@ class LaneLoop:
         """
         chunks = _kept_rows(kept) if self.host_reads else _all_rows(len(kept), DEVICE_MLP_ROWS)
         for chunk in chunks:
-            self.decoder.tell()
+            self.decoder.heartbeat()
             yield chunk
 
     def _kept_mlp(self, block: Block, rows: Tensor, kept: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ class Run:
         counted = 0
         try:
             # Heartbeats within a batch, too: a batch of a large model may take hours.
-            with tracer.telling(lambda: self._beat(part)):
+            with tracer.with_heartbeat(lambda: self._beat(part)):
                 for windows, batch in zip(passes, tracing, strict=True):
                     for window, trace in zip(windows, batch, strict=True):
                         fill(arrays, window, plan, trace)

@@ -390,13 +390,13 @@ class Tracer:
         with self._decoder.session(), self._watch.running():
             self._tracing(settings, tokens_at_once).observe(batch, rule, observer)
 
-    def telling(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
-        """Call `tell` regularly, several times per block, while the context is open.
+    def with_heartbeat(self, beat: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call `beat` regularly, several times per block, while the context is open.
 
         On a GPU the calls come as work is queued, and none during replayed passes. An exception
-        from `tell` ends the pass.
+        from `beat` ends the pass.
         """
-        return self._decoder.telling(tell)
+        return self._decoder.with_heartbeat(beat)
 
     def device_seconds(self) -> float:
         """Seconds that the device has spent on tracing passes so far; waits for running passes.

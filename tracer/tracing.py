@@ -297,7 +297,7 @@ class Tracing:
         at_once = list(sizes) or [len(following)]
         parts = []
         for states, ids in zip(hidden.split(at_once, 1), following.split(at_once), strict=True):
-            self.decoder.tell()
+            self.decoder.heartbeat()
             parts.append(evaluate(self.decoder, states, ids, controls, self.backend))
         return {
             "topology": outcome["topology"],

@@ -68,19 +68,19 @@ def test_threads_take_turns() -> None:
         assert torch.equal(model(ids).logits, before)
 
 
-def test_each_thread_tells_its_own_listener() -> None:
-    tracer, told = Tracer(tiny_model("llama")), {0: 0, 1: 0}
+def test_each_thread_has_its_own_heartbeat() -> None:
+    tracer, beats = Tracer(tiny_model("llama")), {0: 0, 1: 0}
 
     def run(thread: int) -> None:
-        def tell() -> None:
-            told[thread] += 1
+        def beat() -> None:
+            beats[thread] += 1
 
-        with tracer.telling(tell):
+        with tracer.with_heartbeat(beat):
             traced(tracer)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, told))
-    assert told[0] == told[1] > 0
+        list(pool.map(run, beats))
+    assert beats[0] == beats[1] > 0
 
 
 def test_a_used_tracer_can_be_copied() -> None:

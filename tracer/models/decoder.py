@@ -40,6 +40,8 @@ _POSITIONS = "densitrace_positions"  # keyword of a block's call, for ALiBi
 # all models, as models may share modules or a config, and `set_stance` is global.
 _ONE_AT_A_TIME = RLock()
 
+_heartbeat: ContextVar[Callable[[], None]] = ContextVar("heartbeat", default=lambda: None)
+
 
 def _attention(
     module: nn.Module,
@@ -443,19 +445,18 @@ class Decoder:
                 for module in training:
                     module.training = True
 
-    def tell(self) -> None:
-        """Code that runs the model calls this regularly; see `telling`."""
-        _tell.get()()
+    def heartbeat(self) -> None:
+        """Code that runs the model calls this regularly; see `with_heartbeat`."""
+        _heartbeat.get()()
 
     @contextmanager
-    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call `tell` regularly, in this thread, while the context is open."""
-        before = _tell.get()
-        _tell.set(tell)
+    def with_heartbeat(self, beat: Callable[[], None]) -> Iterator[None]:
+        """Call `beat` regularly, in this thread, while the context is open."""
+        token = _heartbeat.set(beat)
         try:
             yield
         finally:
-            _tell.set(before)
+            _heartbeat.reset(token)
 
     @contextmanager
     def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
@@ -542,13 +543,6 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_map_tensors(part, change) for part in value)
     return change(value) if isinstance(value, Tensor) else value
-
-
-def _no_heartbeat() -> None:
-    """The default heartbeat: does nothing."""
-
-
-_tell: ContextVar[Callable[[], None]] = ContextVar("tell", default=_no_heartbeat)
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:
