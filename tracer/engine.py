@@ -303,7 +303,7 @@ class LaneLoop:
         if self.attention == "live":
             return block.attend(hidden, call, attend)
         output = self._lane_attention(keep, span, by_lane(block.values(hidden)), None)
-        return block.leave_attention(output.flatten(0, 1))
+        return block.attention_branch(output.flatten(0, 1))
 
     def _lane_attention(
         self, keep: Selection, span: LaneSpan, value: Tensor, live: Pattern | None

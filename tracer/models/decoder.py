@@ -191,7 +191,7 @@ class Block:
         by_head: Tensor = values.unflatten(-1, (-1, self.w_o.shape[-1]))
         return by_head.transpose(1, 2)
 
-    def leave_attention(self, output: Tensor) -> Tensor:
+    def attention_branch(self, output: Tensor) -> Tensor:
         """Compute the attention branch [N, T, D] from attention outputs [N, H, T, d_v]."""
         return self._added(self.project(output), self._after_attention)
 
@@ -207,7 +207,7 @@ class Block:
             branch = branch[0]
         return self._added(branch[0], self._after_mlp)
 
-    def leave(self, states: Tensor) -> Tensor:
+    def scale_output(self, states: Tensor) -> Tensor:
         """Scale the block's output states in place, if the architecture does."""
         name = self._architecture.block_scale
         return states if name is None else states.mul_(getattr(self.module, name))
@@ -502,7 +502,7 @@ def _block_forward(
 ) -> Callable[..., Tensor | tuple[Tensor]]:
     def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
         # Further positional arguments are caches and masks, which tracing does not use.
-        states = block.leave(run_block(index, hidden_states, call | extra))
+        states = block.scale_output(run_block(index, hidden_states, call | extra))
         return (states,) if tuples else states
 
     return forward
