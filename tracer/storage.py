@@ -78,7 +78,7 @@ class Storage(Protocol):
         """Return the sizes in bytes of the files directly in a folder, by name, unordered."""
         ...
 
-    def settle(self, keys: Iterable[str]) -> None:
+    def make_durable(self, keys: Iterable[str]) -> None:
         """Make keys durable that were written by other means than `put`."""
         ...
 
@@ -244,7 +244,7 @@ class Folder:
             pass
         return sizes
 
-    def settle(self, keys: Iterable[str]) -> None:
+    def make_durable(self, keys: Iterable[str]) -> None:
         """See `Storage`."""
         paths = [self.path / key for key in keys]
         for path in (*paths, *{path.parent for path in paths}):
@@ -297,7 +297,7 @@ class Folder:
 
     def publish(self, folder: Path, ticket: bytes, replace: bool) -> bool:
         """See `Storage`: renames the folder."""
-        Folder(folder).settle(_files(folder))
+        Folder(folder).make_durable(_files(folder))
         replaced = self._beside("replaced")
         try:
             if replace and self.exists():
@@ -430,7 +430,7 @@ class Bucket:
         items = (item for chunk in self._listed(prefix) for item in chunk)
         return {item["path"].removeprefix(prefix): item["size"] for item in items}
 
-    def settle(self, keys: Iterable[str]) -> None:
+    def make_durable(self, keys: Iterable[str]) -> None:
         """See `Storage`: does nothing, as every write to a bucket is durable."""
 
     def staging(self) -> AbstractContextManager[Path]:

@@ -455,7 +455,7 @@ class Store:
                 keys.append(f"{name}/{self._shard(name, part)}")
             if edges is not None:
                 keys += write_edges(self._edges, part, edges)
-            self.storage.settle(keys)
+            self.storage.make_durable(keys)
             self.storage.create(_done(part), b"\x01")  # unless it exists
             return sum(map(self.storage.size, keys))
 
@@ -469,7 +469,7 @@ class Store:
         with writing(self.path):
             mark, *shards = self.keys(part)
             self.storage.delete(mark)
-            self.storage.settle([DONE])  # durable before the shards go, in case of a crash
+            self.storage.make_durable([DONE])  # durable before the shards go, in case of a crash
             for key in shards:
                 self.storage.delete(key)
 

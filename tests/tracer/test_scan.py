@@ -564,7 +564,7 @@ def test_a_complete_store_need_not_be_writable(
     def read_only(*_: Any) -> None:
         raise OSError(30, "Read-only file system")
 
-    for name in ("put", "create", "delete", "settle"):
+    for name in ("put", "create", "delete", "make_durable"):
         monkeypatch.setattr(Folder, name, read_only)
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: read_only())
     assert scan(byte_tracer, corpus, tmp_path / "s", **options).complete
