@@ -244,21 +244,21 @@ class _Scan:
         job, strata = self.job, _n_strata(self.select)
         tracer, should_stop = job.tracer, job.allowance.limits.should_stop
         reading = Reading(Spool(folder / "spool"), self.context, strata)
-        whole = job.reader.submit(
+        entire = job.reader.submit(
             reading.read, self.documents, encoder(tracer), tracer.vocab_size, self.report
         )
         with reading.reported_to(job.reporter):
             head = awaited(reading.head, should_stop)
-            plan = awaited(whole, should_stop) if head is None else head
+            plan = awaited(entire, should_stop) if head is None else head
         rule, draft = self._rule(plan), None
         # Not with several workers: when the corpus is read, the others would wait for the part
         # that the first one is tracing.
         if head is not None and len(rule) == strata and job.worker.count == 1:
             draft = self._draft(folder, head, rule)
-            Run(job, draft, whole, draft=True).work()
+            Run(job, draft, entire, draft=True).work()
         if head is not None:
             with reading.reported_to(job.reporter):
-                plan = awaited(whole, should_stop)
+                plan = awaited(entire, should_stop)
         return create_store(
             self.storage,
             folder,
@@ -342,8 +342,8 @@ def kept_stratum(edges: int | None, select: Rule | AutoStrata) -> int | None:
     if isinstance(select, Size):
         raise InputError("edges=... goes with rules of one graph for all outputs: not with Size")
     strata = _n_strata(select)
-    whole = isinstance(edges, SupportsIndex) and not isinstance(edges, bool)
-    if not whole or not -strata <= index(edges) < strata:
+    is_index = isinstance(edges, SupportsIndex) and not isinstance(edges, bool)
+    if not is_index or not -strata <= index(edges) < strata:
         raise InputError(
             f"edges={edges!r} is no stratum: of {strata}, 0 is the sparsest and {strata - 1} "
             "the densest"
