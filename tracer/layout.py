@@ -140,13 +140,13 @@ def parts(columns: int, strata: int, windows: int) -> Parts:
     return Parts(-(-wanted // chunk) * chunk, chunk)
 
 
-def head(columns: int, strata: int) -> int:
+def head_windows(columns: int, strata: int) -> int:
     """Return how many windows fill `PARTS` parts of the largest size.
 
     From this many windows on, the size of parts does not depend on the number of windows.
 
     Example:
-        >>> head(512, 12)
+        >>> head_windows(512, 12)
         12096
     """
     return PARTS * parts(columns, strata, sys.maxsize).windows

@@ -50,8 +50,8 @@ class Reading:
         context: tokens of a window, at most.
         strata: number of strata of the rule.
         head: resolves to the first windows, once there are enough to fix the division into parts
-            whatever follows (`layout.head`); to None if the corpus ends before, or if none of
-            them has `context` tokens, so that a longer one may follow.
+            whatever follows (`layout.head_windows`); to None if the corpus ends before, or if none
+            of them has `context` tokens, so that a longer one may follow.
     """
 
     spool: Spool
@@ -109,7 +109,7 @@ class Reading:
 
     @cached_property
     def _enough(self) -> int:
-        return layout.head(self.context, self.strata)
+        return layout.head_windows(self.context, self.strata)
 
     def _added(self, tokens: int) -> None:
         self._windows += -(-tokens // self.context)

@@ -75,7 +75,7 @@ def scan(
         path: the store's folder, new or empty, or a URL (s3://bucket/name, gs://, az://).
         select: the rule. AutoStrata chooses its thresholds on a pilot sample when the store is
             planned, and they stay with the store. The pilot is spread over the corpus, or over
-            the beginning (`layout.head`) of a large one.
+            the beginning (`layout.head_windows`) of a large one.
         context: tokens of a window, at most.
         importance, attention, scope, count, controls, seed: see `Tracer.trace`. With
             scope="output" every position is traced separately: two passes a token.

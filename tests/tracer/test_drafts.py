@@ -231,7 +231,7 @@ def test_a_pilot_is_of_the_head_however_many_workers(
         scan(byte_tracer, corpus, tmp_path / str(count), worker=Worker(0, count), **options)
         for count in (1, 2)
     ]
-    head = [stores[0].token[window] for window in range(layout.head(CONTEXT, len(RULE)))]
+    head = [stores[0].token[window] for window in range(layout.head_windows(CONTEXT, len(RULE)))]
     ids = [row[row >= 0].tolist() for row in head]
     assert len(ids) == 4
     assert stores[0].rule == byte_tracer.choose_strata(AutoStrata(len(RULE)), ids)
@@ -425,7 +425,7 @@ def test_a_part_that_fails_early_is_listed_by_the_store(
 
 @given(st.integers(1, 4096), st.integers(1, 255), st.integers(0, 1 << 40))
 def test_parts_of_a_head_are_those_of_the_whole(columns: int, strata: int, more: int) -> None:
-    head = layout.head(columns, strata)
+    head = layout.head_windows(columns, strata)
     parts = layout.parts(columns, strata, head)
     assert layout.parts(columns, strata, head + more) == parts
     assert head == layout.PARTS * parts.windows
