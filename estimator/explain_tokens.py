@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..tracer.indices import from_start, shown
-from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, Size
+from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, check_scope
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
 from .batches import batches
@@ -219,8 +219,7 @@ def _density_model(
     """Return a callable unchanged; of a tracer, read the target at each sequence's last token."""
     if not isinstance(model, Tracer):
         return model
-    if isinstance(select, Size) and options.get("scope") != "output":
-        raise InputError("Size orders the edges of one output: it needs scope='output'")
+    check_scope(select, options.get("scope", "all"))
     tracer = model
     choice = {name: options[name] for name in ("importance", "count", "seed") if name in options}
     rule = tracer.choose_strata(select, [ids.tolist()], **choice)

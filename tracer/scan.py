@@ -27,7 +27,7 @@ from .progress import Reporter, default_reporter
 from .reading import Reading, awaited
 from .recipe import Recipe
 from .run import UNLIMITED, Allowance, Job, Limits, Run, Stopped
-from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, checked_rule
+from .select import DEFAULT_STRATA, AutoStrata, Rule, Size, check_scope, checked_rule
 from .spool import Spool
 from .storage import KEPT, Folder, Storage, storage_of, writing
 from .store import Store, existing_store, is_planned, open_store_in
@@ -110,8 +110,7 @@ def scan(
         batch_tokens = whole("batch_tokens", batch_tokens)
     settings = Settings(importance, attention, scope, controls, count, seed)
     kept = kept_stratum(edges, checked_rule(select))
-    if isinstance(select, Size) and scope != "output":
-        raise InputError("Size orders the edges of one output: it needs scope='output'")
+    check_scope(select, scope)
     worker = Worker.of_environment() if worker is None else worker
     _check_kinds(tracer, worker, limits)
     _check_arguments(tracer, context, edges, batch_tokens)

@@ -314,6 +314,12 @@ def checked_rule(select: Rule | AutoStrata) -> Rule | AutoStrata:
     return select
 
 
+def check_scope(select: Rule | AutoStrata, scope: str) -> None:
+    """Raise InputError for a `Size` rule unless `scope` is "output"."""
+    if isinstance(select, Size) and scope != "output":
+        raise InputError("Size orders the edges of one output: it needs scope='output'")
+
+
 def rule_with_cuts(rule: Rule | AutoStrata) -> Rule:
     """Return the rule unchanged; raises InputError if it has no cuts at nodes."""
     if isinstance(checked_rule(rule), Size | AutoStrata):

@@ -38,7 +38,7 @@ from .select import (
     AutoStrata,
     GivenCuts,
     Rule,
-    Size,
+    check_scope,
     checked_rule,
     rule_with_cuts,
 )
@@ -304,8 +304,7 @@ class Tracer:
             seed=seed,
         )
         batch, single = self._batch(inputs, next_token, attention_mask, segment_ids)
-        if isinstance(select, Size) and scope != "output":
-            raise InputError("Size orders the edges of one output: it needs scope='output'")
+        check_scope(select, scope)
         with self._decoder.session():
             tracing = self._tracing(settings)
             rule = self._with_strata(select, tracing, batch)
