@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 
-Node = tuple[int, int]  # node layer, position
+GraphNode = tuple[int, int]  # node layer, position
 
 
 class Graph(Protocol):
@@ -174,7 +174,9 @@ class Trace:
         data = np.array(weights, dtype=np.float32)
         return sp.coo_array((data, (targets, sources)), shape=(layers * length,) * 2)
 
-    def _with_nodes(self, output: int, stratum: int) -> Iterator[tuple[EdgeRow, Node, Node]]:
+    def _with_nodes(
+        self, output: int, stratum: int
+    ) -> Iterator[tuple[EdgeRow, GraphNode, GraphNode]]:
         """The edges of a trace, each with its source and target node."""
         for edge in edge_rows(self.edges(output, stratum)):
             below = node_layer(edge.layer, edge.kind in MLP_KINDS, self.parallel)
