@@ -35,6 +35,7 @@ def evaluate(
         hidden: [1 + K * (1 + controls), M, D] states after the final norm, clean lane first.
         next_ids: int64 [M], -1 where no token follows.
         controls: names of the control lanes, in order.
+        backend: of the ops.
     """
     weight, bias = decoder.unembedding
     hidden, next_ids = hidden.to(weight.device), next_ids.to(weight.device)

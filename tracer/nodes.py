@@ -217,8 +217,8 @@ class RandomImportance:
     def side(self, layer: int, kind: str) -> Tensor:
         """float32 [B, T]: the random weight of each token's side edge of a kind."""
         # Fill on the device: copying a scalar there would synchronise.
-        label = torch.full((), KINDS.index(kind), device=self.positions.device)
-        return kernels.hash_uniform(self.seed, 2 * layer + 1, label, self.positions)
+        index = torch.full((), KINDS.index(kind), device=self.positions.device)
+        return kernels.hash_uniform(self.seed, 2 * layer + 1, index, self.positions)
 
 
 @dataclass(frozen=True)

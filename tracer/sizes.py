@@ -31,6 +31,7 @@ def all_traces(
         levels: node layers from the embedding up.
         strata: K.
         layers: number of blocks.
+        backend: of the ops.
 
     Returns:
         int64 [B, T, K, 4 kinds, L].

@@ -313,7 +313,7 @@ class Decoder:
             if architecture.skipped not in module._modules
         ]
         for projection in (*(b.projection for b in self.blocks), model.get_output_embeddings()):
-            domain(projection)
+            domain(projection)  # refuse now what could not be evaluated later
         self._derived_state: Hashable = None  # of the modules that values were derived from
         self.offloaded = offloaded
         if offloaded is not None:
