@@ -93,14 +93,14 @@ def note_sizes(record: DeviceRecord, title: str, work: Work) -> None:
     record.add(title, "sizes, apart", ms=1e3 * seconds, x_forward=seconds / forward)
 
 
-def note_ways(record: DeviceRecord, title: str, work: Work, module: Any) -> None:
+def note_methods(record: DeviceRecord, title: str, work: Work, module: Any) -> None:
     """Time sizes, and scans with them, under both methods of the (max, min) product, in turns."""
     run = work.clean_lane()
 
-    def by(way: str, passes: Run) -> Run:
+    def by(method: str, passes: Run) -> Run:
         def timed() -> object:
             original = module.bottleneck
-            module.bottleneck = partial(original, method=way)
+            module.bottleneck = partial(original, method=method)
             try:
                 return passes()
             finally:
@@ -233,7 +233,7 @@ def test_passes(model: PreTrainedModel, length: int, record: DeviceRecord) -> No
         note_sizes(record, name, live)
         note_times(record, name, live, with_sizes(live, frozen))
     if length == LAST_SIZES and dispatch.serving("bottleneck", live.ids.device) == "cuda":
-        note_ways(record, name, live, import_module(CUDA))
+        note_methods(record, name, live, import_module(CUDA))
     note_memory(record, "peak memory", f"{name_of(model)} T={length}", live, frozen)
     parts = {"live": live, "frozen": frozen}
     note_parts(record, f"ops of a scan of {name}", parts, reached())

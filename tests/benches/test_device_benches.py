@@ -105,7 +105,7 @@ def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.M
         seen.append(signature(module.bottleneck).parameters["method"].default)
 
     monkeypatch.setattr(work, "scan", scan)
-    engine.note_ways(record, "ways", work, module)
+    engine.note_methods(record, "ways", work, module)
     assert seen[:2] == ["packed", "boolean"]
     assert module.bottleneck is bottleneck
     rows = [name for name, _ in record.sections["ways"]]
