@@ -384,10 +384,10 @@ def collect_edges(
         cuts: float32 [K, B, T], K <= 255; +inf at targets outside a trace.
 
     Returns:
-        Tables of 19 bytes an edge, with at most 2^21 edges (reference, cpu) or 2^23 (cuda) each,
-        unless one target of one head has more. Under cuda a table and the weights it is made from
-        take at most 23 * 2^23 bytes (184 MiB) of the device, in addition to float32 copies of the
-        weights' inputs and a few numbers for each target of a head.
+        Tables of 19 bytes an edge, with at most 2^21 edges each (reference on a GPU: 2^24; cuda:
+        2^23), unless one target of one head has more. Under cuda a table and the weights it is made
+        from take at most 23 * 2^23 bytes (184 MiB) of the device, in addition to float32 copies of
+        the weights' inputs and a few numbers for each target of a head.
 
     Raises:
         BackendError: `backend` is not built, or does not serve the op for this kind of edge weight.
