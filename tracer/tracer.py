@@ -91,6 +91,12 @@ class Tracer:
             Passes with the random control are not replayed.
         offloaded: the blocks of a model loaded with `offload`; see `from_pretrained`.
 
+    Attributes:
+        architecture: name of the model's declaration.
+        n_layers: number of blocks.
+        n_heads: query heads of a block.
+        parallel: whether a block has one node layer instead of two.
+
     Raises:
         ModelError: not a causal language model, an undeclared architecture, or weights that are not
             in memory or hold NaN or infinity.
