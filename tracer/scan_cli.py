@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .parts import Worker
     from .select import AutoStrata, Rule
 
+# As in `nodes`, which is not imported for its torch: `--help` is to be quick.
 IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
 LOADING = ("device", "dtype", "backend", "offload", "cuda_graphs")  # how the model is loaded
 Decorated = Callable[..., Any]

@@ -10,6 +10,7 @@
 // first kCandidates of them unless more are needed; a lane agrees with the first r of them if they
 // descend in its own logits too and no other token outranks the r-th.
 
+// NUCLEUS_PERCENT of kernels/results.py.
 constexpr float kPercents[] = {1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99};
 
 class Distribution {
