@@ -96,7 +96,7 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
     assert sum(shares) == pytest.approx(1)
 
 
-def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_methods_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     bottleneck, seen = cuda_host.ops.bottleneck, []
     module = SimpleNamespace(bottleneck=bottleneck)
@@ -105,10 +105,10 @@ def test_both_ways_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.M
         seen.append(signature(module.bottleneck).parameters["method"].default)
 
     monkeypatch.setattr(work, "scan", scan)
-    engine.note_methods(record, "ways", work, module)
+    engine.note_methods(record, "methods", work, module)
     assert seen[:2] == ["packed", "boolean"]
     assert module.bottleneck is bottleneck
-    rows = [name for name, _ in record.sections["ways"]]
+    rows = [name for name, _ in record.sections["methods"]]
     passes = ("sizes", "scan with sizes")
     assert rows == [f"{name}, bottleneck {way}" for name in passes for way in ("packed", "boolean")]
 
