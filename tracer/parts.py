@@ -115,7 +115,7 @@ class Claims:
     """This process's claims on the parts of one store."""
 
     storage: Storage
-    lease: float = LEASE_SECONDS
+    lease_seconds: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic  # local: never compared across processes
     _beats: int = 0
     _last_beat: float = 0.0
@@ -151,11 +151,11 @@ class Claims:
         if seen is None or seen[0] != data:
             self._seen[part] = data, self.clock()
             return False
-        return self.clock() - seen[1] > self.lease
+        return self.clock() - seen[1] > self.lease_seconds
 
     def beat(self, part: int) -> None:
         """Send a heartbeat for a part; writes at most `BEATS_A_LEASE` times per lease."""
-        if self.clock() - self._last_beat > self.lease / BEATS_A_LEASE:
+        if self.clock() - self._last_beat > self.lease_seconds / BEATS_A_LEASE:
             self._beats += 1
             with writing(self.storage.path):
                 self.storage.put(_claim(part), self._own(part))
