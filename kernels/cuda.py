@@ -27,7 +27,7 @@ WEIGHTS = {  # for other kinds `dispatch` picks another backend
 
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
-NODES = 264  # whose cuts are found at once, at least, a block each: two a multiprocessor of an H200
+FEWEST_NODES = 264  # whose cuts are found at once, a block each: two a multiprocessor of an H200
 TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
 SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
 
@@ -359,7 +359,7 @@ def _whole_nodes(edges: AttentionEdges) -> Iterator[tuple[_Tile, Tensor]]:
 
 def _node_tiles(batch: int, heads: int, length: int) -> Iterator[_Tile]:
     """Tiles of all heads, with enough targets to occupy a GPU."""
-    return _tiles(batch, 0, heads, length, targets=-(-NODES // max(1, batch)))
+    return _tiles(batch, 0, heads, length, targets=-(-FEWEST_NODES // max(1, batch)))
 
 
 # ---- the kept edges as tables ------------------------------------------------------------------

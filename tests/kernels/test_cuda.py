@@ -329,7 +329,7 @@ def test_any_cuts_agree_with_the_definition(
         edges = AttentionEdges(Pattern(empty, empty, 1.0, window=window), weight)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "TILE_ELEMENTS", elements)
-        patch.setattr(ops, "NODES", 1)
+        patch.setattr(ops, "FEWEST_NODES", 1)
         assert_cuts(edges, drawn(sides if heads else sides + 1, batch, length), shares)
 
 
@@ -337,7 +337,7 @@ def test_any_cuts_agree_with_the_definition(
 def test_tiles_of_whole_nodes_occupy_a_gpu(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few targets TILE_ELEMENTS allows."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", 1)
-    monkeypatch.setattr(ops, "NODES", 7)
+    monkeypatch.setattr(ops, "FEWEST_NODES", 7)
     rows = [len(range(*tile.rows.indices(20))) for tile in ops._node_tiles(batch, 2, 20)]
     assert sum(rows) == 20
     assert all(batch * count >= 7 for count in rows[:-1])
@@ -512,7 +512,7 @@ def test_many_sources(length: int) -> None:
 def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the same two edges as the definition's, and the same in both orders."""
     monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(ops, "NODES", 1)
+    monkeypatch.setattr(ops, "FEWEST_NODES", 1)
     cuda_host.switch_on(monkeypatch)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
