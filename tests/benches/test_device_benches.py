@@ -96,7 +96,9 @@ def test_engine_rows(model: PreTrainedModel, work: Work) -> None:
     assert sum(shares) == pytest.approx(1)
 
 
-def test_both_methods_of_the_bottleneck_are_timed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_methods_of_the_bottleneck_are_timed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, record = bench("test_engine_gpu"), DeviceRecord()
     bottleneck, seen = cuda_host.ops.bottleneck, []
     module = SimpleNamespace(bottleneck=bottleneck)
