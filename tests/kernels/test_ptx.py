@@ -52,7 +52,7 @@ def test_cuda_kernels(shape: str, op: str, cuda: str) -> None:
 @pytest.mark.parametrize("cuda", [80, 90], indirect=True)
 @pytest.mark.parametrize("method", ["packed", "boolean"])
 @pytest.mark.parametrize("length", [33, 132])  # rows at any address, or aligned to words
-def test_ways_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
+def test_methods_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
     """Several tiles, and many levels under one method."""
     levels = 256 if method == "packed" else 4
     maps = torch.randint(0, levels, (2, 2, length, length), dtype=torch.uint8)
