@@ -69,7 +69,7 @@ class Proximity {
   void send(int threads) {
     const std::size_t d_v = weight_.d_v, hidden = weight_.hidden, panels = panels_of(length_);
     sent_ = Buffer<float>(batch_ * heads_ * panels * hidden * kPanel);
-    reach_ = Buffer<float>(batch_ * heads_ * panels * kPanel);
+    largest_ = Buffer<float>(batch_ * heads_ * panels * kPanel);
     const auto make_scratch = [&] { return Buffer<float>(kRows * (d_v + kPanel)); };
     run(batch_ * heads_ * panels, threads, batch_ * heads_ * length_ * hidden * d_v, make_scratch,
         [&](Buffer<float>& scratch, std::size_t task) {
@@ -77,7 +77,7 @@ class Proximity {
           const std::size_t group = b * groups_ + h * groups_ / heads_;
           const float* values = values_.get() + (group * panels + task % panels) * d_v * kPanel;
           float* sent = sent_.get() + task * hidden * kPanel;
-          Vector reach[kVectors] = {};
+          Vector top[kVectors] = {};
           for (std::size_t first = 0; first < hidden; first += kRows) {
             const std::size_t rows = std::min(kRows, hidden - first);
             std::memset(scratch.get(), 0, kRows * d_v * sizeof(float));
@@ -88,10 +88,10 @@ class Proximity {
             std::memcpy(sent + first * kPanel, product, rows * kPanel * sizeof(float));
             for (std::size_t r = 0; r < rows; ++r)
               for (std::size_t v = 0; v < kVectors; ++v)
-                reach[v] = larger(reach[v], absolute(load(product + r * kPanel + v * kWidth)));
+                top[v] = larger(top[v], absolute(load(product + r * kPanel + v * kWidth)));
           }
           for (std::size_t v = 0; v < kVectors; ++v)
-            store(reach_.get() + task * kPanel + v * kWidth, reach[v]);
+            store(largest_.get() + task * kPanel + v * kWidth, top[v]);
         });
   }
 
@@ -124,7 +124,7 @@ class Proximity {
     sweep(sources, strip.width(), [&](std::size_t column, auto whole) {
       const Vector a = scale * load(alpha + column);
       Vector weight = larger(Vector{}, a * load(row + column));
-      const Vector far = a * load(reach_.get() + panel * kPanel + column);
+      const Vector far = a * load(largest_.get() + panel * kPanel + column);
       const Mask summed = (weight > floor) & (far > size[0]);
       if (any(summed)) {
         const float* sent =
@@ -147,6 +147,6 @@ class Proximity {
 
   EdgeWeight weight_;
   std::size_t batch_, heads_, groups_, length_;
-  Buffer<float> values_, sent_, reach_, size_, projection_;
+  Buffer<float> values_, sent_, largest_, size_, projection_;
   Buffer<std::uint32_t> order_;
 };
