@@ -122,8 +122,10 @@ def serving(
     if kind not in getattr(module, "DEVICES", (kind,)):
         raise _unavailable(f"backend={backend!r} does not run on {kind}; choose auto or reference")
     if edges is not None and not has(module, op, edges):
-        kind = type(edges.weight).__name__
-        raise _unavailable(f"backend={backend!r} has no {op} for {kind}; choose auto or reference")
+        weight = type(edges.weight).__name__
+        raise _unavailable(
+            f"backend={backend!r} has no {op} for {weight}; choose auto or reference"
+        )
     return backend
 
 
