@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from .layout import ERRORS
 from .models import Decoder
-
-MEASURES = ("tv", "kl", "top1", "nucleus", "loss", "entropy")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def evaluate(
     )
     errors = {}
     groups = ("", *(f"_{control}" for control in controls))
-    for measure in MEASURES:
+    for measure in ERRORS:
         by_group = getattr(result, measure).unflatten(0, (len(groups), -1))
         for group, values in zip(groups, by_group, strict=True):
             errors[measure + group] = values.T
