@@ -22,23 +22,24 @@ SCANNED = tl.constexpr(1024)  # segment ids that a program loads at a time
 
 
 @triton.jit
-def product(b_left, b_right):
-    # float32 [m, n]; the left factor is rounded to the right one's dtype, and float32 factors are
-    # multiplied as float32, not as tf32 ("ieee")
+def alike(b_left, b_right):
+    # The factors of a product: the left one rounded to the right one's dtype; see INTERPRETED
     if INTERPRETED:
-        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-    else:
-        b_left = b_left.to(b_right.dtype)
+        return b_left.to(tl.float32), b_right.to(tl.float32)
+    return b_left.to(b_right.dtype), b_right
+
+
+@triton.jit
+def product(b_left, b_right):
+    # float32 [m, n]; float32 factors are multiplied as float32, not as tf32 ("ieee")
+    b_left, b_right = alike(b_left, b_right)
     return tl.dot(b_left, b_right, input_precision="ieee")
 
 
 @triton.jit
 def add_product(b_sum, b_left, b_right):
     # As `product`, accumulated into float32 [m, n]
-    if INTERPRETED:
-        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-    else:
-        b_left = b_left.to(b_right.dtype)
+    b_left, b_right = alike(b_left, b_right)
     return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
 
 
