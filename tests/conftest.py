@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill torch.empty with NaN, or the largest integer, to expose unwritten elements."""
+    with torch.device("cpu"):  # in the first such context torch notes its constructors for all
+        torch.empty(0)
     empty = torch.empty
 
     def filled(*args: Any, **kwargs: Any) -> torch.Tensor:
