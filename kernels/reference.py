@@ -165,7 +165,8 @@ def _proximity_tile(weight: ProximityWeight, rows: slice, alpha: Tensor) -> Tens
             n = node[:, part, None]
             # |n| - |n - e| without the difference, in which a small e would be lost.
             along = torch.where(n < 0, -edge, edge)
-            out[:, head, part, here] = torch.minimum(along, 2 * n.abs() - along).sum(-1)
+            twice = 2 * n.abs() + (n - n)  # n - n: 0, or NaN
+            out[:, head, part, here] = torch.minimum(along, twice - along).sum(-1)
     return out.clamp_(min=0)
 
 

@@ -162,7 +162,8 @@ class VectorImportance:
     def _side(self, side: Sequence[Tensor], node_vector: Tensor) -> Tensor:
         if self.name == "proximity":
             # |n| - |n - e| without the difference, in which a small e would be lost.
-            negative, twice = node_vector < 0, 2 * node_vector.abs()
+            negative = node_vector < 0
+            twice = 2 * node_vector.abs() + (node_vector - node_vector)  # the latter: 0, or NaN
             along = (torch.where(negative, -vector, vector) for vector in side)
             gains = [torch.minimum(gain, twice - gain).sum(-1) for gain in along]
             return torch.stack(gains).clamp(min=0)

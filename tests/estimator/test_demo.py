@@ -140,8 +140,9 @@ def test_report_refuses_what_it_cannot_do(demo_run: Any, tmp_path: Path) -> None
         invoke(report, tmp_path / "nothing.zarr", "--out", page)
     with pytest.raises(InputError, match="by='author': the labels are domain, lang, source"):
         invoke(report, store, "--out", page, "--by", "author")
-    with pytest.raises(InputError, match="eps"):
-        invoke(report, store, "--out", page, "--eps", "-1")
+    refused = invoke(report, store, "--out", page, "--eps", "-1")
+    assert refused.exit_code == 2
+    assert "'--eps': -1.0 is not in the range 0<=x<=1" in refused.stderr
     assert not page.exists()
 
 

@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from densitrace.tracer.run import Limits
 from densitrace.tracer.tracer import Tracer
 
 WORKERS = 2
-SECONDS = 60.0  # of a task that nothing ends
 OPTIONS: dict[str, Any] = {"select": RULE, "context": CONTEXT, "batch_tokens": CONTEXT}
 
 
@@ -178,28 +177,34 @@ def test_who_is_asked_to_stop_while_planning_leaves_no_plan(
     assert list(tmp_path.iterdir()) == [corpus]
 
 
-def test_an_interrupt_that_was_lost_is_sent_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Deaf:
+    """Stands in for Ray with one task that loses its first interrupt."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.interrupts = 0
+
+    def wait(self, tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        """Nothing ends before the second interrupt."""
+        return (tasks, []) if self.interrupts > 1 else ([], tasks)
+
+    def cancel(self, task: str, force: bool = False) -> None:
+        assert not force
+        self.interrupts += 1
+
+    def get(self, task: str) -> None:
+        raise ray.exceptions.TaskCancelledError
+
+
+def test_an_interrupt_that_was_lost_is_sent_again() -> None:
     """As in a module that catches every exception while it is imported."""
-    monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(ray_engine, "STOP_LOOKS", 3)
-    running, undisturbed = tmp_path / "running", tmp_path / "undisturbed"
-
-    def deaf_once() -> None:
-        def wait() -> None:
-            for _ in range(int(SECONDS / 0.05)):  # no interrupt ends a sleep
-                time.sleep(0.05)
-
-        with suppress(KeyboardInterrupt):
-            running.touch()
-            wait()
-        wait()
-        undisturbed.touch()
-
-    crew = ray_engine._Crew(ray, [ray.remote(max_retries=0)(deaf_once).remote])
-    crew.run(running.exists, lambda: None)
-    assert crew.stopped and not crew.errors and not undisturbed.exists()
+    deaf, looks = Deaf(), count()
+    crew = ray_engine._Crew(deaf, [lambda: "task"])
+    crew.run(lambda: True, lambda: void(next(looks)))
+    assert crew.stopped and not crew.errors
+    assert deaf.interrupts == 2
+    assert next(looks) == ray_engine.STOP_LOOKS + 2
 
 
 # ---- signals -------------------------------------------------------------------------------------
