@@ -130,6 +130,7 @@ class Pass:
     """A pass over the model whose outputs are not yet measured; possibly still running."""
 
     batch: Batch  # on the host
+    parts: Sequence[BatchPart]
     outcome: Mapping[str, Tensor]
     following: Tensor  # int64 [M] ids after the scored outputs
 
@@ -240,12 +241,12 @@ class Tracing:
             shapes = tuple(tensor.shape for tensor in inputs.values())
             extents = tuple((part.rows.start, part.rows.stop, part.columns) for part in parts)
             outcome = self.graphs((shapes, extents, self.settings, rule), one_pass, inputs)
-        return Pass(batch, outcome, inputs["following"])
+        return Pass(batch, parts, outcome, inputs["following"])
 
     def measured(self, started: Pass) -> Measured:
         """Measure the outputs of a pass; waits for a GPU that still runs it."""
         batch, scored = started.batch, started.batch.valid
-        sizes = [int(scored[part.rows].sum()) for part in self._parts(batch)]
+        sizes = [int(scored[part.rows].sum()) for part in started.parts]
         tensors = self._measure(started.outcome, started.following, sizes)
         if self.packed:
             tensors = self._packed(tensors, batch.ids.shape[1])
