@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,23 @@ from host_waits import HostWaits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import errors as oracle_errors
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from densitrace import kernels
+
+
+@pytest.fixture(autouse=True)
+def _matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal rows of a product's left factor give equal rows, as on a GPU.
+
+    The interpreter multiplies by NumPy's BLAS, which on some CPUs sums rows in different orders.
+    """
+
+    def dot(self: Any, left: TensorHandle, right: TensorHandle, into: TensorHandle, *_: Any) -> Any:
+        summed = np.einsum("ij,jk->ik", left.data, right.data) + into.data
+        return TensorHandle(summed, into.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 @contextmanager
