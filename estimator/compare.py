@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, StoreError
 from ..tracer.indices import whole
 from ..tracer.store import Store, open_store
+from .arguments import given_names, given_seed
 from .frames import (
     AUC,
     document_rows,
-    given_names,
     label_names,
     measure_column,
     token_frame,
@@ -144,7 +144,7 @@ def compare(
 
     Raises:
         InputError: fewer than two stores, wrong or repeated names, an unknown level or measure,
-            `max_documents` below 1.
+            `max_documents` below 1, an impossible seed.
         StoreError: no document in common, or a store without character spans.
 
     Example:
@@ -156,8 +156,9 @@ def compare(
     given_names("names", names)
     if isinstance(stores, (Store, str, Path)):
         stores = [stores]
-    if max_documents is not None and whole("max_documents", max_documents) < 1:
-        raise InputError(f"max_documents={max_documents}: compare at least 1 document, or None")
+    if max_documents is not None:
+        max_documents = whole("max_documents", max_documents, least=1)
+    seed = given_seed(seed)
     opened = [open_store(store) for store in stores]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} stores: a comparison needs two or more")

@@ -23,9 +23,10 @@ from threadpoolctl import threadpool_limits
 from ..errors import InputError
 from ..tracer.indices import whole
 from ..tracer.store import Store
+from .arguments import given_names, given_seed
 from .density import MAX_TOKENS
 from .features import Column, factor_frame, first_of_text, is_category
-from .frames import AUC, density_name, given_names, token_frame, tolerance
+from .frames import AUC, density_name, token_frame, tolerance
 from .intervals import MIN_DOCUMENTS, mean_interval
 
 MAX_CATEGORIES = 20  # values kept of one factor; rarer ones become OTHER
@@ -184,11 +185,11 @@ def explain_frame(
         max_tokens, top, shuffles, seed: see `explain_factors`.
 
     Raises:
-        InputError: fewer than two groups, no factor, `max_tokens` or `shuffles` below 1.
+        InputError: fewer than two groups, no factor, `max_tokens` or `shuffles` below 1, `top`
+            below 0, an impossible seed.
     """
-    if max_tokens < 1 or shuffles < 1:
-        raise InputError(f"max_tokens={max_tokens}, shuffles={shuffles}: both must be at least 1")
-    max_tokens = whole("max_tokens", max_tokens)
+    max_tokens, shuffles = whole("max_tokens", max_tokens, 1), whole("shuffles", shuffles, 1)
+    top, seed = whole("top", top, 0), given_seed(seed)
     rng = np.random.default_rng(seed)
     known = np.flatnonzero(target.notna())
     chosen = np.sort(rng.choice(known, min(max_tokens, len(known)), replace=False))
@@ -415,7 +416,7 @@ def label_differences(
     if not compared:
         return pd.DataFrame(columns=_DIFFERENCES)
     difference, error = _against_others(data, owner, compared)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(given_seed(seed))
     members = [np.flatnonzero(owner == g) for g in range(len(names))]
     largest = np.empty(n_resamples)
     for sample in range(n_resamples):

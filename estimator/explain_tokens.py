@@ -21,6 +21,7 @@ from ..tracer.indices import from_start, shown
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, check_scope
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
+from .arguments import given_seed
 from .batches import batches
 from .frames import AUC, tolerance
 
@@ -147,7 +148,7 @@ def explain_tokens(
         of the unmasked tokens. For random orders `error_std` [T] is the spread over orders.
 
     Raises:
-        InputError: an invalid position, target or mask, or `max_sequences` too small.
+        InputError: an invalid position, target, mask or seed, or `max_sequences` too small.
 
     Source: Lundberg and Lee, *A Unified Approach to Interpreting Model Predictions*, 2017.
 
@@ -155,6 +156,7 @@ def explain_tokens(
         >>> found = explain_tokens(tracer, "The cat sat on the mat")  # doctest: +SKIP
         >>> dict(zip(found.data, found.values))  # doctest: +SKIP
     """
+    seed = given_seed(seed)
     ids = _until(model, text, position)
     mask_id = _mask_id(model, mask)
     kept = np.zeros(len(ids), np.bool_)

@@ -179,20 +179,6 @@ def result_labels(store: Store, eps: float = 0.1) -> dict[str, str]:
     return label_names(store.labels, {*tokens, "lane", "stratum", *strata, *means, "row", "doc"})
 
 
-def given_names(argument: str, names: Sequence[str] | None) -> None:
-    """Refuse one name where a list of them is needed.
-
-    Args:
-        argument: what the names are given as, for the message.
-        names: the argument's value.
-
-    Raises:
-        InputError: a single string.
-    """
-    if isinstance(names, str):
-        raise InputError(f"{argument}={names!r} is one name: give a list of them")
-
-
 def document_rows(tokens: pd.DataFrame) -> dict[int, NDArray[np.int64]]:
     """Return the row numbers of each document in a token frame, in order."""
     places: Any = tokens.groupby("document").indices

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from ..errors import InputError
+from ..tracer.indices import whole
+from .arguments import given_seed
 
 # With fewer, no resampling reaches 95%: even 5 values lie on one side of the truth 1 time in 16.
 MIN_DOCUMENTS = 5
@@ -41,7 +43,7 @@ def mean_interval(
         none. NaN values are left out.
 
     Raises:
-        InputError: a level outside (0, 1).
+        InputError: a level outside (0, 1), `n_resamples` below 1, an impossible seed.
 
     Example:
         >>> mean_interval([0.2, 0.2, 0.2, 0.2, 0.2])
@@ -92,7 +94,7 @@ def interval_of_means(
         level, n_resamples, seed: see `cluster_interval`.
 
     Raises:
-        InputError: a level outside (0, 1).
+        InputError: see `mean_interval`.
 
     Example:
         >>> interval_of_means(lambda means: means[..., 0], np.full((5, 1), 0.2)).value
@@ -107,7 +109,8 @@ def interval_of_means(
 
 def _resampled_means(data: Floats, n_resamples: int, seed: int) -> Floats:
     """Means of n rows drawn with replacement, float64 [n_resamples, M]."""
-    n, rng = len(data), np.random.default_rng(seed)
+    n, rng = len(data), np.random.default_rng(given_seed(seed))
+    n_resamples = whole("n_resamples", n_resamples, least=1)
     batch = max(1, DRAWN // n)
     means = []
     for start in range(0, n_resamples, batch):
@@ -178,7 +181,7 @@ def cluster_interval(
         `MIN_DOCUMENTS` documents. Samples for which the statistic is NaN are left out.
 
     Raises:
-        InputError: a level outside (0, 1).
+        InputError: see `mean_interval`.
 
     Example:
         >>> values = np.arange(40.0)
@@ -208,8 +211,9 @@ def cluster_intervals(
     values = statistics(np.arange(n))
     if n < MIN_DOCUMENTS:
         return [Interval(value, np.nan, np.nan) for value in values]
-    rng = np.random.default_rng(seed)
-    samples = np.array([statistics(rng.integers(0, n, n)) for _ in range(n_resamples)])
+    rng = np.random.default_rng(given_seed(seed))
+    resamples = range(whole("n_resamples", n_resamples, least=1))
+    samples = np.array([statistics(rng.integers(0, n, n)) for _ in resamples])
     return [
         _percentiles(value, column, nominal)
         for value, column in zip(values, samples.T, strict=True)

@@ -15,10 +15,11 @@ from ..errors import InputError
 from ..tracer.store import Store
 from . import passages as texts
 from .agreement import MEASURE, Agreement, agreement
+from .arguments import given_names
 from .compare import model_names
 from .density import DensityResult
 from .exhibits import Exhibit, named_apart
-from .frames import given_names, result_labels
+from .frames import result_labels
 from .intervals import MIN_DOCUMENTS
 from .plots import percent, shown_value
 from .report import ReportOptions

@@ -17,23 +17,27 @@ def shown(value: Any) -> str:
     return line if len(line) <= 80 else f"{line[:77]}..."
 
 
-def whole(name: str, value: Any) -> int:
+def whole(name: str, value: Any, least: int | None = None) -> int:
     """Check a whole number of any kind: also of numpy, or a tensor.
 
     Args:
         name: of the argument, for the message.
+        least: the smallest number allowed; None for no bound.
 
     Raises:
-        InputError: it is no whole number.
+        InputError: it is no whole number, or below `least`.
 
     Example:
         >>> whole("seed", True)
         1
     """
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise InputError(f"{name}={shown(value)} is not a whole number") from None
+    if least is not None and number < least:
+        raise InputError(f"{name}={number} is below {least}")
+    return number
 
 
 def from_start(name: str, index: int, count: int, things: str) -> int:

@@ -531,7 +531,7 @@ class Store:
                 f"store {str(self.path)!r} keeps no edges: they are stored by a scan with "
                 "edges=STRATUM"
             )
-        if not 0 <= whole("window", window) < self.n_windows:
+        if not 0 <= (window := whole("window", window)) < self.n_windows:
             raise InputError(f"window={window} is outside the {self.n_windows} windows")
         if output is not None:
             length = int(self.lengths[window])

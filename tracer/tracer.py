@@ -585,9 +585,7 @@ class Tracer:
             >>> tracer.verify().ok
             True
         """
-        length, seed = whole("length", length), whole("seed", seed)
-        if length < 1:
-            raise InputError(f"length={length}: a row needs at least one token")
+        length, seed = whole("length", length, least=1), whole("seed", seed)
         with self._decoder.session():
             self._decoder.refresh()
             return self._verify(min(length, self.max_length or length), seed)

@@ -261,6 +261,9 @@ def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None
     for most in (0, -1, 2.5):
         with pytest.raises(InputError, match=f"max_documents={most}"):
             compare(stores, max_documents=most)  # type: ignore[arg-type]
+    for seed in (-1, 2.5):
+        with pytest.raises(InputError, match=f"seed={seed}"):
+            compare(stores, seed=seed)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="names='ab' is one name"):
         compare(stores, names="ab")
     with pytest.raises(InputError, match=r"0\.1 is no measure"):

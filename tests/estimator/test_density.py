@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.colors
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 from densitrace.errors import InputError
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.frames import group_means
-from densitrace.estimator.intervals import MIN_DOCUMENTS, mean_interval
+from densitrace.estimator.intervals import MIN_DOCUMENTS, cluster_interval, mean_interval
 from densitrace.estimator.plots import LIGHT
 
 MakeResult = Callable[..., DensityResult]
@@ -53,6 +54,17 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(1).random(20)
     assert mean_interval(values, seed=5) == mean_interval(values, seed=5)
     assert mean_interval(values, seed=5) != mean_interval(values, seed=6)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"level": 1.0}, {"n_resamples": 0}, {"n_resamples": 9.5}, {"seed": -1}]
+)
+def test_impossible_resampling_is_refused(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(InputError, match=f"{name}="):
+        mean_interval(np.arange(9.0), **arguments)
+    with pytest.raises(InputError, match=f"{name}="):
+        cluster_interval(lambda drawn: float(drawn.mean()), 9, **arguments)
 
 
 def test_a_higher_level_gives_a_wider_interval() -> None:

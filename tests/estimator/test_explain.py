@@ -253,6 +253,10 @@ def test_a_store_is_explained(demo_run: Any) -> None:
         ({"leave_out": "domain"}, "leave_out='domain' is one name"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_tokens": 99.5}, r"max_tokens=99\.5 is not a whole number"),
+        ({"shuffles": None}, "shuffles=None is not a whole number"),
+        ({"top": -1}, "top=-1 is below 0"),
+        ({"seed": -1}, "seed=-1 is below 0"),
+        ({"seed": 1 << 32}, "seed=4294967296 is not below"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(

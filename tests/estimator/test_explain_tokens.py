@@ -175,6 +175,7 @@ def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> Non
         ({"stratum": 0}, "stratum=0"),
         ({"mask": "zero"}, "mask='zero'"),
         ({"max_sequences": 3}, "max_sequences=3"),
+        ({"seed": -1}, "seed=-1 is below 0"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(
