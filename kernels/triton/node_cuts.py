@@ -199,7 +199,7 @@ def extent(p_row, b_end, end, BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.co
 def fixed_point_unit(b_top):
     # [BR]: times this, the heaviest weight is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is in range
     b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
-    b_unit = tl.minimum(254 + HALF_BITS - b_exponent, 254)
+    b_unit = tl.minimum(-b_exponent + (254 + HALF_BITS), 254)
     return (b_unit << 23).to(tl.float32, bitcast=True)
 
 
