@@ -101,7 +101,11 @@ class Comparison:
         Returns:
             The columns of `scatter`, and `apart` = x_rank - y_rank: positive where `first` ranks
             the row denser.
+
+        Raises:
+            InputError: a name that is not one of the models, or `most` below 0.
         """
+        most = whole("most", most, least=0)
         rows = self.scatter(first, second)
         rows["apart"] = rows["x_rank"] - rows["y_rank"]
         order = rows["apart"].abs().sort_values(ascending=False, kind="stable").index

@@ -17,7 +17,7 @@ import shap
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ..tracer.indices import from_start, shown
+from ..tracer.indices import from_start, shown, whole
 from ..tracer.select import DEFAULT_STRATA, AutoStrata, Rule, check_scope
 from ..tracer.trace import Trace
 from ..tracer.tracer import Tracer
@@ -68,6 +68,7 @@ def cost(length: int, players: int | None = None, max_sequences: int = MAX_SEQUE
         random orders of 100 tokens: at most 804 sequences, 80,400 tokens
     """
     m = length if players is None else players
+    max_sequences = whole("max_sequences", max_sequences)
     if m <= EXACT_TOKENS and 2**m <= max_sequences:
         return Cost(m, 2**m, 2**m * length, exact=True)
     one_order = 2 * m + 1  # one order of the players, forwards and backwards

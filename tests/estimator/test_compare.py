@@ -276,8 +276,11 @@ def test_what_cannot_be_compared_is_refused(stores: tuple[Store, Store]) -> None
         compare(stores, names=["text", "b"])
     with pytest.raises(InputError, match="is no measure"):
         compare(stores, measure="loss")
+    found = compare(stores, "document", names=["a", "b"])
     with pytest.raises(InputError, match="'c' is none of the models a, b"):
-        compare(stores, "document", names=["a", "b"]).scatter("a", "c")
+        found.scatter("a", "c")
+    with pytest.raises(InputError, match="most=-1 is below 0"):
+        found.disagreements("a", "b", most=-1)
 
 
 def test_intervals_of_a_correlation_cover_it() -> None:

@@ -175,6 +175,7 @@ def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> Non
         ({"stratum": 0}, "stratum=0"),
         ({"mask": "zero"}, "mask='zero'"),
         ({"max_sequences": 3}, "max_sequences=3"),
+        ({"max_sequences": None}, "max_sequences=None is not a whole number"),
         ({"seed": -1}, "seed=-1 is below 0"),
     ],
 )
