@@ -49,6 +49,7 @@ def main(table: str, capability: int) -> None:
 
     configs.table_for = lambda device: table
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about Triton's own code
     for op, call in CALLS.items():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for width in configs.widths(op, dtype, table):

@@ -21,10 +21,13 @@ SECONDS = 240.0  # to wait for processes, should they never end
 
 
 def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> None:
-    """Planned by rank 0 while the other waits; parts are of the size that the store chooses."""
+    """Planned by rank 0 while the other waits; parts are of the size that the store chooses.
+
+    There are more of them than one rank does before the other has seen the plan.
+    """
     corpus = tmp_path / "c.txt"
     options: dict[str, Any] = {"select": RULE, "context": 64, "batch_tokens": 2048}
-    corpus.write_text("To be, or not to be, that is the question. " * 1400)
+    corpus.write_text("To be, or not to be, that is the question. " * 4050)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     # Without --, torchrun would take --log for one of several of its own.
     command += ["--nproc-per-node", "2", "--no-python", "--"]
@@ -38,7 +41,7 @@ def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     scan(Tracer.from_pretrained(byte_folder, device="cpu"), corpus, tmp_path / "here", **options)
-    assert open_store(tmp_path / "ranks").n_parts == 3
+    assert open_store(tmp_path / "ranks").n_parts == 8
     assert_same_store(tmp_path / "ranks", tmp_path / "here")
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert len({line["process"] for line in lines if line["message"] == "part done"}) == 2
