@@ -47,6 +47,7 @@ class OwnAttention:
     """
 
     # Name of the attention's method (query, key, value, ...) -> (output [N, H, T, d_v], weights).
+    # A module without it is of a version of transformers that calls the interface.
     method: str | None = None
     # (attention, its input) -> query, key and value [N, H, T, d]; replaces the module's forward up
     # to the output projection.
@@ -58,6 +59,10 @@ class OwnAttention:
     key_bias: Callable[[Any, Tensor, torch.dtype], Tensor | None] | None = None
     in_tuples: bool = True  # whether blocks return tuples
     reads_mask: bool = False  # whether the model computes with its mask and so must get one
+
+    def serves(self, attention: nn.Module) -> bool:
+        """Whether this is how to intercept the attention of a module."""
+        return self.method is None or hasattr(attention, self.method)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ class Block:
         )
         self.projection = self.attention.get_submodule(architecture.output_projection)
         self._values = architecture.values
-        self._own = architecture.own_attention
+        own = architecture.own_attention
+        self.own_attention = own if own is not None and own.serves(self.attention) else None
         self.heads = heads
         self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
@@ -161,10 +162,10 @@ class Block:
         """
         normed = states if self._before_attention is None else self._before_attention(states)
         with _attribute(self.attention, _HOOK, attend):
-            if self._own is None:
+            if self.own_attention is None:
                 branch: Tensor = self.attention(normed, **call)[0]
             else:
-                branch = self._own_branch(self._own, normed, call)
+                branch = self._own_branch(self.own_attention, normed, call)
         return self._added(branch, self._after_attention)
 
     def _own_branch(self, own: OwnAttention, normed: Tensor, call: dict[str, Any]) -> Tensor:
@@ -460,7 +461,7 @@ class Decoder:
 
     @contextmanager
     def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
-        own = self.architecture.own_attention
+        own = self.blocks[0].own_attention
         name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
         tuples = own is not None and own.in_tuples
         extra = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
