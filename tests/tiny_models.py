@@ -270,6 +270,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "moe_layer_interval": 1,
         "moe_num_shared_experts": 1,
     },
+    "exaone": {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
     "exaone4": {**_WINDOWS, "sliding_window_pattern": None, "head_dim": 12},
     "exaone_moe": {
         **_SHARED_EXPERTS,
@@ -407,6 +408,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "use_sliding_window": True,
         "sliding_window": WINDOW,
     },
+    "sarvam_mla": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "sarvam_moe": {**_SHARED_EXPERTS, "head_dim": 12, "attention_bias": True},
     "seed_oss": {"head_dim": 12, "attention_bias": True, "attention_out_bias": True},
     "smollm3": {
         **_WINDOWS,

@@ -20,7 +20,15 @@ def _values(attention: Any, states: Tensor) -> Tensor:
 
 
 DEEPSEEK = replace(
-    llama_like("deepseek", "axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"),
+    llama_like(
+        "deepseek",
+        "axk1",
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe_lite",
+        "sarvam_mla",
+        "youtu",
+    ),
     values=_values,
 )
 MINICPM3 = replace(

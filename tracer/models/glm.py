@@ -5,7 +5,7 @@ from dataclasses import replace
 from .architecture import BlockNorms
 from .llama import llama_like
 
-GLM = llama_like("glm", "glm", "glm4_moe", "glm4v_moe_text")
+GLM = llama_like("glm", "glm", "glm4_moe", "glm4v_moe_text", "sarvam_moe")
 GLM4 = replace(
     llama_like("glm4", "glm4", "glm4v_text", "kolibri1"),
     norms=BlockNorms(

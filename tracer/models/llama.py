@@ -41,6 +41,7 @@ SAME_AS_LLAMA = tuple(
         "dots1",
         "ernie4_5",
         "ernie4_5_moe",
+        "exaone",
         "exaone_moe",
         "flint",
         "gpt_oss",
