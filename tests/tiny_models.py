@@ -215,6 +215,7 @@ _HALF = _rope(partial_rotary_factor=0.5)
 # Config settings beyond `GROUPED`, by model type unless they name another.
 _FURTHER: dict[str, dict[str, Any]] = {
     "apertus": {"head_dim": 12, "attention_bias": True},
+    "apertus1p5_text": {"head_dim": 12, "attention_bias": True},
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "aria_text": {
         "attention_bias": True,

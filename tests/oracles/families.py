@@ -133,7 +133,10 @@ FURTHER = {
         ["cohere", "cohere2", "cohere2_moe", "cohere_compass_text"],
         Family(pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True, parallel=True),
     ),
-    "apertus": Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
+    **dict.fromkeys(
+        ["apertus", "apertus1p5_text"],
+        Family(pre_attn="attention_layernorm", pre_mlp="feedforward_layernorm"),
+    ),
     "ctrl": Family(
         stem="transformer",
         blocks="h",

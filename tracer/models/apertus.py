@@ -6,6 +6,6 @@ from .architecture import BlockNorms
 from .llama import llama_like
 
 APERTUS = replace(
-    llama_like("apertus", "apertus"),
+    llama_like("apertus", "apertus", "apertus1p5_text"),
     norms=BlockNorms(before_attention="attention_layernorm", before_mlp="feedforward_layernorm"),
 )
