@@ -118,7 +118,8 @@ def explain_factors(
         seed: seed of sampling, fitting, shuffling and resampling.
 
     Raises:
-        InputError: an unknown target, factor or label; fewer than two documents.
+        InputError: an unknown target, factor or label; fewer than two documents; an impossible
+            number or seed.
 
     Source: Lundberg et al., *From local explanations to global understanding with explainable AI
     for trees*, Nature Machine Intelligence 2020. The SHAP values are path-dependent

@@ -1,4 +1,7 @@
-"""GPT-J and CodeGen: attention and MLP in parallel after one LayerNorm, custom attention."""
+"""GPT-J and CodeGen: attention and MLP in parallel after one LayerNorm.
+
+Their attention modules have a method of their own until transformers 5.23.
+"""
 
 from dataclasses import replace
 from typing import Any
