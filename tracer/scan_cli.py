@@ -20,7 +20,7 @@ LOADING = ("device", "dtype", "backend", "offload", "cuda_graphs")  # how the mo
 Decorated = Callable[..., Any]
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg] # generic from click 8.4 on
     """A parameter of comma-separated numbers."""
 
     name = "numbers"
@@ -90,7 +90,7 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
     return DEFAULT_STRATA
 
 
-class WorkerOf(click.ParamType["Worker"]):
+class WorkerOf(click.ParamType):  # type: ignore[type-arg] # as above
     """A parameter `I/N`: worker I of N."""
 
     name = "I/N"
