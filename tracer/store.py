@@ -531,7 +531,8 @@ class Store:
                 f"store {str(self.path)!r} keeps no edges: they are stored by a scan with "
                 "edges=STRATUM"
             )
-        if not 0 <= (window := whole("window", window)) < self.n_windows:
+        window = whole("window", window)
+        if not 0 <= window < self.n_windows:
             raise InputError(f"window={window} is outside the {self.n_windows} windows")
         if output is not None:
             length = int(self.lengths[window])

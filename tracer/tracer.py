@@ -585,7 +585,9 @@ class Tracer:
             >>> tracer.verify().ok
             True
         """
-        length, seed = whole("length", length, least=1), whole("seed", seed)
+        length, seed = whole("length", length), whole("seed", seed)
+        if length < 1:
+            raise InputError(f"length={length}: a row needs at least one token")
         with self._decoder.session():
             self._decoder.refresh()
             return self._verify(min(length, self.max_length or length), seed)

@@ -298,7 +298,7 @@ def test_verify_sees_what_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length=0 is below 1"),
+        ({"length": 0}, "length=0: a row needs at least one token"),
         ({"length": 1.5}, "length=1.5 is not a whole number"),
         ({"seed": "x"}, "seed='x' is not a whole number"),
     ],
