@@ -407,6 +407,9 @@ def label_differences(
     Returns:
         One row per group and factor: `value`, `factor`, `difference`, `low`, `high`, `exceeds`.
 
+    Raises:
+        InputError: `n_resamples` below 1, or an impossible seed.
+
     Source: Westfall and Young, *Resampling-Based Multiple Testing*, 1993, §2.
     """
     data = documents.to_numpy(np.float64)
@@ -419,8 +422,8 @@ def label_differences(
     difference, error = _against_others(data, owner, compared)
     rng = np.random.default_rng(given_seed(seed))
     members = [np.flatnonzero(owner == g) for g in range(len(names))]
-    largest = np.empty(n_resamples)
-    for sample in range(n_resamples):
+    largest = np.empty(whole("n_resamples", n_resamples, least=1))
+    for sample in range(len(largest)):
         drawn = np.concatenate([rng.choice(m, len(m)) for m in members])
         again, spread = _against_others(data[drawn], owner[drawn], compared)
         deviation = np.abs(again - difference)

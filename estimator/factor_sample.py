@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..tracer.store import Store
+from .arguments import given_seed
 from .density import DensityResult
 from .factor_plots import swarm_points
 from .features import factor_frame, first_of_text, own_frequency
@@ -94,7 +95,7 @@ def factor_sample(store: Store, result: DensityResult, seed: int = 0) -> FactorS
     sizes = sizes[first_of_text(texts, sizes.index.to_series()).unique()]
     if len(sizes) < MIN_DOCUMENTS or len(tokens) < FEWEST_TOKENS:
         return None
-    drawn = np.random.default_rng(seed).permutation(sizes.index.to_numpy())
+    drawn = np.random.default_rng(given_seed(seed)).permutation(sizes.index.to_numpy())
     # Enough documents to fill the pool, and at least as many as an interval needs.
     enough = int(np.searchsorted(np.cumsum(sizes[drawn]), POOL)) + 1
     inside = tokens["document"].isin(drawn[: max(enough, MIN_DOCUMENTS)]).to_numpy()

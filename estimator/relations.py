@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .arguments import given_seed
 from .compare import rank_correlations
 from .density import DensityResult
 from .features import own_frequency
@@ -65,6 +66,9 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
         result: the densities of a scan.
         seed: seed of the sample and of the resampling.
 
+    Raises:
+        InputError: an impossible seed.
+
     Example:
         >>> relations(result).table()  # doctest: +SKIP
     """
@@ -79,7 +83,7 @@ def relations(result: DensityResult, seed: int = 0) -> Relations:
     measures = (*result.measures, *ABSOLUTE)
     columns = values.join(tokens[[m for m in measures if m not in values]])
     known = np.flatnonzero(columns.notna().all(axis=1))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(given_seed(seed))
     chosen = np.sort(rng.choice(known, min(MOST_TOKENS, len(known)), replace=False))
     pairs = [(relation.name, measure) for relation in RELATIONS for measure in measures]
     correlations = rank_correlations(

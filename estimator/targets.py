@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..tracer.indices import whole
 from ..tracer.select import AutoStrata, Threshold
 from ..tracer.tracer import Tracer
+from .arguments import given_seed
 from .batches import batches
 from .intervals import Interval, interval_of_means, mean_interval
 from .thresholds import ALL, by_value, error_at, threshold_at
@@ -115,8 +116,8 @@ def target_error(
         within 1% of where the error crosses `eps`, unless it is the largest of those tried.
 
     Raises:
-        InputError: eps outside (0, 1), no text, `context` below 1, a rule among the options, or an
-            `eps` that the smallest threshold does not meet.
+        InputError: eps outside (0, 1), no text, `context` below 1, an impossible seed, a rule among
+            the options, or an `eps` that the smallest threshold does not meet.
 
     Example:
         >>> found = target_error(tracer, texts, 0.1)  # doctest: +SKIP
@@ -125,8 +126,7 @@ def target_error(
     TargetError(eps)  # checks eps
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts: give several texts, or several windows of token ids")
-    if whole("context", context) < 1:
-        raise InputError(f"context={context}: trace at least 1 token of each text")
+    context, seed = whole("context", context, least=1), given_seed(seed)
     if {"select", "scope", "output"} & set(options):
         raise InputError("select, scope and output are chosen here: leave them out")
     windows = [tracer.encode(text) if isinstance(text, str) else list(text) for text in texts]

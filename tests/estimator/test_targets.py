@@ -136,6 +136,8 @@ def test_what_cannot_be_met_is_refused(tracer: Tracer) -> None:
             TargetError(wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"context=1\.5 is not a whole number"):
         target_error(tracer, ["a b"], context=1.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="seed=-1 is below 0"):
+        target_error(tracer, ["a b"], seed=-1)
     with pytest.raises(InputError, match="give several texts"):
         target_error(tracer, "one text")
     with pytest.raises(InputError, match="leave them out"):
