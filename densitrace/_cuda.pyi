@@ -1,7 +1,7 @@
 """The compiled ops for NVIDIA GPUs; sources in csrc/cuda.
 
 Tensors are passed as addresses of contiguous arrays in the memory of `device`, whose shapes and
-dtypes `kernels/cuda.py` has checked. An op queues its kernels on a stream and does not wait. Errors
+dtypes `kernels/cuda` has checked. An op queues its kernels on a stream and does not wait. Errors
 of the CUDA runtime are raised as RuntimeError.
 """
 

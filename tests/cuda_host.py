@@ -1,8 +1,8 @@
 """The CUDA kernels on CPU tensors: their sources, built for the host by a C++ compiler.
 
 `csrc/cuda/grid.h` explains how one source serves both. The build is only for tests, and made when
-an op is first called. Importing this module puts a copy of
-`kernels/cuda.py` on top of it: the backend `cuda_host`, which tests enable with `switch_on`.
+an op is first called. Importing this module puts a copy of `kernels/cuda` on
+top of it: the backend `cuda_host`, which tests enable with `switch_on`.
 """
 
 import importlib.util
@@ -20,6 +20,7 @@ import pybind11
 import pytest
 from compiled import CSRC, compiled
 
+import densitrace
 from densitrace import kernels
 from densitrace.kernels import dispatch
 
@@ -32,10 +33,11 @@ FLAGS += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-prag
 
 
 def loaded(name: str, path: Path) -> ModuleType:
-    """Load a module from a file without registering it in `sys.modules`."""
+    """Load a module or a package from a file under another name."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert isinstance(spec, ModuleSpec) and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a package's modules look there
     spec.loader.exec_module(module)
     return module
 
@@ -59,15 +61,11 @@ class Deferred(ModuleType):
         return getattr(built(), name)
 
 
-def _ops() -> Any:
-    compiled = Deferred("densitrace._cuda")
-    with mock.patch.dict(sys.modules, {compiled.__name__: compiled}):
-        ops = loaded(f"densitrace.kernels.{NAME}", Path(kernels.__file__).parent / "cuda.py")
-    vars(ops)["_cuda"] = compiled  # if the real extension exists, it was imported first
-    return ops
-
-
-ops = sys.modules[f"densitrace.kernels.{NAME}"] = _ops()
+extension: Any = Deferred("densitrace._cuda")
+with mock.patch.object(densitrace, "_cuda", extension, create=True):
+    _package = Path(kernels.__file__).parent / "cuda" / "__init__.py"
+    ops: Any = loaded(f"{kernels.__name__}.{NAME}", _package)
+budgets: Any = ops.budgets
 
 
 def switch_on(monkeypatch: pytest.MonkeyPatch) -> None:

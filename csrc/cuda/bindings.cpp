@@ -1,5 +1,5 @@
 // densitrace._cuda: the ops on a GPU. Tensors are passed as integer addresses, which
-// kernels/cuda.py has checked. Nothing here depends on torch, and importing the module needs no
+// kernels/cuda has checked. Nothing here depends on torch, and importing the module needs no
 // driver.
 //
 // With DENSITRACE_HOST the same sources are compiled for the host and run on main memory:

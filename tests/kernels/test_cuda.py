@@ -39,7 +39,7 @@ from densitrace.kernels import (
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-ops = cuda_host.ops
+ops, budgets, extension = cuda_host.ops, cuda_host.budgets, cuda_host.extension
 
 T = TypeVar("T")
 METHODS = ["packed", "boolean"]
@@ -48,19 +48,19 @@ METHODS = ["packed", "boolean"]
 def both_orders(run: Callable[[], T]) -> tuple[T, T]:
     """Results of a run with threads and blocks taking turns in either order."""
     first = run()
-    ops._cuda.go_backwards(True)
+    extension.go_backwards(True)
     try:
         return first, run()
     finally:
-        ops._cuda.go_backwards(False)
+        extension.go_backwards(False)
 
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def order(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run threads and blocks in both orders: a race shows as a different result."""
-    ops._cuda.go_backwards(request.param)
+    extension.go_backwards(request.param)
     yield
-    ops._cuda.go_backwards(False)
+    extension.go_backwards(False)
 
 
 # ---- bottlenecks and sizes -------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_product_is_the_definition(length: int, method: str) -> None:
 def test_boolean_product_of_any_levels(
     levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "PLANE_WORDS", levels * ops._cuda.plane_words(2, 33))
+    monkeypatch.setattr(budgets, "PLANE_WORDS", levels * extension.plane_words(2, 33))
     assert_product(*level_maps(0, 2, 33, strata, zeros=0.5), "boolean")
 
 
@@ -229,7 +229,7 @@ def written_edges(problem: Problem) -> AttentionEdges:
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
 def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By sequence, head, target and source, whatever the tiles and the order of blocks."""
-    monkeypatch.setattr(ops, "TABLE_ELEMENTS", elements)
+    monkeypatch.setattr(budgets, "TABLE_ELEMENTS", elements)
     edges = written_edges(Problem(replace(WIDE, length=70), backend="reference"))
     cuts = torch.tensor([1.5, 0.5, -0.3])[:, None, None].expand(3, 2, 70).clone()
     cuts[:, 1, 40] = torch.inf  # a target outside the trace
@@ -273,7 +273,7 @@ def test_table_of_norm_weights(dtype: torch.dtype) -> None:
 
 def test_table_without_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is computed once, over all sources, whatever the tables hold."""
-    monkeypatch.setattr(ops, "TABLE_ELEMENTS", 700)
+    monkeypatch.setattr(budgets, "TABLE_ELEMENTS", 700)
     problem = Problem(replace(WIDE, length=70), backend="reference")
     edges = problem.norm_edges()
     cuts = gap_cuts(problem.norm_weights(), (0.9, 0.6))
@@ -328,17 +328,17 @@ def test_any_cuts_agree_with_the_definition(
         weight = GivenWeight(drawn(batch, heads, length, length))
         edges = AttentionEdges(Pattern(empty, empty, 1.0, window=window), weight)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "TILE_ELEMENTS", elements)
-        patch.setattr(ops, "FEWEST_NODES", 1)
+        patch.setattr(budgets, "TILE_ELEMENTS", elements)
+        patch.setattr(budgets, "FEWEST_NODES", 1)
         assert_cuts(edges, drawn(sides if heads else sides + 1, batch, length), shares)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 300])
 def test_tiles_of_whole_nodes_occupy_a_gpu(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few targets TILE_ELEMENTS allows."""
-    monkeypatch.setattr(ops, "TILE_ELEMENTS", 1)
-    monkeypatch.setattr(ops, "FEWEST_NODES", 7)
-    rows = [len(range(*tile.rows.indices(20))) for tile in ops._node_tiles(batch, 2, 20)]
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(budgets, "FEWEST_NODES", 7)
+    rows = [len(range(*tile.rows.indices(20))) for tile in ops.tiles.node_tiles(batch, 2, 20)]
     assert sum(rows) == 20
     assert all(batch * count >= 7 for count in rows[:-1])
     assert max(rows) == -(-7 // batch)
@@ -377,8 +377,8 @@ def test_products_of_tokens_are_as_precise_as_float32(width: int, dtype: torch.d
     """Scores and bounds against float64, over the edges of a tile."""
     shape = Shape(length=70, d_k=width, d_v=width, dtype=dtype)
     problem = Problem(shape, backend="reference")
-    weighing = ops._Weighing(replace(proximity_edges(problem), pattern=problem.pattern))
-    (tile,) = ops._tiles(2, 0, 4, 70)
+    weighing = ops.weighing.Weighing(replace(proximity_edges(problem), pattern=problem.pattern))
+    (tile,) = ops.tiles.tiles(2, 0, 4, 70)
     share = torch.empty(tile.shape)
     bound = weighing.weigh(tile, share)
     alpha = problem.alpha()[0]
@@ -403,7 +403,7 @@ def test_factors_are_aligned_for_quads() -> None:
     moved = AttentionEdges(
         replace(edges.pattern, q=shifted[0]), replace(edges.weight, v=shifted[1])
     )
-    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops._Weighing(moved).tensors)
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in ops.weighing.Weighing(moved).tensors)
     assert torch.equal(ops.edge_mass(moved), ops.edge_mass(edges))
     fewer = replace(moved, weight=replace(edges.weight, v=problem.v[:, :1]))
     with pytest.raises(ValueError, match=r"a factor has shape \[2, 1, 13, 24\]; wanted \[2, 2, 1"):
@@ -423,7 +423,7 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
     cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * total
     expected = reference.edge_levels(edges, cuts)
     for elements in (1, 3000, 1 << 24):
-        monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+        monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
         actual = ops.edge_levels(edges, cuts)
         assert_levels(actual, expected)
         assert 0 < float(actual.evaluated) < 0.4
@@ -437,7 +437,7 @@ def test_proximity_is_exact_where_a_cut_decides(monkeypatch: pytest.MonkeyPatch)
 def exact_weights(edges: AttentionEdges) -> Tensor:
     """Proximities [B, H, T, T], all exact as the kernels sum them; -inf: no edge."""
     weights = torch.full((*edges.pattern.shape, edges.pattern.shape[-1]), -torch.inf)
-    for tile, weight in ops._Proximity(edges).tiles():
+    for tile, weight in ops.proximity.Proximity(edges).tiles():
         place = torch.arange(tile.rows.stop)
         exact = weight.masked_fill(place > place[tile.rows, None], -torch.inf)  # not written
         weights[:, tile.head : tile.head + tile.heads, tile.rows, : tile.rows.stop] = exact
@@ -447,7 +447,7 @@ def exact_weights(edges: AttentionEdges) -> Tensor:
 @pytest.mark.parametrize("elements", [1, 12_000, 1 << 25])  # per tile: a row, three heads, all
 def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: a bound is kept only if both ends of its interval have the same label."""
-    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
     weights = exact_weights(edges)
@@ -469,8 +469,8 @@ def test_levels_reuse_tiles_kept_by_the_mass(
     elements: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Levels are equal bit for bit; each kept tile, and the share summed, is used once."""
-    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(ops, "SCRATCH_ELEMENTS", room)
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(budgets, "SCRATCH_ELEMENTS", room)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
     cuts = torch.tensor([0.1, 0.02, 0.005])[:, None, None] * reference.edge_mass(edges)
@@ -479,7 +479,7 @@ def test_levels_reuse_tiles_kept_by_the_mass(
     assert sum(map(Tensor.numel, edges.scratch.values())) <= room + 2 * 2 * 4 * 40
     with monkeypatch.context() as patch:
         if room == 1 << 27:
-            patch.setattr(ops, "_Weighing", None)
+            patch.setattr(ops.proximity, "Weighing", None)
         actual = ops.edge_levels(edges, cuts)
     assert edges.scratch == {}
     assert_levels(actual, alone)
@@ -503,7 +503,7 @@ def test_many_sources(length: int) -> None:
     first, second = both_orders(lambda: ops.edge_mass(edges))
     assert torch.equal(first, second)
     close("mass", first, expected.double().numpy())
-    actual = ops._Proximity(edges)
+    actual = ops.proximity.Proximity(edges)
     list(actual.tiles())
     assert torch.equal(actual.edge_counts[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
@@ -511,8 +511,8 @@ def test_many_sources(length: int) -> None:
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
 def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the same two edges as the definition's, and the same in both orders."""
-    monkeypatch.setattr(ops, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(ops, "FEWEST_NODES", 1)
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(budgets, "FEWEST_NODES", 1)
     cuda_host.switch_on(monkeypatch)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
@@ -530,7 +530,7 @@ def test_cuts_reuse_tiles_kept_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> N
     alone = ops.fraction_cuts(edges, side, shares)
     mass = ops.edge_mass(edges)
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "_Weighing", None)
+        patch.setattr(ops.proximity, "Weighing", None)
         assert torch.equal(ops.fraction_cuts(edges, side, shares), alone)
         cuts = torch.tensor([0.1, 0.02])[:, None, None] * mass
         actual = ops.edge_levels(edges, cuts)
@@ -619,7 +619,8 @@ def test_public_product_is_the_precise_one(
 def test_a_16_bit_factor_is_not_copied() -> None:
     """W_O is not copied to 16 bits."""
     left, right = torch.randn(5, 8).bfloat16(), torch.randn(4, 8).bfloat16().T
-    for laid_out, factor in zip(ops._split_factors(left, right, -2), (left, right), strict=True):
+    split = ops.products.split_factors(left, right, -2)
+    for laid_out, factor in zip(split, (left, right), strict=True):
         assert laid_out.data_ptr() == factor.data_ptr()
 
 
@@ -629,7 +630,7 @@ def test_a_16_bit_factor_is_not_copied() -> None:
 def test_pieces_of_8_bits(dtype: torch.dtype, count: int) -> None:
     """Each piece is bfloat16, and they sum to the tensor."""
     tensor = torch.randn(50).to(dtype)
-    pieces = ops._pieces(tensor)
+    pieces = ops.products._pieces(tensor)
     assert [piece.dtype for piece in pieces] == [torch.bfloat16] * count
     assert torch.equal(sum(piece.double() for piece in pieces), tensor.double())
 
@@ -674,7 +675,7 @@ def test_any_shape_agrees_with_the_definition(
     cuts = torch.tensor([1.0, 0.0])[:, None, None].expand(2, shape.batch, length)
     with pytest.MonkeyPatch.context() as patch:
         for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
-            patch.setattr(ops, budget, elements)
+            patch.setattr(budgets, budget, elements)
         actual = table_of(written, cuts)
         mass = ops.edge_mass(proximity)
     assert rows_of(actual) == rows_of(joined(reference.collect_edges(written, cuts)))
@@ -695,13 +696,13 @@ def test_a_trace_by_proximity(rule: Threshold | Nucleus, monkeypatch: pytest.Mon
     expected = sizes()
     cuda_host.switch_on(monkeypatch)
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", (cuda_host.NAME, "cpu", "reference"))
-    taken, keep_weights = [], ops._Proximity.keep_weights
+    taken, keep_weights = [], ops.proximity.Proximity.keep_weights
 
     def noted(proximity: Any) -> None:
         keep_weights(proximity)
         taken.append(proximity.edges.scratch)
 
-    monkeypatch.setattr(ops._Proximity, "keep_weights", noted)
+    monkeypatch.setattr(ops.proximity.Proximity, "keep_weights", noted)
     np.testing.assert_array_equal(sizes(), expected)
     assert taken and not any(taken)  # the levels took everything that the mass had kept
 

@@ -41,6 +41,8 @@ def forgotten() -> Iterator[None]:
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate that densitrace._cuda was not built, as without a CUDA compiler."""
+    for name in [name for name in sys.modules if name.startswith("densitrace.kernels.cuda.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "densitrace.kernels.cuda", raising=False)
     monkeypatch.delattr(densitrace, "_cuda", raising=False)
     monkeypatch.setitem(sys.modules, "densitrace._cuda", None)

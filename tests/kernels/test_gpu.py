@@ -320,15 +320,15 @@ def test_ways_of_the_max_min_product_agree(length: int) -> None:
 @BUILT
 @pytest.mark.parametrize("elements", [1, 5000, 20_000])  # a row, rows of a head, heads
 def test_tables_in_turn(elements: int, on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = import_module("densitrace.kernels.cuda")
-    monkeypatch.setattr(cuda, "TABLE_ELEMENTS", elements)
+    budgets = import_module("densitrace.kernels.cuda.budgets")
+    monkeypatch.setattr(budgets, "TABLE_ELEMENTS", elements)
     check_collect_edges(Problem(WIDE["unequal, all"], backend="cuda"))
 
 
 @BUILT
 def test_a_table_takes_the_memory_that_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = import_module("densitrace.kernels.cuda")
-    monkeypatch.setattr(cuda, "TABLE_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(cuda.budgets, "TABLE_ELEMENTS", 1 << 20)
     shape = Shape(batch=2, heads=4, groups=2, length=1024, d_k=16, d_v=16, hidden=16)
     problem = Problem(shape, backend="reference")
     edges = moved(problem.norm_edges(), DEVICE)

@@ -68,7 +68,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poi
     monkeypatch.setattr(cpu, "ISA", isa or "auto")
     monkeypatch.setattr(cpu, "TABLE_EDGES", 40)
     for budget in ("TILE_ELEMENTS", "TABLE_ELEMENTS"):
-        monkeypatch.setattr(cuda_host.ops, budget, 300)
+        monkeypatch.setattr(cuda_host.budgets, budget, 300)
     cuda_host.switch_on(monkeypatch)
     return name
 

@@ -62,9 +62,9 @@ def test_methods_of_the_max_min_product(length: int, method: str, cuda: str) -> 
 
 def test_launches_beyond_the_highest_level_read_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     reach = torch.ones(1, 33, 33, dtype=torch.uint8).tril()
-    planes, read = cuda_host.ops._cuda.plane_words(1, 33), []
+    planes, read = cuda_host.extension.plane_words(1, 33), []
     for levels in (255, 100):  # whose planes are held at once: one launch, or three
-        monkeypatch.setattr(cuda_host.ops, "PLANE_WORDS", levels * planes)
+        monkeypatch.setattr(cuda_host.budgets, "PLANE_WORDS", levels * planes)
         counted: Counted = {}
         with cuda_on_machine(90, counted):
             assert torch.equal(cuda_host.ops.bottleneck(reach, reach, "boolean"), reach)

@@ -25,11 +25,11 @@ from densitrace.kernels import (
 )
 from densitrace.kernels.runs import Run, edges_in, runs
 
-ops = cuda_host.ops
-BUDGETS = {
-    "reference": (reference, "TILE_ELEMENTS"),
-    "cpu": (cpu, "TABLE_EDGES"),
-    cuda_host.NAME: (ops, "TABLE_ELEMENTS"),
+ops, budgets, extension = cuda_host.ops, cuda_host.budgets, cuda_host.extension
+BUDGETS: dict[str, tuple[Any, Any, str]] = {  # a backend, and what bounds its tables
+    "reference": (reference, reference, "TILE_ELEMENTS"),
+    "cpu": (cpu, cpu, "TABLE_EDGES"),
+    cuda_host.NAME: (ops, budgets, "TABLE_ELEMENTS"),
 }
 SHAPE = Shape(batch=3, heads=6, groups=2, length=14, window=11, sinks=True, segments=True)
 
@@ -88,12 +88,12 @@ def test_tables_are_bounded_and_hold_each_edge_once(
 ) -> None:
     """By sequence, head, target and source from the first table to the last."""
     name, edges = case
-    module, budget = BUDGETS[name]
+    module, holder, budget = BUDGETS[name]
     cuts = cuts_of(edges, *quantiles)
     weights = reference.edge_weights(edges).nan_to_num(-torch.inf)
     kept = (weights > cuts[-1, :, None, :, None]).nonzero()
     stratum = (weights[None] <= cuts[:, :, None, :, None]).sum(0)
-    monkeypatch.setattr(module, budget, most)
+    monkeypatch.setattr(holder, budget, most)
     tables = list(module.collect_edges(edges, cuts))
     sizes = list(map(size, tables))
     assert 0 < min(sizes) <= max(sizes) <= max(most, SHAPE.length)
@@ -105,8 +105,8 @@ def test_tables_are_bounded_and_hold_each_edge_once(
 
 def test_all_and_nothing(case: tuple[str, AttentionEdges], monkeypatch: pytest.MonkeyPatch) -> None:
     name, edges = case
-    module, budget = BUDGETS[name]
-    monkeypatch.setattr(module, budget, 60)
+    module, holder, budget = BUDGETS[name]
+    monkeypatch.setattr(holder, budget, 60)
     cuts = torch.full((2, SHAPE.batch, SHAPE.length), torch.inf)
     assert list(module.collect_edges(edges, cuts)) == []
     there = ~reference.edge_weights(edges).isnan()
@@ -121,8 +121,8 @@ def test_a_table_is_released_before_the_next_is_made(
 ) -> None:
     """If the consumer has released it."""
     name, edges = case
-    module, budget = BUDGETS[name]
-    monkeypatch.setattr(module, budget, 60)
+    module, holder, budget = BUDGETS[name]
+    monkeypatch.setattr(holder, budget, 60)
     made = EdgeTable.__init__
     before: list[weakref.ref[torch.Tensor]] = []
 
@@ -146,7 +146,7 @@ def test_a_device_weighs_once_and_holds_what_it_promises(
     problem = Problem(Shape(batch=2, heads=4, groups=2, length=65), backend="reference")
     edges, budget = problem.norm_edges(), 65 * 20
     now, peak, weighed = 0, 0, 0
-    empty, weigh = torch.empty, ops._cuda.weigh
+    empty, weigh = torch.empty, extension.weigh
 
     def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal now, peak
@@ -166,15 +166,15 @@ def test_a_device_weighs_once_and_holds_what_it_promises(
         weighed += 1
         weigh(pattern, weights, tile, *rest)
 
-    monkeypatch.setattr(ops, "TABLE_ELEMENTS", budget)
+    monkeypatch.setattr(budgets, "TABLE_ELEMENTS", budget)
     monkeypatch.setattr(torch, "empty", counted)
-    monkeypatch.setattr(ops._cuda, "weigh", once, raising=False)
+    monkeypatch.setattr(extension, "weigh", once, raising=False)
     cuts = torch.full((1, 2, 65), -1.0)
-    ops._cuda.go_backwards(order)
+    extension.go_backwards(order)
     try:
         sizes = list(map(size, ops.collect_edges(edges, cuts)))
     finally:
-        ops._cuda.go_backwards(False)
+        extension.go_backwards(False)
     assert sum(sizes) == 2 * 4 * 65 * 66 // 2
     assert weighed == 2 * 4 * 4 == len(sizes)
     assert 19 * max(sizes) < peak <= 23 * budget + 8 * 65

@@ -69,7 +69,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
         return launch
 
     cuda_host.switch_on(monkeypatch)
-    monkeypatch.setitem(vars(cuda_host.ops), "_cuda", Extension(counted))
+    monkeypatch.setattr(cuda_host, "built", lambda: Extension(counted))
     monkeypatch.setitem(dispatch.PREFERENCE, "meta", (cuda_host.NAME, "triton", "reference"))
     monkeypatch.setattr(configs, "table_for", lambda _: "sm_90")
     monkeypatch.setattr(KernelInterface, "__getitem__", kernel)

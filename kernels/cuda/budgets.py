@@ -1,0 +1,7 @@
+"""What the ops hold at once in the device's memory."""
+
+PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
+TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB
+FEWEST_NODES = 264  # whose cuts are found at once, a block each: two a multiprocessor of an H200
+TABLE_ELEMENTS = 1 << 23  # weights of a table: 32 MiB, and 152 MiB of edges if all are kept
+SCRATCH_ELEMENTS = 1 << 27  # weights that edge_mass keeps for edge_levels: 512 MiB
