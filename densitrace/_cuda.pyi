@@ -7,6 +7,9 @@ of the CUDA runtime are raised as RuntimeError.
 
 DEVICE: str  # torch's type of the devices that these ops run on
 
+def driver_error() -> str:
+    """Why the driver cannot run these ops, such as being older than the runtime; else empty."""
+
 def bottleneck(
     reach: int, levels: int, result: int, batch: int, length: int, device: int, stream: int
 ) -> None:

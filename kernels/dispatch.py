@@ -10,7 +10,8 @@ returned by an op is advanced.
 
 A backend that supports only some kinds of edge weight lists their classes in a tuple `WEIGHTS`, or
 in a dict of such tuples by op; for other kinds `auto` takes the next backend. One that runs on some
-devices only lists their types in `DEVICES`.
+devices only lists their types in `DEVICES`. One whose build may not fit the machine has a function
+`unfit` that returns why, or None.
 """
 
 import logging
@@ -41,8 +42,6 @@ REMEDIES = {
     "again (pip install --force-reinstall --no-deps --no-cache-dir; -v shows why a build fails)",
 }
 
-OLDEST = (8, 0)  # lowest compute capability that setup.py compiles for
-
 log = logging.getLogger(__name__)
 
 
@@ -50,22 +49,14 @@ log = logging.getLogger(__name__)
 def missing(backend: str) -> str | None:
     """Why a backend is unavailable and how to get it, in one line; None if it is available."""
     try:
-        import_module(f".{backend}", __package__)
+        module = import_module(f".{backend}", __package__)
     except ImportError as error:
         return (
             f"backend={backend!r} is not built here: {' '.join(str(error).split())}; "
             f"{REMEDIES[backend]}"
         )
-    if backend == "cuda" and (old := _too_old()):
-        return f"backend={backend!r} needs compute capability 8.0; {old}"
-    return None
-
-
-def _too_old() -> str | None:
-    """The newest GPU's compute capability in words, if it is below OLDEST; else None."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    newest = max(map(torch.cuda.get_device_capability, range(count)), default=OLDEST)
-    return None if newest >= OLDEST else f"the newest GPU here has {newest[0]}.{newest[1]}"
+    reason: str | None = getattr(module, "unfit", lambda: None)()
+    return reason and f"backend={backend!r} cannot run here: {reason}"
 
 
 def _module(backend: str) -> Any:

@@ -177,6 +177,8 @@ PYBIND11_MODULE(MODULE, module) {
 #else
   module.attr("DEVICE") = "cuda";
 #endif
+  module.def("driver_error", &driver_error,
+             "Why the driver cannot run these ops, or an empty text.");
   module.def("bottleneck", &bind_bottleneck, py::arg("reach"), py::arg("levels"), py::arg("result"),
              py::arg("batch"), py::arg("length"), device, stream,
              "Write the (max, min) product to `result`.");

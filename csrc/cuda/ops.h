@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "edges.h"
 
@@ -13,6 +14,9 @@ struct Where {
   int device;
   std::uintptr_t stream;
 };
+
+// device.cu: why the driver cannot run these ops, or ""
+std::string driver_error();
 
 // bottleneck.cu
 void bottleneck(const std::uint8_t* reach, const std::uint8_t* levels, std::uint8_t* result,

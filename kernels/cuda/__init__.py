@@ -7,6 +7,7 @@ for a tile of targets at a time, by products on the matrix units.
 from ..edges import GivenWeight, NormWeight, ProximityWeight
 from .bottleneck import bottleneck, trace_sizes
 from .collect_edges import collect_edges
+from .device import unfit
 from .node_cuts import fraction_cuts, nucleus_cuts
 from .products import product
 from .proximity import edge_levels, edge_mass
@@ -20,6 +21,7 @@ __all__ = [
     "nucleus_cuts",
     "product",
     "trace_sizes",
+    "unfit",
 ]
 
 WEIGHTS = {  # for other kinds `dispatch` picks another backend

@@ -1,19 +1,7 @@
-"""What the compiled module is given: addresses of checked tensors, a device and its stream."""
+"""Addresses of checked tensors, for the compiled module."""
 
 import torch
 from torch import Tensor
-
-from ... import _cuda
-
-
-def device_and_stream(device: torch.device) -> tuple[int, int]:
-    """A device's index and the address of torch's current stream, for the compiled module."""
-    if device.type != _cuda.DEVICE:
-        raise ValueError(f"tensors are on {device}; backend='cuda' wants them on a GPU")
-    if device.type != "cuda":
-        return 0, 0
-    stream = torch.cuda.current_stream(device)
-    return stream.device_index, stream.cuda_stream
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int, on: torch.device) -> int:

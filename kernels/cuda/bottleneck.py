@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ... import _cuda
 from . import budgets
-from .arguments import address, device_and_stream
+from .arguments import address
+from .device import device_and_stream
 
 
 def bottleneck(reach: Tensor, levels: Tensor, method: str = "packed") -> Tensor:

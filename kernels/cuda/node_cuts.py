@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ... import _cuda
 from ..edges import AttentionEdges, ProximityWeight
-from .arguments import address, device_and_stream, floats
+from .arguments import address, floats
+from .device import device_and_stream
 from .proximity import Proximity
 from .tiles import Tile, node_tiles
 from .weighing import Weighing

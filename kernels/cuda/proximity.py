@@ -10,7 +10,8 @@ from ... import _cuda
 from ..edges import AttentionEdges, ProximityWeight
 from ..results import EdgeLevels
 from . import budgets
-from .arguments import address, device_and_stream, floats
+from .arguments import address, floats
+from .device import device_and_stream
 from .products import product
 from .tiles import Tile, node_tiles, tiles
 from .weighing import Weighing

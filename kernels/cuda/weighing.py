@@ -8,7 +8,8 @@ from torch.nn.functional import pad
 
 from ... import _cuda
 from ..edges import AttentionEdges, GivenWeight, NormWeight, Pattern, ProximityWeight
-from .arguments import address, device_and_stream, floats
+from .arguments import address, floats
+from .device import device_and_stream
 from .products import product, split_factors
 from .tiles import Tile, tiles
 

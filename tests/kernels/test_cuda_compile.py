@@ -29,6 +29,7 @@ spec = importlib.util.spec_from_file_location("densitrace._cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.DEVICE == "cuda"
+assert isinstance(module.driver_error(), str)
 try:
     module.trace_sizes(0, 0, 0, 1, 1, 0, device=0, stream=0)
     module.trace_sizes(0, 0, 0, 1, 1, 1, device=99, stream=0)

@@ -193,8 +193,25 @@ def test_cuda_needs_a_gpu_that_it_is_compiled_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    expected = "backend='cuda' needs compute capability 8.0; the newest GPU here has " + found
+    expected = (
+        "backend='cuda' cannot run here: it needs compute capability 8.0; the newest GPU here has "
+        + found
+    )
     assert dispatch.missing("cuda") == (expected if found else None)
+
+
+def test_cuda_needs_a_driver_as_new_as_its_runtime(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`auto` takes the next backend and says why."""
+    reason = "CUDA driver version is insufficient for CUDA runtime version"
+    monkeypatch.setattr(cuda_host.extension, "driver_error", lambda: reason, raising=False)
+    assert dispatch.missing("cuda") is None  # without a GPU the driver is not asked
+    dispatch.missing.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dispatch.pick(reference.bottleneck, "cuda") is reference.bottleneck
+    (line,) = caplog.messages
+    assert line.endswith(f"backend='cuda' cannot run here: {reason}")
 
 
 def test_an_op_runs_on_the_gpu_of_its_tensors(
