@@ -40,10 +40,13 @@ def tiles(batch: int, head: int, heads: int, length: int, targets: int = 1) -> I
     `targets`: of a sequence, at least.
     """
     block = max(targets, budgets.TILE_ELEMENTS // max(1, batch * heads * length))
+    if block > budgets.SIDE:
+        block -= block % budgets.SIDE
     for start in range(0, length, block):
         yield Tile(batch, head, heads, slice(start, min(length, start + block)), length)
 
 
 def node_tiles(batch: int, heads: int, length: int) -> Iterator[Tile]:
     """Tiles of all heads, with enough targets to occupy a GPU."""
-    return tiles(batch, 0, heads, length, targets=-(-budgets.FEWEST_NODES // max(1, batch)))
+    targets = -(-budgets.FEWEST_NODES // max(1, batch))
+    return tiles(batch, 0, heads, length, targets + -targets % budgets.SIDE)

@@ -330,18 +330,35 @@ def test_any_cuts_agree_with_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budgets, "TILE_ELEMENTS", elements)
         patch.setattr(budgets, "FEWEST_NODES", 1)
+        patch.setattr(budgets, "SIDE", 1)
         assert_cuts(edges, drawn(sides if heads else sides + 1, batch, length), shares)
 
 
+@pytest.mark.parametrize("side", [1, 4])
 @pytest.mark.parametrize("batch", [1, 3, 300])
-def test_tiles_of_whole_nodes_occupy_a_gpu(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few targets TILE_ELEMENTS allows."""
+def test_tiles_of_whole_nodes_occupy_a_gpu(
+    batch: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few targets TILE_ELEMENTS allows; they make up whole blocks of weigh.cu."""
     monkeypatch.setattr(budgets, "TILE_ELEMENTS", 1)
     monkeypatch.setattr(budgets, "FEWEST_NODES", 7)
+    monkeypatch.setattr(budgets, "SIDE", side)
     rows = [len(range(*tile.rows.indices(20))) for tile in ops.tiles.node_tiles(batch, 2, 20)]
     assert sum(rows) == 20
-    assert all(batch * count >= 7 for count in rows[:-1])
-    assert max(rows) == -(-7 // batch)
+    assert all(batch * count >= 7 and count % side == 0 for count in rows[:-1])
+    assert -(-7 // batch) <= max(rows) < -(-7 // batch) + side
+
+
+@pytest.mark.parametrize(
+    ("elements", "rows"), [(40, [2] * 10), (140, [4] * 5), (180, [8, 8, 4]), (999, [20])]
+)
+def test_tiles_of_more_than_a_block_end_with_one(
+    elements: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(budgets, "SIDE", 4)
+    tiles = list(ops.tiles.tiles(batch=1, head=0, heads=1, length=20))
+    assert [tile.rows.stop - tile.rows.start for tile in tiles] == rows
 
 
 @pytest.mark.parametrize("strata", [1, 2, 16, 17, 255])  # with 4,096, 256 and 16 bins each
@@ -513,6 +530,7 @@ def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     """Between the same two edges as the definition's, and the same in both orders."""
     monkeypatch.setattr(budgets, "TILE_ELEMENTS", elements)
     monkeypatch.setattr(budgets, "FEWEST_NODES", 1)
+    monkeypatch.setattr(budgets, "SIDE", 1)
     cuda_host.switch_on(monkeypatch)
     shape = Shape(heads=4, length=40, d_k=16, d_v=16, hidden=50, window=30, segments=True)
     edges = proximity_edges(Problem(shape, backend="reference"))
