@@ -105,6 +105,8 @@ def test_floats(values: NDArray[np.uint32]) -> None:
         expected = (floats.astype(np.float64) * floats + 1).astype(np.float32)
     fused = computed("fma.rn.f32 %r6, %r5, %r5, 0f3F800000;", values).view(np.float32)
     np.testing.assert_array_equal(fused, expected)
+    clamped = computed("min.NaN.xorsign.abs.f32 %r6, %r5, 0f40000000;", values).view(np.float32)
+    np.testing.assert_array_equal(clamped, np.clip(floats, -2, 2))
     compared = computed("setp.leu.f32 %p1, %r5, 0f40000000;\nselp.u32 %r6, 1, 0, %p1;", values)
     np.testing.assert_array_equal(compared, ~(floats > 2))
 

@@ -273,6 +273,11 @@ def _smaller(a: Value, b: Value, nan: bool = False) -> Value:
     return np.minimum(a, b) if nan or a.dtype.kind != "f" else np.fmin(a, b)
 
 
+def _with_joint_sign(pick: Callable[[Value, Value], Value], a: Value, b: Value) -> Value:
+    """The smaller or larger magnitude, with the product of the signs."""
+    return np.copysign(pick(np.abs(a), np.abs(b)), np.where(np.signbit(a) ^ np.signbit(b), -1, 1))
+
+
 # ---- the table ---------------------------------------------------------------------------------
 
 _BITWISE = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
@@ -322,6 +327,8 @@ def _arithmetic(it: Instruction) -> Arithmetic | None:
             return Arithmetic(two, kind, partial(_by_halves, whole, np.uint16))
         case "min" | "max":
             pick = partial(_smaller if it.name == "min" else _larger, nan="NaN" in how)
+            if "xorsign" in how:
+                return Arithmetic(two, kind, partial(_with_joint_sign, pick))
             if "relu" in how:
                 return Arithmetic(two, kind, lambda a, b: np.maximum(pick(a, b), 0))
             return Arithmetic(two, kind, pick)
