@@ -13,10 +13,13 @@ from densitrace import kernels
 from densitrace.kernels import (
     AttentionEdges,
     AttentionStats,
+    CosineWeight,
     EdgeTable,
+    GivenWeight,
     NormWeight,
     OutputErrors,
     Pattern,
+    RandomWeight,
 )
 
 Floats = NDArray[np.float64]
@@ -188,6 +191,28 @@ class Problem:
         return weights
 
 
+KINDS = ["norm", "norm alone", "cosine", "random", "given"]
+
+
+def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:
+    """Random edge weights of one of the kinds."""
+    shape = problem.shape
+    source = problem.normal(shape.batch, shape.heads, shape.length).abs()
+    match kind:
+        case "norm":
+            return NormWeight(source, problem.target)
+        case "norm alone":
+            return NormWeight(source)
+        case "cosine":
+            direction = problem.normal(shape.batch, shape.heads, shape.length, shape.d_v)
+            source[:, 1, ::9] = 0  # sources that send nothing; few, because their weights all tie
+            return CosineWeight(0.1 * direction, source, problem.v)
+        case "random":
+            # A seed and a stream with their highest bits set
+            return RandomWeight(0xFEDCBA9876, 0x89ABCDEF, problem.positions)
+    return GivenWeight(problem.normal(shape.batch, shape.heads, shape.length, shape.length).abs())
+
+
 def close(name: str, actual: torch.Tensor, expected: Floats, ratio: float = 1e-5) -> None:
     """Within `ratio` of the largest entry; the default suits float32 sums of some hundred terms."""
     scale = max(1e-6, float(np.abs(expected).max()))
@@ -230,6 +255,24 @@ def gap_cuts(weights: Floats, quantiles: tuple[float, ...]) -> torch.Tensor:
         widest = first + int(np.argmax(row[first + 1 : last + 1] / row[first:last]))
         cuts[k, i, j] = np.sqrt(row[widest] * row[widest + 1])
     return torch.from_numpy(np.sort(cuts, axis=0)[::-1].copy()).float()
+
+
+def assert_lanes_keep_what_levels_count(live: bool, dtype: torch.dtype) -> None:
+    """Of Triton, also edges whose weight equals the cut up to rounding: sizes match the lanes."""
+    length, strata = 33, 3
+    shape = Shape(batch=1, heads=2, groups=1, length=length, d_k=4, d_v=4, dtype=dtype)
+    problem = Problem(shape, backend="reference")
+    edges = problem.edges(weight_of("norm", problem))
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)[0]  # [H, T, T]
+    ordered = weights.transpose(0, 1).flatten(1).sort(-1, descending=True).values
+    cuts = ordered[:, [0, 4, 9]].T[:, None].contiguous()
+    degrees = kernels.edge_levels(edges, cuts, backend="triton").degrees
+    # Each source sends its own unit vector, so that an output shows what was kept.
+    v = torch.eye(length, dtype=dtype).expand(strata, 1, 1, -1, -1)
+    q, k = (tensor.expand(strata, *tensor.shape) for tensor in (edges.pattern.q, edges.pattern.k))
+    lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
+    output = kernels.lane_attention(edges, cuts, v, lanes, backend="triton")
+    assert torch.equal((output > 0).sum((2, 4)), degrees)
 
 
 def joined(tables: Iterable[EdgeTable]) -> EdgeTable:
@@ -303,7 +346,7 @@ def assert_cuts_of_ties(problem: Problem) -> None:
     """Nucleus and fraction cuts equal the definition's bit for bit, in any order of summation."""
     shape, generator = problem.shape, problem.generator
     given = weights_that_tie(generator, shape.batch, shape.heads, shape.length, shape.length)
-    edges = problem.edges(kernels.GivenWeight(given))
+    edges = problem.edges(GivenWeight(given))
     side = weights_that_tie(generator, 3, shape.batch, shape.length)
     cuts, expected = (
         all_cuts(backend, edges, side, (0.05, 0.5, 0.99))

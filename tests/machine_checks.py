@@ -4,14 +4,15 @@
 
 Ops run under the checks of `kernels/test_gpu.py`. Without SHAPE: in one shape, and then a model's
 goldens under each cut rule with all Triton and CUDA kernels. With SHAPE: only the ops, in the named
-shapes or in `all`. Prints the op and the shape of every check that passes.
+shapes or in `all`. Prints the op, or kind of edge weight, and the shape of every check that
+passes.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from attention_problem import Problem, Shape
+from attention_problem import Problem, Shape, assert_lanes_keep_what_levels_count
 from bench_files import module_at
 from golden import CUT_RULES, GOLDENS
 from ptx_launches import kernels_on_machine, triton_on_machine
@@ -31,6 +32,12 @@ OWN = {  # several tiles, every variant; dtypes as each generation's matrix unit
 }  # fmt: skip
 
 
+def report(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main(table: str, capability: str, *names: str) -> None:
     """Run the checks and print a line for each that passes."""
     on_gpu = module_at(Path(__file__).parent / "kernels" / "test_gpu.py")
@@ -39,15 +46,22 @@ def main(table: str, capability: str, *names: str) -> None:
         for op in on_gpu.TRITON_OPS:
             with triton_on_machine(int(capability), table):
                 on_gpu.CHECKS[op](Problem(shape, backend="triton"))
-            sys.stdout.write(f"{op} {name}\n")
-            sys.stdout.flush()
+            report(f"{op} {name}")
+        for kind in on_gpu.OTHER_KINDS:
+            with triton_on_machine(int(capability), table):
+                on_gpu.check_kind(kind, Problem(shape, backend="triton"))
+            report(f"{kind} {name}")
     if not names:
+        for live in (False, True):
+            with triton_on_machine(int(capability), table):
+                assert_lanes_keep_what_levels_count(live, OWN[capability].dtype)
+            report(f"agreement {live}")
         with kernels_on_machine(int(capability), table):
             tracer = Tracer.from_pretrained(GOLDENS / FAMILY, device="cpu")
             vars(on_gpu)["tracer_on"] = lambda family: tracer
             for rule in CUT_RULES:
                 on_gpu.test_goldens(FAMILY, rule)
-                sys.stdout.write(f"goldens {FAMILY} {rule}\n")
+                report(f"goldens {FAMILY} {rule}")
 
 
 if __name__ == "__main__":

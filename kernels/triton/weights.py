@@ -18,7 +18,9 @@ import triton.language as tl
 
 from ..edges import AttentionEdges
 from .attention_stats import attention_stats
-from .tiles import LOG2_E, load_rows, product, score_tile
+from .tiles import LOG2_E, add_product, load_rows, score_tile
+
+PART = tl.constexpr(32)  # columns of the float32 vectors of cosines that are multiplied at a time
 
 # Finite stand-ins for log 0: of a cut, below the logarithm of any weight; of a norm, below that.
 NO_CUT = tl.constexpr(-1e30)
@@ -79,14 +81,17 @@ def weight_tile(
             b_target = tl.load(p_target + i_b * length + o_t, mask=m_t, other=0.0)
             b_weight *= b_target[:, None]
     elif KIND == "cosine":
-        o_d = tl.arange(0, BSENT)
+        BPART: tl.constexpr = min(BSENT, PART)
         p_target += i_row * length * D_SENT
         p_sent += i_b * s_sent_n + i_h * GROUPS // HEADS * s_sent_m
-        b_target = load_rows(p_target, D_SENT, o_t, length, o_d, D_SENT)
-        b_sent = load_rows(p_sent, s_sent_t, o_s, length, o_d, D_SENT).to(tl.float32)
-        b_source = tl.load(p_source + i_row * length + o_s, mask=m_s, other=0.0)
-        b_cosine = product(b_target, tl.trans(b_sent)) * b_source[None, :]
-        b_cosine = tl.minimum(tl.maximum(b_cosine, -1.0), 1.0)
+        b_cosine = tl.zeros_like(b_alpha)
+        for i_d in tl.static_range(0, BSENT, BPART):
+            o_d = i_d + tl.arange(0, BPART)
+            b_target = load_rows(p_target, D_SENT, o_t, length, o_d, D_SENT)
+            b_sent = load_rows(p_sent, s_sent_t, o_s, length, o_d, D_SENT).to(tl.float32)
+            b_cosine = add_product(b_cosine, b_target, tl.trans(b_sent))
+        b_cosine *= tl.load(p_source + i_row * length + o_s, mask=m_s, other=0.0)[None, :]
+        b_cosine = tl.clamp(b_cosine, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
         b_weight = tl.where(b_alpha > 0, (1.0 + b_cosine) / 2.0, 0.5)
     elif KIND == "random":
         b_target = tl.load(p_positions + i_b * length + o_t, mask=m_t, other=0)
@@ -149,7 +154,8 @@ def bar_rows(
     if KIND == "norm":
         m_t = o_t < length
         p_lse += (i_b * HEADS + i_h) * length
-        b_bar = tl.load(p_lse + o_t, mask=m_t, other=0.0) * LOG2_E
+        b_lse = tl.load(p_lse + o_t, mask=m_t, other=0.0)
+        b_bar = tl.fma(b_lse, tl.zeros_like(b_lse) + LOG2_E, tl.zeros_like(b_lse))
         if HAS_TARGET:
             b_target = tl.load(p_target + i_b * length + o_t, mask=m_t, other=1.0)
             b_bar -= log_or(b_target, NO_NORM)
@@ -164,9 +170,8 @@ def with_logarithms(weight: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_lse(edges: AttentionEdges) -> AttentionEdges:
-    """The edges with `pattern.lse` set, computed if it is None."""
-    pattern = edges.pattern
-    if pattern.lse is not None:
-        return edges
-    lse = attention_stats(pattern, pattern.k, None).lse
-    return replace(edges, pattern=replace(pattern, lse=lse))
+    """The edges with a contiguous `pattern.lse`, computed if it is None."""
+    pattern, lse = edges.pattern, edges.pattern.lse
+    if lse is None:
+        lse = attention_stats(pattern, pattern.k, None).lse
+    return replace(edges, pattern=replace(pattern, lse=lse.contiguous()))

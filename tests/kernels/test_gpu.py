@@ -23,9 +23,11 @@ from attention_problem import (
     Shape,
     assert_attention_stats,
     assert_cuts_of_ties,
+    assert_lanes_keep_what_levels_count,
     close,
     gap_cuts,
     joined,
+    weight_of,
 )
 from golden import CUT_RULES, FAMILIES, GOLDENS, assert_golden, golden, golden_trace
 from oracles import errors as oracle_errors
@@ -277,6 +279,35 @@ def check_output_errors(problem: Problem) -> None:
             np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
+OTHER_KINDS = ("cosine", "random", "given")  # of edge weight
+
+
+def check_kind(kind: str, problem: Problem) -> None:
+    """What Triton computes from weights other than norms, against the definition."""
+    edges = problem.edges(weight_of(kind, problem))
+    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
+    cuts = gap_cuts(weights.double().numpy(), (0.9, 0.3))
+    kept = weights > cuts[:, :, None, :, None]  # [K, B, H, T, T]
+    close("mass", kernels.edge_mass(edges, backend="triton"), weights.sum((1, 3)).double().numpy())
+    levels = kernels.edge_levels(edges, cuts, backend="triton")
+    assert torch.equal(levels.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
+    assert torch.equal(levels.degrees, kept.sum((2, 4), dtype=torch.int32))
+    side = problem.normal(1, problem.shape.batch, problem.shape.length).abs()
+    drawn = [
+        kernels.fraction_cuts(edges, side, (0.1, 0.5), backend=name)
+        for name in ("triton", "reference")
+    ]
+    close("cuts", drawn[0], drawn[1].double().numpy(), 1e-4)
+    pattern = edges.pattern
+    q, k, values = (x.expand(2, *x.shape) for x in (pattern.q, pattern.k, problem.v))
+    for lanes in (replace(pattern, lse=None, q=q, k=k), None):
+        actual, expected = (
+            kernels.lane_attention(edges, cuts, values, lanes, backend=name)
+            for name in ("triton", "reference")
+        )
+        close(f"lanes, {kind}", actual, expected.double().numpy(), problem.product_ratio)
+
+
 CHECKS: dict[str, Callable[[Problem], None]] = {
     "source_norms": check_source_norms,
     "attention_stats": assert_attention_stats,
@@ -305,6 +336,20 @@ SERVED = [
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
     CHECKS[op](Problem(shape, backend=backend))
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
+def test_other_kinds_of_weight(shape: Shape, kind: str, on_gpu: None) -> None:
+    check_kind(kind, Problem(shape, backend="triton"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("live", [False, True])
+def test_lanes_keep_the_edges_that_levels_count(
+    live: bool, dtype: torch.dtype, on_gpu: None
+) -> None:
+    assert_lanes_keep_what_levels_count(live, dtype)
 
 
 @BUILT

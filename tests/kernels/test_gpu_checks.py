@@ -27,6 +27,12 @@ def test_checks_hold(op: str, shape: Shape) -> None:
     on_gpu.CHECKS[op](Problem(shape, backend=BACKENDS[op]))
 
 
+@pytest.mark.parametrize("kind", on_gpu.OTHER_KINDS)
+@pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
+def test_checks_of_kinds_hold(kind: str, shape: Shape) -> None:
+    on_gpu.check_kind(kind, Problem(shape, backend="triton"))
+
+
 @pytest.mark.parametrize("shape", list(on_gpu.WIDE.values()), ids=list(on_gpu.WIDE))
 @pytest.mark.parametrize("op", on_gpu.CUDA_OPS)
 def test_checks_of_wide_heads_hold(op: str, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:

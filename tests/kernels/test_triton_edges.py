@@ -7,14 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_problem import Problem, Shape, all_cuts, close, weights_that_tie
+from attention_problem import (
+    KINDS,
+    Problem,
+    Shape,
+    all_cuts,
+    assert_lanes_keep_what_levels_count,
+    close,
+    weight_of,
+    weights_that_tie,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from densitrace import kernels
 from densitrace.kernels import (
     AttentionEdges,
-    CosineWeight,
     GivenWeight,
     NormWeight,
     RandomWeight,
@@ -25,25 +33,6 @@ from densitrace.kernels.triton import node_cuts
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 SHAPE = Shape(length=37, d_k=16, d_v=8, window=30, segments=True, scattered=True)
-KINDS = ["norm", "norm alone", "cosine", "random", "given"]
-
-
-def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:
-    shape = problem.shape
-    source = problem.normal(shape.batch, shape.heads, shape.length).abs()
-    match kind:
-        case "norm":
-            return NormWeight(source, problem.target)
-        case "norm alone":
-            return NormWeight(source)
-        case "cosine":
-            direction = problem.normal(shape.batch, shape.heads, shape.length, shape.d_v)
-            source[:, 1, ::9] = 0  # sources that send nothing; few, because their weights all tie
-            return CosineWeight(0.1 * direction, source, problem.v)
-        case "random":
-            # A seed and a stream with their highest bits set
-            return RandomWeight(0xFEDCBA9876, 0x89ABCDEF, problem.positions)
-    return GivenWeight(problem.normal(shape.batch, shape.heads, shape.length, shape.length).abs())
 
 
 @pytest.fixture(params=KINDS)
@@ -199,22 +188,10 @@ def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
     assert not nothing.degrees.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("live", [False, True])
-def test_lanes_keep_the_edges_that_levels_count(live: bool) -> None:
-    """Including edges whose weight equals the cut up to rounding: sizes must match the lanes."""
-    length, strata = 33, 3
-    problem = Problem(Shape(batch=1, heads=2, groups=1, length=length, d_k=4, d_v=4))
-    edges = problem.edges(NormWeight(problem.normal(1, 2, length).abs(), problem.target))
-    weights = kernels.edge_weights(edges, backend="reference").nan_to_num(-1)[0]  # [H, T, T]
-    ordered = weights.transpose(0, 1).flatten(1).sort(-1, descending=True).values
-    cuts = ordered[:, [0, 4, 9]].T[:, None].contiguous()
-    degrees = kernels.edge_levels(edges, cuts, backend="triton").degrees
-    # Each source sends its own unit vector, so that an output shows what was kept.
-    v = torch.eye(length).expand(strata, 1, 1, -1, -1)
-    q, k = (tensor.expand(strata, *tensor.shape) for tensor in (edges.pattern.q, edges.pattern.k))
-    lanes = replace(edges.pattern, q=q, k=k, lse=None) if live else None
-    output = kernels.lane_attention(edges, cuts, v, lanes, backend="triton")
-    assert torch.equal((output > 0).sum((2, 4)), degrees)
+def test_lanes_keep_the_edges_that_levels_count(live: bool, dtype: torch.dtype) -> None:
+    assert_lanes_keep_what_levels_count(live, dtype)
 
 
 def test_levels_of_more_heads_than_a_field_counts() -> None:
