@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 sys.path.insert(0, str(Path(__file__).parent / "measuring"))
 from device_models import device_work, llama_1b, llama_8b, random_model
 from device_timing import measure_on
-from op_cases import Case, cases, first_blocks
+from op_cases import Case, cases, first_blocks, of_kinds
 from problems import attention_problem_of, prediction_problem_of
 from timing import Quartiles, Run
 
@@ -280,9 +280,10 @@ def problems(width: int, device: torch.device) -> Iterator[dict[str, Case]]:
         for strata, length in LENGTHS.items():
             work = device_work(model, length, strata, rows=1)
             with torch.inference_mode():
-                group = cases(attention_problem_of(work), prediction_problem_of(work))
+                attention = attention_problem_of(work)
+                group = cases(attention, prediction_problem_of(work)) | of_kinds(attention)
             yield {f"{name} ({length} tokens, {strata} strata)": group[name] for name in group}
-            del work, group
+            del work, attention, group
             gc.collect()
             torch.cuda.empty_cache()
 

@@ -3,8 +3,8 @@
     python tests/triton_compiler.py TABLE CAPABILITY
 
 The ops' own host code launches through Triton, under the pinned configurations of the table;
-warnings are errors. Prints one JSON object per kernel: op, head width, dtype, registers, spilled
-bytes, and bytes of shared memory.
+warnings are errors. Prints one JSON object per kernel: op, kind of edge weight, head width, dtype,
+registers, spilled bytes, and bytes of shared memory.
 """
 
 import json
@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-import torch
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import CompiledKernel
 from triton_device import Launched, device
@@ -45,21 +46,24 @@ def used(kernel: CompiledKernel) -> dict[str, int]:
 
 def main(table: str, capability: int) -> None:
     """Print one line of JSON per kernel: every op under every pinned configuration and dtype."""
-    from triton_launches import CALLS  # next to this file
+    from triton_launches import CALLS, OTHER_KINDS, WEIGHING, WIDE, torch_dtype  # next to this file
 
     configs.table_for = lambda device: table
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about Triton's own code
-    for op, call in CALLS.items():
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for width in configs.widths(op, dtype, table):
-                launches: list[Launched] = []
-                with device(capability, launches.append):
-                    call(width, dtype)
-                for kernel in {id(launch.kernel): launch.kernel for launch in launches}.values():
-                    described = {"op": op, "kernel": kernel.name, "width": width}
-                    described |= {"dtype": str(dtype).removeprefix("torch.")} | used(kernel)
-                    sys.stdout.write(json.dumps(described) + "\n")
+    every = [(op, "norm", dtype) for op in CALLS for dtype in ("float32", "bfloat16", "float16")]
+    every += [(op, "norm", WIDE) for op in ("attention_stats", *WEIGHING)]
+    every += product(WEIGHING, OTHER_KINDS, ("float32", "bfloat16"))
+    for op, kind, dtype in every:
+        call = partial(CALLS[op], kind=kind) if op in WEIGHING else CALLS[op]
+        for width in configs.widths(op, torch_dtype(dtype), table):
+            launches: list[Launched] = []
+            with device(capability, launches.append):
+                call(width, dtype)
+            for kernel in {id(launch.kernel): launch.kernel for launch in launches}.values():
+                described = {"op": op, "kind": kind, "kernel": kernel.name, "width": width}
+                described |= {"dtype": dtype} | used(kernel)
+                sys.stdout.write(json.dumps(described) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ import torch
 from problems import LAYER, AttentionProblem, PredictionProblem, thresholds
 
 from densitrace import kernels
-from densitrace.kernels import AttentionEdges, NormWeight
+from densitrace.kernels import (
+    AttentionEdges,
+    CosineWeight,
+    EdgeWeight,
+    GivenWeight,
+    NormWeight,
+    RandomWeight,
+)
 
 BLOCKS = LAYER + 1  # blocks after the one looked at would only cost time
 
@@ -83,3 +90,38 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
         "collect_edges": Case.of("collect_edges", edges, cuts[:1]),
         "output_errors": Case.of("output_errors", *states, next_ids=prediction.next_ids),
     }
+
+
+def of_kinds(attention: AttentionProblem) -> dict[str, Case]:
+    """The ops that take edges of any kind of weight, with every kind but norms."""
+    pattern, node, v = attention.edges.pattern, attention.node, attention.v
+    batch, heads, length = pattern.shape
+    uniform = torch.rand(batch, heads, length, length, device=v.device)
+    weights: dict[str, EdgeWeight] = {
+        "cosine": CosineWeight(
+            torch.randn(batch, heads, length, v.shape[-1], device=v.device),
+            torch.full(pattern.shape, 0.1, device=v.device),
+            v,
+        ),
+        "random": RandomWeight(0, 0, torch.arange(length, device=v.device).expand(batch, -1)),
+        "given": GivenWeight(uniform),
+    }
+    strata = len(attention.cuts)
+    shares = tuple((k + 1) / (strata + 1) for k in range(strata))
+    cuts = 1 - torch.tensor(shares, device=v.device)[:, None, None].expand_as(attention.cuts)
+    found = {}
+    for kind, weight in weights.items():
+        edges = AttentionEdges(pattern, weight)
+        for name, case in {
+            "edge_mass": Case.of("edge_mass", edges),
+            "edge_levels": Case.of("edge_levels", edges, cuts),
+            "fraction_cuts": Case.of("fraction_cuts", edges, node.side, shares),
+            "lane_attention, live": Case.of(
+                "lane_attention", edges, cuts, attention.lanes_v, attention.lanes
+            ),
+            "lane_attention, frozen": Case.of(
+                "lane_attention", edges, cuts, attention.lanes_v, None
+            ),
+        }.items():
+            found[f"{name}, {kind}"] = case
+    return found

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from ..edges import AttentionEdges, CosineWeight, GivenWeight, NormWeight, Pattern, RandomWeight
+from . import configs
 
 SMALLEST = 16  # least number of columns of a tile in tl.dot
 
@@ -115,3 +116,19 @@ def edge_weight(edges: AttentionEdges) -> dict[str, Any]:
         "KIND": kind,
         "HAS_TARGET": target is not None,
     } | strides("sent", sent)
+
+
+def weighing_config(
+    op: str, pattern: Pattern, weight: dict[str, Any], *values: Tensor
+) -> configs.Config:
+    """The configuration of a kernel that weighs edges: see `configs.launch`.
+
+    Args:
+        op: name of the op in the tables.
+        pattern: its attention.
+        weight: the arguments of `edge_weight`.
+        values: other tensors that it multiplies.
+    """
+    widest = max(pattern.q.shape[-1], weight["D_SENT"], *(value.shape[-1] for value in values))
+    factors = pattern.q, pattern.k, *values
+    return configs.launch(op, tile_width(widest), *factors, kind=weight["KIND"])

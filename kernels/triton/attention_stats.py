@@ -89,7 +89,9 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
     # Per head, then summed in a fixed order: no atomics. Not written without `source`.
     mass = lse if source is None else torch.empty_like(lse)
     shape = geometry(pattern)
-    config = configs.launch("attention_stats", max(shape["BD"], tile_width(width)), values)
+    config = configs.launch(
+        "attention_stats", max(shape["BD"], tile_width(width)), pattern.q, pattern.k, values
+    )
     attention_stats_kernel[(triton.cdiv(length, config["BT"]) * batch * heads,)](
         p_v=values,
         p_source=lse if source is None else source.contiguous(),

@@ -1,7 +1,8 @@
 """Pinned tile sizes, so that two runs of a kernel agree: configs/*.json.
 
-A file maps an op, the bits of its input dtype and the width of its head tiles to tile sizes, warps
-and pipeline stages. `default.json` has all entries; a file named after a compute capability
+A file maps an op, the bits of its widest input dtype and the width of its head tiles to tile sizes,
+warps and pipeline stages. Ops on edges may have entries of their own for a kind of weight, appended
+to the op's name ("edge_levels_cosine"). `default.json` has all entries; a file named after a compute capability
 ("sm_90") overrides some of them on such GPUs. benches/tune_gpu.py writes these files; untuned
 entries of "sm_90" are larger tiles than older GPUs have registers for.
 """
@@ -71,16 +72,24 @@ def table_for(device: torch.device) -> str:
     return _tuned(device) if device.type == "cuda" else DEFAULT
 
 
+def _bits(dtype: torch.dtype) -> str:
+    return f"{8 * dtype.itemsize}-bit"
+
+
 def widths(op: str, dtype: torch.dtype, table: str) -> list[int]:
     """The head widths that a table lists for an op and the item size of a dtype, ascending."""
-    return sorted(map(int, _table(table)[op].get(f"{8 * dtype.itemsize}-bit", ())))
+    return sorted(map(int, _table(table).get(op, {}).get(_bits(dtype), ())))
 
 
-def key(op: str, width: int, tensor: Tensor) -> Key:
+def key(op: str, width: int, *factors: Tensor, kind: str = "norm") -> Key:
     """Key of a launch's entry: the least listed width >= `width`, or the widest. See `launch`."""
-    listed = widths(op, tensor.dtype, table_for(tensor.device))
+    widest = max((factor.dtype for factor in factors), key=lambda dtype: dtype.itemsize)
+    table = table_for(factors[0].device)
+    of_kind = f"{op}_{kind}"
+    name = of_kind if widths(of_kind, widest, table) else op
+    listed = widths(name, widest, table)
     fitting = next((size for size in listed if size >= width), listed[-1])
-    return Key(op, f"{8 * tensor.dtype.itemsize}-bit", str(fitting))
+    return Key(name, _bits(widest), str(fitting))
 
 
 def entry(key: Key, table: str) -> Config:
@@ -88,15 +97,16 @@ def entry(key: Key, table: str) -> Config:
     return dict(_table(table)[key.op][key.bits][key.width])
 
 
-def launch(op: str, width: int, tensor: Tensor) -> Config:
+def launch(op: str, width: int, *factors: Tensor, kind: str = "norm") -> Config:
     """Tile sizes and compiler options of a launch.
 
     Args:
         op: name of the op in the tables.
         width: width of its widest head tile.
-        tensor: any tensor with the dtype and device of the tiles.
+        factors: the tensors that it multiplies; the widest dtype decides.
+        kind: of edge weight. The name of an op may have it appended: "edge_levels_cosine".
     """
-    return entry(key(op, width, tensor), table_for(tensor.device)) | FUSED
+    return entry(key(op, width, *factors, kind=kind), table_for(factors[0].device)) | FUSED
 
 
 def all_keys(table: str = DEFAULT) -> list[Key]:

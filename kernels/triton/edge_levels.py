@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..edges import AttentionEdges
 from ..results import EdgeLevels
-from . import configs
-from .arguments import edge_weight, geometry, queries_and_keys
+from .arguments import edge_weight, geometry, queries_and_keys, weighing_config
 from .tiles import LOG2_E, allowed_tile, block_and_row, load_cut, load_rows, log_scores, log_unit
 from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarithms, with_lse
 
@@ -159,7 +158,7 @@ def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     degrees = torch.zeros(strata, batch, length, dtype=torch.int32, device=cuts.device)
     cuts = cuts.float().contiguous()
     shape, weight = geometry(pattern), with_logarithms(edge_weight(edges))
-    config = configs.launch("edge_levels", max(shape["BD"], weight["BSENT"]), pattern.q)
+    config = weighing_config("edge_levels", pattern, weight)
     grid = triton.cdiv(length, config["BT"]) * batch, triton.cdiv(length, config["BS"])
     for first in range(0, strata, GROUP):
         group = slice(first, min(strata, first + GROUP))

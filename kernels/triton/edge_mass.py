@@ -9,8 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..edges import AttentionEdges
-from . import configs
-from .arguments import edge_weight, geometry, queries_and_keys
+from .arguments import edge_weight, geometry, queries_and_keys, weighing_config
 from .tiles import allowed_tile, block_and_row, first_source, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
@@ -52,7 +51,7 @@ def edge_mass_kernel(
             p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
             seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
         )  # fmt: skip
-        b_mass += tl.sum(tl.maximum(b_weight, 0.0), 1)
+        b_mass += tl.sum(tl.where(b_weight < 0, 0.0, b_weight), 1)  # keeps NaN
     tl.store(p_mass + i_row * length + o_t, b_mass, mask=m_t)
 
 
@@ -62,7 +61,7 @@ def edge_mass(edges: AttentionEdges) -> Tensor:
     # Per head, then summed in a fixed order: no atomics.
     mass = torch.empty(batch, heads, length, dtype=torch.float32, device=pattern.device)
     shape, weight = geometry(pattern), edge_weight(edges)
-    config = configs.launch("edge_mass", max(shape["BD"], weight["BSENT"]), pattern.q)
+    config = weighing_config("edge_mass", pattern, weight)
     edge_mass_kernel[(triton.cdiv(length, config["BT"]) * batch * heads,)](
         p_lse=pattern.lse,
         p_mass=mass,

@@ -18,8 +18,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..edges import AttentionEdges, Pattern
-from . import configs
-from .arguments import edge_weight, geometry, queries_and_keys, rows, sinks, strides, tile_width
+from .arguments import (
+    edge_weight,
+    geometry,
+    queries_and_keys,
+    rows,
+    sinks,
+    strides,
+    tile_width,
+    weighing_config,
+)
 from .tiles import (
     LOG2_E,
     add_product,
@@ -216,9 +224,8 @@ def lane_attention(
     )
     values = rows(v.flatten(0, 1))
     shape, weight = geometry(pattern), with_logarithms(edge_weight(edges))
-    widest = max(shape["BD"], weight["BSENT"], tile_width(width))
     attention = "frozen" if lanes is None else "live"
-    config = configs.launch(f"lane_attention_{attention}", widest, values)
+    config = weighing_config(f"lane_attention_{attention}", pattern, weight, values)
     config["LANES"] = min(config["LANES"], strata)
     programs = (
         triton.cdiv(length, config["BT"]) * batch * heads,

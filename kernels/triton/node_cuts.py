@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..edges import AttentionEdges, CosineWeight, NormWeight
 from . import configs
-from .arguments import edge_weight, geometry, queries_and_keys
+from .arguments import edge_weight, geometry, queries_and_keys, weighing_config
 from .tiles import allowed_tile, block_and_row, load_rows
 from .weights import alpha_tile, uses_alpha, weight_tile, with_lse
 
@@ -156,6 +156,7 @@ def add_up_bins(p_bins, HISTOGRAMS: tl.constexpr, BINS: tl.constexpr, BB: tl.con
     for i_bin in range(0, BINS, BB):
         p_here = p_bins + (i_bin + tl.arange(0, BB))[None, :]
         b_bins = tl.load(p_here, cache_modifier=".cg")  # atomics bypass the L1 cache
+        tl.debug_barrier()  # all threads have read: with few bins, several read the same
         tl.store(p_here, b_sum[:, None] + tl.cumsum(b_bins, 1))
         b_sum += tl.sum(b_bins, 1)
     tl.debug_barrier()
@@ -420,8 +421,8 @@ def weight_rows(edges: AttentionEdges | None, side: Tensor) -> Iterator[RowWeigh
     pattern = edges.pattern
     heads = pattern.shape[1]
     shape, weight = geometry(pattern), edge_weight(edges)
-    config = configs.launch("node_cuts", max(shape["BD"], weight["BSENT"]), pattern.q)
-    lse = pattern.q if pattern.lse is None else pattern.lse.contiguous()
+    config = weighing_config("node_cuts", pattern, weight)
+    lse = pattern.q if pattern.lse is None else pattern.lse
     most = max(1, SCRATCH_ELEMENTS // (batch * (first_edge + heads * length)))
     for start in range(0, length, most):
         end = min(length, start + most)

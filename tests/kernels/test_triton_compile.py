@@ -5,7 +5,7 @@ import re
 
 import pytest
 from triton_device import SHARED_BYTES
-from triton_launches import CALLS
+from triton_launches import CALLS, OTHER_KINDS, WEIGHING
 from without_interpreter import lines_of
 
 from densitrace.kernels import triton
@@ -24,6 +24,9 @@ TARGETS = [
 def test_kernels_compile_without_spills(table: str, capability: int) -> None:
     kernels = [json.loads(line) for line in lines_of("triton_compiler.py", table, str(capability))]
     assert {kernel["op"] for kernel in kernels} == set(CALLS)
+    for op in WEIGHING:
+        kinds = {kernel["kind"] for kernel in kernels if kernel["op"] == op}
+        assert kinds == {"norm", *OTHER_KINDS}
     called = {re.sub("_(live|frozen|split)$", "", name) for name in CALLS}
     assert called | {"nucleus_cuts", "fraction_cuts"} == {*triton.__all__, "node_cuts", "row_cuts"}
     assert all(kernel["spilled"] == 0 for kernel in kernels), kernels
