@@ -2,9 +2,9 @@
 
 A file maps an op, the bits of its widest input dtype and the width of its head tiles to tile sizes,
 warps and pipeline stages. Ops on edges may have entries of their own for a kind of weight, appended
-to the op's name ("edge_levels_cosine"). `default.json` has all entries; a file named after a compute capability
-("sm_90") overrides some of them on such GPUs. benches/tune_gpu.py writes these files; untuned
-entries of "sm_90" are larger tiles than older GPUs have registers for.
+to the op's name ("edge_levels_cosine"). `default.json` has all entries; a file named after a
+compute capability ("sm_90") overrides some of them on such GPUs. benches/tune_gpu.py writes these
+files; untuned entries of "sm_90" are larger tiles than older GPUs have registers for.
 """
 
 import json
