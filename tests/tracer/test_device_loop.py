@@ -1,16 +1,15 @@
 """The lane loop as it runs on a device, run on the CPU: the same results, and no host waits."""
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from host_waits import HostWaits
+from host_waits import HostWaits, waits_in
 from tiny_models import VARIANTS, tiny_model
+from torch import Tensor
 
 from densitrace import Threshold, Trace, Tracer
 from densitrace.tracer import engine, tracing
@@ -32,18 +31,30 @@ def as_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return force
 
 
-@contextmanager
-def waits_in(owner: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """What would make the host wait inside a method or function while the context is open."""
-    waits, function = HostWaits(), getattr(owner, method)
+READS: dict[str, Callable[[Tensor], object]] = {
+    "item": Tensor.item,
+    "int": int,
+    "bool": bool,
+    "equal": lambda x: torch.equal(x, x),
+    "where": torch.where,
+    "nonzero": Tensor.nonzero,
+    "masked": lambda x: x[None][x[None] > 0],
+    "put": lambda x: x[None].clone().index_put_((x[None] > 0,), x),
+    "constant": lambda x: torch.tensor(1.0),
+}
 
-    def watched(*arguments: Any, **named: Any) -> Any:
-        with waits:
-            return function(*arguments, **named)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, method, watched)
-        yield waits.found
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("read", list(READS))
+def test_what_makes_the_host_wait_is_seen(read: str, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        number = torch.ones(())
+        with HostWaits() as watch:
+            READS[read](number)
+    assert watch.found.total() > 0
+    with torch.inference_mode(inference), HostWaits() as watch:
+        torch.where(number > 0, number, 0).to(torch.float64).add_(1)
+    assert not watch.found
 
 
 def traced(tracer: Tracer, **options: Any) -> list[Trace]:

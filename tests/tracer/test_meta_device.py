@@ -13,7 +13,8 @@ from typing import Any
 import cuda_host
 import pytest
 import torch
-from tiny_models import VARIANTS, tiny_model
+from host_waits import COPIES, waits_in
+from tiny_models import FURTHER, VARIANTS, tiny_model
 from torch import Tensor
 from torch.fx.experimental import _config as meta_config
 from triton.runtime.jit import KernelInterface
@@ -22,7 +23,7 @@ from densitrace import Nucleus, Rule, Threshold, TopFraction
 from densitrace.kernels import dispatch
 from densitrace.kernels.triton import configs
 from densitrace.tracer.batch import batch_of_lists
-from densitrace.tracer.engine import CONTROLS, Attention
+from densitrace.tracer.engine import CONTROLS, Attention, LaneLoop
 from densitrace.tracer.models import architecture_of
 from densitrace.tracer.models.decoder import Decoder
 from densitrace.tracer.nodes import IMPORTANCES, ImportanceName
@@ -85,19 +86,30 @@ def decoder_of(family: str) -> Decoder:
 
 
 # Every family, and every importance with every rule in a sequential and a parallel model.
-CASES: list[tuple[Any, ...]] = [(family, "norm_l1", RULES[0], "live") for family in VARIANTS]
+CASES: list[tuple[Any, ...]] = [
+    (family, "norm_l1", RULES[0], "live")
+    for family in (*VARIANTS, *FURTHER)
+    if family != "dbrx"  # whose own block reads a number on the host
+]
 for importance, rule in product(IMPORTANCES, RULES):
     CASES += [("llama", importance, rule, "frozen"), ("gpt_neox", importance, rule, "live")]
 
 
 @pytest.mark.parametrize(("family", "importance", "rule", "attention"), CASES)
 def test_all_outputs(
-    family: str, importance: ImportanceName, rule: Rule, attention: Attention, launches: Launches
+    family: str,
+    importance: ImportanceName,
+    rule: Rule,
+    attention: Attention,
+    launches: Launches,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in a scan, some rows at a time."""
+    """As in a scan, some rows at a time; no block copies between the host and the device."""
     settings = Settings(importance, attention, controls=CONTROLS)
     tracing = Tracing(decoder_of(family), settings, tokens_at_once=10, packed=True)
-    tracing.measured(tracing.start(batch_of_lists(ROWS, [3, -1]), rule))
+    with waits_in(LaneLoop, "_run_block", monkeypatch) as found:
+        tracing.measured(tracing.start(batch_of_lists(ROWS, [3, -1]), rule))
+    assert not COPIES & found.keys()  # of tensors on the host, the host may read numbers
     assert {"trace_sizes", "bottleneck", "logits_kernel", "distances_kernel"} < set(launches)
 
 

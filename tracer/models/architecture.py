@@ -104,7 +104,7 @@ class LinearNorm:
     per token. A LayerNorm's beta belongs to the node and is not used (METHOD §1).
     """
 
-    gamma: Tensor  # float32 [D]; [1] for a norm without weights
+    gamma: Tensor | None  # float32 [D]; None for a norm without weights
     centred: bool
     eps: float
 
@@ -113,11 +113,12 @@ class LinearNorm:
         """Build the map of a norm module of a family."""
         kind, eps = architecture.norm_kind, architecture.norm_eps
         own: Tensor | None = getattr(module, "weight", None)  # perhaps computed from parameters
-        weight = torch.ones(1, dtype=torch.float32) if own is None else own.detach().float()
+        gamma = None if own is None else own.detach().float()
+        if gamma is not None and kind.endswith("plus_one"):
+            gamma = gamma + 1
         if eps is None:
             names = ("eps", "variance_epsilon")
             eps = next(float(getattr(module, name)) for name in names if hasattr(module, name))
-        gamma = weight + 1 if kind.endswith("plus_one") else weight
         return cls(gamma, kind.startswith("layer"), eps)
 
     def fold(self, vectors: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class LinearNorm:
         vectors = vectors.float()
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
-        return vectors * self.gamma.to(vectors.device)
+        return vectors if self.gamma is None else vectors * self.gamma.to(vectors.device)
 
     def inverse_scale(self, states: Tensor) -> Tensor:
         """1 / rms (or 1 / sd) of states [..., D], with the norm's eps: float32 [...]."""
