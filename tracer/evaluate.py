@@ -58,10 +58,10 @@ def evaluate(
 
 
 def logits(decoder: Decoder, hidden: Tensor) -> Tensor:
-    """float32 [..., V]: logits of states [..., D] after the final norm."""
+    """float32 [..., V]: logits of states [..., D] after the final norm; on the head's device."""
     weight, bias = decoder.unembedding
     result = torch.nn.functional.linear(
-        hidden.float(), weight.float(), None if bias is None else bias.float()
+        hidden.to(weight.device).float(), weight.float(), None if bias is None else bias.float()
     )
     result = result * decoder.logit_scale
     if decoder.logit_softcap is not None:

@@ -610,7 +610,8 @@ class Tracer:
                 settings = Settings(attention=attention)
                 tracing = Tracing(self._decoder, settings, backend=self.backend)
                 run = tracing.loop(batch, GivenCuts([-1.0])).run()
-                ours = logits(self._decoder, run.hidden[:, batch.valid])
+                states = run.hidden.to(self.device)[:, batch.valid]
+                ours = logits(self._decoder, states).to(own.device)  # of a model over several GPUs
                 if not (own + ours).isfinite().all():
                     raise not_finite(self._decoder)
                 difference = (ours - own.float()).abs().max() / own.abs().max().clamp(min=1e-30)
