@@ -44,6 +44,8 @@ def attention_stats_kernel(
     b_output = tl.zeros([BT, BV], tl.float32)
     for i_s in range(first_source(i_t, BT, BS, WINDOW), tl.minimum((i_t + 1) * BT, length), BS):
         o_s = i_s + tl.arange(0, BS)
+        if HAS_SOURCE:  # before the products, which the load then overlaps
+            b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)
         b_k = load_rows(p_k, s_k_t, o_s, length, o_d, D_K)
         # [BT, BS]
         b_scores = score_tile(b_q, b_k, scale, softcap, HAS_SOFTCAP)
@@ -58,7 +60,6 @@ def attention_stats_kernel(
         b_output += product(b_weight, b_v)
         b_sum = b_sum * b_fade + tl.sum(b_weight, 1)
         if HAS_SOURCE:
-            b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)
             b_mass = b_mass * b_fade + tl.sum(b_weight * b_source[None, :], 1)
         b_top = b_higher
     if HAS_SINKS:

@@ -18,7 +18,15 @@ from ..edges import AttentionEdges
 from ..results import EdgeLevels
 from .arguments import edge_weight, geometry, queries_and_keys, weighing_config
 from .tiles import LOG2_E, allowed_tile, block_and_row, load_cut, load_rows, log_scores, log_unit
-from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarithms, with_lse
+from .weights import (
+    bar_rows,
+    cut_rows,
+    measure_tile,
+    source_columns,
+    uses_alpha,
+    with_logarithms,
+    with_lse,
+)
 
 BITS = tl.constexpr(5)  # of a field, which counts heads
 FIELDS = tl.constexpr(6)  # of an integer
@@ -107,6 +115,8 @@ def edge_levels_kernel(
                 b_fields += (tl.zeros([BT, BS], tl.int32),)
             for h in range(i_first, tl.minimum(i_first + MOST_HEADS, HEADS)):
                 i_h = tl.cast(h, tl.int64)
+                b_head = bar_rows(p_lse, p_target, o_t, i_b, i_h, length, HEADS, KIND, HAS_TARGET)
+                b_source = source_columns(p_source, o_s, i_b, i_h, length, HEADS, KIND, False)
                 b_scores = tl.zeros([BT, BS], tl.float32)
                 b_alpha = b_scores
                 if uses_alpha(KIND):
@@ -119,11 +129,10 @@ def edge_levels_kernel(
                     b_lse = tl.load(p_lse + o_lse, mask=m_t, other=0.0) * LOG2_E
                     b_alpha = tl.exp2(b_scores * unit - b_lse[:, None])
                 b_measure = measure_tile(
-                    b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
+                    b_scores, unit, b_source, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
                     p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-                    seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, False,
+                    seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
                 )  # fmt: skip
-                b_head = bar_rows(p_lse, p_target, o_t, i_b, i_h, length, HEADS, KIND, HAS_TARGET)
                 b_counted = ()
                 for j in tl.static_range(integers(CUTS)):
                     b_field = b_fields[j]

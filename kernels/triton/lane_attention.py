@@ -41,7 +41,15 @@ from .tiles import (
     log_unit,
     whole_sources,
 )
-from .weights import bar_rows, cut_rows, measure_tile, uses_alpha, with_logarithms, with_lse
+from .weights import (
+    bar_rows,
+    cut_rows,
+    measure_tile,
+    source_columns,
+    uses_alpha,
+    with_logarithms,
+    with_lse,
+)
 
 
 @triton.constexpr_function
@@ -69,6 +77,7 @@ def add_tile(
     m_allowed = (o_s[None, :] >= 0) & (o_t[:, None] >= 0)
     if not WHOLE:
         m_allowed = allowed_tile(o_t, o_s, length, p_segments, WINDOW, HAS_SEGMENTS)
+    b_source = source_columns(p_source, o_s, i_b, i_h, length, HEADS, KIND, WHOLE)
     b_scores = tl.zeros_like(m_allowed).to(tl.float32)
     if uses_alpha(KIND) or not LIVE:
         b_k = load_sources(p_k, s_k_t, o_s, length, o_d, D_K, BD, WHOLE)
@@ -79,9 +88,9 @@ def add_tile(
         if not WHOLE:
             b_alpha = tl.where(m_allowed, b_alpha, 0.0)
     b_measure = measure_tile(
-        b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
+        b_scores, unit, b_source, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
         p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given,
-        seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET, WHOLE,
+        seed, salt, HEADS, GROUPS, D_SENT, BSENT, KIND, HAS_TARGET,
     )  # fmt: skip
     b_tops, b_sums, b_outputs = (), (), ()
     for i in tl.static_range(LANES):

@@ -104,19 +104,30 @@ def weight_tile(
 
 
 @triton.jit
-def measure_tile(
-    b_scores, unit, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
-    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, salt,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
-    KIND: tl.constexpr, HAS_TARGET: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    # [BT, BS]. For norms it is finite where there is no edge too, and `p_source` holds logarithms.
+def source_columns(
+    p_source, o_s, i_b, i_h, length, HEADS: tl.constexpr, KIND: tl.constexpr, WHOLE: tl.constexpr
+):
+    # [BS]: logarithms that `measure_tile` adds under norms. Loaded before the scores, whose product
+    # the load then overlaps.
+    b_source = tl.zeros_like(o_s).to(tl.float32)
     if KIND == "norm":
         p_source += (i_b * HEADS + i_h) * length
         if WHOLE:
             b_source = tl.load(p_source + o_s)
         else:
             b_source = tl.load(p_source + o_s, mask=o_s < length, other=0.0)
+    return b_source
+
+
+@triton.jit
+def measure_tile(
+    b_scores, unit, b_source, b_alpha, m_allowed, o_t, o_s, i_b, i_h, length,
+    p_source, p_target, p_sent, s_sent_n, s_sent_m, s_sent_t, p_positions, p_given, seed, salt,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, D_SENT: tl.constexpr, BSENT: tl.constexpr,
+    KIND: tl.constexpr, HAS_TARGET: tl.constexpr,
+):  # fmt: skip
+    # [BT, BS]. For norms it is finite where there is no edge, too.
+    if KIND == "norm":
         # An explicit fma, so that every kernel rounds alike
         b_measure = tl.fma(b_scores, tl.zeros_like(b_scores) + unit, b_source[None, :])
     else:
@@ -163,7 +174,7 @@ def bar_rows(
 
 
 def with_logarithms(weight: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `measure_tile`, from those of `weight_tile` (`arguments.edge_weight`)."""
+    """`arguments.edge_weight` for `source_columns` and `measure_tile`: norms as logarithms."""
     if weight["KIND"] != "norm":
         return weight
     return weight | {"p_source": weight["p_source"].log2().clamp(min=NO_NORM.value)}
