@@ -27,9 +27,10 @@ demo: $(READY)
 	$(BIN)/densitrace demo
 
 # A process a core, of one thread each; the tests of threads ask for theirs. Files in their order: sorted
-# by how many tests they hold, those of few and long ones would come last, on one core.
+# by how many tests they hold, those of few and long ones would come last, on one core. No GPU, if there
+# is one: Triton's kernels run in its interpreter, on CPU tensors. On a GPU: benches/gpu.sh.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # mypy has to see the parts under the names they are imported by, which only the installation knows:
 # build/lint is the same tree as links, and mypy runs inside it.

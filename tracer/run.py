@@ -154,22 +154,29 @@ class Run:
             try:
                 return self._trace(part)
             except (ModelError, RuntimeError, MemoryError) as error:
-                # Overflow in the model is deterministic; a device or disk may recover.
                 reason = first_line(error)
-                failure = {"part": part, "reason": reason}
-                if pause is None or isinstance(error, NotFiniteError):
-                    log.error("part failed", extra=failure)
-                    self._failed[part] = reason
-                    note_failure(self.store.storage, part, reason)
+                if _device_is_lost(error):
                     self._claims.release(part)
-                    return None
-                log.warning("part is tried again", extra=failure)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                time.sleep(pause)
+                    raise ScanError(
+                        f"the device failed: {reason}; the same command continues the scan"
+                    ) from error
+                # Overflow in the model is deterministic; a device or disk may recover.
+                again = pause is not None and not isinstance(error, NotFiniteError)
             except BaseException:
                 self._claims.release(part)
                 raise
+            # Outside the handler: the error's traceback held the tensors of the failed pass.
+            failure = {"part": part, "reason": reason}
+            if not again:
+                log.error("part failed", extra=failure)
+                self._failed[part] = reason
+                note_failure(self.store.storage, part, reason)
+                self._claims.release(part)
+                return None
+            log.warning("part is tried again", extra=failure)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            time.sleep(pause or 0)
         raise AssertionError("the last try returns")
 
     def _trace(self, part: int) -> "_TracedPart":
@@ -269,6 +276,11 @@ class Run:
             done = self.store.done_parts()
             tokens = self.store.part_tokens(done)
             self.job.reporter.parts(len(done), self.store.n_parts, len(self._failed), tokens)
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether a GPU refuses all further work of this process, as after an illegal access."""
+    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)
 
 
 def parts_failed(failed: Mapping[int, str], n_parts: int) -> ScanError:

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from byte_model import byte_model, save
 from click.testing import CliRunner
 from scan_workers import (
@@ -290,6 +292,43 @@ def test_a_part_is_tried_again(
     job = jobs()
     run_here(job)
     assert_same_store(job.out, whole[0])
+
+
+def test_a_lost_device_ends_the_worker_and_frees_its_part(
+    jobs: Callable[[], Job], whole: tuple[Path, float], failing: Callable[..., None]
+) -> None:
+    """Nothing else could run on it; another worker, or the same command, goes on at once."""
+    failing(1, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    job = jobs()
+    for _ in (3, 5):
+        with pytest.raises(ScanError, match=r"device failed: CUDA error: an illegal .* continues"):
+            run_here(job)
+    run_here(job)
+    assert_same_store(job.out, whole[0])
+
+
+def test_what_a_failed_part_held_is_freed_before_the_pause(
+    jobs: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    seen: list[object] = []
+
+    def fail(run: Run, part: int) -> Any:
+        if held:
+            return TRACE(run, part)
+        states = torch.zeros(3)
+        held.append(weakref.ref(states))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def empty_cache() -> None:
+        seen.extend(states() for states in held)
+
+    monkeypatch.setattr(Run, "_trace", fail)
+    monkeypatch.setattr("densitrace.tracer.run.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    run_here(jobs())
+    assert seen == [None]
 
 
 def test_what_overflows_is_not_tried_again(
