@@ -340,13 +340,13 @@ def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
-def test_other_kinds_of_weight(shape: Shape, kind: str, on_gpu: None) -> None:
+def test_other_kinds_of_weight_under_triton(shape: Shape, kind: str, on_gpu: None) -> None:
     check_kind(kind, Problem(shape, backend="triton"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("live", [False, True])
-def test_lanes_keep_the_edges_that_levels_count(
+def test_lanes_keep_the_edges_that_levels_count_under_triton(
     live: bool, dtype: torch.dtype, on_gpu: None
 ) -> None:
     assert_lanes_keep_what_levels_count(live, dtype)
