@@ -51,6 +51,9 @@ def main(table: str, capability: str, *names: str) -> None:
             with triton_on_machine(int(capability), table):
                 on_gpu.check_kind(kind, Problem(shape, backend="triton"))
             report(f"{kind} {name}")
+        with triton_on_machine(int(capability), table):
+            on_gpu.check_few_strata(Problem(shape, backend="triton"))
+        report(f"few_strata {name}")
     if not names:
         for live in (False, True):
             with triton_on_machine(int(capability), table):

@@ -235,6 +235,19 @@ FAULTS = {
         xor.b32 %r7, %r4, 4;
         st.shared.u32 [%r7], %r1;""",
     "different numbers to a place": "st.shared.u32 [memory], %r1;",
+    "reads global memory that another warp writes": """
+        st.global.u32 [%rd5], 7;
+        xor.b32 %r7, %r1, 32;
+        mad.wide.u32 %rd6, %r7, 4, %rd2;
+        ld.global.u32 %r6, [%rd6];""",
+    "writes global memory that another warp reads": """
+        xor.b32 %r7, %r1, 32;
+        mad.wide.u32 %rd6, %r7, 4, %rd2;
+        ld.global.u32 %r6, [%rd6];
+        st.global.u32 [%rd5], 7;""",
+    "combines global memory that another warp writes": """
+        st.global.u32 [%rd5], 7;
+        red.global.add.u32 [%rd2], 1;""",
     "a copy is on its way": """
         cp.async.ca.shared.global [%r4], [%rd4], 4;
         cp.async.commit_group;
@@ -260,6 +273,35 @@ FAULTS = {
 def test_faults(message: str) -> None:
     with pytest.raises(PtxError, match=message):
         run(FAULTS[message], NUMBERS, np.zeros(THREADS, np.uint32))
+
+
+@pytest.mark.parametrize("writer", [0, THREADS - 1])
+def test_every_reader_is_noted(writer: int) -> None:
+    body = f"""
+    ld.global.u32 %r6, [%rd2];
+    setp.eq.u32 %p1, %r1, {writer};
+    @%p1 st.global.u32 [%rd2], 7;
+    """
+    with pytest.raises(PtxError, match="writes global memory that another warp reads"):
+        computed(body, NUMBERS)
+
+
+def test_blocks_do_not_share_global_memory() -> None:
+    """Except by atomic additions; within a block a barrier orders what its warps do."""
+    body = """
+    mov.u32 %r7, %ctaid.x;
+    add.u32 %r7, %r7, 1;
+    st.global.u32 [%rd5], %r7;
+    bar.sync 0;
+    xor.b32 %r7, %r1, 32;
+    mad.wide.u32 %rd6, %r7, 4, %rd2;
+    ld.global.u32 %r6, [%rd6];
+    """
+    outputs = np.zeros(THREADS, np.uint32)
+    run(body, NUMBERS, outputs)
+    assert (outputs == 1).all()
+    with pytest.raises(PtxError, match="global memory that another block"):
+        run(body, NUMBERS, np.zeros(THREADS, np.uint32), blocks=2)
 
 
 def test_a_copy_is_readable_after_its_wait() -> None:

@@ -308,6 +308,17 @@ def check_kind(kind: str, problem: Problem) -> None:
         close(f"lanes, {kind}", actual, expected.double().numpy(), problem.product_ratio)
 
 
+def check_few_strata(problem: Problem) -> None:
+    """Cuts of few edges by one or two strata: a program has more threads than bins."""
+    side = problem.normal(9, problem.shape.batch, problem.shape.length).abs()
+    for fractions in ((0.5,), (0.1, 0.5)):
+        actual, expected = (
+            kernels.fraction_cuts(None, side, fractions, backend=name)
+            for name in (problem.backend, "reference")
+        )
+        assert torch.equal(actual, expected)
+
+
 CHECKS: dict[str, Callable[[Problem], None]] = {
     "source_norms": check_source_norms,
     "attention_stats": assert_attention_stats,
@@ -342,6 +353,11 @@ def test_op(shape: Shape, backend: str, op: str, on_gpu: None) -> None:
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 def test_other_kinds_of_weight_under_triton(shape: Shape, kind: str, on_gpu: None) -> None:
     check_kind(kind, Problem(shape, backend="triton"))
+
+
+@pytest.mark.parametrize("backend", ["triton", pytest.param("cuda", marks=BUILT)])
+def test_few_strata(backend: str, on_gpu: None) -> None:
+    check_few_strata(Problem(Shape(), backend=backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

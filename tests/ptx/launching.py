@@ -31,7 +31,7 @@ def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | Non
         raise PtxError(f"{what.entry.parameter_bytes} bytes of arguments are wanted")
     if any(count > most for count, most in zip(what.grid, MOST_BLOCKS, strict=True)):
         raise PtxError(f"a grid of {what.grid} blocks is too large")
-    memory, does = GlobalMemory(arrays), steps(what.entry)
+    memory, does = GlobalMemory(arrays, watched=counts is None), steps(what.entry)
     count, together = math.prod(what.grid), max(1, TOGETHER // what.threads)
     with np.errstate(all="ignore"):
         for first in range(0, count, together):

@@ -139,6 +139,10 @@ class Machine:
             raise PtxError("the threads of a warp are not together")
         return lanes
 
+    def moments(self, who: Who) -> NDArray[np.int64]:
+        """When threads run: their block, and how many barriers it has passed."""
+        return self._block[who] << 32 | self.shared.epochs[who // self.what.threads]
+
     # ---- registers -------------------------------------------------------------------------
 
     def _held(self, register: Register) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +37,63 @@ def aligned(addresses: NDArray[Any], size: int) -> None:
         raise PtxError(f"an access of {size} bytes is not aligned")
 
 
+class Races:
+    """Finds races in global memory: who last read, wrote and combined each byte, and when.
+
+    Two accesses of a byte conflict unless both read it or both combine (atomically). If other
+    warps of a block make them, a barrier must be between; other blocks may not make them at all.
+
+    Args:
+        size: bytes.
+    """
+
+    CONFLICTS: ClassVar = {
+        "reads": ("writes", "combines"),
+        "writes": ("reads", "writes", "combines"),
+        "combines": ("reads", "writes"),
+    }
+    MANY = 1 << 62  # a moment in several blocks
+
+    def __init__(self, size: int) -> None:
+        # Of the last access: its moment (see Machine.moments), or -1; and its warp, or SEVERAL.
+        self._last = {kind: np.full((2, size), -1, np.int64) for kind in self.CONFLICTS}
+
+    def note(self, kind: str, at: Places, size: int, moments: Places, warps: Places) -> None:
+        """Threads access `size` bytes from each place on.
+
+        Raises:
+            PtxError: and earlier accesses conflict with these.
+        """
+        place = (at[:, None] + np.arange(size)).ravel()
+        moment, warp = np.repeat(moments, size), np.repeat(warps, size)
+        for other in self.CONFLICTS[kind]:
+            then, by = self._last[other][:, place]
+            raced = (then >= 0) & ((then >> 32 != moment >> 32) | (then == moment) & (by != warp))
+            if raced.any():
+                where = "block" if (then >> 32 != moment >> 32)[raced][0] else "warp"
+                raise PtxError(f"a thread {kind} global memory that another {where} {other}")
+        last = self._last[kind]
+        then, by = last[:, place]
+        elsewhere = (then >= 0) & (then >> 32 != moment >> 32)
+        last[0, place] = np.where(elsewhere, self.MANY, moment)
+        last[1, place] = np.where((then == moment) & (by != warp), SEVERAL, warp)
+        # Of several at once the last is noted now: a second look finds the others.
+        then, by = last[:, place]
+        last[0, place[then >> 32 != moment >> 32]] = self.MANY
+        last[1, place[by != warp]] = SEVERAL
+
+
 class GlobalMemory:
     """A copy of the arrays that a launch may use, at the same addresses; written back at the end.
 
     Args:
         arrays: (address, bytes) of each.
+        watched: whether races are found.
     """
 
     STEP = 256  # addresses keep their alignment up to this
 
-    def __init__(self, arrays: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, arrays: Iterable[tuple[int, int]], watched: bool = True) -> None:
         merged: list[list[int]] = []
         for start, size in sorted(arrays):
             if merged and start < merged[-1][1]:
@@ -63,6 +110,7 @@ class GlobalMemory:
         self.data = np.full(-(-end // 16) * 16, GARBAGE, np.uint8)
         for view, place in self._views():
             self.data[place : place + len(view)] = view
+        self.races = Races(len(self.data)) if watched else None
 
     def _views(self) -> Iterable[tuple[NDArray[np.uint8], int]]:
         """The arrays, and the offsets of their copies."""

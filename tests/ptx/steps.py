@@ -34,6 +34,12 @@ def _locate(
     return machine.memory.locate(addresses, size)
 
 
+def _note(machine: Machine, kind: str, who: Who, at: Places, size: int) -> None:
+    """Look for races in global memory."""
+    if machine.memory.races is not None:
+        machine.memory.races.note(kind, at, size, machine.moments(who), who // WARP)
+
+
 def _listed(operand: Operand) -> Vector:
     return operand if isinstance(operand, tuple) else (operand,)
 
@@ -49,6 +55,8 @@ def load(machine: Machine, it: Instruction, who: Who) -> None:
         at = _locate(machine, space, source, who, size * len(vector))
         if space == "shared":
             machine.shared.reads(who, at, size * len(vector))
+        else:
+            _note(machine, "reads", who, at, size * len(vector))
         data = machine.shared.data if space == "shared" else machine.memory.data
         values = words(data, at, size, len(vector))
     for i, register in enumerate(vector):
@@ -64,6 +72,9 @@ def store(machine: Machine, it: Instruction, who: Who) -> None:
     if space == "shared":
         machine.shared.writes(who, at, values)
     else:
+        # Numbers that are there already may be written at any time.
+        new = (words(machine.memory.data, at, values.itemsize, values.shape[1]) != values).any(1)
+        _note(machine, "writes", who[new], at[new], values[0].nbytes)
         put(machine.memory.data, at, values)
 
 
@@ -80,6 +91,8 @@ def combine(machine: Machine, it: Instruction, who: Who) -> None:
     at = _locate(machine, space, address, who, dtype.itemsize, changes)
     if space == "shared":
         machine.shared.combines(who, at, dtype.itemsize)
+    else:
+        _note(machine, "combines", who, at, dtype.itemsize)
     numbers = (machine.shared.data if space == "shared" else machine.memory.data).view(dtype)
     mine = machine.each(source, it.type, who)
     order = np.random.default_rng(machine.pc).permutation(len(who))
@@ -114,6 +127,7 @@ def copy_ahead(machine: Machine, it: Instruction, who: Who) -> None:
         at = _locate(machine, "global", source, who[those], size if count == size else 1)
         if count < size:  # only these bytes need to exist
             _locate(machine, "global", source, who[those], int(count))
+        _note(machine, "reads", who[those], at, int(count))
         copied[those, :count] = words(machine.memory.data, at, 1, int(count))
     machine.shared.begins(who, to, copied)
 
