@@ -1,4 +1,4 @@
-"""What the ops hold at once in the device's memory."""
+"""What the ops hold at once in the device's memory, and how large their tiles are."""
 
 PLANE_WORDS = 1 << 26  # 32-bit words of bit planes held at once by the boolean product: 256 MiB
 TILE_ELEMENTS = 1 << 25  # weights held at once: 128 MiB

@@ -37,7 +37,7 @@ class Tile:
 def tiles(batch: int, head: int, heads: int, length: int, targets: int = 1) -> Iterator[Tile]:
     """Tiles over all targets of heads [head, head + heads), as large as TILE_ELEMENTS allows.
 
-    `targets`: of a sequence, at least.
+    `targets`: of a sequence, at least. More than SIDE targets are a multiple of it.
     """
     block = max(targets, budgets.TILE_ELEMENTS // max(1, batch * heads * length))
     if block > budgets.SIDE:
