@@ -165,6 +165,8 @@ class Page:
             {"name": f"prefers-{k.replace('_', '-')}", "value": v} for k, v in features.items()
         ]
         self.call("Emulation.setEmulatedMedia", features=names)
+        # Listeners are told when the page is next rendered, before the callbacks of that frame.
+        self.run("new Promise(done => requestAnimationFrame(() => done()))")
 
     def trouble(self) -> list[str]:
         """Errors and warnings logged by the page, and exceptions of its scripts."""
