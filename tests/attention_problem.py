@@ -191,7 +191,8 @@ class Problem:
         return weights
 
 
-KINDS = ["norm", "norm alone", "cosine", "random", "given"]
+OTHER_KINDS = ["cosine", "random", "given"]  # than norms, of edge weight
+KINDS = ["norm", "norm alone", *OTHER_KINDS]
 
 
 def weight_of(kind: str, problem: Problem) -> kernels.EdgeWeight:

@@ -9,10 +9,11 @@ passes.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from attention_problem import Problem, Shape, assert_lanes_keep_what_levels_count
+from attention_problem import OTHER_KINDS, Problem, Shape, assert_lanes_keep_what_levels_count
 from bench_files import module_at
 from golden import CUT_RULES, GOLDENS
 from ptx_launches import kernels_on_machine, triton_on_machine
@@ -40,23 +41,24 @@ def report(line: str) -> None:
 
 def main(table: str, capability: str, *names: str) -> None:
     """Run the checks and print a line for each that passes."""
+    on_machine = partial(triton_on_machine, int(capability), table)
     on_gpu = module_at(Path(__file__).parent / "kernels" / "test_gpu.py")
     shapes = {name: on_gpu.SHAPES[name] for name in (on_gpu.SHAPES if "all" in names else names)}
     for name, shape in (shapes or {"own": OWN[capability]}).items():
         for op in on_gpu.TRITON_OPS:
-            with triton_on_machine(int(capability), table):
+            with on_machine():
                 on_gpu.CHECKS[op](Problem(shape, backend="triton"))
             report(f"{op} {name}")
-        for kind in on_gpu.OTHER_KINDS:
-            with triton_on_machine(int(capability), table):
+        for kind in OTHER_KINDS:
+            with on_machine():
                 on_gpu.check_kind(kind, Problem(shape, backend="triton"))
             report(f"{kind} {name}")
-        with triton_on_machine(int(capability), table):
+        with on_machine():
             on_gpu.check_few_strata(Problem(shape, backend="triton"))
         report(f"few_strata {name}")
     if not names:
         for live in (False, True):
-            with triton_on_machine(int(capability), table):
+            with on_machine():
                 assert_lanes_keep_what_levels_count(live, OWN[capability].dtype)
             report(f"agreement {live}")
         with kernels_on_machine(int(capability), table):

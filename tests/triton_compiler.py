@@ -46,7 +46,8 @@ def used(kernel: CompiledKernel) -> dict[str, int]:
 
 def main(table: str, capability: int) -> None:
     """Print one line of JSON per kernel: every op under every pinned configuration and dtype."""
-    from triton_launches import CALLS, OTHER_KINDS, WEIGHING, WIDE, torch_dtype  # next to this file
+    from attention_problem import OTHER_KINDS  # next to this file, as is the other
+    from triton_launches import CALLS, WEIGHING, WIDE, torch_dtype
 
     configs.table_for = lambda device: table
     warnings.simplefilter("error")

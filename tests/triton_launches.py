@@ -106,4 +106,3 @@ CALLS: dict[str, Call] = {
     "source_norms_split": partial(source_norms, folded=True),
     **WEIGHING,
 }
-OTHER_KINDS = ("cosine", "random", "given")

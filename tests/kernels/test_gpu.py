@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from attention_problem import (
+    OTHER_KINDS,
     VARIANTS,
     Floats,
     Problem,
@@ -277,9 +278,6 @@ def check_output_errors(problem: Problem) -> None:
         for name, value in expected.items():
             ours = float(getattr(actual, name)[k, m])
             np.testing.assert_allclose(ours, value, atol=2e-5, rtol=2e-5, err_msg=name)
-
-
-OTHER_KINDS = ("cosine", "random", "given")  # of edge weight
 
 
 def check_kind(kind: str, problem: Problem) -> None:

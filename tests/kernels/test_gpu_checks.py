@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cuda_host
 import pytest
-from attention_problem import Problem, Shape
+from attention_problem import OTHER_KINDS, Problem, Shape
 from bench_files import module_at
 
 from densitrace.kernels import dispatch
@@ -27,7 +27,7 @@ def test_checks_hold(op: str, shape: Shape) -> None:
     on_gpu.CHECKS[op](Problem(shape, backend=BACKENDS[op]))
 
 
-@pytest.mark.parametrize("kind", on_gpu.OTHER_KINDS)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
 @pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 def test_checks_of_kinds_hold(kind: str, shape: Shape) -> None:
     on_gpu.check_kind(kind, Problem(shape, backend="triton"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import cuda_host
 import pytest
 import torch
-from attention_problem import VARIANTS, Problem
+from attention_problem import OTHER_KINDS, VARIANTS, Problem
 from bench_files import module_at
 from ptx_launches import Counted, cuda_on_machine, cuda_ptx
 from without_interpreter import lines_of
@@ -76,5 +76,5 @@ def test_launches_beyond_the_highest_level_read_no_map(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("table", "capability"), [("default", "80"), ("sm_90", "90")])
 def test_triton_kernels_and_goldens(table: str, capability: str) -> None:
     held = {line.split()[0] for line in lines_of("machine_checks.py", table, capability)}
-    others = {*on_gpu.OTHER_KINDS, "few_strata", "agreement", "goldens"}
+    others = {*OTHER_KINDS, "few_strata", "agreement", "goldens"}
     assert held == {*on_gpu.TRITON_OPS, *others}

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
+from attention_problem import OTHER_KINDS
 from triton_device import SHARED_BYTES
-from triton_launches import CALLS, OTHER_KINDS, WEIGHING
+from triton_launches import CALLS, WEIGHING
 from without_interpreter import lines_of
 
 from densitrace.kernels import triton
