@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from problems import LAYER, AttentionProblem, PredictionProblem, thresholds
+from torch import Tensor
 
 from densitrace import kernels
 from densitrace.kernels import (
@@ -60,12 +61,32 @@ class Case:
             return list(result) if isinstance(result, Iterator) else result
 
 
+def shares_of(cuts: Tensor) -> tuple[float, ...]:
+    """Shares of a node for a rule with as many strata as cuts."""
+    return tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
+
+
+def of_edges(
+    attention: AttentionProblem, edges: AttentionEdges, cuts: Tensor, node_cuts: Case
+) -> dict[str, Case]:
+    """The ops of a scan on edges; `node_cuts` is that of the nodes that they enter."""
+    return {
+        "edge_mass": Case.of("edge_mass", edges),
+        "edge_levels": Case.of("edge_levels", edges, cuts),
+        node_cuts.op: node_cuts,
+        "lane_attention, live": Case.of(
+            "lane_attention", edges, cuts, attention.lanes_v, attention.lanes
+        ),
+        "lane_attention, frozen": Case.of("lane_attention", edges, cuts, attention.lanes_v, None),
+    }
+
+
 def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[str, Case]:
     """All ops of a scan, and the cuts of the nucleus rule."""
     edges, node, cuts = attention.edges, attention.node, attention.cuts
     assert isinstance(edges.weight, NormWeight)
     levels = kernels.edge_levels(edges, cuts)
-    masses = tuple((k + 1) / (len(cuts) + 1) for k in range(len(cuts)))
+    nucleus = Case.of("nucleus_cuts", edges, node.side, shares_of(cuts), node.total)
     # Proximities of all in-edges sum to about the norm of the node's vector.
     near, tau = attention.proximity, torch.tensor(thresholds(len(cuts)).values)
     near_cuts = tau.to(cuts)[:, None, None] * attention.vector.norm(1, dim=-1)
@@ -76,13 +97,7 @@ def cases(attention: AttentionProblem, prediction: PredictionProblem) -> dict[st
         "attention_stats": Case.of(
             "attention_stats", edges.pattern, attention.v, edges.weight.source
         ),
-        "edge_mass": Case.of("edge_mass", edges),
-        "edge_levels": Case.of("edge_levels", edges, cuts),
-        "nucleus_cuts": Case.of("nucleus_cuts", edges, node.side, masses, node.total),
-        "lane_attention, live": Case.of(
-            "lane_attention", edges, cuts, attention.lanes_v, attention.lanes
-        ),
-        "lane_attention, frozen": Case.of("lane_attention", edges, cuts, attention.lanes_v, None),
+        **of_edges(attention, edges, cuts, nucleus),
         "bottleneck": Case.of("bottleneck", levels.levels, levels.levels),
         "trace_sizes": Case.of("trace_sizes", levels.levels, levels.degrees),
         "edge_levels, proximity": Case.of("edge_levels", near, near_cuts),
@@ -106,22 +121,12 @@ def of_kinds(attention: AttentionProblem) -> dict[str, Case]:
         "random": RandomWeight(0, 0, torch.arange(length, device=v.device).expand(batch, -1)),
         "given": GivenWeight(uniform),
     }
-    strata = len(attention.cuts)
-    shares = tuple((k + 1) / (strata + 1) for k in range(strata))
+    shares = shares_of(attention.cuts)
     cuts = 1 - torch.tensor(shares, device=v.device)[:, None, None].expand_as(attention.cuts)
-    found = {}
+    found: dict[str, Case] = {}
     for kind, weight in weights.items():
         edges = AttentionEdges(pattern, weight)
-        for name, case in {
-            "edge_mass": Case.of("edge_mass", edges),
-            "edge_levels": Case.of("edge_levels", edges, cuts),
-            "fraction_cuts": Case.of("fraction_cuts", edges, node.side, shares),
-            "lane_attention, live": Case.of(
-                "lane_attention", edges, cuts, attention.lanes_v, attention.lanes
-            ),
-            "lane_attention, frozen": Case.of(
-                "lane_attention", edges, cuts, attention.lanes_v, None
-            ),
-        }.items():
-            found[f"{name}, {kind}"] = case
+        fraction = Case.of("fraction_cuts", edges, node.side, shares)
+        group = of_edges(attention, edges, cuts, fraction)
+        found |= {f"{name}, {kind}": case for name, case in group.items()}
     return found
