@@ -161,13 +161,13 @@ class Run:
                         f"the device failed: {reason}; the same command continues the scan"
                     ) from error
                 # Overflow in the model is deterministic; a device or disk may recover.
-                again = pause is not None and not isinstance(error, NotFiniteError)
+                for_good = isinstance(error, NotFiniteError)
             except BaseException:
                 self._claims.release(part)
                 raise
             # Outside the handler: the error's traceback held the tensors of the failed pass.
             failure = {"part": part, "reason": reason}
-            if not again:
+            if pause is None or for_good:
                 log.error("part failed", extra=failure)
                 self._failed[part] = reason
                 note_failure(self.store.storage, part, reason)
@@ -176,7 +176,7 @@ class Run:
             log.warning("part is tried again", extra=failure)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            time.sleep(pause or 0)
+            time.sleep(pause)
         raise AssertionError("the last try returns")
 
     def _trace(self, part: int) -> "_TracedPart":
