@@ -181,7 +181,8 @@ FURTHER = {
     ),
     "granitemoe": Family(mlp=("block_sparse_moe",)),
     **dict.fromkeys(
-        ["granitemoeshared", "granitemoe_swa"], Family(mlp=("block_sparse_moe", "shared_mlp"))
+        ["granitemoeshared", "granitemoe_swa", "granitemoehybrid"],
+        Family(mlp=("block_sparse_moe", "shared_mlp")),
     ),
     "hyperclovax": Family(post_attn="post_norm1", post_mlp="post_norm2"),
     "jais2": Family(epsilon="layer_norm_eps", layer_norm=True),

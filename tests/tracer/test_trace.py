@@ -459,6 +459,7 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("gemma4_text", {"hidden_size_per_layer_input": 8}),
         ("gemma4_text", {"num_kv_shared_layers": 1}),
         ("gemma4_text", {"use_bidirectional_attention": "all"}),
+        ("granitemoehybrid", {"layer_types": ["attention", "mamba", "attention"]}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 16}),
         ("phimoe", {"sliding_window": 5}),
@@ -498,6 +499,7 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
     ("model_type", "setting"),
     [
         ("gpt_bigcode", {"multi_query": False, "num_key_value_heads": 4}),
+        ("granitemoehybrid", {"num_local_experts": 0, "position_embedding_type": None}),
         ("granitemoeshared", {"shared_intermediate_size": 0}),
         ("hyperclovax", {"use_post_norm": False}),
         ("gemma4_text", {"enable_moe_block": False, "attention_k_eq_v": False}),

@@ -16,7 +16,7 @@ from .gpt_bigcode import GPT_BIGCODE
 from .gpt_neo import GPT_NEO
 from .gpt_neox import GPT_NEOX
 from .gptj import CODEGEN, GPTJ
-from .granite import GRANITE, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
+from .granite import GRANITE, GRANITE4, GRANITE_MOE, GRANITE_SHARED, HYPERCLOVAX
 from .linear import stored
 from .llama import LLAMA, SAME_AS_LLAMA
 from .llama4 import LLAMA4
@@ -56,6 +56,7 @@ for _architecture in (
     GRANITE,
     GRANITE_MOE,
     GRANITE_SHARED,
+    GRANITE4,
     HYPERCLOVAX,
     NANOCHAT,
     OLMO,

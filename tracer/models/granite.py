@@ -1,4 +1,7 @@
-"""Granite: Llama with a factor on each branch; with experts; HyperCLOVA X: norms after branches."""
+"""Granite: Llama with a factor on each branch; with experts; HyperCLOVA X: norms after branches.
+
+Of Granite 4 the models without Mamba, whose type is still `granitemoehybrid`.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -19,9 +22,10 @@ GRANITE_MOE = replace(
 
 
 def _shared(block: Any, states: Tensor) -> Tensor:
-    """The experts, plus the shared MLP if there is one."""
-    experts: Tensor = block.block_sparse_moe(states)
-    return experts if block.shared_mlp is None else experts + block.shared_mlp(states)
+    """The experts and the shared MLP; a block may lack one of them."""
+    branches = (block.block_sparse_moe, block.shared_mlp)
+    outputs: list[Tensor] = [branch(states) for branch in branches if branch is not None]
+    return sum(outputs[1:], outputs[0])
 
 
 GRANITE_SHARED = replace(
@@ -29,6 +33,20 @@ GRANITE_SHARED = replace(
     name="granitemoeshared",
     model_types=("granitemoeshared", "granitemoe_swa"),
     mlp=_shared,
+)
+
+
+def _unsupported(config: Any) -> str | None:
+    if set(config.layers_block_type) == {"full_attention"}:
+        return None
+    return f"layer_types={config.layers_block_type}: blocks that mix tokens by Mamba"
+
+
+GRANITE4 = replace(
+    GRANITE_SHARED,
+    name="granitemoehybrid",
+    model_types=("granitemoehybrid",),
+    unsupported=_unsupported,
 )
 
 
