@@ -226,6 +226,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
     },
     "axk1": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
     "biogpt": {"num_key_value_heads": 4},
+    "bitnet": {"attention_bias": True},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
     "cohere2": {**_WINDOWS, "head_dim": 12, "attention_bias": True, "logit_scale": 0.3},
     "cohere_compass_text": {

@@ -66,15 +66,6 @@ class Importance(Protocol):
         ...
 
 
-def _inverse_scale(branch: AttentionBranch, output: Tensor) -> Tensor | None:
-    """1 / rho_t of the norm after attention: float32 [B, T]; None without such a norm.
-
-    The final norm's scale is common to all edges of a node and cancels in every importance.
-    """
-    norm = branch.block.attention_norm
-    return None if norm is None else norm.inverse_scale(branch.block.project(output))
-
-
 @dataclass(frozen=True)
 class NormImportance:
     """|e|_p over the node's sum of norms: `norm_l1`, `norm_l2`."""
@@ -89,7 +80,7 @@ class NormImportance:
         matrix = block.folded_w_o(norms) if self.p == 1 else block.folded_root(norms)
         source = kernels.source_norms(branch.v, matrix, self.p, backend=self.backend)
         stats = kernels.attention_stats(branch.pattern, branch.v, source, backend=self.backend)
-        target = _inverse_scale(branch, stats.output)
+        target = branch.block.inverse_scale(stats.output)
         mass = stats.mass if target is None else stats.mass * target
         pattern = replace(branch.pattern, lse=stats.lse)
         edges = AttentionEdges(pattern, NormWeight(source, target))
@@ -122,7 +113,7 @@ class VectorImportance:
     ) -> tuple[Node, Tensor]:
         stats = kernels.attention_stats(branch.pattern, branch.v, backend=self.backend)
         w_o = branch.block.folded_w_o(branch.norms)
-        target = _inverse_scale(branch, stats.output)
+        target = branch.block.inverse_scale(stats.output)
         # The node vector is the sum of its edges, so without the projection's bias (METHOD §1).
         merged = stats.output.transpose(1, 2).flatten(2)
         attention = kernels.product(merged.flatten(0, 1), _merged(w_o).T)

@@ -152,14 +152,17 @@ class Oracle:
         x = self._embed(ids, positions)
         for block in range(self.blocks):
             kept = {
-                kind: np.float64(1) if keep is None else keep[kind][block][..., None].astype(float)
+                kind: np.ones(()) if keep is None else keep[kind][block][..., None].astype(float)
                 for kind in KINDS
             }
             window = causal & (distance < self._window(block))
-            alpha, values = self._attention(block, x, positions, window)
+            alpha, v = self._attention(block, x, positions, window)
             used = alpha if frozen is None else frozen[block]
-            edges = used[..., None] * values[:, None]  # [H, T target, T source, D]
-            branch = (kept["attn"] * edges).sum((0, 2)) + self._linear(block, self.family.out)[1]
+            sent = self._normed_heads(block, used[..., None] * v[:, None], kept["attn"])
+            w_out, b_out = self._linear(block, self.family.out)
+            by_head = w_out.reshape(len(w_out), self.heads, -1)
+            edges = np.einsum("htsd,ehd->htse", sent, by_head)  # [H, T target, T source, D]
+            branch = (kept["attn"] * edges).sum((0, 2)) + b_out
             post = self._norm(block, self.family.post_attn)
             added = self.factor * (post(branch) if post else branch)
             edges = self.factor * (post.linear(edges, branch[:, None]) if post else edges)
@@ -240,7 +243,7 @@ class Oracle:
     def _attention(
         self, block: int, x: Floats, positions: NDArray[np.int64], allowed: Bools
     ) -> tuple[Floats, Floats]:
-        """Attention weights [H, T, T], and W_O^h v of every source [H, T, D]."""
+        """Attention weights [H, T, T], and values by query head [H, T, d]."""
         pre = self._norm(block, self.family.pre_attn)
         q, k, v = self._heads_of(block, pre(x) if pre else x)
         if self.config.model_type != "gpt2":
@@ -253,9 +256,17 @@ class Oracle:
         k, v = (np.repeat(z, self.heads // self.groups, axis=0) for z in (k, v))
         scale = getattr(self.config, "query_pre_attn_scalar", self.head_size) ** -0.5
         scores = scale * np.einsum("htd,hsd->hts", q, k)
-        alpha = softmax(np.where(allowed, scores, -np.inf))
-        out = self._linear(block, self.family.out)[0].reshape(-1, self.heads, self.head_size)
-        return alpha, np.einsum("hsd,ehd->hse", v, out)
+        return softmax(np.where(allowed, scores, -np.inf)), v
+
+    def _normed_heads(self, block: int, sent: Floats, kept: Floats) -> Floats:
+        """What heads send [H, T target, T source, d], through a norm over all heads, if any."""
+        norm = self._norm(block, self.family.pre_out)
+        if norm is None:
+            return sent
+        heads, tokens, _, size = sent.shape
+        output = (kept * sent).sum(2).swapaxes(0, 1).reshape(tokens, -1)  # where the norm is taken
+        scale = norm.linear(np.ones_like(output), output).reshape(tokens, heads, size)
+        return np.asarray(sent * scale.swapaxes(0, 1)[:, :, None])
 
     def _heads_of(self, block: int, x: Floats) -> list[Floats]:
         """Queries [H, T, d], keys and values [G, T, d] of the normed stream x [T, D]."""

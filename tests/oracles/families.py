@@ -20,6 +20,7 @@ class Family:
     attention: str = "self_attn"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
+    pre_out: str | None = None  # norm between the heads and `out`
     mlp: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # gated if three
     pre_attn: str | None = "input_layernorm"
     post_attn: str | None = None
@@ -158,6 +159,7 @@ FURTHER = {
         pre_attn="norm_attn_norm.norm_1",
         pre_mlp="norm_attn_norm.norm_2",
     ),
+    "bitnet": Family(pre_out="self_attn.attn_sub_norm"),
     "gemma": Family(one_plus=True),
     "vaultgemma": Family(pre_mlp="pre_feedforward_layernorm", one_plus=True),
     "gemma2": SANDWICH,

@@ -80,11 +80,9 @@ class ModulesOracle(Oracle):
             _, weights = attention(**dict.fromkeys(names, states), **self.calls[block])
         alpha = np.asarray(weights[0].numpy())
         assert not alpha[:, ~allowed].any()
-        out = self._linear(block, self.family.out)[0]
-        out = out.reshape(len(out), self.heads, -1)
-        v = self._values(block, x).reshape(len(x), -1, out.shape[-1]).swapaxes(0, 1)
-        v = np.repeat(v, self.heads // len(v), axis=0)
-        return alpha, np.einsum("hsd,ehd->hse", v, out)
+        size = self._linear(block, self.family.out)[0].shape[1] // self.heads
+        v = self._values(block, x).reshape(len(x), -1, size).swapaxes(0, 1)
+        return alpha, np.repeat(v, self.heads // len(v), axis=0)
 
     def _values(self, block: int, x: Floats) -> Floats:
         """Values [T, G * d_v] of the normed stream x [T, D]."""

@@ -5,7 +5,7 @@ import torch
 from tiny_models import VARIANTS, tiny_model
 from torch import nn
 
-from densitrace.tracer.models import Decoder, architecture_of
+from densitrace.tracer.models import Decoder, LinearNorm, architecture_of
 
 
 def decoder(family: str, device: str, dtype: torch.dtype) -> Decoder:
@@ -37,3 +37,12 @@ def test_a_gpu_multiplies_the_weights_as_they_are(family: str) -> None:
     for device, dtype in (("meta", torch.bfloat16), ("cpu", torch.float32)):
         w_o = decoder(family, device, torch.bfloat16).blocks[0].w_o
         assert (w_o.dtype, w_o.stride(-1)) == (dtype, 1)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_norm_folds_into_the_matrix_after_it(centred: bool, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    matrix, vectors = torch.randn(5, 7, generator=generator), torch.randn(9, 7, generator=generator)
+    norm = LinearNorm(torch.randn(7, generator=generator) if weighted else None, centred, 1e-5)
+    torch.testing.assert_close(vectors @ norm.fold_before(matrix).T, norm.fold(vectors) @ matrix.T)

@@ -2,6 +2,7 @@
 
 from .apertus import APERTUS
 from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
+from .bitnet import BITNET
 from .bloom import BLOOM
 from .cohere import COHERE, COHERE2_MOE
 from .ctrl import CTRL
@@ -43,6 +44,7 @@ for _architecture in (
     LLAMA,
     *SAME_AS_LLAMA,
     LLAMA4,
+    BITNET,
     MISTRAL,
     MIMO,
     QWEN2,

@@ -32,6 +32,7 @@ class BlockNorms:
     """Names of a block's norms; None where the wiring has none."""
 
     before_attention: str | None = None
+    before_projection: str | None = None  # of the attention, between its heads and W_O
     after_attention: str | None = None
     before_mlp: str | None = None
     after_mlp: str | None = None
@@ -127,6 +128,13 @@ class LinearNorm:
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return vectors if self.gamma is None else vectors * self.gamma.to(vectors.device)
+
+    def fold_before(self, matrix: Tensor) -> Tensor:
+        """The product of a matrix [..., D] and the map without its scale."""
+        matrix = matrix.float()
+        if self.gamma is not None:
+            matrix = matrix * self.gamma.to(matrix.device)
+        return matrix - matrix.mean(-1, keepdim=True) if self.centred else matrix
 
     def inverse_scale(self, states: Tensor) -> Tensor:
         """1 / rms (or 1 / sd) of states [..., D], with the norm's eps: float32 [...]."""

@@ -131,6 +131,7 @@ class Block:
         self.heads = heads
         self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
+        self._before_projection = _optional(module, norms.before_projection)
         self._after_attention = _optional(module, norms.after_attention)
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
@@ -219,25 +220,54 @@ class Block:
         return added if self._scale == 1 else added * self._scale
 
     def project(self, output: Tensor) -> Tensor:
-        """The attention output projection, bias included: [B, H, T, d_v] -> [B, T, D]."""
+        """The attention output projection, bias and a norm before it included.
+
+        [B, H, T, d_v] -> [B, T, D].
+        """
         merged = output.transpose(1, 2).flatten(2).to(self.dtype)
+        if self._before_projection is not None:
+            merged = self._before_projection(merged)
         projected: Tensor = self.projection(merged)
         return projected
+
+    def inverse_scale(self, output: Tensor) -> Tensor | None:
+        """1 / rho_t of the norms that attention edges pass: float32 [B, T]; None without any.
+
+        `output` is the attention output [B, H, T, d_v]. The final norm is not one of them: its
+        scale is common to all edges of a node and cancels in every importance.
+        """
+        scale = None
+        if self.projection_norm is not None:
+            scale = self.projection_norm.inverse_scale(output.transpose(1, 2).flatten(2))
+        if self.attention_norm is not None:
+            after = self.attention_norm.inverse_scale(self.project(output))
+            scale = after if scale is None else scale * after
+        return scale
+
+    @cached_property
+    def projection_norm(self) -> LinearNorm | None:
+        """The linearised norm before the output projection, if there is one."""
+        return self._linearised(self._before_projection)
 
     @cached_property
     def attention_norm(self) -> LinearNorm | None:
         """The linearised norm after attention, if there is one."""
-        norm = self._after_attention
+        return self._linearised(self._after_attention)
+
+    def _linearised(self, norm: nn.Module | None) -> LinearNorm | None:
         return None if norm is None else LinearNorm.of(norm, self._architecture)
 
     @cached_property
     def w_o(self) -> Tensor:
-        """[H, D, d_v]: the output projection by head, times the factor on the branch.
+        """[H, D, d_v]: the output projection by head, a norm before it folded in, times the factor
+        on the branch.
 
         float32 on a CPU, whose ops require it. On a GPU in the model's dtype, in which a single
-        product is exact, or in float32 if there is a factor.
+        product is exact, or in float32 if there is a norm or a factor.
         """
         weight = matrix(self.projection, self.dtype)
+        if self.projection_norm is not None:
+            weight = self.projection_norm.fold_before(weight)
         if self._scale != 1:
             weight = weight.float() * self._scale
         by_head = weight.view(len(weight), self.heads, -1).transpose(0, 1)
@@ -274,14 +304,14 @@ class Block:
     @property
     def derived_from(self) -> list[nn.Module]:
         """The modules whose weights the block's matrices are derived from."""
-        norm = self._after_attention
-        return [self.projection, *([] if norm is None else [norm])]
+        modules = (self._before_projection, self.projection, self._after_attention)
+        return [module for module in modules if module is not None]
 
     def forget_weights(self, *_: Any) -> None:
         """Drop everything derived from weights; also a forward hook."""
         self._folded.clear()
         self._roots.clear()
-        for name in ("attention_norm", "w_o"):
+        for name in ("projection_norm", "attention_norm", "w_o"):
             self.__dict__.pop(name, None)
 
 
