@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from .tracer.select import AutoStrata, Nucleus, Rule, Size, Threshold, TopFraction
     from .tracer.store import Store, open_store
     from .tracer.trace import Trace
-    from .tracer.tracer import Tracer, Verification
+    from .tracer.tracer import Tracer
+    from .tracer.verification import Verification
 
 __version__ = "0.1.0"
 
@@ -68,7 +69,7 @@ _HOME = {  # the module of each public name, relative to this package
     "TopFraction": ".tracer.select",
     "Trace": ".tracer.trace",
     "Tracer": ".tracer.tracer",
-    "Verification": ".tracer.tracer",
+    "Verification": ".tracer.verification",
     "compare": ".estimator.compare",
     "open_store": ".tracer.store",
     "scan": ".tracer.scan",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError, ModelError
-from .batch import Batch, batch_of_tensor
+from .batch import Batch
 from .clock import Clock, Stopwatch
 from .cuda_graphs import GraphCache
 from .engine import Attention, Observer
-from .evaluate import logits
 from .fingerprints import WeightHash, config_hash, tokenizer_hash
 from .graph import Count
 from .indices import from_start, shown, whole
@@ -36,7 +34,6 @@ from .nodes import ImportanceName
 from .select import (
     DEFAULT_STRATA,
     AutoStrata,
-    GivenCuts,
     Rule,
     check_scope,
     checked_rule,
@@ -50,28 +47,15 @@ from .tracing import (
     Scope,
     Settings,
     Tracing,
-    not_finite,
     without_padding,
 )
+from .verification import Verification, verify
 from .windows import spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PILOT_TOKENS = 2048  # enough for the mean log size of each threshold to settle
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The difference between the lane loop with every edge kept and the model's own logits."""
-
-    max_difference: float  # largest difference of logits / largest logit
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the difference is within the tolerance."""
-        return self.max_difference <= self.tolerance
 
 
 class Tracer:
@@ -590,45 +574,7 @@ class Tracer:
             raise InputError(f"length={length}: a row needs at least one token")
         with self._decoder.session():
             self._decoder.refresh()
-            return self._verify(min(length, self.max_length or length), seed)
-
-    @torch.inference_mode()
-    def _verify(self, length: int, seed: int) -> Verification:
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        lengths = (length, max(1, length // 2), max(1, length - 5))
-        rows = [torch.randint(self.vocab_size, (size,), generator=generator) for size in lengths]
-        # Each row alone: some models compute NaN from padded rows.
-        own = torch.cat([self._own_logits(row.to(self.device)) for row in rows])
-        worst = 0.0
-        for side in ("right", "left"):
-            ids, mask = (
-                pad_sequence(tensors, batch_first=True, padding_side=side)
-                for tensors in (rows, [torch.ones_like(row) for row in rows])
-            )
-            batch = batch_of_tensor(ids, mask).to(self.device)
-            for attention in ("live", "frozen"):
-                settings = Settings(attention=attention)
-                tracing = Tracing(self._decoder, settings, backend=self.backend)
-                run = tracing.loop(batch, GivenCuts([-1.0])).run()
-                states = run.hidden.to(self.device)[:, batch.valid]
-                ours = logits(self._decoder, states).to(own.device)  # of a model over several GPUs
-                if not (own + ours).isfinite().all():
-                    raise not_finite(self._decoder)
-                difference = (ours - own.float()).abs().max() / own.abs().max().clamp(min=1e-30)
-                worst = max(worst, float(difference))
-        # In half precision, roundings of the model and ours differ by a few units each.
-        eps = torch.finfo(self._decoder.model.dtype).eps
-        return Verification(worst, max(1e-5, 8 * eps))
-
-    def _own_logits(self, row: Tensor) -> Tensor:
-        """The model's own logits [T, V] of a row [T]."""
-        logits: Tensor = self._decoder.model(
-            input_ids=row[None],
-            attention_mask=torch.ones_like(row[None]),
-            position_ids=torch.arange(len(row), device=row.device)[None],
-            use_cache=False,
-        ).logits[0]
-        return logits
+            return verify(self._decoder, min(length, self.max_length or length), seed, self.backend)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,0 +1,76 @@
+"""Does the lane loop compute what the model does? Tested once per architecture, or on demand."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .batch import batch_of_tensor
+from .evaluate import logits
+from .models import Decoder
+from .select import GivenCuts
+from .tracing import Settings, Tracing, not_finite
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The difference between the lane loop with every edge kept and the model's own logits."""
+
+    max_difference: float  # largest difference of logits / largest logit
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.max_difference <= self.tolerance
+
+
+@torch.inference_mode()
+def verify(decoder: Decoder, length: int, seed: int, backend: str) -> Verification:
+    """Compare the lane loop, with every edge kept, to the model's own logits: `Tracer.verify`.
+
+    Args:
+        length: tokens of the longest row.
+        seed: of the tokens.
+        backend: of the ops.
+
+    Raises:
+        NotFiniteError: logits hold NaN or infinity.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    lengths = (length, max(1, length // 2), max(1, length - 5))
+    rows = [torch.randint(decoder.vocab_size, (size,), generator=generator) for size in lengths]
+    # Each row alone: some models compute NaN from padded rows.
+    own = torch.cat([_own_logits(decoder, row.to(decoder.device)) for row in rows])
+    worst = 0.0
+    for side in ("right", "left"):
+        ids, mask = (
+            pad_sequence(tensors, batch_first=True, padding_side=side)
+            for tensors in (rows, [torch.ones_like(row) for row in rows])
+        )
+        batch = batch_of_tensor(ids, mask).to(decoder.device)
+        for attention in ("live", "frozen"):
+            settings = Settings(attention=attention)
+            tracing = Tracing(decoder, settings, backend=backend)
+            run = tracing.loop(batch, GivenCuts([-1.0])).run()
+            states = run.hidden.to(decoder.device)[:, batch.valid]
+            ours = logits(decoder, states).to(own.device)  # of a model over several GPUs
+            if not (own + ours).isfinite().all():
+                raise not_finite(decoder)
+            difference = (ours - own.float()).abs().max() / own.abs().max().clamp(min=1e-30)
+            worst = max(worst, float(difference))
+    # In half precision, roundings of the model and ours differ by a few units each.
+    eps = torch.finfo(decoder.model.dtype).eps
+    return Verification(worst, max(1e-5, 8 * eps))
+
+
+def _own_logits(decoder: Decoder, row: Tensor) -> Tensor:
+    """The model's own logits [T, V] of a row [T]."""
+    logits: Tensor = decoder.model(
+        input_ids=row[None],
+        attention_mask=torch.ones_like(row[None]),
+        position_ids=torch.arange(len(row), device=row.device)[None],
+        use_cache=False,
+    ).logits[0]
+    return logits
