@@ -1,17 +1,73 @@
-"""The commands of the estimator: `report`, `demo`, `explain` and `compare`."""
+"""The commands of the estimator: `trace`, `report`, `demo`, `explain` and `compare`."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError, StoreError
-from ..tracer.cli import debug_option, example, load_tracer
+from ..tracer.cli import debug_option, example, load_tracer, model_options
+from ..tracer.scan_cli import chosen_rule, rule_options, weighing_options
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
+
+eps_option = click.option(
+    "--eps",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="The total variation that density@EPS tolerates.",
+)
+
+
+@click.command(
+    short_help="Show how dense each token of a text is.",
+    epilog=example('trace "The cat sat on the mat." --model MODEL'),
+)
+@click.argument("text")
+@model_options
+@rule_options
+@weighing_options
+@eps_option
+@click.option("--csv", type=click.Path(path_type=Path), help="Also write the table to a file.")
+@debug_option
+def trace(
+    text: str,
+    model: str,
+    device: str,
+    dtype: str,
+    backend: str,
+    offload: Literal["layers"] | None,
+    importance: Any,
+    attention: Any,
+    eps: float,
+    csv: Path | None,
+    **rules: Any,
+) -> None:
+    """Show how dense each token of TEXT is, all in one pass; - reads standard input.
+
+    A row has the density of the prediction made after its token, and the surprisal (in nats) of the
+    token itself.
+    """
+    from .frames import trace_frame
+    from .terminal import trace_table
+
+    rule = chosen_rule({"scope": "all", **rules})
+    text = sys.stdin.read() if text == "-" else text
+    tracer = load_tracer(model, device, dtype, backend, offload=offload)
+    found = tracer.trace(text, importance=importance, attention=attention, select=rule)
+    assert not isinstance(found, list)  # of a single text
+    tokens = trace_frame(found, tracer.texts(found.tokens), eps)
+    _show([trace_table(tokens, eps)])
+    if csv is not None:
+        _write(tokens, csv)
 
 
 @click.command(
@@ -32,13 +88,7 @@ MODEL, CORPUS = Path("examples/model"), Path("examples/corpus/scan.jsonl")
     help="A folder for every figure as SVG and PNG and its data as CSV.",
 )
 @click.option("--by", "labels", multiple=True, help="A label to show densities by; repeatable.")
-@click.option(
-    "--eps",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="The total variation that density@EPS tolerates.",
-)
+@eps_option
 @click.option(
     "--factors/--no-factors",
     default=True,
@@ -208,11 +258,15 @@ def compare(
     comparison = run(stores, level, measure, within=within)
     _show(comparison_tables(comparison))
     if csv is not None:
-        try:
-            csv.parent.mkdir(parents=True, exist_ok=True)
-            comparison.table.to_csv(csv, index=False)
-        except OSError as error:
-            raise StoreError(f"cannot write the table {csv}: {error.strerror}") from error
+        _write(comparison.table, csv)
+
+
+def _write(table: "pd.DataFrame", csv: Path) -> None:
+    try:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(csv, index=False)
+    except OSError as error:
+        raise StoreError(f"cannot write the table {csv}: {error.strerror}") from error
 
 
 def _show(parts: Iterable[Table | str]) -> None:

@@ -168,7 +168,8 @@ def explain_tokens(
     log.info("explain_tokens: %s", price)
     value = _density_model(model, ids, target, stratum, select, {**options, "seed": seed})
     values, base, spread = _shapley(_Once(value), ids, masker, price, seed)
-    names = np.array(_names(model, ids), dtype=object)
+    texts = model.texts(ids) if isinstance(model, Tracer) else [str(token) for token in ids]
+    names = np.array(texts, dtype=object)
     return shap.Explanation(
         values=values, base_values=base, data=names, feature_names=list(names), error_std=spread
     )
@@ -199,13 +200,6 @@ def _mask_id(model: Tracer | Model, mask: Mask) -> int:
                 return int(token)
         raise InputError("no tokenizer with a pad, eos or bos token: give mask=ID or 'remove'")
     raise InputError(f"mask={mask!r}: use 'neutral', 'remove' or a token id")
-
-
-def _names(model: Tracer | Model, ids: NDArray[np.int64]) -> list[str]:
-    tokenizer = model.tokenizer if isinstance(model, Tracer) else None
-    if tokenizer is None:
-        return [str(token) for token in ids]
-    return [str(tokenizer.decode([int(token)])) for token in ids]
 
 
 # ---- the number that is explained ----------------------------------------------------------------

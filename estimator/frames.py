@@ -9,7 +9,7 @@ interval resamples documents.
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from ..errors import InputError, StoreError
 from ..tracer.curve import density_and_auc, tolerated_error
 from ..tracer.store import READERS, Store
 from .intervals import mean_intervals
+
+if TYPE_CHECKING:  # reading a store must not import torch
+    from ..tracer.trace import Trace
 
 AUC = "auc_tv"
 ABSOLUTE = ("edges", "edges_per_token")  # measures in addition to relative sizes: METHOD §6
@@ -102,6 +105,39 @@ def token_frame(store: Store, eps: float = 0.1) -> pd.DataFrame:
     runs = store.by_runs(lambda run: read_run(store, run, eps).tokens)
     check_scanned(store, runs)
     return joined(runs, eps)
+
+
+def trace_frame(trace: "Trace", texts: Sequence[str], eps: float = 0.1) -> pd.DataFrame:
+    """One row per output of a trace: its token, and what the prediction after it takes.
+
+    Args:
+        trace: of one sequence.
+        texts: of its tokens, as `Tracer.texts` returns them.
+        eps: the total variation that the density tolerates.
+
+    Returns:
+        position, token, text, full_edges, density@EPS, auc_tv, surprisal of the next token and
+        model_entropy (nats).
+
+    Raises:
+        InputError: a negative or non-finite `eps`.
+
+    Example:
+        >>> trace_frame(trace, tracer.texts(trace.tokens)).columns.tolist()[-4:]
+        ['density@0.1', 'auc_tv', 'surprisal', 'model_entropy']
+    """
+    return pd.DataFrame(
+        {
+            "position": trace.positions,
+            "token": trace.tokens[trace.positions],
+            "text": [texts[position] for position in trace.positions],
+            "full_edges": trace.full_edge_count,
+            density_name(eps): trace.density_at(eps),
+            AUC: trace.auc_tv,
+            "surprisal": trace.surprisal,
+            "model_entropy": trace.model_entropy,
+        }
+    )
 
 
 def check_scanned(store: Store, runs: Sequence[pd.DataFrame]) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
 from .density import DensityResult
-from .frames import AUC
+from .frames import AUC, density_name
 from .intervals import MIN_DOCUMENTS
 from .passages import extremes, scales
 from .plots import percent, shorten, shown_value
@@ -73,6 +74,26 @@ def token_table(result: DensityResult, densest: bool, most: int = 8) -> Table:
             Text(set_cell_size(shown.token, min(cell_len(shown.token), TOKEN)), "bold reverse"),
             Text(set_cell_size(shown.after, AFTER)),
             Text(shorten(shown.document, DOCUMENT), "dim"),
+        )
+    return table
+
+
+def trace_table(tokens: pd.DataFrame, eps: float) -> Table:
+    """The tokens of a text in order (`trace_frame`), with the densities of what follows each."""
+    density = density_name(eps)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("token", no_wrap=True)
+    table.add_column("own surprisal", justify="right", no_wrap=True)
+    table.add_column(density, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column(AUC, justify="right", no_wrap=True)
+    for own, (_, row) in zip(tokens["surprisal"].shift(), tokens.iterrows(), strict=True):
+        table.add_row(
+            Text(shorten(repr(row["text"])[1:-1], BEFORE)),
+            "" if np.isnan(own) else f"{own:.2f}",
+            percent(row[density]),
+            "█" * max(1, round(BAR * row[density] / tokens[density].max())),
+            f"{row[AUC]:.3f}",
         )
     return table
 

@@ -51,10 +51,30 @@ def rule_options(command: Decorated) -> Decorated:
             click.option(
                 "--top-fraction", type=Numbers(), help="Keep these fractions of a node's edges."
             ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def weighing_options(command: Decorated) -> Decorated:
+    """Add `--importance` and `--attention`."""
+    for option in reversed(
+        (
             click.option(
-                "--sizes",
-                type=Numbers(),
-                help="Keep these fractions of all edges (--scope output).",
+                "--importance",
+                type=click.Choice(IMPORTANCES),
+                default="norm_l1",
+                show_default=True,
+                help="How an edge is weighed.",
+            ),
+            click.option(
+                "--attention",
+                type=click.Choice(("live", "frozen")),
+                default="live",
+                show_default=True,
+                help="live: masked passes compute attention weights anew; frozen: they use the "
+                "model's own.",
             ),
         )
     ):
@@ -77,7 +97,7 @@ def chosen_rule(options: dict[str, Any]) -> "Rule | AutoStrata":
         "top_fraction": TopFraction,
         "sizes": Size,
     }
-    values = {name: options.pop(name) for name in rules}
+    values = {name: options.pop(name, None) for name in rules}
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -135,20 +155,8 @@ def _check_usage(
 @model_options
 @click.option("--out", required=True, help="Folder or URL of the store.")
 @rule_options
-@click.option(
-    "--importance",
-    type=click.Choice(IMPORTANCES),
-    default="norm_l1",
-    show_default=True,
-    help="How an edge is weighed.",
-)
-@click.option(
-    "--attention",
-    type=click.Choice(("live", "frozen")),
-    default="live",
-    show_default=True,
-    help="live: masked passes compute attention weights anew; frozen: they use the model's own.",
-)
+@click.option("--sizes", type=Numbers(), help="Keep these fractions of all edges (--scope output).")
+@weighing_options
 @click.option(
     "--scope",
     type=click.Choice(("all", "output")),

@@ -233,6 +233,17 @@ class Tracer:
         ids: list[int] = self.tokenizer.encode(text)
         return ids
 
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """Decode tokens one by one; without a tokenizer, their numbers.
+
+        Example:
+            >>> tracer.texts(tracer.encode("The cat sat"))
+            ['<|bos|>', 'The', ' c', 'at', ' sat']
+        """
+        if self.tokenizer is None:
+            return [str(token) for token in ids]
+        return [str(self.tokenizer.decode([int(token)])) for token in ids]
+
     # ---- tracing -----------------------------------------------------------------------------
 
     def trace(

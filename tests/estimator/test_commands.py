@@ -1,15 +1,16 @@
-"""`densitrace explain` and `densitrace compare`: tables of what the functions say."""
+"""`densitrace trace`, `explain` and `compare`: tables of what the functions say."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from densitrace import InputError, StoreError
-from densitrace.estimator.cli import compare, explain, report
+from densitrace import InputError, Nucleus, StoreError, Trace, Tracer
+from densitrace.estimator.cli import compare, explain, report, trace
 from densitrace.tracer.cli import cli
 
 
@@ -53,8 +54,36 @@ def test_compare_prints_correlations_and_disagreements(store: Path, tmp_path: Pa
     assert "text" not in output
 
 
+TEXT = "The cat sat\non the mat"
+MODEL = Path(__file__).parents[2] / "examples" / "model"
+
+
+def test_trace_prints_a_row_for_each_token(tmp_path: Path) -> None:
+    csv = tmp_path / "tokens.csv"
+    options = ("--nucleus", "0.9,0.5", "--attention", "frozen", "--eps", 0.3, "--csv", csv)
+    lines = invoke(trace, TEXT, "--model", MODEL, *options).splitlines()
+    assert lines[0].split() == ["token", "own", "surprisal", "density@0.3", "auc_tv"]
+    tracer = Tracer.from_pretrained(MODEL)
+    expected = tracer.trace(TEXT, select=Nucleus([0.9, 0.5]), attention="frozen")
+    assert isinstance(expected, Trace)
+    assert len(lines) == 2 + len(expected.tokens)  # the last is empty
+    assert lines[1].startswith("<|bos|>   ") and lines[6].startswith(r"\n  ")
+    assert f" {expected.surprisal[0]:.2f} " in lines[2]
+    table = pd.read_csv(csv)
+    assert "".join(table["text"]) == f"<|bos|>{TEXT}"
+    np.testing.assert_allclose(table["density@0.3"], expected.density_at(0.3), rtol=1e-6)
+    np.testing.assert_allclose(table["auc_tv"], expected.auc_tv, rtol=1e-6)
+    np.testing.assert_allclose(table["surprisal"], expected.surprisal, rtol=1e-6)
+
+
+def test_trace_reads_standard_input() -> None:
+    options = ["--model", str(MODEL), "--thresholds", "0.1,0.01"]
+    piped = CliRunner().invoke(trace, ["-", *options], input=TEXT)
+    assert piped.stdout == invoke(trace, TEXT, *options)
+
+
 def test_help_has_an_example() -> None:
-    for name, command in {"explain": explain, "compare": compare}.items():
+    for name, command in {"trace": trace, "explain": explain, "compare": compare}.items():
         assert f"Example: densitrace {name}" in invoke(command, "--help")
 
 
