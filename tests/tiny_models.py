@@ -176,6 +176,7 @@ _LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 6,
 }
+_INDEXED: dict[str, Any] = {"index_topk": 64, "index_n_heads": 2, "index_head_dim": 8}
 _GRANITE: dict[str, Any] = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.4,
@@ -258,6 +259,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
     "deepseek_v3": {**_LATENT, **_SHARED_EXPERTS, "attention_bias": True},
+    "deepseek_v32": {**_LATENT, **_SHARED_EXPERTS, **_INDEXED, "attention_bias": True},
     "bloom": {"num_key_value_heads": 4},
     "codegen": {**_OLDER, "rotary_dim": 4},
     "dots1": {**_SHARED_EXPERTS, **_WINDOWS, "head_dim": 12, "attention_bias": True},
@@ -320,6 +322,13 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "glm4": {**_HALF, "head_dim": 12, "attention_bias": True},
     "glm4_moe": {**_SHARED_EXPERTS, **_HALF, "head_dim": 12, "use_qk_norm": True},
     "glm4_moe_lite": {**_LATENT, **_MIXED, **_SHARED_EXPERTS, "attention_bias": True},
+    "glm_moe_dsa": {
+        **_LATENT,
+        **_SHARED_EXPERTS,
+        **_INDEXED,
+        "attention_bias": True,
+        "indexer_types": ["full", "shared", "full"],
+    },
     "gpt_bigcode": {**_OLDER, "num_key_value_heads": 1},
     "gpt_oss": {**_WINDOWS, **_EXPERTS, **_rope(), "head_dim": 12},
     "gpt_neo": {

@@ -77,8 +77,8 @@ class ModulesOracle(Oracle):
             names = {"bloom": ("hidden_states", "residual"), "ctrl": ("v", "k", "q")}.get(
                 self.config.model_type, ("hidden_states",)
             )
-            _, weights = attention(**dict.fromkeys(names, states), **self.calls[block])
-        alpha = np.asarray(weights[0].numpy())
+            outputs = attention(**dict.fromkeys(names, states), **self.calls[block])
+        alpha = np.asarray(outputs[1][0].numpy())
         assert not alpha[:, ~allowed].any()
         size = self._linear(block, self.family.out)[0].shape[1] // self.heads
         v = self._values(block, x).reshape(len(x), -1, size).swapaxes(0, 1)

@@ -512,6 +512,16 @@ def test_other_wirings(model_type: str, setting: dict[str, Any]) -> None:
     assert Tracer(model).verify().ok
 
 
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_texts_longer_than_the_keys_that_are_chosen(model_type: str) -> None:
+    settings = {**GROUPED, "num_hidden_layers": 3, **FURTHER[model_type], "index_topk": 6}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    tracer = Tracer(model)
+    assert tracer.verify().ok  # up to six tokens
+    with pytest.raises(InputError, match="a sequence has 7 tokens; model 'unnamed' takes 6"):
+        tracer.trace(list(range(7)))
+
+
 def test_incomplete_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -1,14 +1,14 @@
 """The declared architectures: the only package that knows the module names of transformers."""
 
 from .apertus import APERTUS
-from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
+from .architecture import Architecture, BlockNorms, KeyChoice, LinearNorm, OwnAttention
 from .bitnet import BITNET
 from .bloom import BLOOM
 from .cohere import COHERE, COHERE2_MOE
 from .ctrl import CTRL
 from .dbrx import DBRX
 from .decoder import Block, Decoder, call_on, part_of_call
-from .deepseek import DEEPSEEK, MINICPM3
+from .deepseek import DEEPSEEK, DEEPSEEK_V32, GLM5, MINICPM3
 from .falcon import FALCON
 from .gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA
 from .glm import GLM, GLM4
@@ -53,6 +53,8 @@ for _architecture in (
     GLM,
     GLM4,
     DEEPSEEK,
+    DEEPSEEK_V32,
+    GLM5,
     MINICPM3,
     APERTUS,
     GRANITE,
@@ -104,6 +106,7 @@ __all__ = [
     "Block",
     "BlockNorms",
     "Decoder",
+    "KeyChoice",
     "LinearNorm",
     "OffloadedBlocks",
     "OwnAttention",

@@ -67,6 +67,17 @@ class OwnAttention:
 
 
 @dataclass(frozen=True)
+class KeyChoice:
+    """Attention to keys that a module chooses: to all of them in texts that are short enough.
+
+    The module is not run, and `Architecture.longest` says how long a text may be.
+    """
+
+    module: str  # within the attention; blocks that share a choice may lack it
+    passed_on: str | None = None  # keyword of the choice, if blocks pass it on to the next
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of decoders.
 
@@ -86,6 +97,7 @@ class Architecture:
     norm_kind: NormKind = "rms"
     norm_eps: float | None = None  # if the norms' modules do not hold it
     own_attention: OwnAttention | None = None
+    key_choice: KeyChoice | None = None
     skipped: str | None = None  # within the blocks that text alone does not run
     # Functions below take the model's config.
     longest: Callable[[Any], int | None] = _nothing  # most tokens of a sequence

@@ -99,12 +99,17 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _empty_mask(*_: Any, **__: Any) -> Tensor:
+    return torch.empty(1, 1, 0, 0)
+
+
+def _no_choice(*_: Any, **__: Any) -> Tensor:
+    """In place of a module that chooses keys: its result is not used."""
     return torch.empty(0)
 
 
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, _no_mask)
-AttentionMaskInterface.register(_EMPTY_MASK, _empty_mask)
+for _name, _mask in ((_NAME, _no_mask), (_EMPTY_MASK, _empty_mask)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, _mask)
 
 
 class Block:
@@ -128,6 +133,10 @@ class Block:
         self._values = architecture.values
         own = architecture.own_attention
         self.own_attention = own if own is not None and own.serves(self.attention) else None
+        choice = architecture.key_choice
+        self.key_choice: nn.Module | None = (
+            None if choice is None else getattr(self.attention, choice.module)
+        )
         self.heads = heads
         self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
@@ -491,15 +500,25 @@ class Decoder:
 
     @contextmanager
     def _seam(self, run_block: RunBlock, positions: Tensor) -> Iterator[None]:
-        own = self.blocks[0].own_attention
-        name = _EMPTY_MASK if own is not None and own.reads_mask else _NAME
-        tuples = own is not None and own.in_tuples
-        extra = {_POSITIONS: positions} if own is not None and own.key_bias is not None else {}
+        own, choice = self.blocks[0].own_attention, self.architecture.key_choice
+        reads_mask = choice is not None or (own is not None and own.reads_mask)
+        extra: dict[str, Tensor] = {}  # keywords of blocks
+        also: tuple[Tensor, ...] | None = None  # what blocks return besides states, if in tuples
+        if own is not None and own.in_tuples:
+            also = ()
+        if own is not None and own.key_bias is not None:
+            extra[_POSITIONS] = positions
+        if choice is not None and choice.passed_on is not None:
+            extra[choice.passed_on] = _no_choice()
+            also = (_no_choice(),)
         with ExitStack() as stack:
+            name = _EMPTY_MASK if reads_mask else _NAME
             stack.enter_context(_implementation(self.model.config, name))
             for index, block in enumerate(self.blocks):
-                forward = _block_forward(index, block, run_block, extra, tuples)
+                forward = _block_forward(index, block, run_block, extra, also)
                 stack.enter_context(_attribute(block.module, "forward", forward))
+                if block.key_choice is not None:
+                    stack.enter_context(_attribute(block.key_choice, "forward", _no_choice))
             yield
 
 
@@ -529,12 +548,16 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _block_forward(
-    index: int, block: Block, run_block: RunBlock, extra: dict[str, Any], tuples: bool
-) -> Callable[..., Tensor | tuple[Tensor]]:
-    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor]:
+    index: int,
+    block: Block,
+    run_block: RunBlock,
+    extra: dict[str, Tensor],
+    also: tuple[Tensor, ...] | None,
+) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor, ...]:
         # Further positional arguments are caches and masks, which tracing does not use.
         states = block.scale_output(run_block(index, hidden_states, call | extra))
-        return (states,) if tuples else states
+        return states if also is None else (states, *also)
 
     return forward
 

@@ -1,4 +1,4 @@
-"""DeepSeek-V2, V3 and others: wired like Llama, with values expanded from a latent vector."""
+"""DeepSeek-V2, V3, V3.2, GLM-5 and others: like Llama, values expanded from a latent vector."""
 
 from dataclasses import replace
 from math import sqrt
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .architecture import KeyChoice
 from .llama import llama_like
 
 
@@ -30,6 +31,20 @@ DEEPSEEK = replace(
         "youtu",
     ),
     values=_values,
+)
+# Their attention is to the `index_topk` keys that an indexer chooses.
+DEEPSEEK_V32 = replace(
+    DEEPSEEK,
+    name="deepseek_v32",
+    model_types=("deepseek_v32",),
+    key_choice=KeyChoice("indexer"),
+    longest=lambda config: config.index_topk,
+)
+GLM5 = replace(
+    DEEPSEEK_V32,
+    name="glm_moe_dsa",
+    model_types=("glm_moe_dsa",),
+    key_choice=KeyChoice("indexer", passed_on="prev_topk_indices"),
 )
 MINICPM3 = replace(
     DEEPSEEK,
