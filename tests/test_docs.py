@@ -35,4 +35,4 @@ def test_every_declared_family_is_listed() -> None:
     page = (ROOT / "docs" / "declare-architecture.md").read_text(encoding="utf-8")
     table = page.partition("## What is declared\n")[2].partition("\n\n")[0]
     declared = ARCHITECTURES.keys() - {"persimmon"}  # from the page's example, if it has run
-    assert set(re.findall(r"`(\w+)`", table)) - {"model_type"} == declared
+    assert set(re.findall(r"`([\w-]+)`", table)) - {"model_type"} == declared

@@ -70,7 +70,7 @@ class NodeLevels:
 class LaneRun:
     """The result of one pass over the model."""
 
-    hidden: Tensor  # [lanes, B, T, D] states after the final norm, lane 0 clean
+    hidden: Tensor  # [lanes, B, T, D] states that the unembedding reads, lane 0 clean
     levels: list[NodeLevels]  # from the embedding up
     attention_windows: list[int | None]  # sliding window of each block
 

@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         decoder: the model, whose unembedding is used.
-        hidden: [1 + K * (1 + controls), M, D] states after the final norm, clean lane first.
+        hidden: [1 + K * (1 + controls), M, D] states that the unembedding reads, clean lane first.
         next_ids: int64 [M], -1 where no token follows.
         controls: names of the control lanes, in order.
         backend: of the ops.
@@ -58,7 +58,7 @@ def evaluate(
 
 
 def logits(decoder: Decoder, hidden: Tensor) -> Tensor:
-    """float32 [..., V]: logits of states [..., D] after the final norm; on the head's device."""
+    """float32 [..., V]: logits of states [..., D] that the unembedding reads; on its device."""
     weight, bias = decoder.unembedding
     result = torch.nn.functional.linear(
         hidden.to(weight.device).float(), weight.float(), None if bias is None else bias.float()

@@ -85,8 +85,11 @@ class Oracle:
         """Copy the weights and the config of a transformers model."""
         self.config = copy.deepcopy(model.config)
         self.config.allow_global_per_layer_attribute_access = True  # may differ by block
-        alibi = self.config.model_type == "falcon" and self.config.alibi
-        name = "falcon_rw" if alibi else self.config.model_type
+        name = self.config.model_type
+        if name == "falcon" and self.config.alibi:
+            name = "falcon_rw"
+        if name == "stablelm" and self.config.use_parallel_residual:
+            name = "stablelm_parallel"
         self.family = (FAMILIES | FURTHER).get(name, Family())
         self.state: dict[str, Floats] = {
             name: value.detach().double().numpy() for name, value in model.state_dict().items()

@@ -17,6 +17,7 @@ class Family:
     blocks: str = "layers"
     final_norm: str = "norm"
     head: str = "lm_head"
+    before_head: str | None = None  # a layer between the final norm and the head
     attention: str = "self_attn"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
@@ -188,6 +189,19 @@ FURTHER = {
     ),
     "hyperclovax": Family(post_attn="post_norm1", post_mlp="post_norm2"),
     "jais2": Family(epsilon="layer_norm_eps", layer_norm=True),
+    "modernbert-decoder": Family(
+        embedding="embeddings.tok_embeddings",
+        final_norm="final_norm",
+        head="decoder",
+        before_head="lm_head",
+        attention="attn",
+        qkv=("attn.v_proj",),
+        out="attn.Wo",
+        pre_attn="attn_norm",
+        pre_mlp="mlp_norm",
+        epsilon="norm_eps",
+        layer_norm=True,
+    ),
     "nanochat": Family(weightless=True),
     "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),
     "olmo": Family(layer_norm=True, weightless=True),
@@ -213,6 +227,9 @@ FURTHER = {
     ),
     "phimoe": Family(layer_norm=True),
     "stablelm": Family(epsilon="layer_norm_eps", layer_norm=True),
+    "stablelm_parallel": Family(
+        pre_mlp="input_layernorm", epsilon="layer_norm_eps", layer_norm=True
+    ),
     "starcoder2": Family(epsilon="norm_epsilon", layer_norm=True, windowed=True),
 }
 

@@ -84,6 +84,13 @@ class ModulesOracle(Oracle):
         v = self._values(block, x).reshape(len(x), -1, size).swapaxes(0, 1)
         return alpha, np.repeat(v, self.heads // len(v), axis=0)
 
+    def _logits(self, x: Floats) -> Floats:
+        if self.family.before_head is not None:
+            with torch.inference_mode():
+                layer = self.model.get_submodule(self.family.before_head)
+                x = np.asarray(layer(torch.from_numpy(x)).numpy())
+        return super()._logits(x)
+
     def _values(self, block: int, x: Floats) -> Floats:
         """Values [T, G * d_v] of the normed stream x [T, D]."""
         if hasattr(self.config, "kv_lora_rank"):  # keys and values from a latent vector

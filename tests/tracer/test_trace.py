@@ -466,7 +466,6 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}),
         ("gpt_bigcode", {"add_cross_attention": True, "multi_query": False}),
         ("xglm", {"add_cross_attention": True}),
-        ("stablelm", {"use_parallel_residual": True}),
     ],
 )
 def test_what_a_family_cannot_have(model_type: str, setting: dict[str, Any]) -> None:

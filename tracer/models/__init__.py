@@ -25,6 +25,7 @@ from .loading import load, load_offloaded
 from .mimo import MIMO
 from .mistral import MISTRAL
 from .mllama import MLLAMA
+from .modernbert import MODERNBERT
 from .mpt import MPT
 from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
@@ -81,6 +82,7 @@ for _architecture in (
     COHERE2_MOE,
     STABLELM,
     STARCODER2,
+    MODERNBERT,
     NEMOTRON,
     DBRX,
     GPT2,

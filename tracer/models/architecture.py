@@ -98,6 +98,7 @@ class Architecture:
     norm_eps: float | None = None  # if the norms' modules do not hold it
     own_attention: OwnAttention | None = None
     key_choice: KeyChoice | None = None
+    head: str | None = None  # from the model: acts on each token between final norm and unembedding
     skipped: str | None = None  # within the blocks that text alone does not run
     # Functions below take the model's config.
     longest: Callable[[Any], int | None] = _nothing  # most tokens of a sequence

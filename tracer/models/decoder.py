@@ -452,7 +452,7 @@ class Decoder:
             run_block: (block index, states, the block's keyword arguments) -> states.
 
         Returns:
-            States [N, T, D] after the final norm.
+            States [N, T, D] that the unembedding reads.
         """
         with self.session(), self._seam(run_block, positions):
             output = self._inner(
@@ -461,8 +461,9 @@ class Decoder:
                 attention_mask=mask,
                 use_cache=False,
             )
-        states: Tensor = output.last_hidden_state
-        return states
+            states: Tensor = output.last_hidden_state
+            head = self.architecture.head
+            return states if head is None else self.model.get_submodule(head)(states)
 
     @contextmanager
     def session(self) -> Iterator[None]:

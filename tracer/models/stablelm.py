@@ -1,15 +1,19 @@
-"""StableLM: Llama's wiring and names, LayerNorm."""
+"""StableLM: Llama's names, LayerNorm; in parallel after one norm or, by the config, in sequence."""
 
 from dataclasses import replace
 from typing import Any
 
-from .llama import llama_like
+from .architecture import BlockNorms
+from .llama import ONE_NORM, PRE_NORM, llama_like
 
 
-def _unsupported(config: Any) -> str | None:
-    if config.use_parallel_residual:
-        return "use_parallel_residual=True: its blocks have one norm for both branches"
-    return None
+def _norms(config: Any) -> BlockNorms:
+    return ONE_NORM if config.use_parallel_residual else PRE_NORM
 
 
-STABLELM = replace(llama_like("stablelm", "stablelm"), norm_kind="layer", unsupported=_unsupported)
+STABLELM = replace(
+    llama_like("stablelm", "stablelm"),
+    norm_kind="layer",
+    norms=_norms,
+    parallel=lambda config: config.use_parallel_residual,
+)
