@@ -5,7 +5,8 @@
 
 A hill climb for each entry of kernels/triton/configs: it moves to the best neighbour until none is
 better, on the cases of benches/measuring/op_cases.py that use the entry. A neighbour has one
-argument halved or doubled, or one pipeline stage more or less. Before it is timed, in alternation
+argument halved or doubled, a tile and its warps halved or doubled together, or one pipeline stage
+more or less. Before it is timed, in alternation
 with the current configuration, it must compile, fit, not spill registers and agree with the current
 results. Improvements are written to the file of the GPU's compute capability; without any, no file
 is touched.
@@ -54,10 +55,23 @@ def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away, in a fixed order."""
     for name, value in config.items():
         steps = (value - 1, value + 1) if name in COUNTED_UP else (value // 2, value * 2)
-        least, most = BOUNDS.get(name, TILE_BOUNDS)
-        for step in steps:
-            if least <= step <= most:
-                yield config | {name: step}
+        alone = [{name: step} for step in steps if within(name, step)]
+        together: list[Config] = []
+        if name not in BOUNDS and "num_warps" in config:  # the work of a warp stays the same
+            warps = (config["num_warps"] // 2, config["num_warps"] * 2)
+            together = [
+                {name: step, "num_warps": count}
+                for step, count in zip(steps, warps, strict=True)
+                if within(name, step) and within("num_warps", count)
+            ]
+        for changed in (*alone, *together):
+            yield config | changed
+
+
+def within(name: str, value: int) -> bool:
+    """Whether an argument may have a value."""
+    least, most = BOUNDS.get(name, TILE_BOUNDS)
+    return least <= value <= most
 
 
 # ---- correctness before speed ----------------------------------------------------------------

@@ -119,8 +119,14 @@ def test_every_argument_can_be_tuned(table: str) -> None:
     neighbours = bench("tune_gpu").neighbours
     for key in configs.all_keys(table):
         config = dict(configs._table(table)[key.op][key.bits][key.width])
-        steps = [step.items() - config.items() for step in neighbours(config)]
-        assert {name for changed in steps for name, _ in changed} == set(config), key
+        steps = [dict(step.items() - config.items()) for step in neighbours(config)]
+        assert {name for changed in steps for name in changed} == set(config), key
+        for changed in steps:
+            more = [value > config[name] for name, value in changed.items()]
+            assert len(changed) == 1 or (
+                "num_warps" in changed and more in ([True] * 2, [False] * 2)
+            )
+        assert len({len(changed) for changed in steps}) == 2, key
 
 
 @pytest.mark.parametrize("fault", ["fails", "spills", "wrong"])
