@@ -13,8 +13,14 @@ from scipy import stats
 
 from densitrace.errors import InputError
 from densitrace.estimator.density import DensityResult
-from densitrace.estimator.frames import group_means
-from densitrace.estimator.intervals import MIN_DOCUMENTS, cluster_interval, mean_interval
+from densitrace.estimator.frames import group_means, label_names
+from densitrace.estimator.intervals import (
+    MIN_DOCUMENTS,
+    cluster_interval,
+    interval_of_means,
+    mean_interval,
+    mean_intervals,
+)
 from densitrace.estimator.plots import LIGHT
 
 MakeResult = Callable[..., DensityResult]
@@ -80,6 +86,30 @@ def test_few_values_have_a_mean_and_no_interval() -> None:
     assert all(map(math.isnan, mean_interval([])))
 
 
+def test_the_fewest_documents_of_an_interval() -> None:
+    values = np.random.default_rng(3).random(MIN_DOCUMENTS)
+    for found in (
+        mean_interval(values),
+        interval_of_means(lambda means: means[..., 0], values[:, None]),
+        cluster_interval(lambda drawn: float(values[drawn].mean()), MIN_DOCUMENTS),
+    ):
+        assert found.low < found.value < found.high
+
+
+def test_each_column_leaves_out_its_own_missing_values() -> None:
+    values = np.random.default_rng(4).random((9, 2))
+    values[0, 0] = values[3, 1] = math.nan
+    for column, found in zip(values.T, mean_intervals(values), strict=True):
+        assert found == mean_interval(column[~np.isnan(column)])
+
+
+def test_samples_without_a_value_are_left_out() -> None:
+    found = cluster_interval(lambda drawn: math.nan if 0 in drawn[1:] else 1.0, 8)
+    assert found == (1, 1, 1)
+    never = cluster_interval(lambda drawn: math.nan, 8)
+    assert all(map(math.isnan, never))
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
 def test_an_impossible_level_is_refused(level: float) -> None:
     with pytest.raises(InputError, match="level"):
@@ -114,6 +144,9 @@ def test_summary_has_one_row_without_a_label_and_one_per_value_with_it(
     assert len(result.summary()) == 1
     assert result.summary()["tokens"].item() == len(result.tokens)
     assert sorted(result.summary("domain").index) == ["drama", "law", "speech"]
+    for by in (None, "lang", "regime"):
+        half, most = (result.summary(by, level).iloc[0] for level in (0.5, 0.99))
+        assert most["auc_tv_low"] < half["auc_tv_low"] < half["auc_tv_high"] < most["auc_tv_high"]
     assert result.summary("regime").loc["dense", "dense"] == 1.0
     by_density = result.summary("density@0.1")
     assert by_density["density@0.1"].tolist() == by_density.index.tolist()
@@ -142,6 +175,7 @@ def test_documents_are_plotted_by_label(make_result: MakeResult, measure: str | 
     axes = result.plot("domain", measure).axes[0]
     summary = result.summary("domain").sort_values(name, ascending=False)
     assert axes.get_xlabel() == name
+    assert axes.xaxis.get_major_formatter()(0.5).endswith("%") == (name == "density@0.1")
     assert [text.get_text() for text in axes.get_yticklabels()] == [
         f"{value} (6)" for value in summary.index
     ]
@@ -149,6 +183,16 @@ def test_documents_are_plotted_by_label(make_result: MakeResult, measure: str | 
     np.testing.assert_allclose(np.asarray(means.get_xdata()), summary[name])
     dots = np.asarray(axes.collections[0].get_offsets())[:, 0]
     np.testing.assert_allclose(np.sort(dots), result.documents[name].sort_values())
+
+
+def test_of_many_documents_evenly_spread_ones_are_plotted(
+    make_result: MakeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densitrace.estimator.plots.MOST_DOTS", 4)
+    result = make_result(DOCUMENTS)
+    dots = np.asarray(result.plot("domain").axes[0].collections[0].get_offsets())[:, 0]
+    means = result.documents["density@0.1"].to_numpy().reshape(3, 6)
+    np.testing.assert_allclose(np.sort(dots), np.sort(means[:, ::2].ravel()))
 
 
 @pytest.mark.parametrize("measure", ["density@0.1", "auc_tv"])
@@ -170,6 +214,11 @@ def test_what_cannot_be_plotted_is_refused(make_result: MakeResult) -> None:
     for measure in ("density@0.2", "loss"):
         with pytest.raises(InputError, match=measure):
             result.plot(measure=measure)
+
+
+def test_labels_never_share_a_column() -> None:
+    names = label_names(["position", "label_position", "lang"], ["position"])
+    assert list(names.values()) == ["label_position", "label_label_position", "lang"]
 
 
 def test_to_pandas_carries_the_labels_of_each_document(make_result: MakeResult) -> None:
