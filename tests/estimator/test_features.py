@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_store import made_up_documents, make_store
 
 from densitrace import InputError, Store, Threshold, Tracer, open_store, scan
 from densitrace.estimator.features import (
@@ -64,6 +65,13 @@ def test_surprisal_is_of_the_token_itself_and_of_the_next(store: Store) -> None:
         np.testing.assert_array_equal(following, tokens["surprisal"].to_numpy()[rows])
 
 
+def test_nothing_predicts_the_first_token_of_a_later_window(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", made_up_documents(200), context=16, strata=[0.1, 0.01])
+    tokens, own = token_frame(store), factor_frame(store)["surprisal_own"]
+    assert (tokens["window"] > tokens["document"]).any()
+    assert (own.isna() == (tokens["context"] == 1)).all()
+
+
 def test_repetition_looks_back_within_the_window(store: Store) -> None:
     tokens, frame = token_frame(store), factor_frame(store)
     for rows in tokens.groupby("window").indices.values():
@@ -109,13 +117,14 @@ def test_users_add_columns(store: Store) -> None:
     tokens = token_frame(store)
     given: dict[str, Any] = {
         "octave": lambda f: np.floor(np.log2(f["context"])),
+        "next_octave": lambda f: f["octave"] + 1,
         "capital": lambda f: f["text"].str.strip().str[:1].str.isupper(),
         "id": tokens["token"],
         "parity": np.where(tokens["token"] % 2, "odd", "even"),
     }
     frame = factor_frame(store, factors=given)
     assert frame["octave"].dtype == np.float64
-    assert [is_category(frame[name]) for name in given] == [False, True, False, True]
+    assert [is_category(frame[name]) for name in given] == [False, False, True, False, True]
     table = factor_table(frame)
     assert table.loc["parity", "description"] == "given by the user"
     assert table.loc["domain", "description"] == "label of the token's document"
@@ -127,6 +136,7 @@ def test_users_add_columns(store: Store) -> None:
     ("factors", "message"),
     [
         ({"context": [1.0, 2.0]}, "there already"),
+        ({"text": [1.0, 2.0]}, "there already"),
         ({"mine": [1.0]}, "1 values for 2 tokens"),
         ({"mine": pd.Series([1.0, 2.0], [5, 6])}, "another index"),
     ],
@@ -136,13 +146,20 @@ def test_columns_that_do_not_fit_are_refused(factors: dict[str, Any], message: s
         with_columns(pd.DataFrame({"context": [1.0, 2.0]}), factors)
 
 
-@pytest.mark.parametrize("counts", [[1.0, 2.0], np.full(4096, -1.0), {0: 0.0}])
+@pytest.mark.parametrize("counts", [[1.0, 2.0], np.full(4096, -1.0), {0: 0.0}, {0: -1.0, 1: 2.0}])
 def test_counts_that_cannot_be_are_refused(store: Store, counts: Any) -> None:
     with pytest.raises(InputError, match="reference_counts"):
         factor_frame(store, counts)
 
 
+def test_counts_for_all_ids_but_the_highest_are_refused(store: Store) -> None:
+    highest = int(token_frame(store)["token"].max())
+    with pytest.raises(InputError, match=f"but token id {highest} occurs"):
+        factor_frame(store, np.ones(highest))
+    assert factor_frame(store, np.ones(highest + 1))["log_reference_frequency"].nunique() == 1
+
+
 def test_frequency_bands_are_decades() -> None:
-    bands = frequency_bands([0.2, 1.0, 3.7, 3.2])
-    assert bands.tolist() == ["< 10", "10 to 100", "1,000 to 10,000", "1,000 to 10,000"]
+    bands = frequency_bands([0.2, -1.5, 1.0, 3.7, 3.2])
+    assert bands.tolist() == ["< 10", "< 10", "10 to 100", *["1,000 to 10,000"] * 2]
     assert list(bands.cat.categories) == ["< 10", "10 to 100", "100 to 1,000", "1,000 to 10,000"]
