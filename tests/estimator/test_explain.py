@@ -1,5 +1,6 @@
 """Explanations by factors: what is known is found, and what is noise is not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import shap
 from made_up_store import made_up_documents, make_store
 from rich.console import Console
+from scipy import stats
 
 from densitrace import InputError, open_store
 from densitrace.estimator import explain
@@ -23,7 +25,8 @@ from densitrace.estimator.explain import (
 )
 from densitrace.estimator.factor_sample import factor_sample
 from densitrace.estimator.features import first_of_text
-from densitrace.estimator.intervals import mean_interval
+from densitrace.estimator.frames import token_frame
+from densitrace.estimator.intervals import MIN_DOCUMENTS, mean_interval
 from densitrace.estimator.terminal import factor_tables
 from densitrace.tracer.corpus import Document
 
@@ -89,6 +92,13 @@ def test_shuffled_targets_are_no_finding() -> None:
     assert nothing.r2 <= 0 and not nothing.finding
 
 
+def test_a_finding_is_above_every_shuffled_fit(found: FactorExplanation) -> None:
+    for r2, shuffled, finding in ((0.1, [-0.1, 0.05], True), (0.1, [0.05, 0.2], False),
+                                  (-0.1, [-0.3, -0.2], False)):  # fmt: skip
+        changed = replace(found, r2=r2, r2_shuffled=np.array(shuffled))
+        assert changed.finding == finding
+
+
 def test_a_factor_that_is_missing_everywhere_or_in_all_documents_but_one(
     found: FactorExplanation,
 ) -> None:
@@ -110,6 +120,27 @@ def test_the_terminal_shows_no_direction_of_what_has_no_effect() -> None:
     assert (ends["flat"], ends["kind"]) == ("–", "value") and float(ends["up"]) > 0.9
 
 
+def test_the_terminal_shows_the_largest_differences_beyond_noise(found: FactorExplanation) -> None:
+    sizes = {"up": 0.1, "down": -0.3, "kind": 0.2, "none": 0.0}
+    rows = [("half", "odd", *pair, -1.0, 1.0, pair[0] != "none") for pair in sizes.items()]
+    differences = pd.DataFrame(rows, columns=found.differences.columns)
+    *_, table, told = factor_tables(replace(found, differences=differences), most=2)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    shown = [line.split() for line in capture.get().splitlines()[2:]]
+    assert [(row[2], row[3]) for row in shown] == [("down", "-0.3000"), ("kind", "+0.2000")]
+    assert told == "3 of 4 differences exceed noise"
+
+
+def test_by_default_labels_of_some_values_are_compared() -> None:
+    numbers = pd.Series(range(3 * MAX_CATEGORIES))
+    labels = {n: (numbers % n).astype(str) for n in (1, 2, MAX_CATEGORIES, MAX_CATEGORIES + 1)}
+    named = {str(n): values for n, values in labels.items()}
+    assert list(explain._compared(named, None)) == ["2", str(MAX_CATEGORIES)]
+    assert list(explain._compared(named, ["1"])) == ["1"]
+
+
 def test_interactions_are_found_where_they_are() -> None:
     frame, _, document = made_up()
     frame["none"] = frame["none"].fillna(0.0)
@@ -117,11 +148,20 @@ def test_interactions_are_found_where_they_are() -> None:
     result = explain_frame(frame, target, document, top=3, shuffles=1)
     first = result.interactions.iloc[0]
     assert {first["first"], first["second"]} == {"up", "down"}
+    effect = 3 * np.abs(frame["up"] * frame["down"]).mean()
+    assert first["mean_abs"] == pytest.approx(effect, rel=0.2)
     assert first["mean_abs"] > 5 * result.interactions["mean_abs"].iloc[1]
     k = len(result.top)
     assert result.interaction_values.shape[1:] == (k, k) == (3, 3)
     transposed = result.interaction_values.transpose(0, 2, 1)
     np.testing.assert_allclose(result.interaction_values, transposed, atol=1e-9)
+
+
+def test_tokens_without_a_target_are_left_out() -> None:
+    frame, target, document = made_up()
+    found = explain_frame(frame, target.where(document != 3), document, shuffles=1, top=0)
+    assert found.tokens == len(found.document) == (DOCUMENTS - 1) * TOKENS
+    assert 3 not in found.document and found.finding
 
 
 def test_the_sample_is_bounded_and_says_so() -> None:
@@ -153,6 +193,16 @@ def test_label_differences_beyond_resampling_noise() -> None:
     assert y_of_b["difference"] == pytest.approx(inside)
     assert y_of_b["exceeds"] and y_of_b["low"] > 2
     assert not table.loc[table["factor"] != "y", "exceeds"].any()
+    few = np.repeat(["a", "few"], [88, MIN_DOCUMENTS - 1])
+    assert label_differences(documents, few).empty
+
+
+def test_differences_are_scaled_as_in_welchs_test() -> None:
+    rng = np.random.default_rng(1)
+    data, owner = rng.normal(size=(16, 2)), np.repeat([0, 1], [5, 11])
+    difference, error = explain._against_others(data, owner, [0])
+    expected = stats.ttest_ind(data[owner == 0], data[owner == 1], equal_var=False).statistic
+    np.testing.assert_allclose((difference / error)[0], expected)
 
 
 def test_of_labels_without_a_difference_few_corpora_show_one() -> None:
@@ -237,6 +287,8 @@ def test_a_store_is_explained(demo_run: Any) -> None:
     assert {"context", "domain", "surprisal_own"} <= set(result.factors.index)
     assert "source" not in result.factors.index
     assert set(result.labels) == {"domain", "lang", "source"}
+    target = np.log10(token_frame(store, 0.2)["density@0.2"])
+    assert result.prediction.mean() == pytest.approx(target.mean(), abs=0.01)
     total = result.explanation.base_values + result.explanation.values.sum(1)
     np.testing.assert_allclose(total, result.prediction, atol=1e-6)
 
