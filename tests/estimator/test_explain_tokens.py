@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import shap
+from byte_model import byte_model, byte_tokenizer
 from numpy.typing import NDArray
 
-from densitrace import InputError, Threshold, Trace, Tracer
+from densitrace import AutoStrata, InputError, Threshold, Trace, Tracer
 from densitrace.estimator.explain_tokens import MAX_SEQUENCES, REMOVED, cost, explain_tokens
 
 MODEL = Path(__file__).parents[2] / "examples" / "model"
@@ -108,6 +109,15 @@ def test_many_tokens_add_up_and_pairs_are_exact() -> None:
     np.testing.assert_array_equal(found.values, again.values)
 
 
+def test_the_seed_chooses_the_orders() -> None:
+    ids = list(range(12))
+    first, second, again = (
+        explain_tokens(weighted, ids, mask=MASK, seed=seed).values for seed in (0, 1, 1)
+    )
+    np.testing.assert_array_equal(second, again)
+    assert not np.array_equal(first, second)
+
+
 def test_the_cost_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
     traced: list[list[int]] = []
 
@@ -125,6 +135,8 @@ def test_the_cost_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
         assert len({tuple(ids) for ids in traced}) == len(traced)
         assert sum(map(len, traced)) <= price.tokens
         assert str(price) in caplog.text
+    with pytest.raises(InputError, match="2 tokens need at least 4 sequences"):
+        cost(2, max_sequences=3)
     with pytest.raises(InputError, match="30 tokens need at least 61 sequences"):
         cost(30, max_sequences=60)
 
@@ -147,6 +159,16 @@ def test_a_tracer_is_explained_exactly(tracer: Tracer) -> None:
     assert "".join(found.data[1:]) == tracer.tokenizer.decode(ids[1:])
 
 
+def test_thresholds_are_chosen_for_the_importance_explained(tracer: Tracer) -> None:
+    text, importance = "The cat", "cosine"
+    rule = tracer.choose_strata(AutoStrata(2), [tracer.encode(text)], importance="cosine")
+    found, expected = (
+        explain_tokens(tracer, text, select=s, importance=importance, target="size", stratum=0)
+        for s in (AutoStrata(2), rule)
+    )
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
 @pytest.mark.parametrize("target", ["size", "edges", "tv", "density@0.2"])
 def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> None:
     text = "The cat"
@@ -161,6 +183,14 @@ def test_targets_add_up_to_what_a_trace_says(tracer: Tracer, target: str) -> Non
         "density@0.2": np.log10(trace.density_at(0.2)[-1]),
     }[target]
     assert found.base_values + found.values.sum() == pytest.approx(float(value), rel=1e-5)
+
+
+def test_random_weights_have_the_seed_given(tracer: Tracer) -> None:
+    options: dict[str, Any] = {"select": Threshold([0.5]), "importance": "random", "seed": 3}
+    found = explain_tokens(tracer, "The cat", target="size", stratum=0, **options)
+    trace = tracer.trace("The cat", **options)
+    assert isinstance(trace, Trace)
+    assert found.base_values + found.values.sum() == pytest.approx(float(trace.size[-1, 0]))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +214,20 @@ def test_what_cannot_be_explained_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         explain_tokens(tracer, "The cat sat", **{"select": RULE, **arguments})
+
+
+def test_the_neutral_token_is_the_pad_token_where_there_is_one() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "!", "eos_token": "?"})
+    tracer = Tracer(byte_model(), tokenizer)
+    arguments: dict[str, Any] = {"select": RULE, "target": "size", "stratum": 1}
+    found = explain_tokens(tracer, "abc", **arguments)
+    as_pad, as_eos = (
+        explain_tokens(tracer, "abc", mask=mask, **arguments)
+        for mask in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    )
+    np.testing.assert_array_equal(found.values, as_pad.values)
+    assert not np.array_equal(found.values, as_eos.values)
 
 
 def test_a_callable_has_no_tokenizer() -> None:
