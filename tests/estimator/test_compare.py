@@ -1,7 +1,9 @@
 """Stores of models with different tokenizers, word by word and document by document."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,9 @@ from byte_model import byte_model, byte_tokenizer
 from made_up_store import make_store
 from scipy import stats
 
-from densitrace import InputError, Store, StoreError, Threshold, Tracer, scan
+from densitrace import InputError, Nucleus, Store, StoreError, Threshold, Tracer, scan
 from densitrace.estimator.agreement import agreement
-from densitrace.estimator.compare import Level, compare, spearman, word_values
+from densitrace.estimator.compare import Level, _differing, compare, spearman, word_values
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.features import factor_frame
 from densitrace.estimator.frames import token_frame
@@ -114,6 +116,8 @@ def test_correlations_equal_scipy_and_the_furthest_ranks_disagree_most(
     expected = stats.spearmanr(found.table["a"], found.table["b"]).statistic
     assert row["spearman"] == pytest.approx(expected)
     assert row["low"] < row["spearman"] < row["high"]
+    half = compare(stores, names=["a", "b"], coverage=0.5).correlations.iloc[0]
+    assert row["low"] < half["low"] < half["high"] < row["high"]
     assert (row["rows"], row["documents"]) == (len(found.table), 21)
     ranked = found.scatter("a", "b")
     furthest = found.disagreements("a", "b", most=5)
@@ -184,6 +188,20 @@ def test_documents_are_compared_only_if_scanned_to_their_end(halves: tuple[Store
     assert across is not None and across.partial == [("half", 1)] and not across.left_out
 
 
+def test_words_that_no_token_reaches_are_told(stores: tuple[Store, Store]) -> None:
+    found = compare(stores, names=["a", "b"])
+    lines = comparison_tables(replace(found, lost={"a": 0, "b": 1200}))
+    assert [line for line in lines if isinstance(line, str)] == [
+        "b: 0 documents that others lack, 0 not scanned to their end, 1,200 words without a token"
+    ]
+
+
+def test_a_label_may_be_called_as_a_model(stores: tuple[Store, Store]) -> None:
+    table = compare(stores, "document", names=["lang", "b"]).table
+    assert list(table.columns) == ["document", "label_lang", "lang", "b"]
+    assert (table["label_lang"] == table["document"]).all()
+
+
 def test_sentences_of_an_incomplete_store_are_counted_by_position(
     halves: tuple[Store, Store],
 ) -> None:
@@ -215,6 +233,17 @@ def test_what_differs_besides_the_model_is_told(
     across = agreement([Subject(f"s{n}", f"{n}", DensityResult.from_store(s), s)
                         for n, s in enumerate([stores[0], other])])  # fmt: skip
     assert across is not None and across.caution == told
+
+
+def test_every_setting_that_may_differ_is_named(stores: tuple[Store, Store]) -> None:
+    other = replace(
+        stores[0].recipe, importance="cosine", attention="frozen", scope="output", count="causal",
+        context=32,
+    )  # fmt: skip
+    changed = SimpleNamespace(recipe=other, rule=Nucleus([0.5]))
+    assert _differing([stores[0], changed]) == (  # type: ignore[list-item]
+        "rules", "strata", "importances", "attention", "scopes", "counts", "contexts"
+    )  # fmt: skip
 
 
 def test_a_store_without_a_scanned_part_is_said_to_have_none(
