@@ -8,10 +8,11 @@ import pytest
 from byte_model import byte_model, byte_tokenizer
 from numpy.typing import NDArray
 
-from densitrace import InputError, Threshold, Trace, Tracer
+from densitrace import AutoStrata, InputError, Threshold, Trace, Tracer
 from densitrace.estimator.intervals import cluster_interval, interval_of_means
 from densitrace.estimator.targets import TargetError, stability, target_error
 from densitrace.estimator.thresholds import error_at, threshold_at
+from densitrace.tracer.nodes import ImportanceName
 
 TEXTS = ["The cat sat on the mat.", "In the beginning", "We the people", "字猫 and more", "To be"]
 
@@ -46,6 +47,7 @@ def test_what_is_reported_is_what_was_traced(tracer: Tracer) -> None:
     assert found.interval.low <= found.threshold <= found.interval.high
     assert found.error_interval.low <= found.error <= found.error_interval.high
     assert found.tried["threshold"].is_monotonic_increasing
+    assert found.tried["size"].is_monotonic_decreasing
     row = found.tried[found.tried["threshold"] == found.threshold].iloc[0]
     assert (row["error"], row["size"]) == pytest.approx((found.error, found.size.value))
     larger = found.tried[found.tried["threshold"] > found.threshold]
@@ -56,7 +58,34 @@ def test_what_is_reported_is_what_was_traced(tracer: Tracer) -> None:
 def test_windows_of_token_ids_are_pilots_too(tracer: Tracer) -> None:
     by_text = target_error(tracer, TEXTS, 0.1, context=10)
     windows = [tracer.encode(text)[:10] for text in TEXTS]
-    assert target_error(tracer, windows, 0.1).threshold == by_text.threshold
+    found = target_error(tracer, [[], *windows], 0.1)
+    assert (found.threshold, found.documents) == (by_text.threshold, len(TEXTS))
+    with pytest.raises(InputError, match="texts hold no token"):
+        target_error(tracer, [[], []], 0.1)
+
+
+def test_an_error_that_every_threshold_meets(tracer: Tracer) -> None:
+    found = target_error(tracer, TEXTS, 0.999)
+    assert found.threshold == found.tried["threshold"].max() == pytest.approx(0.499)
+
+
+def test_a_lower_level_gives_narrower_intervals(tracer: Tracer) -> None:
+    half, most = (target_error(tracer, TEXTS, 0.1, level=level) for level in (0.5, 0.99))
+    for name in ("interval", "error_interval", "size"):
+        narrow, wide = getattr(half, name), getattr(most, name)
+        assert wide.low < narrow.low < narrow.high < wide.high, name
+
+
+@pytest.mark.parametrize("importance", ["norm_l2", "cosine"])
+def test_the_search_begins_where_an_importances_weights_lie(
+    tracer: Tracer, importance: ImportanceName
+) -> None:
+    found = target_error(tracer, TEXTS, 0.1, importance=importance)
+    pilot = AutoStrata.pilot(importance).values
+    tried = found.tried["threshold"]
+    assert [tried.iloc[0], tried.iloc[1], tried.iloc[-1]] == pytest.approx(
+        [0, min(tau for tau in pilot if tau), max(pilot)]
+    )
 
 
 def test_intervals_of_a_crossing_cover_it() -> None:
@@ -115,12 +144,17 @@ def test_thresholds_by_label_and_of_all(tracer: Tracer) -> None:
     assert table["threshold"].nunique() == 1
     np.testing.assert_allclose(table["error_of_all"], table["error"], atol=1e-6)
     assert (table["low"] <= table["threshold"]).all()
+    few = stability(tracer, documents.assign(text=TEXTS[:1] * 10), "half", 0.1, most=2)
+    assert few["documents"].tolist() == [4, 2, 2]
 
 
 def test_values_of_any_name_and_type_are_kept_apart(tracer: Tracer) -> None:
     values: list[Any] = ["(all)", "(all)", "(all)", 1, 1, "1"]
     documents = pd.DataFrame(
-        {"text": [*TEXTS, "one more"], "label": pd.Series(values, dtype=object)}
+        {
+            "text": [*TEXTS, "one more", "without"],
+            "label": pd.Series([*values, None], dtype=object),
+        }
     )
     table = stability(tracer, documents, "label", 0.2)
     assert table.index.tolist() == ["(all)", "(all)", 1, "1"]
