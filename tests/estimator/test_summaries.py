@@ -70,6 +70,7 @@ def test_parts_by_label(store: Store) -> None:
     found = trace_parts(store, stratum=-1, by="domain")
     assert found.index.names == ["domain", "kind", "quartile"]
     assert found["share"].groupby("domain").sum().tolist() == pytest.approx([1, 1, 1])
+    assert found.index.get_level_values("domain").is_monotonic_increasing
     drama = found.loc["drama"]
     assert drama.index.tolist() == [(kind, q) for kind in KINDS for q in (1, 2, 3, 4)]
     with pytest.raises(InputError, match="by='author'"):
@@ -101,6 +102,13 @@ def test_densities_by_frequency(store: Store) -> None:
         assert row["density@0.2"] == pytest.approx(means.mean())
 
 
+def test_a_lower_level_gives_narrower_intervals(store: Store) -> None:
+    narrow, wide = (by_frequency(store, level=n)["auc_tv_low"].dropna() for n in (0.5, 0.99))
+    assert len(narrow) and (narrow > wide).all()
+    narrow, wide = (trace_parts(store, stratum=3, level=n)["share_low"] for n in (0.5, 0.99))
+    assert (narrow > wide).all()
+
+
 def test_a_result_as_an_xarray_dataset(store: Store) -> None:
     result = DensityEstimator.from_store(store)
     data = result.to_xarray()
@@ -130,11 +138,10 @@ def test_the_estimator_leads_to_explanations_and_summaries(store: Store) -> None
 def test_the_estimator_explains_tokens_with_its_own_options() -> None:
     tracer = Tracer.from_pretrained(Path(__file__).parents[2] / "examples" / "model")
     rule = Threshold([0.02])
-    estimator = DensityEstimator(tracer, select=rule, attention="frozen", controls=("inverse",))
+    shared: dict[str, Any] = {"importance": "random", "attention": "frozen", "seed": 3}
+    estimator = DensityEstimator(tracer, select=rule, controls=("inverse",), **shared)
     found = estimator.explain_tokens("The cat", target="tv", stratum=0)
-    expected = explain_tokens(
-        tracer, "The cat", select=rule, attention="frozen", target="tv", stratum=0
-    )
+    expected = explain_tokens(tracer, "The cat", select=rule, target="tv", stratum=0, **shared)
     np.testing.assert_array_equal(found.values, expected.values)
 
 
