@@ -18,9 +18,9 @@ from densitrace.errors import InputError, StoreError
 from densitrace.estimator import passages as texts
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.page import count
-from densitrace.estimator.plots import percent, percent_axis, to_svg
+from densitrace.estimator.plots import curve_figure, percent, percent_axis, shorten, to_svg
 from densitrace.estimator.report import render_report, write_report
-from densitrace.estimator.sections import default_labels, facts
+from densitrace.estimator.sections import default_labels, facts, headline
 
 MakeResult = Callable[..., DensityResult]
 
@@ -141,6 +141,10 @@ def test_tokens_that_share_a_character_share_a_cell(make_result: MakeResult) -> 
     ]  # fmt: skip
     values = (cells[0].numbers or "").split("|")
     assert values[0] == "20%" and values[-1] == "2"
+    unknown = texts.cut_into_cells(
+        "é字x", rows.assign(surprisal=np.nan), result.density, texts.scales(result)
+    )
+    assert (unknown[0].numbers or "").split("|")[4] == "–"
 
 
 def test_colours_rise_with_the_measure_and_stay_on_the_ramp(make_result: MakeResult) -> None:
@@ -149,6 +153,8 @@ def test_colours_rise_with_the_measure_and_stay_on_the_ramp(make_result: MakeRes
         places = scale.position(result.tokens[measure].sort_values())
         assert (np.diff(places) >= 0).all()
         assert places[0] == 0 and places[-1] == 100
+    wide = texts.Scale.of(pd.Series(np.arange(101.0), name="m"), log=False)
+    assert (wide.low, wide.high) == pytest.approx((2, 98))
     constant = texts.Scale.of(pd.Series([0.5, 0.5], name="m"), log=True)
     assert constant.position([0.5]).tolist() == [50]
 
@@ -170,24 +176,43 @@ def test_text_without_known_spans_is_shown_uncoloured(make_result: MakeResult) -
     assert cells == (texts.Cell(text),)
 
 
-def test_extremes_are_the_ends_of_the_ranking(make_result: MakeResult) -> None:
+@pytest.mark.parametrize("densest", [True, False])
+def test_extremes_are_the_ends_of_the_ranking(densest: bool, make_result: MakeResult) -> None:
     result = make_result(DOCUMENTS)
     fit = result.tokens[result.tokens["context"] >= texts.enough_context(result)]
-    best = fit.groupby("document")[result.density].max().sort_values(ascending=False)
-    found = texts.extremes(result, result.density, True, texts.scales(result), most=5)
+    by_document = fit.groupby("document")[result.density]
+    best = (by_document.max() if densest else by_document.min()).sort_values(ascending=not densest)
+    found = texts.extremes(result, result.density, densest, texts.scales(result), most=5)
     assert [f.value for f in found] == [percent(v) for v in best.head(5)]
     assert [f.document for f in found] == [DOCUMENTS[i]["id"] for i in best.index[:5]]
     for token in found:
         text = next(d["text"] for d in DOCUMENTS if d["id"] == token.document)
         assert f"{token.before}{token.token}{token.after}" in text.replace("\n", " ⏎ ")
+        assert token.before or text.startswith(token.token)
+
+
+def test_tokens_without_text_are_not_ranked(make_result: MakeResult) -> None:
+    result = make_result(DOCUMENTS)
+    densest = result.tokens[result.density].nlargest(3).index
+    tokens = result.tokens.copy()
+    tokens.loc[densest, ["char_start", "char_end"]] = -1
+    tokens.loc[densest, "context"] = 100
+    changed = replace(result, tokens=tokens)
+    found = texts.extremes(changed, result.density, True, texts.scales(result))
+    assert len(found) == len(DOCUMENTS) - 1 and all(token.token for token in found)
 
 
 def test_scripts_that_run_from_right_to_left_are_marked(make_result: MakeResult) -> None:
     result = make_result(
-        [{"id": "he", "text": "שלום עולם, שלום"}, {"id": "en", "text": "hello world, hello"}]
+        [
+            {"id": "he", "text": "שלום עולם, שלום"},
+            {"id": "ar", "text": "مرحبا بالعالم، مرحبا"},
+            {"id": "en", "text": "hello world, hello"},
+        ]
     )
     found = texts.extremes(result, result.density, True, texts.scales(result))
-    assert {token.document: token.rtl for token in found} == {"he": True, "en": False}
+    marked = {token.document: token.rtl for token in found}
+    assert marked == {"he": True, "ar": True, "en": False}
 
 
 def test_every_label_combination_and_both_ends_have_a_passage(make_result: MakeResult) -> None:
@@ -198,7 +223,11 @@ def test_every_label_combination_and_both_ends_have_a_passage(make_result: MakeR
     assert shown == {("law", "en"), ("law", "ja"), ("drama", "en")}
     means = result.documents[result.density]
     assert {means.idxmax(), means.idxmin()} <= set(chosen)
+    law = result.documents[[d["domain"] == "law" and d["lang"] == "en" for d in DOCUMENTS]]
+    assert law[result.density].sort_values(ascending=False).index[3] in chosen
     assert len(texts.choose_documents(result, ["domain", "lang"], most=2)) == 2
+    first, *_ = texts.choose_documents(result, ["domain", "lang"], most=3)
+    assert DOCUMENTS[first]["lang"] == "en"  # of the more frequent combinations
 
 
 def test_documents_of_one_id_have_passages_of_their_own(make_result: MakeResult) -> None:
@@ -214,6 +243,16 @@ def test_a_passage_names_the_labels_that_its_id_does_not_hold(make_result: MakeR
         ]
     )
     assert [texts.document_name(result, n) for n in (0, 1)] == ["sentence-1 · en", "law-zh-Hant_2"]
+
+
+@pytest.mark.parametrize(
+    ("lang", "shown"), [("en", "en"), ("zh-Hant", "zh-Hant"), ("en of 1600", ""), ("English", "")]
+)
+def test_only_a_language_tag_names_a_passages_language(
+    lang: str, shown: str, make_result: MakeResult
+) -> None:
+    result = make_result([{"id": "a", "lang": lang, "text": "some words"}])
+    assert texts.passage(result, 0, texts.scales(result)).lang == shown
 
 
 def test_labels_with_one_value_or_too_many_are_left_out(make_result: MakeResult) -> None:
@@ -239,12 +278,29 @@ def test_figures_keep_their_text_and_take_the_pages_colours() -> None:
     assert to_svg(figure, "name", "x") == to_svg(figure, "name", "x")
 
 
+def test_the_curve_is_the_median_within_the_middle_half(make_result: MakeResult) -> None:
+    strata = make_result(DOCUMENTS, controls=("random",)).strata
+    (axes,) = curve_figure(strata, 0.1).axes
+    trace, random = (strata[strata["lane"] == lane] for lane in ("trace", "random"))
+    lines = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+    assert lines["trace"] == [*trace["tv_q50"], 0]
+    assert lines["random"] == random["tv_q50"].tolist()
+    x, y = np.asarray(axes.collections[0].get_paths()[0].vertices).T
+    ends = y[np.isclose(x, trace["size_q50"].iloc[0])]
+    expected = trace["tv_q25"].iloc[0], trace["tv_q75"].iloc[0]
+    assert (ends.min(), ends.max()) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0%"), (1.0, "100%"), (0.123, "12%"), (0.0456, "4.6%"), (0.000123, "0.012%")],
 )
 def test_percent_keeps_two_digits(value: float, text: str) -> None:
     assert percent(value) == text
+
+
+def test_a_long_text_is_cut_to_its_length() -> None:
+    assert [shorten("a" * n, 4) for n in (3, 4, 5)] == ["aaa", "aaaa", "aaa…"]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +330,17 @@ def test_a_count_has_decimals_if_it_is_a_small_mean(value: float, text: str) -> 
 def test_the_scale_of_shares_ends_at_the_whole() -> None:
     assert texts.Scale("density@0.1", 0.01, 1.0, log=True).ticks == ("≤ 1.0%", "10%", "100%")
     assert texts.Scale("auc_tv", 0.5, 1.0, log=False).ticks == ("≤ 0.50", "0.75", "≥ 1.00")
+
+
+def test_the_headline_compares_values_with_enough_documents(make_result: MakeResult) -> None:
+    result = make_result(DOCUMENTS)
+    lang, domain = (result.summary(label) for label in ("lang", "domain"))
+    assert (lang["documents"] < 5).any()
+    assert not any("over that of" in text for _, text in headline(result, {"lang": lang}))
+    (found,) = (line for line in headline(result, {"domain": domain}) if "over that of" in line[1])
+    top, bottom = domain[result.density]
+    assert found[0] == f"{top / bottom:.1f}×" and top > bottom
+    assert f"of {domain.index[0]} over that of {domain.index[1]}: {percent(top)}" in found[1]
 
 
 def test_settings_are_words(make_result: MakeResult) -> None:
