@@ -39,11 +39,15 @@ from densitrace.estimator import factor_sample, sections
 from densitrace.estimator import passages as texts
 from densitrace.estimator.agreement import agreement
 from densitrace.estimator.cli import report
-from densitrace.estimator.compare import Level, compare
+from densitrace.estimator.compare import Level, compare, rank_correlations
 from densitrace.estimator.density import DensityResult
 from densitrace.estimator.exhibits import Exhibit, named_apart, save_exhibits
+from densitrace.estimator.factor_plots import beeswarm_figure
+from densitrace.estimator.features import own_frequency
+from densitrace.estimator.intervals import MIN_DOCUMENTS, Interval
 from densitrace.estimator.page import threshold
 from densitrace.estimator.plots import LIGHT, percent
+from densitrace.estimator.relation_plots import correlation_text
 from densitrace.estimator.relations import RELATIONS, counts, medians, relations
 from densitrace.estimator.report import render_report, write_report
 from densitrace.estimator.sections import Section, Subject, begin, section, with_factors
@@ -90,6 +94,7 @@ def test_every_figure_of_the_page_is_written_with_its_data(
     html = page.read_text(encoding="utf-8")
     names = set(re.findall(r'data-name="([^"]+)"', html))
     assert {"s1-curve", "s1-topology", "s1-relations-auc", "s1-by-lang-density"} <= names
+    assert "s1-shap-beeswarm" not in names
     files = {path.name for path in folder.iterdir()}
     assert files == {f"{name}{end}" for name in names for end in (".svg", ".png", ".csv")}
     for name in names:
@@ -132,6 +137,13 @@ def test_names_that_are_taken_are_numbered() -> None:
     ]  # fmt: skip
 
 
+def test_the_data_of_a_figure_keeps_a_named_index() -> None:
+    data = pd.DataFrame({"size": [0.5, 1 / 3]}, pd.Index(["law", "drama"], name="domain"))
+    exhibit = Exhibit("name", "", data, lambda _: Figure())
+    assert exhibit.csv == "domain,size\nlaw,0.5\ndrama,0.333333\n"
+    assert replace(exhibit, data=data.reset_index(drop=True)).csv == "size\n0.5\n0.333333\n"
+
+
 def test_figures_that_stand_alone_have_the_light_pages_colours() -> None:
     found = dict(re.findall(r"--(\w+): light-dark\((#\w+),", STYLE.read_text(encoding="utf-8")))
     for name in ("ink", "muted", "grid", "accent", "second", "paper"):
@@ -154,6 +166,44 @@ def test_correlations_equal_scipys(result: DensityResult) -> None:
     signs = {relation.name: found.correlations[relation.name, "density@0.1"].value
              for relation in RELATIONS}  # fmt: skip
     assert signs["model_entropy"] > 0 > max(signs["frequency"], signs["context"])
+
+
+def test_quartiles_of_a_control_are_its_own(
+    stores: tuple[Store, Store], result: DensityResult
+) -> None:
+    store = stores[0]
+    random = result.strata[result.strata["lane"] == "random"]
+    for name, array in (("size", store.size), ("tv", store.array("tv_random"))):
+        values = array[:][store.token[:] >= 0].astype(np.float64)
+        np.testing.assert_allclose(random[f"{name}_q25"], np.percentile(values, 25, axis=0))
+
+
+def test_correlations_of_a_sample_keep_each_tokens_document(
+    result: DensityResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densitrace.estimator.relations.MOST_TOKENS", 200)
+    drawn: list[tuple[pd.DataFrame, Any]] = []
+
+    def recorded(columns: pd.DataFrame, document: Any, *rest: Any, **options: Any) -> Any:
+        drawn.append((columns, document))
+        return rank_correlations(columns, document, *rest, **options)
+
+    monkeypatch.setattr("densitrace.estimator.relations.rank_correlations", recorded)
+    assert relations(result).sample == f"a sample of 200 of {len(result.tokens):,} tokens"
+    ((columns, document),) = drawn
+    assert document.tolist() == result.tokens["document"][columns.index].tolist()
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        ((-0.5, -0.61, 0.4), "ρ = −0.50 (−0.61 to +0.40)"),
+        ((0.25, np.nan, np.nan), "ρ = +0.25"),
+        ((np.nan, np.nan, np.nan), "ρ: one side is constant"),
+    ],
+)
+def test_titles_of_correlations(interval: tuple[float, float, float], text: str) -> None:
+    assert correlation_text(Interval(*interval)) == text
 
 
 def test_a_trace_of_the_whole_graph_reaches_any_error(
@@ -182,6 +232,25 @@ def test_what_no_trace_reaches_is_counted(
     assert found.parts["unreached"] == percent(1 - reached.mean())
     never = section(Subject("s1", "a", DensityResult.from_store(stores[0], eps=0.0), stores[0]))
     assert never.parts["topology"]["missing"] == "No trace of the scan is within an error of 0."
+
+
+def test_only_densities_are_drawn_as_shares(
+    stores: tuple[Store, Store], result: DensityResult
+) -> None:
+    exhibits = section(Subject("s1", "a", result, stores[0])).exhibits
+    for only in ("density", "auc"):
+        (axes,) = exhibits[f"by/domain/{only}"].draw(LIGHT).axes
+        assert axes.xaxis.get_major_formatter()(0.5).endswith("%") == (only == "density")
+        measure = {"density": "density@0.1", "auc": "auc_tv"}[only]
+        summary = result.summary("domain").sort_values(measure, ascending=False)
+        rows = [text.get_text().split()[0] for text in axes.get_yticklabels()]
+        assert rows == summary.index.tolist()
+
+
+def test_an_error_equal_to_the_tolerance_is_within_it(stores: tuple[Store, Store]) -> None:
+    least = stores[0].tv[:].min(-1)[stores[0].token[:] >= 0]
+    tokens = DensityResult.from_store(stores[0], eps=float(least[7])).tokens
+    assert tokens["reached"].tolist() == (least <= least[7]).tolist()
 
 
 def test_labels_and_names_are_checked_before_tokens_are_read(
@@ -216,6 +285,10 @@ def test_counts_and_medians_lose_no_point() -> None:
     # Of an even number of points a median lies between two, here in the logarithm.
     np.testing.assert_allclose(up, np.outer(across, [3, -1]), rtol=1e-4)
     assert len(across) > 5
+    middle, _ = medians(np.repeat([1.0, 5.0, 9.0], [19, 20, 21]), np.ones((60, 1)), log=False)
+    assert middle.tolist() == [5, 9]
+    x, y = np.repeat([0.0, 10.0, 100.0], 20), np.ones((60, 1))
+    np.testing.assert_allclose(medians(x, y, log=True)[0], [10, 100])
     assert not len(medians(np.ones(5), np.ones((5, 1)), log=False)[0])
 
 
@@ -234,6 +307,16 @@ def test_thresholds_by_label_equal_their_documents_curves(stores: tuple[Store, S
     expected = threshold_at(tau, errors[law].mean(0)[::-1], 0.2)
     assert table["threshold"]["law"] == pytest.approx(expected)
     assert table["error_of_all"]["(all)"] == pytest.approx(0.2)
+
+
+def test_a_document_with_an_unknown_error_is_left_out(result: DensityResult) -> None:
+    errors = result.errors.copy()
+    errors.iloc[0, 1] = np.nan
+    unknown = threshold_table(replace(result, errors=errors), "domain")
+    without = threshold_table(replace(result, errors=result.errors.drop(errors.index[0])), "domain")
+    assert unknown is not None and without is not None
+    pd.testing.assert_frame_equal(unknown, without)
+    assert unknown["documents"]["(all)"] == len(errors) - 1
 
 
 def test_a_value_called_as_the_row_of_all_has_a_row_of_its_own(result: DensityResult) -> None:
@@ -271,6 +354,10 @@ def test_a_threshold_of_0_or_none_has_an_error(strata: list[float], tmp_path: Pa
         assert (table["threshold"] == 0).all() and (table["error_of_all"] < 1e-3).all()
     else:
         assert table[["threshold", "error_of_all"]].isna().all(axis=None)
+        result = DensityResult.from_store(store)
+        assert section(Subject("s1", "a", result, store)).parts["thresholds"] == []
+        empty = trace_parts(store, stratum=0)  # no edge is left of many traces
+        assert (store.size[:] == 0).any() and empty.notna().all(axis=None)
     render_report(store, factors=False)
 
 
@@ -304,21 +391,69 @@ def test_topology_of_a_sample_is_close_to_all(
     whole, some = trace_parts(store), trace_parts(store, max_tokens=750)
     assert 0 < some["tokens"].max() < whole["tokens"].max()
     np.testing.assert_allclose(some["share"], whole["share"], atol=0.02)
+    assert 0 < trace_parts(store, max_tokens=1)["tokens"].max() < some["tokens"].max()
+
+
+def test_traces_of_tokens_without_an_error_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = made_up_store._curves
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        made = curves(*arguments)
+        made["tv"][:, 5, 0] = np.nan
+        return made
+
+    monkeypatch.setattr(made_up_store, "_curves", broken)
+    store = make(tmp_path / "s.zarr", tokens=300)
+    known = np.isfinite(store.tv[:]).all(-1)[store.token[:] >= 0].sum()
+    assert (trace_parts(store, stratum=2)["tokens"] == known).all()
 
 
 def test_factors_and_whether_they_are_a_finding_are_told(
     stores: tuple[Store, Store], result: DensityResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factor_sample, "SHUFFLES", 1)
+    monkeypatch.setattr(factor_sample, "TOKENS", 1200)
     found = explained(Subject("s1", "a", result, stores[0]))
     factors = found.parts["factors"]["summary"]
     assert factors.finding and factors.r2 > 0.1
     assert {"context", "domain", "log_frequency"} <= set(factors.factors.index[:5])
+    told = f"{factors.tokens:,} of {len(result.tokens):,} tokens"
+    assert found.parts["factors"]["sample"] == told
     points = found.exhibits["swarm"].data
     assert list(points) == ["factor", "value", "shap", "rank"]
+    ranked = set(points["factor"][points["rank"].notna()])
+    assert "context" in ranked and "domain" not in ranked
     np.testing.assert_array_equal(
         found.exhibits["importance"].data["mean_abs"], factors.factors["mean_abs"]
     )
+
+
+def test_a_sample_of_documents_has_the_whole_stores_frequencies(
+    stores: tuple[Store, Store], result: DensityResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factor_sample, "POOL", 1)
+    sample = factor_sample.factor_sample(stores[0], result)
+    assert sample is not None and sample.document.nunique() == MIN_DOCUMENTS
+    inside = result.tokens["document"].isin(sample.document.unique())
+    frequency = own_frequency(result.tokens["token"].to_numpy())[inside]
+    np.testing.assert_array_equal(sample.factors["log_frequency"], frequency)
+
+
+def test_a_swarm_shows_every_point_in_the_colour_of_its_rank() -> None:
+    ranks = [0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 0.9, 1.0, np.nan]
+    points = pd.DataFrame({"factor": "context", "value": 1, "shap": ranks, "rank": ranks})
+    points["shap"] = np.arange(9.0)
+    axes = beeswarm_figure(points, "nats").axes[0]
+    shown = {
+        str(dots.get_label()): np.asarray(dots.get_offsets())[:, 0].tolist()
+        for dots in axes.collections
+    }
+    assert shown == {
+        "lowest values": [0, 1], "low values": [2, 3], "high values": [4, 5],
+        "highest values": [6, 7], "categories": [8],
+    }  # fmt: skip
 
 
 def test_factors_explained_in_another_process_are_the_same(stores: tuple[Store, Store]) -> None:
@@ -394,9 +529,26 @@ def test_models_are_compared_by_words_and_documents(stores: tuple[Store, Store])
     for level, (name, row) in zip(levels, pair.correlations, strict=True):
         expected = compare(stores, level, names=pair.names).correlations.iloc[0]
         assert name == f"{level}s" and row["spearman"] == pytest.approx(expected["spearman"])
+    words, dots = pair.figure.draw(LIGHT).axes
+    for axes in (words, dots):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("auc_tv, 0", "auc_tv, 1")
+    table = compare(stores, "document", names=pair.names).table
+    np.testing.assert_allclose(np.asarray(dots.collections[0].get_offsets()), table[["0", "1"]])
     assert 0 < len(pair.furthest) <= 12
     cells = pair.figure.data.loc["words"]
     assert cells["points"].sum() == pair.correlations[0][1]["rows"]
+
+
+def test_words_of_some_documents_and_all_documents_are_compared(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densitrace.estimator.agreement.MOST_DOCUMENTS", 3)
+    found = agreement(
+        [Subject(f"s{i}", f"{i}", DensityEstimator.from_store(s), s) for i, s in enumerate(stores)]
+    )
+    assert found is not None
+    compared = [int(row["documents"]) for _, row in found.pairs[0].correlations]
+    assert compared == [3, len(stores[0].documents)]
 
 
 def test_models_without_a_common_document_are_said_to_have_none(
