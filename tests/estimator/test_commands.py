@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from densitrace import InputError, Nucleus, StoreError, Trace, Tracer
 from densitrace.estimator.cli import compare, explain, report, trace
+from densitrace.estimator.compare import compare as compare_stores
 from densitrace.tracer.cli import cli
 
 
@@ -80,6 +81,30 @@ def test_trace_reads_standard_input() -> None:
     options = ["--model", str(MODEL), "--thresholds", "0.1,0.01"]
     piped = CliRunner().invoke(trace, ["-", *options], input=TEXT)
     assert piped.stdout == invoke(trace, TEXT, *options)
+
+
+def test_explain_passes_its_options_on(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def recorded(*_: Any, **options: Any) -> Any:
+        given.update(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr("densitrace.estimator.explain.explain_factors", recorded)
+    numbers = {"max_tokens": 7, "shuffles": 2, "seed": 3}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in numbers.items()]
+    with pytest.raises(InputError, match="seen"):
+        invoke(explain, store, *options, "--by", "lang", "--leave-out", "context")
+    assert given == {**numbers, "by": ("lang",), "leave_out": ("context",)}
+
+
+def test_a_words_density_may_be_a_mean(store: Path, tmp_path: Path) -> None:
+    invoke(compare, store, store, "--within", "mean", "--csv", tmp_path / "words.csv")
+    table = pd.read_csv(tmp_path / "words.csv")
+    expected = compare_stores([store, store], within="mean").table
+    np.testing.assert_allclose(table["examples/model"], expected["examples/model"])
+    last = compare_stores([store, store]).table
+    assert not np.allclose(table["examples/model"], last["examples/model"])
 
 
 def test_help_has_an_example() -> None:

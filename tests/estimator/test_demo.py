@@ -39,7 +39,7 @@ def invoke(command: Any, *arguments: object) -> Result:
 
 def test_the_demo_leaves_a_complete_store_and_a_page(demo_run: Any) -> None:
     store = open_store(demo_run.folder / "traces.zarr")
-    assert store.complete
+    assert store.complete and store.recipe.context == 256
     assert len(store.rule.values) == 12
     texts = [json.loads(line)["text"] for line in demo_run.corpus.read_text().splitlines()]
     assert store.documents["text"].tolist() == texts
@@ -65,6 +65,7 @@ def test_the_demo_prints_densities_by_label_and_tokens_in_context(demo_run: Any)
 def test_token_rows_equal_the_store_read_token_by_token(demo_run: Any) -> None:
     store = open_store(demo_run.folder / "traces.zarr")
     result = DensityEstimator.from_store(store)
+    assert DensityEstimator.from_store(store, 0.2).density == "density@0.2"
     arrays = {
         name: np.asarray(store.array(name)[:])
         for name in ("token", "document", "position", "char_start", "full_edge_count", "size", "tv")
@@ -85,6 +86,7 @@ def test_token_rows_equal_the_store_read_token_by_token(demo_run: Any) -> None:
             assert row["density@0.1"] == pytest.approx(float(density_at(size, tv, 0.1, full)))
             assert row["auc_tv"] == pytest.approx(float(auc_tv(size, tv, full)))
             assert row["edges"] == pytest.approx(row["density@0.1"] * full)
+            assert row["edges_per_token"] == pytest.approx(row["edges"] / (column + 1))
     assert next(rows, None) is None
     dense = result.tokens["regime"] == "dense"
     assert (result.tokens.loc[dense, "density@0.1"] > result.tokens["density@0.1"].median()).all()
@@ -177,6 +179,14 @@ def test_the_estimator_reads_texts_as_a_scan_would(tmp_path: Path) -> None:
     mine = result.tokens[result.tokens["document"] == 0]
     np.testing.assert_allclose(mine["density@0.1"], trace.density_at(0.1), atol=1e-4)
     np.testing.assert_allclose(mine["auc_tv"], trace.auc_tv, atol=1e-3)
+
+
+def test_the_estimator_has_its_own_context_and_tolerance() -> None:
+    tracer = Tracer.from_pretrained(MODEL)
+    estimator = DensityEstimator(tracer, select=Threshold([0.05]), context=4, eps=0.3)
+    result = estimator.estimate(["The cat sat on the mat."])
+    assert result.tokens["context"].max() == 4 < len(result.tokens)
+    assert (result.eps, result.density) == (0.3, "density@0.3")
 
 
 def test_the_estimator_shares_its_scan_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
