@@ -148,9 +148,12 @@ def test_a_zero_ratio_is_refused(compare: ModuleType, tmp_path: Path) -> None:
     assert "is no ratio" in _only_line(run(compare, bad, bad))
 
 
-def test_one_record_alone_is_refused(compare: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 3])
+def test_records_that_are_not_two_are_refused(
+    number: int, compare: ModuleType, tmp_path: Path
+) -> None:
     good = write(tmp_path / "good.json", {"row": (1, 1, 1)})
-    assert "1 record given" in _only_line(run(compare, good))
+    assert f"{number} record given" in _only_line(run(compare, *[good] * number))
 
 
 def _only_line(result: Result) -> str:

@@ -61,7 +61,10 @@ def test_calls_are_those_of_a_scan(script: ModuleType, config: LlamaConfig, work
 def test_linear_layers(script: ModuleType, config: LlamaConfig) -> None:
     row = script.linear_row(config, LENGTH, STRATA)
     weights = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
-    assert row.operations == 2 * weights * LENGTH * (STRATA + 1)
+    tokens = LENGTH * (STRATA + 1)
+    assert row.operations == 2 * weights * tokens
+    ends = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+    assert row.bytes == 2 * (weights + tokens * ends)
 
 
 def test_the_nearer_ceiling_binds(script: ModuleType) -> None:
