@@ -440,7 +440,7 @@ def trace_sizes(reach: Tensor, degrees: Tensor, *, backend: str = "auto") -> Ten
         degrees: int32 [K, B, T], kept in-edges of node j at stratum k, sparsest first; K <= 255.
 
     Returns:
-        int64 [K, B, T]: sum over j of degrees[k, j] where reach[t, j] >= K - k.
+        int64 [K, B, T]: sum over j <= t of degrees[k, j] where reach[t, j] >= K - k.
 
     Raises:
         BackendError: `backend` is not built or lacks the op.

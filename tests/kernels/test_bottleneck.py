@@ -164,6 +164,15 @@ def test_sizes_of_tensors_agree_with_the_reference() -> None:
     assert torch.equal(kernels.trace_sizes(reach, degrees, backend="cpu"), wanted)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_sizes_leave_out_the_nodes_after_an_output(backend: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    reach = torch.randint(0, 4, (2, 40, 40), generator=generator, dtype=torch.uint8)
+    degrees = torch.randint(0, 50, (3, 2, 40), generator=generator, dtype=torch.int32)
+    wanted = kernels.trace_sizes(reach.tril(), degrees, backend=backend)
+    assert torch.equal(kernels.trace_sizes(reach, degrees, backend=backend), wanted)
+
+
 def test_arguments_are_checked() -> None:
     square = np.zeros((1, 4, 4), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"levels has the wrong shape; wanted \[1, 4, 4\]"):
