@@ -122,6 +122,16 @@ def test_a_missing_extension_requested_by_name_is_an_error(
     assert caplog.messages == []
 
 
+def test_why_a_backend_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> ModuleType:
+        raise ImportError("cannot load _cpu.so:\n    no such symbol")
+
+    monkeypatch.setattr(dispatch, "import_module", failing)
+    reason = dispatch.missing("cpu")
+    assert reason is not None
+    assert "is not built here: cannot load _cpu.so: no such symbol; install a C++" in reason
+
+
 def test_a_backend_never_falls_back() -> None:
     with pytest.raises(BackendError, match="backend='fast' is unknown; choose auto or one of ref"):
         kernels.bottleneck(*MAPS, backend="fast")
