@@ -190,6 +190,32 @@ def test_lanes_attend_as_the_clean_pattern_does(backend: str) -> None:
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_next_ids_of_any_layout(backend: str) -> None:
+    ids = (torch.arange(14) % 9)[::2]
+    found, expected = (errors(next_ids=i, backend=backend) for i in (ids, ids.contiguous()))
+    assert torch.equal(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_eligible_targets_of_any_layout(backend: str) -> None:
+    edges = weighed(RandomWeight(0, 0, torch.arange(7).expand(2, 7)))
+    eligible, counts = (torch.arange(14).view(7, 2) % 3 > 0).T, torch.tensor([[5, 9]])
+    found, expected = (
+        kernels.random_cuts(edges, which, counts, backend=backend)
+        for which in (eligible, eligible.contiguous())
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_a_divergence_is_never_negative(backend: str) -> None:
+    hidden = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    lanes = hidden * torch.tensor([1 + 2e-7, 1 - 2e-7, 1 + 1e-6])[:, None, None]
+    assert (errors(hidden=hidden, lanes=lanes, unembedding=table, backend=backend).kl >= 0).all()
+
+
 def test_streams_are_numbers_of_32_bits() -> None:
     positions = torch.arange(7).expand(2, 7)
     for stream in (-2, 2**40):

@@ -258,6 +258,13 @@ def test_any_errors_agree_with_the_definition(
     assert_errors_agree(ours, theirs)
 
 
+def test_more_lanes_than_rows_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "LOGIT_ROWS", 2)
+    monkeypatch.setattr(cpu, "LOGIT_BYTES", 1)
+    problem = Problem(Shape(batch=1, length=5, hidden=4), 0)
+    assert_errors_agree(errors_of(problem, 7, "cpu"), errors_of(problem, 7, "reference"))
+
+
 @pytest.mark.usefixtures("isa")
 def test_proximity_is_exact_where_a_cut_decides() -> None:
     """Levels are those of the full sums, though few edges are summed in full."""
