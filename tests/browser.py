@@ -160,13 +160,19 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def prefer(self, **features: str) -> None:
-        """Emulate system preferences: color_scheme="dark"."""
-        names = [
-            {"name": f"prefers-{k.replace('_', '-')}", "value": v} for k, v in features.items()
-        ]
-        self.call("Emulation.setEmulatedMedia", features=names)
-        # Listeners are told when the page is next rendered, before the callbacks of that frame.
-        self.run("new Promise(done => requestAnimationFrame(() => done()))")
+        """Emulate system preferences, color_scheme="dark", and wait until the page is told."""
+        names = {f"prefers-{name.replace('_', '-')}": value for name, value in features.items()}
+        queries = [f"({name}: {value})" for name, value in names.items()]
+        # Listeners are called in the order of their queries, so ours after the page's own.
+        self.run(
+            f"void (window.told = Promise.all({json.dumps(queries)}.map(q => matchMedia(q))"
+            ".map(q => q.matches || new Promise(done => { q.onchange = done; }))))"
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": name, "value": value} for name, value in names.items()],
+        )
+        self.run("window.told.then(() => true)")
 
     def trouble(self) -> list[str]:
         """Errors and warnings logged by the page, and exceptions of its scripts."""
