@@ -52,8 +52,6 @@ class Recipe:
         """Describe the first field that differs, with both values; None if none does."""
         for name, there in asdict(self).items():
             here = asdict(other)[name]
-            if name == "controls" and sorted(there) == sorted(here):
-                continue  # their order does not matter
             if there != here and not (there is None and name in _MAY_BE_UNKNOWN):
                 return f"{_NAMES.get(name, name)} is {_short(there)} there, {_short(here)} here"
         return None

@@ -44,7 +44,7 @@ class Settings:
     importance: ImportanceName = "norm_l1"
     attention: Attention = "live"
     scope: Scope = "all"
-    controls: Sequence[str] = ()  # kept as a tuple
+    controls: Sequence[str] = ()  # kept as a tuple in the order of CONTROLS
     count: Count = "window"
     seed: int = 0
 
@@ -64,12 +64,11 @@ class Settings:
             raise InputError(
                 f"controls={self.controls!r}: a list is needed, as controls=['random']"
             )
-        object.__setattr__(self, "controls", tuple(self.controls))
-        for control in self.controls:
-            if control not in CONTROLS or self.controls.count(control) > 1:
-                raise InputError(
-                    f"controls={list(self.controls)!r}: each of {', '.join(CONTROLS)} once at most"
-                )
+        given = list(self.controls)
+        if any(control not in CONTROLS or given.count(control) > 1 for control in given):
+            raise InputError(f"controls={given!r}: each of {', '.join(CONTROLS)} once at most")
+        # The order of lanes in a batch can change the last bits of their sums.
+        object.__setattr__(self, "controls", tuple(sorted(given, key=CONTROLS.index)))
         object.__setattr__(self, "seed", whole("seed", self.seed))
 
 
