@@ -147,8 +147,6 @@ def _part_sums(
         total = np.maximum(edges.sum((1, 2)), 1)
         owner = store.owners[windows][window]  # windows are stored document by document
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        if not len(owner):
-            continue
         for measure, divisor in enumerate((total, full, np.ones_like(total), column + 1)):
             document_sums = np.add.reduceat(edges / divisor[:, None, None], starts, axis=0)
             sums[owner[starts], measure] += document_sums

@@ -77,7 +77,7 @@ def check(given: Given) -> None:
         elif tensor.device != device:
             raise refusal(f"{name} is on {tensor.device}; wanted on {device}, as the others are")
     heads, groups = sizes.get("H", 1), sizes.get("G", 1)
-    if groups < 1 or heads % groups:
+    if heads % groups:
         raise refusal(f"{heads} query heads are no multiple of {groups} key/value heads")
 
 

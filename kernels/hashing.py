@@ -32,7 +32,7 @@ def hash_uniform(seed: int, stream: int, *coordinates: Tensor) -> Tensor:
         torch.Size([2, 3])
     """
     # Seed and stream stay Python integers until they meet a tensor: no copy to the device.
-    value = _absorb(seed & LOW_BITS, stream)
+    value = _absorb(seed, stream)
     for coordinate in coordinates:
         value = _absorb(value, coordinate.long())
     assert isinstance(value, Tensor)
