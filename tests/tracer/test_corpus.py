@@ -1,5 +1,6 @@
 """A corpus as documents and windows: every kind of source, and what is skipped by name."""
 
+import errno
 import io
 import json
 import os
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -61,10 +63,16 @@ def test_jsonl_labels_are_all_other_strings_and_whole_numbers(tmp_path: Path) ->
 
 def test_asked_fields(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_text(json.dumps({"body": "t", "text": "other", "score": 0.5, "tags": ["a"]}))
-    documents, _ = read(path, text_field="body", label_fields=["score", "tags", "none"])
+    row = {"body": "t", "text": "other", "score": 0.5, "tags": ["ä"], "by": {"name": "ö"}}
+    path.write_text(json.dumps(row))
+    documents, _ = read(path, text_field="body", label_fields=["score", "tags", "by", "none"])
     assert documents[0].text == "t"
-    assert documents[0].labels == {"score": "0.5", "tags": '["a"]', "none": ""}
+    assert documents[0].labels == {
+        "score": "0.5",
+        "tags": '["ä"]',
+        "by": '{"name": "ö"}',
+        "none": "",
+    }
     documents, _ = read(path, text_field="body")
     assert documents[0].labels == {}  # `text` would pass for the document's own
 
@@ -82,6 +90,30 @@ def test_parquet(tmp_path: Path) -> None:
         "text is not a string": ["c.parquet row 2 (a NoneType)"],
         "empty text": ["c.parquet row 3"],
     }
+
+
+def test_asked_fields_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    days = pa.array([[0, 1]], pa.list_(pa.date32()))
+    pq.write_table(pa.table({"id": ["x"], "text": ["t"], "lang": ["en"], "days": days}), path)
+    documents, _ = read(path, label_fields=["days"])
+    assert [(d.id, d.labels) for d in documents] == [
+        ("x", {"days": '["1970-01-01", "1970-01-02"]'})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "may_be"),
+    [
+        (pa.large_string(), True),
+        (pa.string_view(), True),
+        (SimpleNamespace(storage_type=pa.string()), True),  # an extension type
+        (SimpleNamespace(storage_type=pa.binary()), False),
+        (pa.dictionary(pa.int8(), pa.float32()), False),
+    ],
+)
+def test_types_of_labels(kind: Any, may_be: bool) -> None:
+    assert corpus._may_be_label(kind) == may_be
 
 
 def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
@@ -164,6 +196,7 @@ def test_a_folder_is_read_in_order_and_mixed(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "in c"}')
     (tmp_path / "notes.md").write_text("# notes")
     (tmp_path / ".hidden" / "x.txt").write_text("hidden")
+    (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere.txt")
     pq.write_table(pa.table({"text": ["in d"]}), tmp_path / "d.parquet")
     (tmp_path / "e.parquet").write_bytes(b"no parquet")
@@ -177,6 +210,33 @@ def test_a_folder_is_read_in_order_and_mixed(tmp_path: Path) -> None:
     assert report.skipped == {"cannot be read": 2, "neither .txt, .jsonl nor .parquet": 1}
     assert report.examples["cannot be read"][0] == "broken.txt (No such file or directory)"
     assert report.examples["cannot be read"][1].startswith("e.parquet (")
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by root, who may read all."""
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open.txt").write_text("a")
+    monkeypatch.setattr(os, "scandir", denied)
+    documents, report = read(tmp_path)
+    assert [document.id for document in documents] == ["open.txt"]
+    assert report.examples == {"cannot be read": [f"{tmp_path / 'closed'} (Permission denied)"]}
+
+
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "C.JSONL"
+    path.write_text('{"text": "a"}')
+    for source in (path, tmp_path):
+        documents, _ = read(source)
+        assert documents == [Document("C.JSONL:1", "a", {}, "C.JSONL:1")]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +366,16 @@ def test_bad_lines_are_skipped_counted_and_named(tmp_path: Path) -> None:
     assert "1 skipped: empty text, first c.jsonl:6" in report.summary()
 
 
+@pytest.mark.parametrize("field", ['"id": "{}"', '"by": "{}"', '"{}": "x"'])
+def test_half_a_surrogate_pair_beside_the_text(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "c.jsonl"
+    lines = (f'{{"text": "a", {field.format(half)}}}\n' for half in ("\\ud83d", "\\ud83d\\ude00"))
+    path.write_text("".join(lines))
+    documents, report = read(path)
+    assert [document.source for document in documents] == ["c.jsonl:2"]
+    assert report.examples == {"invalid UTF-8": ["c.jsonl:1 (half of a surrogate pair)"]}
+
+
 def test_only_the_first_of_a_kind_are_named(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text("x\n" * 9 + '{"text": "good"}')
@@ -343,15 +413,19 @@ def test_a_corpus_without_a_document(
 def test_labels_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="label field 'id'"):
         read(tmp_path, label_fields=["id"])
+    with pytest.raises(InputError, match="label field 'body' is the document's own body"):
+        read(tmp_path, text_field="body", label_fields=["body"])
     with pytest.raises(InputError, match="file_format='csv'"):
         read(tmp_path, file_format="csv")
+    with pytest.raises(InputError, match="'parquet' cannot be read from standard input"):
+        read("-", file_format="parquet")
 
 
 def test_label_fields_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_text('{"text": "a", "domain": "x"}\n{"text": "b"}\n', encoding="utf-8")
+    path.write_text('{"text": "a", "domain": "x", "by": null}\n{"text": "b"}\n', encoding="utf-8")
     report = CorpusReport()
-    list(read_corpus(path, label_fields=["domain", "domian"], report=report))
+    list(read_corpus(path, label_fields=["domain", "domian", "by"], report=report))
     assert report.summary() == "1 skipped: label field that no document has, first 'domian'"
     with pytest.raises(InputError, match="label_fields='domain' is one name"):
         read_corpus(path, label_fields="domain")
@@ -361,6 +435,10 @@ def test_fingerprint_sees_ids_texts_labels_and_order() -> None:
     one, two = Document("a", "b", {"l": "x"}, "f:1"), Document("b", "c", {}, "f:2")
     base = Fingerprint([one, two]).hex()
     assert base == Fingerprint([one, Document("b", "c", {}, "moved elsewhere")]).hex()
+    labels = {"l": "x", "k": "y"}
+    turned = dict(reversed(labels.items()))
+    ours, theirs = (Fingerprint([Document("a", "b", each, "")]).hex() for each in (labels, turned))
+    assert ours == theirs
     others = [
         [two, one],
         [one],
@@ -433,6 +511,8 @@ def test_windows_that_cannot_be() -> None:
         planned("ab", context=0)
     with pytest.raises(InputError, match=r"token id 27 \(in f:1\) .* 0\.\.26"):
         planned("ab", "a{")  # "{" comes after "z"
+    with pytest.raises(InputError, match=r"token id -1 \(in f:1\)"):
+        planned("ab", "a_")  # two before "a"
 
 
 def test_documents_come_back_from_the_spool(tmp_path: Path) -> None:
@@ -456,10 +536,10 @@ def test_the_tokenizer_is_given_few_documents_at_once(tmp_path: Path) -> None:
         seen.append(texts)
         return encode_all(texts)
 
-    texts = ["a"] * (TOGETHER + 1) + ["b" * TOGETHER_CHARACTERS, "c"]
+    texts = ["a"] * (TOGETHER + 1) + ["b" * TOGETHER_CHARACTERS, "c", "d"]
     documents = [Document(str(i), text, {}, "f") for i, text in enumerate(texts)]
     plan = plan_windows(documents, watched, 9, Spool(tmp_path / "spool"))
-    assert [len(together) for together in seen] == [TOGETHER, 1, 1, 1]
+    assert [len(together) for together in seen] == [TOGETHER, 1, 1, 2]
     assert [text for together in seen for text in together] == texts
     assert plan.length.sum() == sum(len(text) + 1 for text in texts)
 
