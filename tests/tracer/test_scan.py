@@ -40,7 +40,7 @@ from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
 from densitrace.tracer.storage import Folder
-from densitrace.tracer.windows import Plan, batches, consecutive_batches, joined
+from densitrace.tracer.windows import Plan, batches, consecutive_batches, joined, spread
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -172,6 +172,20 @@ def test_batches_hold_each_window_once_and_stay_small(
         assert within == groups[: len(within)]
         groups = groups[len(within) :]
     assert not groups
+
+
+def test_batches_may_be_full() -> None:
+    lengths = np.array([4, 4], dtype=np.int32)
+    assert batches(lengths, 8) == joined([[0], [1]], lengths, 8) == [[0, 1]]
+    assert batches(lengths, 7) == joined([[0], [1]], lengths, 7) == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "windows"),
+    [([10] * 10, 30, [0, 4, 9]), ([10] * 3, 100, [0, 1, 2]), ([5000] * 3, 2048, [0])],
+)
+def test_a_pilot_is_spread(lengths: list[int], tokens: int, windows: list[int]) -> None:
+    assert spread(np.array(lengths), tokens).tolist() == windows
 
 
 def test_two_scans_give_the_same_bytes(
