@@ -336,6 +336,8 @@ def test_impossible_input(
     [
         (lambda t: t.choose_strata(AutoStrata(3), [[1, VOCABULARY]]), "outside the vocabulary"),
         (lambda t: t.choose_strata(AutoStrata(3), ["text"]), "no tokenizer"),
+        (lambda t: t.choose_strata(AutoStrata(3), []), "at least one window"),
+        (lambda t: t.choose_strata(AutoStrata(3), [[]]), "empty sequence"),
         (lambda t: t.observe([IDS], AutoStrata(3), Settings(), print), "AutoStrata has no cuts"),
         (lambda t: t.observe([IDS], Size([0.1]), Settings(), print), "a Threshold, Nucleus or Top"),
         (lambda t: t.observe([IDS], None, Settings(), print), "select=None is not a rule"),
@@ -473,6 +475,15 @@ def test_what_a_family_cannot_have(model_type: str, setting: dict[str, Any]) -> 
     config = AutoConfig.for_model(model_type, **settings)
     with pytest.raises(ModelError, match=f"this {model_type} model .*{next(iter(setting))}="):
         Tracer(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("setting", ["_remove_final_layer_norm", "layer_norm_elementwise_affine"])
+def test_an_opt_without_norms_or_their_weights(setting: str) -> None:
+    config = AutoConfig.for_model("opt", **FURTHER["opt"])
+    setattr(config, setting, not getattr(config, setting))
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match=r"this opt model .* a final norm, or weights of its"):
+        Tracer(model)
 
 
 @pytest.mark.parametrize(
