@@ -375,6 +375,17 @@ def test_damage_is_found_and_repaired(
     assert files(tmp_path / "s") == before
 
 
+def test_a_file_is_of_one_part(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of part 10 are not those of part 1, which a repair removes."""
+    monkeypatch.setattr(layout, "PART_VALUES", 4 * len(RULE))
+    store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS | {"context": 4})
+    assert store.n_parts > 10
+    keys = [key for part in range(store.n_parts) for key in store.keys(part)]
+    assert len(keys) == len(set(keys))
+
+
 def test_damage_is_told_to_who_reads(byte_tracer: Tracer, corpus: Path, tmp_path: Path) -> None:
     store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
     _flip(tmp_path / "s" / "edges" / "weight" / "c.0.0")
