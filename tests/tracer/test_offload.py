@@ -134,6 +134,22 @@ def test_as_stored_where_nothing_is_asked(tmp_path: Path) -> None:
     assert offloaded.weight_hash == resident.weight_hash
 
 
+def test_a_checkpoint_is_of_the_dtype_of_its_numbers_with_fractions(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2, dtype=torch.int64), "b": torch.ones(2, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert next(iter(Checkpoint.of(str(tmp_path)).stored)) == "a"
+    assert Checkpoint.of(str(tmp_path)).dtype == torch.bfloat16
+
+
+def test_weights_read_between_passes(folder: Folder) -> None:
+    """The first block was read already, for the next pass."""
+    resident, offloaded = tracers(folder("llama"))
+    expected = traced(resident)
+    assert_same(traced(offloaded), expected)
+    assert offloaded.weight_hash == resident.weight_hash
+    assert_same(traced(offloaded), expected)
+
+
 def test_several_files(tmp_path: Path) -> None:
     tiny_model("qwen3").save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
