@@ -370,6 +370,18 @@ def test_too_long_for_learned_positions() -> None:
     assert len(many(tracer, row, segment_ids=segments)[0].tokens) == 80
 
 
+@pytest.mark.parametrize(
+    ("family", "longest"),
+    [
+        *((family, 64) for family in ("biogpt", "ctrl", "gpt2", "gpt_neo", "opt")),
+        ("llama4_text", 8191),  # beyond it, temperatures are tuned
+        ("xglm", None),
+    ],
+)
+def test_the_longest_sequence(family: str, longest: int | None) -> None:
+    assert Tracer(tiny_model(family)).max_length == longest
+
+
 def test_padding_is_no_input() -> None:
     """Neither its ids nor its length count."""
     tracer = Tracer(tiny_model("gpt2"))
@@ -513,6 +525,7 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
         ("granitemoeshared", {"shared_intermediate_size": 0}),
         ("hyperclovax", {"use_post_norm": False}),
         ("gemma4_text", {"enable_moe_block": False, "attention_k_eq_v": False}),
+        ("phimoe", {"sliding_window": 64}),  # as long as the longest sequence
     ],
 )
 def test_other_wirings(model_type: str, setting: dict[str, Any]) -> None:
