@@ -111,8 +111,10 @@ def test_the_graph_used_longest_ago_makes_room(
 
     assert captures("aabb") == 2
     assert captures("cabcabcabc") == 0  # shapes take turns: no graph is replaced
+    assert captures("c") == 0  # of the last three passes the first replayed a
     assert captures("bbbbc") == 1  # c in place of a
     assert captures("bca") == 0
+    assert captures("bbbba") == 1  # a in place of c: b was captured before, but is used
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -156,6 +158,29 @@ def test_rows_cut_elsewhere_are_another_pass(
         np.testing.assert_array_equal(ours.edge_count, expected.edge_count)
         np.testing.assert_array_equal(ours.errors["tv"], expected.errors["tv"])
     assert graphs.captured == 1
+
+
+def test_other_rules_and_settings_are_other_passes(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracer = Tracer(tiny_model("llama"))
+    batches = [([[5, 9, 33, 2, 60]], [-1])] * 2
+    asked = [
+        (RULE, Settings()),
+        (Threshold([0.3, 0.2, 0.1]), Settings()),
+        (RULE, Settings(importance="norm_l2")),
+        (RULE, Settings(attention="frozen")),
+    ]
+
+    def traced() -> list[Trace]:
+        return list(chain(*(chain(*tracer.trace_batches(batches, *each)) for each in asked)))
+
+    plain = traced()
+    monkeypatch.setattr(tracer, "_graphs", GraphCache(graphs))
+    for ours, expected in zip(traced(), plain, strict=True):
+        np.testing.assert_array_equal(ours.edge_count, expected.edge_count)
+        np.testing.assert_array_equal(ours.errors["tv"], expected.errors["tv"])
+    assert (graphs.captured, graphs.replayed) == (4, 4)
 
 
 def test_a_graph_keeps_the_constants_that_it_reads(graphs: Graphs) -> None:
