@@ -52,6 +52,9 @@ def others(storage: Storage, part: int, host: str, process: int, beat: int = 0) 
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Worker(1, 4)),
         ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2",
           "SLURM_ARRAY_TASK_COUNT": "5"}, Worker(2, 5)),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, Worker(1, 2)),
+        ({"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_STEP": "0",
+          "SLURM_ARRAY_TASK_COUNT": "1"}, Worker(0, 1)),
     ],
 )  # fmt: skip
 def test_numbering(environment: dict[str, str], expected: Worker) -> None:
