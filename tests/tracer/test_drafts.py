@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ from densitrace.tracer.reading import Reading
 from densitrace.tracer.run import Limits, Run
 from densitrace.tracer.scan import encoder
 from densitrace.tracer.spool import Spool
-from densitrace.tracer.windows import Encode, Encoded
+from densitrace.tracer.stored_plan import _same_windows
+from densitrace.tracer.windows import Encode, Encoded, Plan, plan_windows
 
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
@@ -332,16 +334,16 @@ def test_parts_of_before_a_full_disk_are_gone_on_from(
     assert beside(kept) == []
 
 
-@pytest.mark.parametrize("damage", ["zarr.json", "plan/token/c.0", None])
+@pytest.mark.parametrize("damage", ["zarr.json", "plan/token/c.0", 0, 2])
 def test_what_was_kept_of_something_else_is_not_used(
     byte_tracer: Tracer, corpus: Path, plain: Callable[..., Store], kept: Path, traced: list[int],
-    damage: str | None,
+    damage: str | int,
 ) -> None:  # fmt: skip
-    if damage is None:
-        first, *others = corpus.read_text().splitlines()
-        changed = json.loads(first)
-        changed["text"] = changed["text"][::-1]
-        corpus.write_text("\n".join([json.dumps(changed), *others]))
+    if isinstance(damage, int):  # a document whose 17th token is another, right after a window
+        rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+        text = rows[damage]["text"]
+        rows[damage]["text"] = f"{text[:15]}#{text[16:]}"
+        corpus.write_text("\n".join(map(json.dumps, rows)))
     else:
         (kept.parent / beside(kept)[0] / "kept" / damage).write_bytes(b"{")
     scan(byte_tracer, corpus, kept, **OPTIONS)
@@ -349,6 +351,26 @@ def test_what_was_kept_of_something_else_is_not_used(
     plain()
     assert shards(kept) == shards(kept.parent / "plain")
     assert beside(kept) == []
+
+
+def test_what_was_kept_of_another_recipe_is_not_used(
+    byte_tracer: Tracer, corpus: Path, plain: Callable[..., Store], kept: Path, traced: list[int]
+) -> None:
+    scan(byte_tracer, corpus, kept, importance="norm_l2", **OPTIONS)
+    assert traced == [0, 1, 2, 3, 4]
+    plain(importance="norm_l2")
+    assert shards(kept) == shards(kept.parent / "plain")
+
+
+def test_what_another_user_kept_is_not_used(
+    byte_tracer: Tracer, corpus: Path, kept: Path, traced: list[int]
+) -> None:
+    try:
+        os.chown(kept.parent / beside(kept)[0], os.getuid() + 1, -1)
+    except PermissionError:
+        pytest.skip("only root gives folders away")
+    scan(byte_tracer, corpus, kept, **OPTIONS)
+    assert traced == [0, 1, 2, 3, 4]
 
 
 def test_who_is_asked_to_stop_does_not_wait_for_a_long_corpus(
@@ -463,3 +485,36 @@ def test_a_head_is_there_where_parts_are_settled(
         assert head.next_token(window) == plan.next_token(window)
     for name in ("document", "window_start", "length"):
         np.testing.assert_array_equal(getattr(head, name), getattr(plan, name)[:4])
+
+
+@pytest.mark.parametrize(
+    ("texts", "same"),
+    [
+        (("abcd", "efgh", "    ix", "y"), True),  # what comes after does not matter
+        (("abcd", "efghi", "jk"), False),  # a token follows in the document
+        (("abcd", "ef gh", "    ijk"), False),  # in other places
+        (("abcd", "efgx", "    ijk"), False),
+        (("abc", "defg", "    ijk"), False),
+    ],
+)
+def test_heads_that_are_the_same(tmp_path: Path, texts: Sequence[str], same: bool) -> None:
+    def encode(texts: Sequence[str]) -> list[Encoded]:
+        spans = [[(i, i + 1) for i, letter in enumerate(text) if letter != " "] for text in texts]
+        return [
+            Encoded([ord(text[start]) for start, _ in places], places)
+            for text, places in zip(texts, spans, strict=True)
+        ]
+
+    def head(name: str, texts: Sequence[str]) -> Plan:
+        documents = [Document(str(n), text, {}, "f") for n, text in enumerate(texts)]
+        return plan_windows(documents, encode, 4, Spool(tmp_path / name)).head(2)
+
+    there, here = head("there", ("abcd", "efgh", "    ijk")), head("here", texts)
+    arrays = {"plan/first": there.first, "plan/token": there.tokens, "plan/span": there.spans}
+    draft: Any = SimpleNamespace(
+        owners=there.document,
+        starts=there.window_start,
+        lengths=there.length,
+        array=arrays.__getitem__,
+    )
+    assert _same_windows(draft, here) == same
