@@ -16,7 +16,7 @@ from densitrace import Store, StoreError, Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, storage
 from densitrace.tracer.parts import Claims, Worker, claims_of
 from densitrace.tracer.run import Limits
-from densitrace.tracer.storage import Bucket, storage_of
+from densitrace.tracer.storage import LAST, TICKET, Bucket, storage_of
 
 OPTIONS: dict[str, Any] = {
     "select": Threshold([0.2, 0.05, 0.01]), "context": 16, "batch_tokens": 16,
@@ -112,6 +112,38 @@ def test_a_plan_whose_upload_was_interrupted_is_made_again(
     scan(byte_tracer, corpus, f"{url}-undisturbed", **OPTIONS)
     assert keys(url) == keys(f"{url}-undisturbed")
     assert_same(open_store(url), open_store(f"{url}-undisturbed"))
+
+
+def test_a_bucket_while_a_plan_is_uploaded(url: str) -> None:
+    there = storage_of(url)
+    there.put(".probe", b"")  # of who died as it checked whether it may write
+    assert not there.exists()
+    there.put(TICKET, b"t")
+    there.put("text/c.0", b"a")
+    assert there.exists()
+    assert there.unfinished()
+    there.put(LAST, b"{}")  # who uploads it may die before the ticket is gone
+    assert not there.unfinished()
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        ({LAST: b"theirs", "text/c.0": b"a"}, {LAST: b"theirs", "text/c.0": b"a"}),  # was first
+        ({TICKET: b"ours", "text/c.0": b"a"}, {LAST: b"ours", "text/c.0": b"a"}),  # uploads it too
+        ({TICKET: b"theirs", "text/c.0": b"a"}, {LAST: b"ours"}),
+    ],
+)
+def test_a_plan_meets_another(
+    url: str, tmp_path: Path, found: dict[str, bytes], left: dict[str, bytes]
+) -> None:
+    there = storage_of(url)
+    for key, data in found.items():
+        there.put(key, data)
+    (tmp_path / LAST).write_bytes(b"ours")
+    first = there.publish(tmp_path, ticket=b"ours", replace=False)
+    assert first == (LAST not in found)
+    assert {key: there.get(key) for key in keys(url)} == left
 
 
 def test_a_worker_waits_until_a_plan_is_there_whole(
