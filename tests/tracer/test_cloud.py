@@ -114,6 +114,11 @@ def test_a_plan_whose_upload_was_interrupted_is_made_again(
     assert_same(open_store(url), open_store(f"{url}-undisturbed"))
 
 
+def test_whether_a_bucket_can_be_written_leaves_no_trace(url: str) -> None:
+    storage_of(url).check_writable()
+    assert keys(url) == []
+
+
 def test_a_bucket_while_a_plan_is_uploaded(url: str) -> None:
     there = storage_of(url)
     there.put(".probe", b"")  # of who died as it checked whether it may write
