@@ -277,10 +277,15 @@ def test_a_bar_on_a_terminal_and_nothing_elsewhere() -> None:
     bar.begin("tracing", 100, done=40)
     bar.advance(10)
     assert (bar.tokens, bar.seconds) == (10, 0.0)
+    bar.parts(1, 4, failed=0, tokens=30)  # another part is under way
+    assert bar._progress.tasks[0].completed == 50
+    bar.parts(3, 4, failed=1, tokens=80)  # others are, too
+    assert bar._progress.tasks[0].completed == 80
+    assert bar._progress.tasks[0].fields["parts"] == "3/4 parts, 1 failed"
     bar.end()
     assert bar.seconds > 0
     assert "tracing" in stream.getvalue()
-    assert "50%" in stream.getvalue()
+    assert "80%" in stream.getvalue()
     assert type(default_reporter()) is Meter  # a test's standard error is no terminal
 
 
