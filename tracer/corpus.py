@@ -448,6 +448,6 @@ def _label(value: object) -> str:
     """
     if value is None:
         return ""
-    if isinstance(value, bool | int | float | list | dict):
+    if isinstance(value, int | float | list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

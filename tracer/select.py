@@ -4,7 +4,6 @@ torch is imported only in `cuts`: reading a store needs the rules' values, but n
 import time.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,7 +64,7 @@ class Rule:
         inside = self.lower < value < self.upper
         inside |= self.allows_lower and value == self.lower
         inside |= self.allows_upper and value == self.upper
-        if not (math.isfinite(value) and inside):
+        if not inside:
             left, right = "[" if self.allows_lower else "(", "]" if self.allows_upper else ")"
             raise InputError(
                 f"{type(self).__name__} value {value:g} is outside "

@@ -239,8 +239,7 @@ def joined(
 def spread(lengths: NDArray[np.integer], tokens: int) -> NDArray[np.int64]:
     """Indices of evenly spaced windows that hold about `tokens` tokens in total."""
     wanted = min(len(lengths), max(1, round(tokens / max(1.0, lengths.mean()))))
-    windows: NDArray[np.int64] = np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
-    return np.unique(windows)
+    return np.linspace(0, len(lengths) - 1, wanted).round().astype(np.int64)
 
 
 def _ids(encoded: Encoded, document: Document, vocab_size: int | None) -> NDArray[np.int32]:

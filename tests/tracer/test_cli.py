@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns."""
 
 import io
+import logging
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -266,6 +267,16 @@ def test_interrupt() -> None:
 # ---- progress ------------------------------------------------------------------------------------
 
 
+def test_a_log_file_leaves_the_logger_as_it_was(tmp_path: Path) -> None:
+    from densitrace.tracer.scan_log import json_log
+
+    logger = logging.getLogger("densitrace")
+    before = (list(logger.handlers), logger.level)
+    with json_log(tmp_path / "log"):
+        assert (len(logger.handlers), logger.level) == (len(before[0]) + 1, logging.INFO)
+    assert (list(logger.handlers), logger.level) == before
+
+
 def test_a_bar_on_a_terminal_and_nothing_elsewhere() -> None:
     from densitrace.tracer.progress import Bar, Meter, default_reporter
 
@@ -275,6 +286,7 @@ def test_a_bar_on_a_terminal_and_nothing_elsewhere() -> None:
     bar.advance(7)
     bar.end()
     bar.begin("tracing", 100, done=40)
+    assert [task.description for task in bar._progress.tasks] == ["tracing"]
     bar.advance(10)
     assert (bar.tokens, bar.seconds) == (10, 0.0)
     bar.parts(1, 4, failed=0, tokens=30)  # another part is under way

@@ -393,6 +393,19 @@ def test_damage_is_told_to_who_reads(byte_tracer: Tracer, corpus: Path, tmp_path
         store.edges(0)
 
 
+def test_damage_in_any_chunk_is_found(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "EDGES_PER_CHUNK", 8)
+    monkeypatch.setattr(layout, "EDGES_PER_SHARD", 32)
+    store = scan(byte_tracer, corpus, tmp_path / "s", **OPTIONS)
+    shard = tmp_path / "s" / "edges" / "weight" / "c.0.1"
+    whole = shard.read_bytes()
+    for place in range(0, len(whole), 16):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert [part for part, _ in store.damage()] == [0], place
+
+
 @pytest.mark.parametrize("name", ["first", "layer", "kind", "head", "weight", "stratum"])
 def test_missing_files_are_told_to_who_reads(
     name: str, byte_tracer: Tracer, corpus: Path, tmp_path: Path
