@@ -19,6 +19,7 @@ from attention_problem import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from triton import language as tl
 
 from densitrace import kernels
 from densitrace.kernels import (
@@ -28,7 +29,7 @@ from densitrace.kernels import (
     RandomWeight,
     triton,
 )
-from densitrace.kernels.triton import node_cuts
+from densitrace.kernels.triton import node_cuts, tiles
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -204,3 +205,40 @@ def test_levels_of_more_heads_than_a_field_counts() -> None:
     )
     assert torch.equal(actual.degrees, expected.degrees)
     assert torch.equal(actual.levels, expected.levels)
+
+
+@pytest.mark.parametrize(
+    ("window", "ends"),
+    [(34, None), (63, None), (None, (40, 33))],
+    ids=["window", "window of whole tiles", "segments"],
+)
+def test_edges_at_the_ends_of_tiles(
+    window: int | None, ends: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one target of a block attends to the first source of a tile, or all but one do."""
+    monkeypatch.setattr(tiles, "SCANNED", tl.constexpr(32))
+    length = 96
+    problem = Problem(
+        Shape(heads=1, groups=1, length=length, d_k=4, d_v=4, window=window), backend="reference"
+    )
+    if ends is not None:
+        segments = torch.arange(length) >= torch.tensor(ends)[:, None]
+        problem.pattern = replace(problem.pattern, segments=segments.int())
+    edges, source = problem.norm_edges(), problem.source_norms(1)
+    cuts, values = torch.full((1, 2, length), -1.0), problem.v[None]
+    q, k = problem.pattern.q[None], problem.pattern.k[None]
+    live = replace(problem.pattern, q=q, k=k)
+
+    def results(backend: str) -> dict[str, torch.Tensor]:
+        stats = kernels.attention_stats(problem.pattern, problem.v, source, backend=backend)
+        return {
+            "output": stats.output,
+            "edge mass": kernels.edge_mass(edges, backend=backend),
+            "levels": kernels.edge_levels(edges, cuts, backend=backend).levels,
+            "live": kernels.lane_attention(edges, cuts, values, live, backend=backend),
+            "frozen": kernels.lane_attention(edges, cuts, values, backend=backend),
+        }
+
+    expected = results("reference")
+    for name, ours in results("triton").items():
+        close(name, ours, expected[name].double().numpy())
