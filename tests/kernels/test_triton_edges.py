@@ -207,6 +207,15 @@ def test_levels_of_more_heads_than_a_field_counts() -> None:
     assert torch.equal(actual.levels, expected.levels)
 
 
+def test_levels_whatever_the_number_of_heads() -> None:
+    """Target t has an edge in t + 1 heads: every number that a field counts."""
+    problem = Problem(Shape(batch=1, heads=31, groups=31, length=31, d_k=1, d_v=1))
+    given = (torch.arange(31)[:, None] <= torch.arange(31)).float()[None, ..., None]
+    edges = problem.edges(GivenWeight(given.expand(1, 31, 31, 31)))
+    levels = kernels.edge_levels(edges, torch.zeros(1, 1, 31), backend="triton").levels
+    assert torch.equal(levels[0], torch.ones(31, 31, dtype=torch.uint8).tril())
+
+
 @pytest.mark.parametrize(
     ("window", "ends"),
     [(34, None), (63, None), (None, (40, 33))],
