@@ -60,6 +60,7 @@ class Node {
   // Bins ascend with the weight: the bits of negative numbers are inverted.
   static std::size_t bin_of(float weight) {
     std::uint32_t bits;
+    weight += 0.0f;  // turns -0, which compares as 0 does, into 0
     std::memcpy(&bits, &weight, sizeof bits);
     bits = (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
     return bits >> (32 - kBits);

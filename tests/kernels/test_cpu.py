@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problem import Problem, Shape, assert_errors_agree, errors_of, joined
+from attention_problem import (
+    Problem,
+    Shape,
+    all_cuts,
+    assert_errors_agree,
+    errors_of,
+    joined,
+    weights_that_tie,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,6 +271,19 @@ def test_more_lanes_than_rows_of_logits(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cpu, "LOGIT_BYTES", 1)
     problem = Problem(Shape(batch=1, length=5, hidden=4), 0)
     assert_errors_agree(errors_of(problem, 7, "cpu"), errors_of(problem, 7, "reference"))
+
+
+@pytest.mark.usefixtures("isa")
+def test_cuts_among_zeros_of_both_signs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    empty = torch.zeros(1, 2, 20, 1)
+    weight = GivenWeight(weights_that_tie(generator, 1, 2, 20, 20))
+    edges = AttentionEdges(Pattern(empty, empty, 1.0), weight)
+    side = weights_that_tie(generator, 3, 1, 20)
+    ours, theirs = (
+        all_cuts(b, edges, side, (0.05, 0.3, 0.5, 0.8, 1.0)) for b in ("cpu", "reference")
+    )
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.usefixtures("isa")
