@@ -1,12 +1,12 @@
 """What the ops refuse, on every backend alike and in one line; gradients; the lanes' patterns."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from attention_problem import Problem, Shape, errors_of
+from attention_problem import OTHER_KINDS, Problem, Shape, errors_of, weight_of
 
 from densitrace import BackendError, DensitraceError, kernels
 from densitrace.kernels import (
@@ -206,6 +206,55 @@ def test_eligible_targets_of_any_layout(backend: str) -> None:
         for which in (eligible, eligible.contiguous())
     )
     assert torch.equal(found, expected)
+
+
+def strided(given: Any) -> Any:
+    """The same tensors, each with other numbers between its own."""
+    if isinstance(given, torch.Tensor):
+        return torch.stack([given, torch.full_like(given, 2)], -1)[..., 0]
+    if isinstance(given, (Pattern, AttentionEdges, *triton.WEIGHTS)):
+        own = {field.name: getattr(given, field.name) for field in fields(given)}
+        return replace(given, **{name: strided(value) for name, value in own.items()})
+    return given
+
+
+@pytest.mark.parametrize("kind", ["norm", *OTHER_KINDS])
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_attention_of_any_layout(backend: str, kind: str) -> None:
+    shape = Shape(length=7, window=3, sinks=True, segments=True)
+    problem = Problem(shape, backend="reference")
+    edges, pattern = problem.edges(weight_of(kind, problem)), problem.pattern
+    source, total = problem.source_norms(1), SIDE.sum(0) + 3
+    cuts, values = torch.tensor([0.5, 0.2, 0.1])[:, None, None] * problem.target, problem.v[None]
+    lanes = replace(pattern, q=pattern.q[None], k=pattern.k[None])
+
+    def results(like: Callable[[Any], Any]) -> dict[str, Any]:
+        calls: dict[Any, tuple[Any, ...]] = {
+            kernels.source_norms: (problem.v, problem.w_o, 1),
+            kernels.attention_stats: (pattern, problem.v, source),
+            kernels.edge_mass: (edges,),
+            kernels.edge_levels: (edges, cuts),
+            kernels.nucleus_cuts: (edges, SIDE, [0.3, 0.9], total),
+            kernels.fraction_cuts: (edges, SIDE, [0.3, 0.9]),
+            kernels.lane_attention: (edges, cuts[:1], values, lanes),
+        }
+        found = {op.__name__: op(*map(like, of), backend=backend) for op, of in calls.items()}
+        return {name: vars(x) if is_dataclass(x) else x for name, x in found.items()}
+
+    torch.testing.assert_close(results(strided), results(lambda given: given))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_predictions_of_any_layout(backend: str) -> None:
+    given = {
+        "hidden": PROBLEM.normal(7, 5),
+        "lanes": PROBLEM.normal(3, 7, 5),
+        "unembedding": PROBLEM.normal(9, 5),
+        "bias": PROBLEM.normal(9),
+    }
+    apart = {name: strided(tensor) for name, tensor in given.items()}
+    ours, theirs = (vars(errors(**tensors, backend=backend)) for tensors in (apart, given))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
