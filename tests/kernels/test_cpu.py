@@ -12,8 +12,10 @@ from attention_problem import (
     Shape,
     all_cuts,
     assert_errors_agree,
+    assert_rankings_of_ties,
     errors_of,
     joined,
+    weight_of,
     weights_that_tie,
 )
 from hypothesis import given
@@ -273,6 +275,43 @@ def test_more_lanes_than_rows_of_logits(monkeypatch: pytest.MonkeyPatch) -> None
     assert_errors_agree(errors_of(problem, 7, "cpu"), errors_of(problem, 7, "reference"))
 
 
+@pytest.mark.parametrize("vocabulary", [157, 301])
+@pytest.mark.usefixtures("isa")
+def test_rankings_among_equal_logits(vocabulary: int) -> None:
+    assert_rankings_of_ties("cpu", vocabulary)
+
+
+@pytest.mark.usefixtures("isa")
+def test_lanes_that_rank_another_token_second() -> None:
+    """One that is second for the token before, but no candidate here; one of equal logit."""
+    clean = torch.zeros(3, 100)
+    clean[0, [0, 99]] = torch.tensor([5.0, 4.0])
+    clean[1, [1, 2]], clean[1, 71:] = torch.tensor([5.0, 4.9]), -1.0
+    clean[2, [50, 40, 3]] = torch.tensor([6.0, 5.0, 4.0])
+    lane = clean.clone()
+    lane[1, 99], lane[1, 10], lane[2, 3] = 4.95, -1.0, 5.0
+    ids = torch.arange(3)
+    errors = kernels.output_errors(clean, lane[None], torch.eye(100), next_ids=ids, backend="cpu")
+    assert errors.nucleus.tolist() == [[99, 20, 50]]
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_large_vocabulary() -> None:
+    """More tokens than are summed in float32."""
+    problem = Problem(Shape(batch=1, length=2, hidden=4))
+    assert_errors_agree(errors_of(problem, 9001, "cpu"), errors_of(problem, 9001, "reference"))
+
+
+@pytest.mark.usefixtures("isa")
+def test_as_many_strata_as_a_level_map_holds() -> None:
+    problem = Problem(Shape(batch=1, length=9), backend="reference")
+    edges = problem.edges(weight_of("random", problem))
+    cuts = torch.linspace(0.99, 0.01, 255)[:, None, None].expand(-1, 1, 9)
+    ours, theirs = (kernels.edge_levels(edges, cuts, backend=b) for b in ("cpu", "reference"))
+    assert torch.equal(ours.levels, theirs.levels)
+    assert torch.equal(ours.degrees, theirs.degrees)
+
+
 @pytest.mark.usefixtures("isa")
 def test_cuts_among_zeros_of_both_signs() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -301,6 +340,29 @@ def test_proximity_is_exact_where_a_cut_decides() -> None:
     everything = kernels.edge_levels(edges, cuts * 0, backend="cpu")
     assert everything.evaluated is not None
     assert ours.evaluated < everything.evaluated < 1
+
+
+@pytest.mark.usefixtures("isa")
+def test_lanes_of_proximities() -> None:
+    """Exact up to the lowest cut of all lanes."""
+    problem = Problem(Shape(length=97, d_k=16, d_v=16, hidden=64), backend="cpu")
+    edges = proximity_edges(problem)
+    total = kernels.edge_mass(edges, backend="reference")
+    cuts = torch.tensor([0.1, 0.005])[:, None, None] * total
+    values = problem.v.expand(2, *problem.v.shape)
+    ours, theirs = (
+        kernels.lane_attention(edges, cuts, values, backend=b) for b in ("cpu", "reference")
+    )
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_nucleus_whose_sum_depends_on_the_order() -> None:
+    """Two edges of 1 are lost beside one of 2^53 if they are added one by one."""
+    side = torch.tensor([2.0**53, 1.0, 1.0, 0.25])[:, None, None]
+    mass, total = 0.5 + 2.0**-53, torch.tensor([[2.0**54]])
+    cut = kernels.nucleus_cuts(None, side, [mass], total, backend="cpu")
+    assert cut.item() == (1 + 0.25) / 2
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

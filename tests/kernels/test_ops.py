@@ -98,6 +98,18 @@ def test_source_norms_in_the_model_dtype(problem: Problem) -> None:
     close("source norms", actual, np.abs(problem.sent()).sum(-1))
 
 
+@serving("source_norms")
+def test_norms_of_what_nearly_vanishes(backend: str) -> None:
+    """Values orthogonal to W_O up to rounding, whose squares may come out below 0."""
+    generator = torch.Generator().manual_seed(0)
+    w_o = torch.randn(1, 1, 9, generator=generator)
+    v = torch.randn(1, 1, 50, 9, generator=generator)
+    v -= (v @ w_o.mT) * w_o / w_o.square().sum()
+    norms = kernels.source_norms(v, w_o, 2, backend=backend)
+    assert (norms >= 0).all()
+    assert (norms < 1e-2).all()
+
+
 @serving("attention_stats")
 def test_attention_stats(problem: Problem) -> None:
     assert_attention_stats(problem)
@@ -175,6 +187,18 @@ def test_cosine_weights(problem: Problem) -> None:
     direction = torch.einsum("bte,hed->bhtd", unit, problem.w_o)
     weight = CosineWeight(direction, torch.where(norms > 0, 1 / norms, 0.0), problem.v)
     close("cosine", torch.from_numpy(dense(problem, weight)), expected)
+
+
+@serving("edge_mass", weight=CosineWeight)
+def test_cosines_of_edges_that_send_nothing(backend: str) -> None:
+    """An attention weight of 0 has the zero vector's cosine, 0; others end at 1 and -1."""
+    ones, far = torch.ones(1, 1, 2, 1), torch.tensor([[[[0.0], [30.0]]]])
+    pattern = Pattern(far, far, 1.0, lse=torch.tensor([[[0.0, 900.0]]]))
+    for sign in (1, -1):
+        weight = CosineWeight(ones, 2 * ones[..., 0], sign * ones)
+        mass = kernels.edge_mass(AttentionEdges(pattern, weight), backend=backend)
+        own = (1 + sign) / 2
+        assert mass.tolist() == [[own, own + 0.5]]
 
 
 @serving("edge_weights")
@@ -330,6 +354,26 @@ def test_ties(backend: str) -> None:
     fraction = kernels.fraction_cuts(edges, side, [0.25], backend=backend)[0, 0]
     kept = [sum(w > cut for w in row) for row, cut in zip(weights, fraction.tolist(), strict=True)]
     assert kept == [0, 0, 0]
+
+
+@serving("fraction_cuts")
+def test_fractions_are_not_rounded_up(backend: str) -> None:
+    """0.07 of 100 edges are 7, although the product exceeds 7 in float64."""
+    side = torch.arange(100.0)[:, None, None]
+    cut = kernels.fraction_cuts(None, side, [0.07], backend=backend)
+    assert (side > cut[0]).sum() == 7
+
+
+@serving("nucleus_cuts", "fraction_cuts")
+def test_neighbouring_weights(backend: str) -> None:
+    """Their midpoint rounds up or down to one of them."""
+    ulp = 2.0**-23
+    side = 1 + ulp * torch.tensor([[[2.0, 1.0]], [[1.0, 0.0]]])
+    for cut in (
+        kernels.nucleus_cuts(None, side, [0.4], side.sum(0), backend=backend),
+        kernels.fraction_cuts(None, side, [0.4], backend=backend),
+    ):
+        assert torch.equal((side > cut).sum(0), torch.ones(1, 2, dtype=torch.int64))
 
 
 @serving("nucleus_cuts")
