@@ -108,7 +108,9 @@ def assert_same(ours: Trace, theirs: Trace) -> None:
 def test_text_alone(kind: str) -> None:
     """Predictions are the whole model's of text without an image, and sizes are no constants."""
     model: Any = whole_model(kind)
+    model.config.name_or_path = "whole"
     tracer = Tracer(model)
+    assert tracer.model_id == "whole"
     assert tracer.verify().ok
     trace = traced(tracer)
     predicts = model.language_model if kind == "blip-2" else model  # which wants an image

@@ -109,6 +109,7 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
         else:
             text = _Headed.of(decoder)
     if isinstance(decoder, type(text)):  # it includes an unembedding
+        decoder.config.name_or_path = model.config.name_or_path
         return decoder
     if type(decoder) is not type(text.base_model):
         raise ModelError(
