@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from densitrace import ModelError, Threshold, Trace, Tracer
 from densitrace.tracer.cuda_graphs import GraphCache
-from densitrace.tracer.models.state import contents
+from densitrace.tracer.models.state import contents, settings
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 7]
 RULE = Threshold([0.1, 0.03, 0.01])
@@ -141,13 +141,17 @@ def test_changed_weights_are_traced_and_hashed(change: Callable[[PreTrainedModel
     assert tracer.weight_hash == anew.weight_hash != hashed
 
 
-def test_a_post_norm_that_changes() -> None:
-    model = tiny_model("olmo2")
+@pytest.mark.parametrize(
+    ("family", "norm"), [("olmo2", "post_attention_layernorm"), ("bitnet", "attn_sub_norm")]
+)
+def test_a_norm_of_attention_edges_that_changes(family: str, norm: str) -> None:
+    model = tiny_model(family)
     tracer = Tracer(model)
     traced(tracer)
-    for name, parameter in model.named_parameters():
-        if "post_attention_layernorm" in name:
-            parameter.data.mul_(torch.linspace(0.1, 4, len(parameter)))
+    for name, module in model.named_modules():
+        if name.endswith(norm):
+            weight = module.get_parameter("weight").detach()
+            module.weight = nn.Parameter(weight * torch.linspace(0.1, 4, len(weight)))
     assert_same(traced(tracer), traced(fresh(model)))
 
 
@@ -161,6 +165,35 @@ def test_unchanged_weights_are_derived_and_hashed_once(monkeypatch: pytest.Monke
     assert block.w_o is kept
     monkeypatch.setattr("densitrace.tracer.fingerprints.weight_hash", None)  # not called
     assert tracer.weight_hash == hashed
+
+
+def test_the_hash_is_of_names_and_numbers() -> None:
+    """Not of the order of modules, nor of how numbers are laid out in memory."""
+    model: Any = tiny_model("llama")
+    hashed = Tracer(model).weight_hash
+    inner, norm = model.model, model.model.norm
+    inner._modules["embed_tokens"] = inner._modules.pop("embed_tokens")
+    norm.weight = nn.Parameter(torch.stack([norm.weight.detach()] * 2, -1)[:, 0])
+    assert not norm.weight.is_contiguous()
+    assert Tracer(model).weight_hash == hashed
+
+
+@pytest.mark.parametrize(
+    ("held", "edit"),
+    [
+        (["a"], lambda held: held.append("b")),
+        ({"a"}, lambda held: held.add("b")),
+        ({"a": 1}, lambda held: held.update(a=2)),
+        ({"a": ["b"]}, lambda held: held["a"].clear()),
+    ],
+)
+def test_edits_within_an_attribute_are_seen(held: Any, edit: Callable[[Any], None]) -> None:
+    module = nn.Linear(2, 2)
+    module.active = held
+    before = settings(module)
+    assert settings(module) == before
+    edit(held)
+    assert settings(module) != before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
@@ -190,7 +223,7 @@ def test_graphs_of_other_weights_are_dropped(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tracer, "_graphs", GraphCache(capture))
     for _ in range(3):
         traced(tracer)
-    for change in (ablate_data, replaced, head_hooks):
+    for change in (ablate_data, replaced, head_hooks, mlp_hooks):
         change(model)
         expected = traced(fresh(model))
         for _ in range(3):
@@ -281,6 +314,12 @@ def head_hooks(model: PreTrainedModel) -> None:
         projection.register_forward_pre_hook(ablating)
 
 
+def mlp_hooks(model: PreTrainedModel) -> None:
+    for layer in (0, 1):
+        mlp = model.get_submodule(f"model.layers.{layer}.mlp")
+        mlp.register_forward_hook(lambda module, states, branch: 0.5 * branch)
+
+
 def test_hooks_on_the_output_projection_count() -> None:
     model = tiny_model("llama")
     ablated = copy.deepcopy(model)
@@ -322,6 +361,15 @@ def test_computed_weights(path: str, wrap: Callable[[nn.Module], Any]) -> None:
         expected = traced(Tracer(plain), importance=name)
         assert_same(traced(tracer, importance=name), expected, atol=1e-5)
     assert tracer.verify().ok
+
+
+def test_what_an_unembedding_is_computed_from_changes() -> None:
+    model: Any = tiny_model("llama")
+    parametrize.register_parametrization(model.lm_head, "weight", Scaled())
+    tracer = Tracer(model)
+    traced(tracer)
+    model.lm_head.parametrizations.weight.original.data[:, :8] = 0
+    assert_same(traced(tracer), traced(fresh(model)))
 
 
 class Adapter(nn.Module):

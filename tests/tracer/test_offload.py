@@ -244,14 +244,16 @@ def test_a_pass_that_breaks_off(folder: Folder, monkeypatch: pytest.MonkeyPatch)
     """Its block is dropped, and the next pass begins at the first block all the same."""
     resident, tracer = tracers(folder("llama"))
 
-    def broken(loop: LaneLoop, layer: int, *_: Any) -> Tensor:
-        raise MemoryError(layer)
+    def broken(loop: LaneLoop, *_: Any) -> Tensor:
+        raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(LaneLoop, "_block", broken)
+        patched.setattr(LaneLoop, "_mlp", broken)
         with pytest.raises(MemoryError):
             traced(tracer)
-    assert all(parameter.is_meta for parameter in tracer._decoder.blocks[0].module.parameters())
+    block = tracer._decoder.blocks[0]
+    assert all(parameter.is_meta for parameter in block.module.parameters())
+    assert "w_o" not in vars(block)  # nor is what was derived from them kept
     assert_same(traced(tracer), traced(resident))
 
 

@@ -31,6 +31,15 @@ def test_a_root_keeps_lengths(family: str) -> None:
     assert not block._roots
 
 
+def test_a_root_of_a_matrix_of_low_rank_is_of_numbers() -> None:
+    """Though its smallest eigenvalues may be rounded to below 0."""
+    block = decoder("llama", "cpu", torch.float32).blocks[0]
+    weight = block.projection.get_parameter("weight").detach()
+    weight.copy_(weight[:, :1] * weight[:1])
+    w_o, root = block.folded_w_o(()), block.folded_root(())
+    torch.testing.assert_close(root.norm(dim=(1, 2)), w_o.norm(dim=(1, 2)))
+
+
 @pytest.mark.parametrize("family", VARIANTS)
 def test_a_gpu_multiplies_the_weights_as_they_are(family: str) -> None:
     """No copy in another dtype, of every block of the model; a CPU's ops read float32."""

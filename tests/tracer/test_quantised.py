@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from densitrace import ModelError, Threshold, Trace, Tracer
 from densitrace.tracer.models.linear import is_plain, stored
+from densitrace.tracer.models.loading import load
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 7]
 RULE = Threshold([0.1, 0.03, 0.01])
@@ -79,6 +80,11 @@ def test_a_scale_that_is_not_finite_is_refused(folder: Path) -> None:
     next(tensor for tensor in stored(quantised) if tensor.dtype == torch.float32).fill_(torch.nan)
     with pytest.raises(ModelError, match="hold NaN or infinity"):
         Tracer(model)
+
+
+def test_it_goes_to_the_device_asked_for(folder: Path) -> None:
+    model, _ = load(folder, device="meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_it_cannot_be_offloaded(folder: Path) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from densitrace import Threshold, Trace, Tracer
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.engine import Attention, LaneLoop
+from densitrace.tracer.graph import KINDS
 from densitrace.tracer.models import architecture_of
 from densitrace.tracer.models.decoder import Decoder
 from densitrace.tracer.models.linear import is_plain
-from densitrace.tracer.nodes import ImportanceName
+from densitrace.tracer.nodes import GivenImportance, ImportanceName
+from densitrace.tracer.select import GivenCuts
 from densitrace.tracer.sizes import all_traces, output_trace
 from densitrace.tracer.tracing import Settings, Tracing
 
@@ -98,6 +100,22 @@ def test_blocks_on_two_devices(
     trace = output_trace(found.levels, len(RULE), len(decoder.blocks))
     again = Tracing(decoder, settings, "reference").loop(batch, RULE, gates=trace.gates).run()
     assert again.hidden.shape == found.hidden.shape
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_an_order_of_edges_on_two_devices(
+    family: str, zeros_come_back: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `Size` gives it, from the first device."""
+    decoder = spread(family, first=1)
+    batch = batch_of_lists(ROWS[:1])
+    blocks, length = len(decoder.blocks), len(ROWS[0])
+    order = {kind: torch.ones(blocks, length) for kind in KINDS}
+    order["attn"] = torch.ones(blocks, decoder.heads, length, length)
+    weigh = GivenImportance(order, "reference")
+    monkeypatch.setattr(LaneLoop, "host_reads", False)
+    found = Tracing(decoder, Settings(), "reference").loop(batch, GivenCuts([2, 0]), weigh).run()
+    assert [found.levels[place].side.device.type for place in (0, -1)] == ["cpu", "meta"]
 
 
 def test_hooks_change_nothing() -> None:
