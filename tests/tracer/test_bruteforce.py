@@ -29,6 +29,7 @@ from densitrace import (
 )
 from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.graph import KINDS as OUR_KINDS
+from densitrace.tracer.search import best_first
 
 LENGTH = 9
 IMPORTANCES = ("norm_l1", "norm_l2", "proximity", "cosine", "random")
@@ -219,6 +220,13 @@ def test_search_of_every_importance(family: str, importance: str) -> None:
         assert_errors(trace, "", 0, column, errors(clean, lane, None))
 
 
+def test_equal_edges_are_searched_in_order_of_discovery() -> None:
+    side = np.full((2, 1), 0.5, dtype=np.float32)
+    weights = {"attn": side[..., None, None], "res_attn": side, "mlp": side}
+    found = [(kind, layer) for kind, layer, *_ in best_first(weights, parallel=True, output=0)]
+    assert found == [(kind, layer) for layer in (1, 0) for kind in ("res_attn", "mlp", "attn")]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [1, 2, WINDOW + 2])
 def test_short_sequences(family: str, length: int) -> None:
@@ -319,3 +327,34 @@ def test_verify_sees_a_fault() -> None:
     block = tracer._decoder.blocks[1]
     block._before_mlp = block._before_attention
     assert not tracer.verify().ok
+
+
+def test_verify_sees_a_fault_of_frozen_lanes() -> None:
+    tracer = Tracer(tiny_model("llama"))
+    block = tracer._decoder.blocks[1]
+    values = block._values
+    block._values = lambda attention, states: 2 * values(attention, states)
+    assert not tracer.verify().ok
+
+
+def test_verify_sees_a_fault_of_rows_padded_on_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that count the padding."""
+    tracer = Tracer(tiny_model("gpt2"))
+    states = tracer._decoder.hidden_states
+
+    def shifted(ids: Any, positions: Any, mask: Any, run_block: Any) -> Any:
+        return states(ids, torch.arange(ids.shape[1]).expand_as(ids), mask, run_block)
+
+    monkeypatch.setattr(tracer._decoder, "hidden_states", shifted)
+    assert not tracer.verify().ok
+
+
+def test_verify_sees_that_the_model_itself_gives_no_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere(decoder: Any, row: Any) -> Any:
+        return torch.full((len(row), decoder.vocab_size), torch.nan)
+
+    monkeypatch.setattr("densitrace.tracer.verification._own_logits", nowhere)
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        tracer_of("llama").verify()
