@@ -112,3 +112,16 @@ def test_a_part_tells_of_its_passes(
         expected = 2 * groups if scope == "all" else of_outputs
         assert told[part]["device_seconds"] == expected
         assert told[part]["seconds"] > 0
+
+
+def test_the_log_tells_the_share_of_padding(
+    byte_tracer: Tracer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(f'{{"text": "{"a" * length}"}}\n' for length in (39, 38)))
+    with caplog.at_level(logging.INFO, "densitrace"):
+        store = scan(byte_tracer, corpus, tmp_path / "s", select=RULE, batch_tokens=80)
+    [told] = [vars(record) for record in caplog.records if record.message == "part done"]
+    lengths = store.plan(0).length
+    assert told["tokens"] == lengths.sum() < 2 * lengths.max()
+    assert told["padding"] == pytest.approx(2 * lengths.max() / lengths.sum() - 1)

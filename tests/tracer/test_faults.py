@@ -46,6 +46,7 @@ from densitrace.tracer import parts, storage
 from densitrace.tracer.cli import cli
 from densitrace.tracer.parts import DEATHS, Claim, Claims, claims_of, failures_of
 from densitrace.tracer.run import Limits, Run
+from densitrace.tracer.signals import stop_signals
 from densitrace.tracer.stored_plan import create_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -233,6 +234,18 @@ def test_sigterm_ends_a_command_cleanly(
     assert_same_store(job.out, whole[0])
 
 
+def test_the_second_interrupt_ends_at_once() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with stop_signals() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 @pytest.mark.parametrize("limits", [Limits(max_parts=3), Limits(seconds=0.0)])
 def test_limits(jobs: Callable[[], Job], whole: tuple[Path, float], limits: Limits) -> None:
     job = jobs()
@@ -280,7 +293,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "error", [OUT_OF_LUCK, MemoryError(), ModelError("weights cannot be read: Input/output error")]
+    "error",
+    [
+        OUT_OF_LUCK,
+        MemoryError(),
+        ModelError("weights cannot be read: Input/output error"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
 )
 def test_a_part_is_tried_again(
     jobs: Callable[[], Job],

@@ -35,7 +35,7 @@ from densitrace import (
 from densitrace.tracer import layout
 from densitrace.tracer.corpus import Document, read_corpus
 from densitrace.tracer.models import Block
-from densitrace.tracer.parts import Claim, claims_of, failures_of
+from densitrace.tracer.parts import Claim, Worker, claims_of, failures_of
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.run import Limits
 from densitrace.tracer.sizes import by_quartile
@@ -397,6 +397,23 @@ def test_a_part_is_read_while_the_one_before_is_traced(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_worker_reads_no_part_of_another(
+    byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, plan = set(), Store.plan
+
+    def noted(store: Store, part: int) -> Plan:
+        read.add(part)
+        return plan(store, part)
+
+    monkeypatch.setattr(Store, "plan", noted)
+    options: dict[str, Any] = {"worker": Worker(0, 2), "limits": Limits(max_parts=2)}
+    store = scan(byte_tracer, corpus, tmp_path / "s", select=RULE, context=CONTEXT, **options)
+    assert store.done_parts() == [0, 2]
+    assert read == {0, 2, 4}
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_who_stops_does_not_wait_for_the_corpus(
     byte_tracer: Tracer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,13 +557,13 @@ def test_a_model_that_fails_on_the_way_loses_nothing(
     path = tmp_path / "c.jsonl"
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in ("one", "two", "no!", "last")))
     monkeypatch.setattr(layout, "PART_VALUES", 2 * len("last") * len(RULE) + 6)  # two windows
-    tracer = Tracer(model, byte_tokenizer())
+    tracer, meter = Tracer(model, byte_tokenizer()), Meter()
     with pytest.raises(ScanError, match=r"1 of 2 parts could not be traced, part 1 .* NaN"):
-        scan(tracer, path, tmp_path / "s", select=RULE)
+        scan(tracer, path, tmp_path / "s", select=RULE, batch_tokens=1, progress=meter)
     store = open_store(tmp_path / "s")
     assert (store.n_parts, store.done_parts()) == (2, [0])
     assert list(failures_of(store.storage)) == [1]
-    assert len(store.tokens()) == len("one") + len("two") + 2
+    assert meter.tokens == len(store.tokens()) == len("one") + len("two") + 2
     assert np.isfinite(store.tokens()["auc_tv"]).all()
 
 
