@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from densitrace import AutoStrata, InputError, Nucleus, Threshold, Trace, Tracer
+from densitrace.tracer.batch import PADDING, batch_of_lists, batch_of_tensor
+from densitrace.tracer.indices import shown
 
 IDS = [5, 9, 33, 2, 60, 17]
 RULE = Threshold([0.1, 0.01])
@@ -65,6 +67,21 @@ def test_what_are_no_inputs(byte_tracer: Tracer, inputs: Any, says: str) -> None
     with pytest.raises(InputError, match=says) as caught:
         trace(byte_tracer, inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_values_in_messages_fit_in_80_characters() -> None:
+    assert shown("x" * 78) == repr("x" * 78)
+    assert shown("x" * 79) == f"'{'x' * 76}..."
+
+
+def test_what_follows_each_token_of_padded_rows() -> None:
+    right = batch_of_lists([[1, 2, 3], [4]], [9, 8])
+    assert right.next_ids.tolist() == [[2, 3, 9], [8, PADDING, PADDING]]
+    left = batch_of_tensor(tensor([[0, 0, 4, 5]]), tensor([[0, 0, 1, 1]]))
+    assert left.next_ids.tolist() == [[PADDING, PADDING, 5, PADDING]]
+    segments = torch.tensor([[255, 255, 3, 3, 3]], dtype=torch.uint8)
+    packed = batch_of_tensor(tensor([[1, 2, 3, 4, 0]]), tensor([[1, 1, 1, 1, 0]]), segments)
+    assert packed.next_ids.tolist() == [[2, PADDING, 4, PADDING, PADDING]]
 
 
 @pytest.mark.parametrize("given", [7, np.int64(7), tensor(7), [7], tensor([7]), np.array([7])])

@@ -139,18 +139,28 @@ def test_frozen_lanes_ask_nothing(family: str) -> None:
         assert [sum(calls) for calls in seen] == [lanes * len(IDS)] * tracer.n_layers
 
 
+@pytest.mark.parametrize(
+    ("bounds", "module", "most"),
+    [
+        ({"MLP_ROWS": 3}, "mlp_module", 3),
+        ({"LANE_ROWS": 1, "FEWEST_LANES": 2}, "attention", 2 * len(IDS)),
+    ],
+)
 @pytest.mark.parametrize("family", WIRINGS)
-def test_rows_a_few_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_a_few_at_a_time(
+    family: str, bounds: dict[str, int], module: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bound on the rows of one call holds, and changes nothing."""
     tracer = Tracer(tiny_model(family))
     options: dict[str, Any] = {"select": RULE, "controls": CONTROLS}
     expected = tracer.trace(IDS, **options)
-    monkeypatch.setattr(engine, "MLP_ROWS", 3)
-    with rows_seen(tracer._decoder.blocks, "mlp_module") as seen:
+    for name, bound in bounds.items():
+        monkeypatch.setattr(engine, name, bound)
+    with rows_seen(tracer._decoder.blocks, module) as seen:
         trace = tracer.trace(IDS, **options)
     assert isinstance(trace, Trace)
     assert isinstance(expected, Trace)
-    assert max(max(calls) for calls in seen) == 3
+    assert max(max(calls) for calls in seen) == most
     np.testing.assert_array_equal(trace.topology, expected.topology)
     for name, values in expected.errors.items():
         np.testing.assert_allclose(trace.errors[name], values, atol=2e-5, rtol=2e-5, err_msg=name)

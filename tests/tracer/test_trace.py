@@ -15,6 +15,7 @@ import transformers
 from numpy.typing import NDArray
 from tiny_models import FURTHER, GROUPED, VARIANTS, VOCABULARY, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, BatchEncoding
+from transformers.utils import logging as hub_logging
 
 from densitrace import (
     AutoStrata,
@@ -30,9 +31,11 @@ from densitrace import (
     Tracer,
     kernels,
 )
+from densitrace.kernels import dispatch
 from densitrace.tracer import random_control
 from densitrace.tracer.graph import KINDS
 from densitrace.tracer.models import loading
+from densitrace.tracer.nodes import IMPORTANCES
 from densitrace.tracer.tracing import Settings
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41]
@@ -181,6 +184,15 @@ def test_seeds(tracer: Tracer) -> None:
     assert not np.array_equal(tv(1), tv(2))
 
 
+def test_the_random_control_draws_others_than_the_random_importance_keeps(tracer: Tracer) -> None:
+    options: dict[str, Any] = {"importance": "random", "controls": ("random",), "seed": 9}
+    trace = one(tracer, select=Threshold([0.05]), **options)
+    for layer in range(tracer.n_layers):  # a control keeps all residuals
+        weights = trace.weights(layer)
+        assert min(weights["res_attn"].min(), weights["res_mlp"].min()) > 0.05
+    assert not np.allclose(trace.errors["tv"], trace.errors["tv_random"])
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_exports(family: str) -> None:
     tracer = Tracer(tiny_model(family))
@@ -210,6 +222,24 @@ def test_weights_of_a_node_sum_to_one(tracer: Tracer) -> None:
             into_attention = np.nansum(found["attn"], (0, 2)) + found["res_attn"]
             np.testing.assert_allclose(into_attention, 1, atol=1e-5)
             np.testing.assert_allclose(found["mlp"] + found["res_mlp"], 1, atol=1e-5)
+
+
+def test_edges_of_a_node_without_any_weight_are_told_from_no_edges() -> None:
+    model = tiny_model("mistral")
+    with torch.no_grad():
+        model.get_input_embeddings().get_parameter("weight")[5] = 0
+    into_first = one(Tracer(model)).weights(0)["attn"][:, 0]
+    assert (into_first[:, 0] == 0).all()
+    assert np.isnan(into_first[:, 1:]).all()
+
+
+def test_the_cosine_of_a_vector_of_zeros_is_zero() -> None:
+    model = tiny_model("mistral")
+    with torch.no_grad():
+        model.get_input_embeddings().get_parameter("weight")[5] = 0
+    weights = one(Tracer(model), importance="cosine").weights(0)
+    assert (weights["attn"][:, 0, 0] == 0.5).all()
+    assert weights["res_attn"][0] == 0.5
 
 
 def test_auto_strata(tracer: Tracer) -> None:
@@ -456,6 +486,8 @@ def test_bad_models(tmp_path: Path) -> None:
         Tracer.from_pretrained(tmp_path / "config.json")
     with pytest.raises(InputError, match="device='abacus' is unknown; use auto, cpu, cuda"):
         Tracer.from_pretrained(tmp_path, device="abacus")
+    with pytest.raises(InputError, match=r"device='vulkan' cannot be used: .* 'Vulkan' backend$"):
+        Tracer.from_pretrained(tmp_path, device="vulkan")
     for dtype in ("float7", None):
         with pytest.raises(InputError, match=f"dtype={dtype!r} is unknown"):
             Tracer.from_pretrained(tmp_path, dtype=dtype)  # type: ignore[arg-type]
@@ -610,6 +642,29 @@ def test_reference_backend_agrees() -> None:
         one(Tracer(model, backend="abacus"))
 
 
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_op_runs_on_the_backend_asked_for(
+    importance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = dispatch.serving
+
+    def asked(op: str, device: Any, backend: str = "auto", edges: Any = None) -> str:
+        assert backend == "reference" or op in kernels.WITHOUT_BACKENDS, op
+        return serving(op, device, backend, edges)
+
+    monkeypatch.setattr(dispatch, "serving", asked)
+    tracer = Tracer(tiny_model("llama"), backend="reference")
+    for select in (RULE, Nucleus([0.5]), TopFraction([0.5])):
+        trace = one(tracer, importance=importance, select=select, controls=("inverse", "random"))
+    assert set(trace.weights(0)) == set(KINDS)
+    assert len(trace.edges()) == trace.edge_count[-1, 0]
+    frozen = one(
+        tracer, importance=importance, attention="frozen", scope="output", select=Size([0.5])
+    )
+    assert frozen.size.shape == (1, 1)
+    assert tracer.verify().ok
+
+
 @pytest.mark.parametrize("family", VARIANTS)
 def test_bfloat16(family: str) -> None:
     """A model in bfloat16 traces, near its float32 self, and verifies within its own rounding."""
@@ -627,6 +682,18 @@ def test_models_that_threads_load_at_once(byte_folder: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: Tracer.from_pretrained(byte_folder, device="cpu"), range(16)))
     assert transformers.PreTrainedModel.tie_weights is before
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_leaves_the_progress_bar_as_it_was(byte_folder: Path, shown: bool) -> None:
+    bar: Any = hub_logging
+    before = bar.is_progress_bar_enabled()
+    try:
+        (bar.enable_progress_bar if shown else bar.disable_progress_bar)()
+        Tracer.from_pretrained(byte_folder, device="cpu")
+        assert bar.is_progress_bar_enabled() == shown
+    finally:
+        (bar.enable_progress_bar if before else bar.disable_progress_bar)()
 
 
 @pytest.mark.parametrize(("rank", "index"), [(None, 0), ("0", 0), ("3", 3), ("5", 1)])
