@@ -105,7 +105,8 @@ class Tracer:
     ) -> None:
         if cuda_graphs and offloaded is not None:
             raise InputError("cuda_graphs need weights that stay in place: not an offloaded model")
-        model = text_model(causal_model(model))
+        whole = causal_model(model)
+        model = text_model(whole)
         architecture = architecture_of(model.config)
         self._decoder = Decoder(model, architecture, offloaded)
         if cuda_graphs and len({block.device for block in self._decoder.blocks}) > 1:
@@ -119,7 +120,7 @@ class Tracer:
             if not all(map(_finite, stored(self._decoder.value(name, parameter)))):
                 raise ModelError(f"weights of the model hold NaN or infinity, first in {name}")
         self.tokenizer = tokenizer
-        self.model_id = model_id or str(getattr(model.config, "name_or_path", "")) or "unnamed"
+        self.model_id = model_id or str(getattr(whole.config, "name_or_path", "")) or "unnamed"
         self.architecture = architecture.name
         self.backend = backend
         self._watch = Stopwatch(Clock(self.device))

@@ -109,7 +109,6 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
         else:
             text = _Headed.of(decoder)
     if isinstance(decoder, type(text)):  # it includes an unembedding
-        decoder.config.name_or_path = model.config.name_or_path
         return decoder
     if type(decoder) is not type(text.base_model):
         raise ModelError(
@@ -123,7 +122,6 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     text.all_tied_weights_keys = {name: of for name, of in tied.items() if name in names}
     inner: Any = text.base_model
     text.config = inner.config
-    text.config.name_or_path = model.config.name_or_path
     return text
 
 
