@@ -6,10 +6,9 @@
 A hill climb for each entry of kernels/triton/configs: it moves to the best neighbour until none is
 better, on the cases of benches/measuring/op_cases.py that use the entry. A neighbour has one
 argument halved or doubled, a tile and its warps halved or doubled together, or one pipeline stage
-more or less. Before it is timed, in alternation
-with the current configuration, it must compile, fit, not spill registers and agree with the current
-results. Improvements are written to the file of the GPU's compute capability; without any, no file
-is touched.
+more or less. Before it is timed, in alternation with the current configuration, it must compile,
+fit, not spill registers and agree with the current results. Improvements are written to the file of
+the GPU's compute capability; without any, no file is touched.
 """
 
 import gc
@@ -54,18 +53,14 @@ COUNTED_UP = ("num_stages", "BITS")  # by one; all others are doubled
 def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away, in a fixed order."""
     for name, value in config.items():
-        steps = (value - 1, value + 1) if name in COUNTED_UP else (value // 2, value * 2)
-        alone = [{name: step} for step in steps if within(name, step)]
-        together: list[Config] = []
-        if name not in BOUNDS and "num_warps" in config:  # the work of a warp stays the same
-            warps = (config["num_warps"] // 2, config["num_warps"] * 2)
-            together = [
-                {name: step, "num_warps": count}
-                for step, count in zip(steps, warps, strict=True)
-                if within(name, step) and within("num_warps", count)
-            ]
-        for changed in (*alone, *together):
-            yield config | changed
+        less, more = (value - 1, value + 1) if name in COUNTED_UP else (value // 2, value * 2)
+        changes = [{name: less}, {name: more}]
+        if name not in BOUNDS:  # a tile: together with its warps, the work of a warp stays the same
+            warps = config["num_warps"]
+            changes += [{name: less, "num_warps": warps // 2}, {name: more, "num_warps": warps * 2}]
+        for change in changes:
+            if all(within(*argument) for argument in change.items()):
+                yield config | change
 
 
 def within(name: str, value: int) -> bool:
