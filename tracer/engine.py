@@ -6,8 +6,8 @@ and again one per stratum for each control. With frozen attention only the clean
 and keys. On a CPU, MLP branches are computed only for the tokens that keep them. On a GPU this
 would make the host wait for the mask, so they are computed for all tokens and masked afterwards;
 nothing of ours in the loop synchronises (transformers' own blocks of DBRX, Aria and newer Falcons
-do). No tensor of size T x T x heads is kept: what remains of a node
-layer is the level map (T x T bytes) and the in-degrees.
+do). No tensor of size T x T x heads is kept: what remains of a node layer is the level map (T x T
+bytes) and the in-degrees.
 """
 
 from collections.abc import Callable, Iterator, Sequence

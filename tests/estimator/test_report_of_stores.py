@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -206,17 +206,22 @@ def test_titles_of_correlations(interval: tuple[float, float, float], text: str)
     assert correlation_text(Interval(*interval)) == text
 
 
+def make_changed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Store:
+    """A store of made-up curves that have been changed."""
+    curves = made_up_store._curves
+    monkeypatch.setattr(made_up_store, "_curves", lambda *arguments: change(curves(*arguments)))
+    return make(path, tokens=300)
+
+
 def test_a_trace_of_the_whole_graph_reaches_any_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curves = made_up_store._curves
-
-    def whole(*arguments: Any) -> dict[str, Any]:
-        made = curves(*arguments)
+    def whole(made: dict[str, Any]) -> dict[str, Any]:
         return {**made, "size": np.ones_like(made["size"]), "tv": np.zeros_like(made["tv"])}
 
-    monkeypatch.setattr(made_up_store, "_curves", whole)
-    store = make(tmp_path / "s.zarr", tokens=300)
+    store = make_changed(tmp_path / "s.zarr", monkeypatch, whole)
     result = DensityResult.from_store(store)
     assert (result.tokens[result.density] == 1).all() and result.tokens["reached"].all()
     parts = section(Subject("s1", "a", result, store)).parts
@@ -397,15 +402,11 @@ def test_topology_of_a_sample_is_close_to_all(
 def test_traces_of_tokens_without_an_error_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curves = made_up_store._curves
-
-    def broken(*arguments: Any) -> dict[str, Any]:
-        made = curves(*arguments)
+    def broken(made: dict[str, Any]) -> dict[str, Any]:
         made["tv"][:, 5, 0] = np.nan
         return made
 
-    monkeypatch.setattr(made_up_store, "_curves", broken)
-    store = make(tmp_path / "s.zarr", tokens=300)
+    store = make_changed(tmp_path / "s.zarr", monkeypatch, broken)
     known = np.isfinite(store.tv[:]).all(-1)[store.token[:] >= 0].sum()
     assert (trace_parts(store, stratum=2)["tokens"] == known).all()
 
