@@ -17,7 +17,7 @@ import torch
 
 from densitrace import Threshold, Tracer, open_store, scan
 from densitrace.tracer import layout, parts, windows
-from densitrace.tracer.parts import Worker
+from densitrace.tracer.parts import Claims, Worker
 from densitrace.tracer.progress import Meter
 from densitrace.tracer.storage import Folder
 
@@ -104,6 +104,32 @@ class Job:
         for process in self.started(count):
             process.join()
             assert process.exitcode == 0
+
+
+@dataclass(frozen=True)
+class HeldJob(Job):
+    """A scan whose workers each hold at the first part they claim, until `release` is called."""
+
+    @property
+    def _released(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.released")
+
+    def release(self) -> None:
+        """Let every worker go on."""
+        self._released.touch()
+
+    def run(self, worker: Worker | None = None) -> None:
+        """Run one worker's share in this process."""
+        take = Claims.take
+
+        def take_and_hold(claims: Claims, part: int) -> bool:
+            taken = take(claims, part)
+            while taken and not self._released.exists():
+                time.sleep(0.01)
+            return taken
+
+        with patch.object(Claims, "take", take_and_hold):
+            super().run(worker)
 
 
 def killed_until_complete(job: Job, workers: int, seconds: float, moments: random.Random) -> int:

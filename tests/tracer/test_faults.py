@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from scan_workers import (
     CONTEXT,
     RULE,
+    HeldJob,
     Job,
     assert_same_store,
     beside,
@@ -97,11 +98,12 @@ def test_a_worker_that_hangs_is_replaced(
     jobs: Callable[[], Job], whole: tuple[Path, float]
 ) -> None:
     job = jobs()
-    hanging = Job(job.model, job.corpus, job.out, lease=0.5)
+    hanging = HeldJob(job.model, job.corpus, job.out)
     (process,) = hanging.started()
     until(lambda: job.out.exists() and bool(claims_of(open_store(job.out).storage)))
     os.kill(process.pid or 0, signal.SIGSTOP)
-    hanging.finished()
+    hanging.release()
+    Job(job.model, job.corpus, job.out, lease=0.5).finished()
     assert_same_store(job.out, whole[0])
     os.kill(process.pid or 0, signal.SIGCONT)
     process.join()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scan_workers import RULE, Job, assert_same_store, write_corpus
+from scan_workers import RULE, HeldJob, Job, assert_same_store, write_corpus
 
 from densitrace import Tracer, open_store, scan
 from densitrace.tracer.parts import claims_of
@@ -18,12 +18,22 @@ from densitrace.tracer.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = 240.0  # to wait for processes, should they never end
+TOGETHER = '''"""Run a command of this package, after every rank has imported it."""
+import os, runpy, sys, time
+from pathlib import Path
+import densitrace.tracer.scan_cli, transformers.models.llama.modeling_llama
+folder, *sys.argv = sys.argv[1:]
+(Path(folder) / os.environ["RANK"]).touch()
+while len(os.listdir(folder)) < int(os.environ["WORLD_SIZE"]):
+    time.sleep(0.01)
+runpy.run_path(sys.argv[0], run_name="__main__")
+'''
 
 
 def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> None:
     """Planned by rank 0 while the other waits; parts are of the size that the store chooses.
 
-    There are more of them than one rank does before the other has seen the plan.
+    Both begin at once, and there are more parts than one does before the other has seen the plan.
     """
     corpus = tmp_path / "c.txt"
     options: dict[str, Any] = {"select": RULE, "context": 64, "batch_tokens": 2048}
@@ -31,6 +41,9 @@ def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     # Without --, torchrun would take --log for one of several of its own.
     command += ["--nproc-per-node", "2", "--no-python", "--"]
+    (tmp_path / "together.py").write_text(TOGETHER)
+    (tmp_path / "ready").mkdir()
+    command += [sys.executable, str(tmp_path / "together.py"), str(tmp_path / "ready")]
     command += [str(Path(sys.executable).with_name("densitrace")), "scan", str(corpus)]
     command += ["--model", str(byte_folder), "--device", "cpu", "--out", str(tmp_path / "ranks")]
     command += ["--thresholds", "0.2,0.05,0.01", "--context", "64", "--batch-tokens", "2048"]
@@ -51,9 +64,13 @@ def test_ranks_of_torchrun_share_a_scan(byte_folder: Path, tmp_path: Path) -> No
 def test_one_of_two_is_killed_and_the_other_finishes(
     byte_folder: Path, tmp_path: Path, killed: int
 ) -> None:
-    """At a part, which the other takes over; it was never asked to wait for anybody."""
+    """At a part, which the other takes over; it was never asked to wait for anybody.
+
+    Both hold at their first part, lest one do all parts before the other has begun.
+    """
     write_corpus(tmp_path / "c.jsonl")
-    whole, job = (Job(byte_folder, tmp_path / "c.jsonl", tmp_path / name) for name in ("a", "b"))
+    whole = Job(byte_folder, tmp_path / "c.jsonl", tmp_path / "a")
+    job = HeldJob(byte_folder, tmp_path / "c.jsonl", tmp_path / "b")
     whole.finished()
     workers = job.started(2)
     end = time.monotonic() + SECONDS
@@ -66,6 +83,7 @@ def test_one_of_two_is_killed_and_the_other_finishes(
     workers[killed].join()
     assert workers[killed].exitcode == -signal.SIGKILL
     assert not open_store(job.out).complete
+    job.release()
     other = workers[1 - killed]
     other.join(SECONDS)
     assert other.exitcode == 0
