@@ -418,7 +418,15 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "olmo": {"clip_qkv": 2.0, "head_dim": 12, "attention_bias": True},
     "olmo3": {**_WINDOWS, "attention_bias": True},
     "olmoe": {**_EXPERTS, "clip_qkv": 2.0, "attention_bias": True},
+    "openai-gpt": {"num_key_value_heads": 4},
     "opt": {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "opt_post": {
+        "model_type": "opt",
+        "num_key_value_heads": 4,
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 24,
+        "do_layer_norm_before": False,
+    },
     "phi": {**_HALF, "qk_layernorm": True},
     "phi3": {**_HALF, "sliding_window": WINDOW},
     "phi4_multimodal": {

@@ -207,10 +207,13 @@ class LaneLoop:
     def _sequential_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
-        states = self._attend(layer, block, hidden, call, {"res_attn": self._clean(hidden)})[1]
+        after_attention, after_mlp = block.stream_norms
+        side = _folded((self._clean(hidden),), after_attention)
+        states = self._attend(layer, block, hidden, call, {"res_attn": side[0]}, after_attention)[1]
+        states = block.after_attention(states)
         clean = self._clean(states)
         branch = self._mlp(block, clean)
-        side = self._folded(layer, (clean, branch))
+        side = _folded((clean, branch), (*after_mlp, *self._final(layer)))
         keep = self._select(self.importance.mlp_node(layer, ("res_mlp", "mlp"), side))
         clean += branch
         if self.masked_lanes:
@@ -222,17 +225,16 @@ class LaneLoop:
                 branch = self._kept_mlp(block, before, mlp[index])
                 torch.addcmul(branch, before, residual[index, None], out=before)
                 _put(rows, index, before)
-        return states
+        return block.after_mlp(states)
 
     def _parallel_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]
     ) -> Tensor:
         clean = self._clean(hidden)
         branch = self._mlp(block, clean)
-        side = self._folded(layer, (clean, branch))
-        keep, states = self._attend(
-            layer, block, hidden, call, dict(zip(("res_attn", "mlp"), side, strict=True))
-        )
+        final = self._final(layer)
+        side = dict(zip(("res_attn", "mlp"), _folded((clean, branch), final), strict=True))
+        keep, states = self._attend(layer, block, hidden, call, side, final)
         self._clean(states).add_(branch)
         if self.masked_lanes:
             before, rows = self._masked(hidden), self._masked(states)
@@ -249,11 +251,13 @@ class LaneLoop:
         hidden: Tensor,
         call: dict[str, Any],
         side: dict[str, Tensor],
+        following: tuple[LinearNorm, ...],
     ) -> tuple[Selection, Tensor]:
         """The attention half of a block.
 
         Args:
             side: the clean lane's side edge vectors [B, T, D] into the attention node, by kind.
+            following: norms that follow the node; they are folded into `side` already.
 
         Returns:
             What the lanes keep of the attention node, and a new tensor of their states
@@ -261,11 +265,10 @@ class LaneLoop:
         """
         selected: list[Selection] = []
         norms = () if block.attention_norm is None else (block.attention_norm,)
-        final = self._final(layer) if self.decoder.parallel else ()
 
         def attend(pattern: Pattern, value: Tensor) -> Tensor:
             clean = replace(pattern, segments=self.batch.segments)
-            branch = AttentionBranch(block, clean, v=value, norms=(*norms, *final))
+            branch = AttentionBranch(block, clean, v=value, norms=(*norms, *following))
             node, output = self.importance.attention_node(
                 layer, branch, tuple(side), list(side.values())
             )
@@ -351,16 +354,9 @@ class LaneLoop:
         """A view [masked lanes * B * T, D] of the masked lanes' states."""
         return states[len(self.batch.ids) :].view(-1, states.shape[-1])
 
-    def _folded(self, layer: int, vectors: tuple[Tensor, ...]) -> list[Tensor]:
-        """Clean edge vectors [B, T, D] into a block's last node, the final norm folded in."""
-        folded = list(vectors)
-        for norm in self._final(layer):
-            folded = [norm.fold(vector) for vector in folded]
-        return folded
-
     def _final(self, layer: int) -> tuple[LinearNorm, ...]:
         """The final norm if it follows this block's last node (METHOD §7)."""
-        return (self.decoder.final_norm,) if self._is_last(layer) else ()
+        return self.decoder.final_norms if self._is_last(layer) else ()
 
     def _is_last(self, layer: int) -> bool:
         return layer == len(self.decoder.blocks) - 1
@@ -455,6 +451,14 @@ class LaneLoop:
             eligible = eligible.clone()
             eligible[:, :-1] = False
         return eligible
+
+
+def _folded(vectors: tuple[Tensor, ...], norms: tuple[LinearNorm, ...]) -> list[Tensor]:
+    """Edge vectors [..., D] into a node, with the norms that follow it folded in."""
+    folded = list(vectors)
+    for norm in norms:
+        folded = [norm.fold(vector) for vector in folded]
+    return folded
 
 
 def _kept_rows(kept: Tensor) -> Iterator[slice | Tensor]:

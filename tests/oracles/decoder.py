@@ -90,6 +90,8 @@ class Oracle:
             name = "falcon_rw"
         if name == "stablelm" and self.config.use_parallel_residual:
             name = "stablelm_parallel"
+        if name == "opt" and not self.config.do_layer_norm_before:
+            name = "opt_post"
         self.family = (FAMILIES | FURTHER).get(name, Family())
         self.state: dict[str, Floats] = {
             name: value.detach().double().numpy() for name, value in model.state_dict().items()
@@ -175,17 +177,20 @@ class Oracle:
                 nodes.append((block, {"attn": edges, "res_attn": x, "mlp": m}))
                 x = y + kept["mlp"] * m
             else:
+                node = {"attn": edges, "res_attn": x}
+                y = self._followed(node, y, self._norm(block, self.family.stream_attn))
+                nodes.append((block, node))
                 m = self.factor * self._mlp(block, y)
-                nodes.append((block, {"attn": edges, "res_attn": x}))
-                nodes.append((block, {"mlp": m, "res_mlp": y}))
-                x = self._leaving(block, kept["res_mlp"] * y + kept["mlp"] * m)
+                node = {"mlp": m, "res_mlp": y}
+                x = kept["res_mlp"] * y + kept["mlp"] * m
+                x = self._followed(node, x, self._norm(block, self.family.stream_mlp))
+                nodes.append((block, node))
+                x = self._leaving(block, x)
             alphas.append(alpha)
             windows.append(window)
-        final = self._norm(None, self.family.final_norm)
-        assert final
-        for kind, e in nodes[-1][1].items():  # METHOD §7: at every position
-            nodes[-1][1][kind] = final.linear(e, x[:, None] if kind == "attn" else x)
-        logits = self._logits(final(x))
+        # METHOD §7: at every position
+        x = self._followed(nodes[-1][1], x, self._norm(None, self.family.final_norm))
+        logits = self._logits(x)
         return Run(logits, np.stack(alphas), nodes, np.stack(windows), causal, self.parallel)
 
     def _embed(self, ids: Sequence[int], positions: NDArray[np.int64]) -> Floats:
@@ -203,6 +208,15 @@ class Oracle:
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * np.tanh(logits / cap)
 
+    @staticmethod
+    def _followed(node: NodeEdges, x: Floats, norm: Norm | None) -> Floats:
+        """The norm of a node's stream [T, D], and, in place, its linear part of the edges."""
+        if norm is None:
+            return x
+        for kind, e in node.items():
+            node[kind] = norm.linear(e, x[:, None] if kind == "attn" else x)
+        return norm(x)
+
     def _leaving(self, block: int, x: Floats) -> Floats:
         """The input of the next block, from the sum of a block's edges."""
         name = f"{self.family.stem}.{self.family.blocks}.{block}.layer_scalar"
@@ -212,7 +226,7 @@ class Oracle:
         """Weight [out, in] and bias [out] of a projection of a block."""
         path = f"{self.family.stem}.{self.family.blocks}.{block}.{name}"
         weight = self.state[f"{path}.weight"]
-        weight = weight.T if self.config.model_type == "gpt2" else weight
+        weight = weight.T if self.config.model_type in ("gpt2", "openai-gpt") else weight
         return weight, self.state.get(f"{path}.bias", np.zeros(len(weight)))
 
     def _norm(self, block: int | None, name: str | None) -> Norm | None:

@@ -15,7 +15,7 @@ class Family:
     stem: str = "model"
     embedding: str = "embed_tokens"
     blocks: str = "layers"
-    final_norm: str = "norm"
+    final_norm: str | None = "norm"
     head: str = "lm_head"
     before_head: str | None = None  # a layer between the final norm and the head
     attention: str = "self_attn"
@@ -27,6 +27,8 @@ class Family:
     post_attn: str | None = None
     pre_mlp: str | None = "post_attention_layernorm"
     post_mlp: str | None = None
+    stream_attn: str | None = None  # norm of the stream after attention
+    stream_mlp: str | None = None  # norm of the stream after the MLP
     epsilon: str = "rms_norm_eps"
     activation: str = "hidden_act"
     layer_norm: bool = False  # centred, with a bias; else RMS
@@ -205,7 +207,25 @@ FURTHER = {
     "nanochat": Family(weightless=True),
     "nemotron": Family(epsilon="norm_eps", layer_norm=True, one_plus=True),
     "olmo": Family(layer_norm=True, weightless=True),
+    "openai-gpt": replace(
+        FAMILIES["gpt2"],
+        final_norm=None,
+        attention="attn",
+        pre_attn=None,
+        pre_mlp=None,
+        stream_attn="ln_1",
+        stream_mlp="ln_2",
+    ),
     "opt": _OPT,
+    "opt_post": replace(
+        _OPT,
+        final_norm=None,
+        pre_attn=None,
+        pre_mlp=None,
+        before_head="model.decoder.project_out",
+        stream_attn="self_attn_layer_norm",
+        stream_mlp="final_layer_norm",
+    ),
     "biogpt": replace(
         _OPT,
         stem="biogpt",

@@ -39,6 +39,7 @@ class ModulesOracle(Oracle):
         # Falcon accepts no other name.
         self.model.config._attn_implementation = _WITH_SINKS if with_sinks else "eager"
         self.model.config._experts_implementation = "eager"  # no grouped float64 products in torch
+        self.model.config.output_attentions = self.config.model_type == "openai-gpt"
         blocks = f"{self.family.stem}.{self.family.blocks}"
         self.modules: list[Any] = list(self.model.get_submodule(blocks))
         self.calls: list[dict[str, Any]] = []  # keyword arguments by block
@@ -74,10 +75,12 @@ class ModulesOracle(Oracle):
         with torch.inference_mode(), local_torch_dtype(torch.float64):
             states = torch.from_numpy(x)[None]
             attention = self.modules[block].get_submodule(self.family.attention)
-            names = {"bloom": ("hidden_states", "residual"), "ctrl": ("v", "k", "q")}.get(
-                self.config.model_type, ("hidden_states",)
-            )
-            outputs = attention(**dict.fromkeys(names, states), **self.calls[block])
+            names = {
+                "bloom": ("hidden_states", "residual"),
+                "ctrl": ("v", "k", "q"),
+                "openai-gpt": ("x",),
+            }.get(self.config.model_type, ("hidden_states",))
+            outputs = attention(**self.calls[block] | dict.fromkeys(names, states))
         alpha = np.asarray(outputs[1][0].numpy())
         assert not alpha[:, ~allowed].any()
         size = self._linear(block, self.family.out)[0].shape[1] // self.heads

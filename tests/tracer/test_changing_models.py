@@ -142,7 +142,13 @@ def test_changed_weights_are_traced_and_hashed(change: Callable[[PreTrainedModel
 
 
 @pytest.mark.parametrize(
-    ("family", "norm"), [("olmo2", "post_attention_layernorm"), ("bitnet", "attn_sub_norm")]
+    ("family", "norm"),
+    [
+        ("olmo2", "post_attention_layernorm"),
+        ("bitnet", "attn_sub_norm"),
+        ("openai-gpt", "ln_1"),
+        ("opt_post", "final_layer_norm"),
+    ],
 )
 def test_a_norm_of_attention_edges_that_changes(family: str, norm: str) -> None:
     model = tiny_model(family)
@@ -273,14 +279,24 @@ def test_autocast_is_off_while_tracing() -> None:
         assert torch.is_autocast_enabled("cpu")
 
 
-def test_a_config_without_return_dict() -> None:
-    model = tiny_model("llama")
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        ("llama", "return_dict", False),
+        ("bloom", "output_attentions", True),
+        ("falcon", "output_attentions", True),
+        ("gpt_neo", "output_attentions", True),
+        ("gpt_neo", "output_hidden_states", True),
+    ],
+)
+def test_a_config_with_other_outputs(family: str, name: str, value: bool) -> None:
+    model = tiny_model(family)
     expected = traced(fresh(model))
-    model.config.return_dict = False
+    setattr(model.config, name, value)
     tracer = Tracer(model)
     assert_same(traced(tracer), expected)
     assert tracer.verify().ok
-    assert model.config.return_dict is False
+    assert getattr(model.config, name) is value
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -20,7 +20,7 @@ def test_a_root_keeps_lengths(family: str) -> None:
     model = decoder(family, "cpu", torch.float32)
     block = model.blocks[-1]
     own = () if block.attention_norm is None else (block.attention_norm,)
-    for norms in ((), own, (*own, model.final_norm)):
+    for norms in ((), own, (*own, *model.final_norms)):
         w_o, root = block.folded_w_o(norms), block.folded_root(norms)
         heads, _, width = w_o.shape
         assert root.shape == (heads, width, width)

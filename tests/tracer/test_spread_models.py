@@ -51,6 +51,7 @@ def spread(family: str, first: int) -> Decoder:
     model: Any = tiny_model(family)
     architecture = architecture_of(model.config)
     blocks = list(model.get_submodule(architecture.blocks).children())
+    assert isinstance(architecture.final_norm, str)
     final = model.get_submodule(architecture.final_norm)
     for module in (*blocks[first:], final):
         module.to(META)

@@ -512,8 +512,6 @@ def test_undeclared_architecture(tmp_path: Path) -> None:
         ("gemma4_text", {"num_kv_shared_layers": 1}),
         ("gemma4_text", {"use_bidirectional_attention": "all"}),
         ("granitemoehybrid", {"layer_types": ["attention", "mamba", "attention"]}),
-        ("opt", {"do_layer_norm_before": False}),
-        ("opt", {"word_embed_proj_dim": 16}),
         ("phimoe", {"sliding_window": 5}),
         ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}),
         ("gpt_bigcode", {"add_cross_attention": True, "multi_query": False}),
@@ -525,15 +523,6 @@ def test_what_a_family_cannot_have(model_type: str, setting: dict[str, Any]) -> 
     config = AutoConfig.for_model(model_type, **settings)
     with pytest.raises(ModelError, match=f"this {model_type} model .*{next(iter(setting))}="):
         Tracer(AutoModelForCausalLM.from_config(config))
-
-
-@pytest.mark.parametrize("setting", ["_remove_final_layer_norm", "layer_norm_elementwise_affine"])
-def test_an_opt_without_norms_or_their_weights(setting: str) -> None:
-    config = AutoConfig.for_model("opt", **FURTHER["opt"])
-    setattr(config, setting, not getattr(config, setting))
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=r"this opt model .* a final norm, or weights of its"):
-        Tracer(model)
 
 
 @pytest.mark.parametrize(
@@ -562,6 +551,10 @@ def test_wirings_of_falcon(setting: dict[str, Any]) -> None:
         ("granitemoehybrid", {"num_local_experts": 0, "position_embedding_type": None}),
         ("granitemoeshared", {"shared_intermediate_size": 0}),
         ("hyperclovax", {"use_post_norm": False}),
+        ("opt", {"_remove_final_layer_norm": True}),
+        ("opt", {"layer_norm_elementwise_affine": False}),
+        ("opt", {"word_embed_proj_dim": 16}),
+        ("opt", {"do_layer_norm_before": False}),
         ("gemma4_text", {"enable_moe_block": False, "attention_k_eq_v": False}),
         ("phimoe", {"sliding_window": 64}),  # as long as the longest sequence
     ],

@@ -31,6 +31,7 @@ from .nanochat import NANOCHAT
 from .nemotron import NEMOTRON
 from .offload import OffloadedBlocks
 from .olmo import EXAONE4, FLEX_OLMO, OLMO, OLMO2, OLMO3, OLMOE
+from .openai_gpt import OPENAI_GPT
 from .opt import BIOGPT, OPT
 from .phi import PHI, PHI3, PHIMOE
 from .qwen import QWEN2, QWEN2_MOE, QWEN3
@@ -88,6 +89,7 @@ for _architecture in (
     GPT2,
     GPT_BIGCODE,
     GPT_NEOX,
+    OPENAI_GPT,
     OPT,
     BIOGPT,
     GPT_NEO,

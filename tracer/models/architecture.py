@@ -36,6 +36,9 @@ class BlockNorms:
     after_attention: str | None = None
     before_mlp: str | None = None
     after_mlp: str | None = None
+    # Of the residual stream itself, once the branch has been added to it (post-LN).
+    stream_after_attention: str | None = None
+    stream_after_mlp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Architecture:
     name: str
     model_types: tuple[str, ...]  # `config.model_type` of the models it covers
     blocks: str
-    final_norm: str
+    final_norm: str | Callable[[Any], str | None] | None  # fixed, or config -> path; None without
     attention: str  # within a block
     output_projection: str  # within the attention
     mlp: str | Callable[[Any, Tensor], Tensor]  # within a block, or (block, states) -> branch

@@ -36,6 +36,9 @@ _EMPTY_MASK = "densitrace_empty_mask"  # the same, for models that compute with 
 _HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
 _POSITIONS = "densitrace_positions"  # keyword of a block's call, for ALiBi
 
+# What a config may say that a forward pass returns, while a model is traced.
+_OUTPUTS = {"return_dict": True, "output_hidden_states": False, "_output_attentions": False}
+
 # While a model is traced its modules are patched: no two threads may trace at once. One lock for
 # all models, as models may share modules or a config, and `set_stance` is global.
 _ONE_AT_A_TIME = RLock()
@@ -144,6 +147,8 @@ class Block:
         self._after_attention = _optional(module, norms.after_attention)
         self._before_mlp = _optional(module, norms.before_mlp)
         self._after_mlp = _optional(module, norms.after_mlp)
+        self._stream_after_attention = _optional(module, norms.stream_after_attention)
+        self._stream_after_mlp = _optional(module, norms.stream_after_mlp)
         self._architecture = architecture
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
         self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
@@ -161,7 +166,8 @@ class Block:
     @property
     def _weight(self) -> Tensor:
         """A weight that is not quantised: a norm's, or the projection's if norms have none."""
-        modules = (self._before_attention, self._after_attention, self.projection)
+        norms = (self._before_attention, self._after_attention, self._stream_after_attention)
+        modules = (*norms, self.projection)
         weights: Iterator[Tensor | None] = (getattr(m, "weight", None) for m in modules)
         return next(w for w in weights if w is not None and w.is_floating_point())
 
@@ -218,6 +224,16 @@ class Block:
             branch = branch[0]
         return self._added(branch[0], self._after_mlp)
 
+    def after_attention(self, states: Tensor) -> Tensor:
+        """The residual stream after attention, from its sum with the attention branch."""
+        norm = self._stream_after_attention
+        return states if norm is None else norm(states)
+
+    def after_mlp(self, states: Tensor) -> Tensor:
+        """The residual stream after the MLP, from its sum with the MLP branch."""
+        norm = self._stream_after_mlp
+        return states if norm is None else norm(states)
+
     def scale_output(self, states: Tensor) -> Tensor:
         """Scale the block's output states in place, if the architecture does."""
         name = self._architecture.block_scale
@@ -242,8 +258,8 @@ class Block:
     def inverse_scale(self, output: Tensor) -> Tensor | None:
         """1 / rho_t of the norms that attention edges pass: float32 [B, T]; None without any.
 
-        `output` is the attention output [B, H, T, d_v]. The final norm is not one of them: its
-        scale is common to all edges of a node and cancels in every importance.
+        `output` is the attention output [B, H, T, d_v]. Norms of the residual stream are not among
+        them: their scale is common to all edges of a node and cancels in every importance.
         """
         scale = None
         if self.projection_norm is not None:
@@ -262,6 +278,15 @@ class Block:
     def attention_norm(self) -> LinearNorm | None:
         """The linearised norm after attention, if there is one."""
         return self._linearised(self._after_attention)
+
+    @cached_property
+    def stream_norms(self) -> "tuple[tuple[LinearNorm, ...], tuple[LinearNorm, ...]]":
+        """The linearised norms of the residual stream: after attention, and after the MLP."""
+        modules = (self._stream_after_attention, self._stream_after_mlp)
+        after_attention, after_mlp = (
+            () if norm is None else (LinearNorm.of(norm, self._architecture),) for norm in modules
+        )
+        return after_attention, after_mlp
 
     def _linearised(self, norm: nn.Module | None) -> LinearNorm | None:
         return None if norm is None else LinearNorm.of(norm, self._architecture)
@@ -313,14 +338,17 @@ class Block:
     @property
     def derived_from(self) -> list[nn.Module]:
         """The modules whose weights the block's matrices are derived from."""
-        modules = (self._before_projection, self.projection, self._after_attention)
+        modules = (
+            self._before_projection, self.projection, self._after_attention,
+            self._stream_after_attention, self._stream_after_mlp,
+        )  # fmt: skip
         return [module for module in modules if module is not None]
 
     def forget_weights(self, *_: Any) -> None:
         """Drop everything derived from weights; also a forward hook."""
         self._folded.clear()
         self._roots.clear()
-        for name in ("projection_norm", "attention_norm", "w_o"):
+        for name in ("projection_norm", "attention_norm", "stream_norms", "w_o"):
             self.__dict__.pop(name, None)
 
 
@@ -402,13 +430,15 @@ class Decoder:
         return table, offset if offset.any() else None
 
     @cached_property
-    def final_norm(self) -> LinearNorm:
-        """The linearised final norm."""
-        return LinearNorm.of(self._final_norm, self.architecture)
+    def final_norms(self) -> tuple[LinearNorm, ...]:
+        """The linearised final norm, if there is one."""
+        return tuple(LinearNorm.of(norm, self.architecture) for norm in self._final_norms)
 
     @property
-    def _final_norm(self) -> nn.Module:
-        return self.model.get_submodule(self.architecture.final_norm)
+    def _final_norms(self) -> list[nn.Module]:
+        path = self.architecture.final_norm
+        path = path(self.model.config) if callable(path) else path
+        return [] if path is None else [self.model.get_submodule(path)]
 
     def refresh(self) -> Hashable:
         """Drop what was derived from weights or hooks that have changed since the last call.
@@ -420,7 +450,7 @@ class Decoder:
             A key that changes at least whenever something is dropped, tensors move in memory, or
             hooks or attributes of modules change.
         """
-        modules = [self._final_norm, *chain(*(block.derived_from for block in self.blocks))]
+        modules = [*self._final_norms, *chain(*(block.derived_from for block in self.blocks))]
         head = self.model.get_output_embeddings()
         if not is_plain(head):
             modules.append(head)
@@ -429,7 +459,7 @@ class Decoder:
             self._derived_state = state
             for block in self.blocks:
                 block.forget_weights()
-            for name in ("final_norm", "_evaluated_head"):
+            for name in ("final_norms", "_evaluated_head"):
                 self.__dict__.pop(name, None)
         return state
 
@@ -472,7 +502,8 @@ class Decoder:
         Restores the mode of every module. May be nested.
         """
         with _ONE_AT_A_TIME, ExitStack() as stack:
-            stack.enter_context(_attribute(self.model.config, "return_dict", True))
+            for name, value in _OUTPUTS.items():
+                stack.enter_context(_attribute(self.model.config, name, value))
             if torch.amp.is_autocast_available(self.device.type):
                 stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if "torch._dynamo" in sys.modules:  # else nothing is compiled

@@ -1,4 +1,7 @@
-"""OPT and BioGPT: LayerNorm, learned positions, MLP layers that are attributes of the block."""
+"""OPT and BioGPT: LayerNorm, learned positions, MLP layers that are attributes of the block.
+
+The norms of OPT-350M lie in the residual stream, and it has no final norm.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -8,15 +11,19 @@ from torch import Tensor
 from .architecture import BlockNorms, learned_positions
 from .llama import llama_like
 
+PRE_NORM = BlockNorms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm")
+POST_NORM = BlockNorms(
+    stream_after_attention="self_attn_layer_norm", stream_after_mlp="final_layer_norm"
+)
 
-def _unsupported(config: Any) -> str | None:
-    if not config.do_layer_norm_before:
-        return "do_layer_norm_before=False: its norms lie in the residual stream"
-    if config._remove_final_layer_norm or not config.layer_norm_elementwise_affine:
-        return "it lacks a final norm, or weights of its norms"
-    if config.word_embed_proj_dim != config.hidden_size:
-        return "word_embed_proj_dim=...: its states are projected before they are unembedded"
-    return None
+
+def _norms(config: Any) -> BlockNorms:
+    return PRE_NORM if config.do_layer_norm_before else POST_NORM
+
+
+def _final_norm(config: Any) -> str | None:
+    present = config.do_layer_norm_before and not config._remove_final_layer_norm
+    return "model.decoder.final_layer_norm" if present else None
 
 
 def _mlp(block: Any, states: Tensor) -> Tensor:
@@ -30,7 +37,7 @@ BIOGPT = replace(
     final_norm="biogpt.layer_norm",
     output_projection="out_proj",
     mlp=_mlp,
-    norms=BlockNorms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm"),
+    norms=PRE_NORM,
     norm_kind="layer",
     longest=learned_positions,
 )
@@ -39,6 +46,6 @@ OPT = replace(
     name="opt",
     model_types=("opt",),
     blocks="model.decoder.layers",
-    final_norm="model.decoder.final_layer_norm",
-    unsupported=_unsupported,
+    final_norm=_final_norm,
+    norms=_norms,
 )
