@@ -6,6 +6,7 @@ and values are passed without a copy if they are float32 or bfloat16; everything
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ LOGIT_ROWS = 128  # at least, so that each read of the unembedding serves many r
 TABLE_EDGES = 1 << 21  # of a table: 38 MiB, enough for an ordinary block
 DEVICES = ("cpu",)  # `dispatch` reads this
 ISA = "auto"  # the instruction set; tests run all of them
+
+_empty = partial(torch.empty, device="cpu")  # torch's default device may be another
 
 
 def _options() -> tuple[int, str]:
@@ -106,16 +109,16 @@ def _edges(edges: AttentionEdges) -> _cpu.Edges:
 
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     batch, _, length, _ = v.shape
-    norms = torch.empty(batch, len(w_o), length, dtype=torch.float32)
+    norms = _empty(batch, len(w_o), length, dtype=torch.float32)
     _cpu.source_norms(_rows(v), _floats(w_o), p, norms.numpy(), *_options())
     return norms
 
 
 def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> AttentionStats:
     batch, heads, length = pattern.shape
-    output = torch.empty(batch, heads, length, v.shape[-1], dtype=torch.float32)
-    lse = torch.empty(batch, heads, length, dtype=torch.float32)
-    mass = torch.empty(batch, length, dtype=torch.float32)
+    output = _empty(batch, heads, length, v.shape[-1], dtype=torch.float32)
+    lse = _empty(batch, heads, length, dtype=torch.float32)
+    mass = _empty(batch, length, dtype=torch.float32)
     _cpu.attention_stats(
         _pattern(pattern),
         _rows(v),
@@ -130,14 +133,14 @@ def attention_stats(pattern: Pattern, v: Tensor, source: Tensor | None) -> Atten
 
 def edge_mass(edges: AttentionEdges) -> Tensor:
     batch, _, length = edges.pattern.shape
-    mass = torch.empty(batch, length, dtype=torch.float32)
+    mass = _empty(batch, length, dtype=torch.float32)
     _cpu.edge_mass(_edges(edges), mass.numpy(), *_options())
     return mass
 
 
 def edge_weights(edges: AttentionEdges) -> Tensor:
     batch, heads, length = edges.pattern.shape
-    weights = torch.empty(batch, heads, length, length, dtype=torch.float32)
+    weights = _empty(batch, heads, length, length, dtype=torch.float32)
     _cpu.edge_weights(_edges(edges), weights.numpy(), *_options())
     return weights
 
@@ -145,7 +148,7 @@ def edge_weights(edges: AttentionEdges) -> Tensor:
 def nucleus_cuts(
     edges: AttentionEdges | None, side: Tensor, masses: Tensor, total: Tensor
 ) -> Tensor:
-    cuts = torch.empty(len(masses), *side.shape[1:], dtype=torch.float32)
+    cuts = _empty(len(masses), *side.shape[1:], dtype=torch.float32)
     _cpu.nucleus_cuts(
         None if edges is None else _edges(edges),
         _floats(side),
@@ -158,7 +161,7 @@ def nucleus_cuts(
 
 
 def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor) -> Tensor:
-    cuts = torch.empty(len(fractions), *side.shape[1:], dtype=torch.float32)
+    cuts = _empty(len(fractions), *side.shape[1:], dtype=torch.float32)
     _cpu.fraction_cuts(
         None if edges is None else _edges(edges),
         _floats(side),
@@ -170,7 +173,7 @@ def fraction_cuts(edges: AttentionEdges | None, side: Tensor, fractions: Tensor)
 
 
 def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tensor:
-    cuts = torch.empty(counts.shape, dtype=torch.float32)
+    cuts = _empty(counts.shape, dtype=torch.float32)
     _cpu.random_cuts(
         _edges(edges),
         eligible.to(torch.uint8).contiguous().numpy(),
@@ -183,8 +186,8 @@ def random_cuts(edges: AttentionEdges, eligible: Tensor, counts: Tensor) -> Tens
 
 def edge_levels(edges: AttentionEdges, cuts: Tensor) -> EdgeLevels:
     _, batch, length = cuts.shape
-    levels = torch.empty(batch, length, length, dtype=torch.uint8)
-    degrees = torch.empty(cuts.shape, dtype=torch.int32)
+    levels = _empty(batch, length, length, dtype=torch.uint8)
+    degrees = _empty(cuts.shape, dtype=torch.int32)
     seen, summed = _cpu.edge_levels(
         _edges(edges), _floats(cuts), levels.numpy(), degrees.numpy(), *_options()
     )
@@ -202,7 +205,7 @@ def lane_attention(
     strata, batch, length = cuts.shape
     heads, width = edges.pattern.shape[1], v.shape[-1]
     # Tokens before heads in memory, as the output projection reads them.
-    output = torch.empty(strata, batch, length, heads, width, dtype=torch.float32).transpose(2, 3)
+    output = _empty(strata, batch, length, heads, width, dtype=torch.float32).transpose(2, 3)
     own = None
     if lanes is not None:  # lanes share the segments of the clean pattern
         q, k = lanes.q.flatten(0, 1), lanes.k.flatten(0, 1)
@@ -246,7 +249,7 @@ def bottleneck(reach: Tensor, levels: Tensor) -> Tensor:
 
 
 def trace_sizes(reach: Tensor, degrees: Tensor) -> Tensor:
-    result = torch.empty(degrees.shape, dtype=torch.int64)
+    result = _empty(degrees.shape, dtype=torch.int64)
     _cpu.trace_sizes(
         reach.contiguous().numpy(),
         degrees.contiguous().numpy(),
@@ -273,7 +276,7 @@ def output_errors(
     padded = -(-vocabulary // 16) * 16  # a whole number of vectors
     rows = max(LOGIT_ROWS, LOGIT_BYTES // (4 * padded))
     block = max(1, rows // (1 + strata))
-    buffer = torch.empty((1 + strata) * min(block, tokens), padded, dtype=torch.float32)
+    buffer = _empty((1 + strata) * min(block, tokens), padded, dtype=torch.float32)
     for first in range(0, tokens, block):
         chunk = slice(first, min(tokens, first + block))
         states = torch.cat([hidden[None, chunk], lanes[:, chunk]]).float().flatten(0, 1)

@@ -87,10 +87,10 @@ def batch_of_lists(
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise InputError("inputs hold an empty sequence: every text needs at least one token")
     length = max(len(sequence) for sequence in sequences)
-    ids = torch.zeros(len(sequences), length, dtype=torch.int64)
+    ids = torch.zeros(len(sequences), length, dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
+        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64, device="cpu")
         mask[row, : len(sequence)] = True
     return batch_of_tensor(ids, mask, None, next_tokens)
 
@@ -140,8 +140,9 @@ def batch_of_tensor(
     if next_tokens is not None:
         if len(next_tokens) != len(ids):
             raise InputError(f"next_token has {len(next_tokens)} entries for {len(ids)} sequences")
-        last = (torch.arange(ids.shape[1]) * ~padding).argmax(1)
-        next_ids[torch.arange(len(ids)), last] = torch.as_tensor(next_tokens, dtype=torch.int64)
+        last = (_arange(ids.shape[1]) * ~padding).argmax(1)
+        following = torch.as_tensor(next_tokens, dtype=torch.int64, device="cpu")
+        next_ids[_arange(len(ids)), last] = following
     next_ids = next_ids.masked_fill(padding, PADDING)
     return Batch(
         ids=ids,
@@ -152,11 +153,15 @@ def batch_of_tensor(
     )
 
 
+def _arange(end: int) -> Tensor:
+    return torch.arange(end, device="cpu")
+
+
 def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:
     """int64 [B, T] position within the run of equal segments; bool [B, T] where runs start."""
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    index = torch.arange(segments.shape[1]).expand_as(segments)
+    index = _arange(segments.shape[1]).expand_as(segments)
     first = torch.where(starts, index, 0).cummax(1).values
     return index - first, starts
 

@@ -446,5 +446,7 @@ def _outcome(run: LaneRun, topology: Tensor, inputs: Mapping[str, Tensor]) -> di
     return {
         "topology": topology,
         "hidden": run.hidden.flatten(1, 2).index_select(1, inputs["output"]),
-        "attention_windows": torch.tensor([window or 0 for window in run.attention_windows]),
+        "attention_windows": torch.tensor(
+            [window or 0 for window in run.attention_windows], device="cpu"
+        ),
     }

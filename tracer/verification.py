@@ -40,7 +40,10 @@ def verify(decoder: Decoder, length: int, seed: int, backend: str) -> Verificati
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     lengths = (length, max(1, length // 2), max(1, length - 5))
-    rows = [torch.randint(decoder.vocab_size, (size,), generator=generator) for size in lengths]
+    rows = [
+        torch.randint(decoder.vocab_size, (size,), generator=generator, device="cpu")
+        for size in lengths
+    ]
     # Each row alone: some models compute NaN from padded rows.
     own = torch.cat([_own_logits(decoder, row.to(decoder.device)) for row in rows])
     worst = 0.0

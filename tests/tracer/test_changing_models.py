@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
-from densitrace import ModelError, Threshold, Trace, Tracer
+from densitrace import ModelError, Nucleus, Size, Threshold, TopFraction, Trace, Tracer
 from densitrace.tracer.cuda_graphs import GraphCache
 from densitrace.tracer.models.state import contents, settings
 
@@ -314,6 +314,29 @@ def test_a_default_dtype_of_float64(backend: str) -> None:
         torch.set_default_dtype(torch.float32)
     for ours, other in zip(found, expected, strict=True):
         assert_same(ours, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"importance": name} for name in ("norm_l1", "norm_l2", "proximity", "cosine", "random")),
+        {"select": Nucleus([0.5])},
+        {"select": TopFraction([0.5])},
+        {"select": Size([0.5]), "scope": "output"},
+        {"attention": "frozen", "controls": ("inverse", "random")},
+    ],
+)
+def test_another_default_device(family: str, options: dict[str, Any]) -> None:
+    """Nothing on `meta` can be read: every tensor that a trace needs is made where it belongs."""
+    tracer = Tracer(tiny_model(family))
+    expected = traced(tracer, **options)
+    with torch.device("meta"):
+        found = traced(tracer, **options)
+        edges = found.edges(output=-1, stratum=0)
+        assert tracer.verify().ok
+    assert_same(found, expected)
+    assert edges.equals(expected.edges(output=-1, stratum=0))
 
 
 # ---- projections that are no plain ones ----------------------------------------------------------

@@ -29,7 +29,7 @@ def biased(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tuple[Tens
     Returns:
         Query and key [N, H, T, d + a few].
     """
-    ones = _pieces(torch.tensor(1 / scale, dtype=torch.float64), key.dtype)
+    ones = _pieces(torch.tensor(1 / scale, dtype=torch.float64, device="cpu"), key.dtype)
     biases = _pieces(bias, key.dtype)
     pairs = [
         (one, b) for i, one in enumerate(ones) for j, b in enumerate(biases) if i + j < _PIECES

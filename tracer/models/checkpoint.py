@@ -140,7 +140,7 @@ class Checkpoint:
         """
         stored, shift = self.stored[name], 0
         if into is None:
-            into = torch.empty(self.room(name, dtype), dtype=torch.uint8)
+            into = torch.empty(self.room(name, dtype), dtype=torch.uint8, device="cpu")
         if stored.dtype == dtype:
             # Use the same offset within a cache line as a memory mapping of the file would have:
             # the last bits of matrix products depend on it, and results must equal those of the
@@ -172,7 +172,7 @@ def _fill(file: FileIO, flat: Tensor) -> None:
 
 def _convert(file: FileIO, dtype: torch.dtype, flat: Tensor) -> None:
     """Read numbers of another dtype into a tensor, in chunks that fit in the cache."""
-    buffer = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype)
+    buffer = torch.empty(_AT_ONCE // dtype.itemsize, dtype=dtype, device="cpu")
     for chunk in flat.split(len(buffer)):
         _fill(file, buffer[: len(chunk)])
         chunk.copy_(buffer[: len(chunk)])

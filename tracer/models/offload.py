@@ -104,7 +104,9 @@ class OffloadedBlocks:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="densitrace-reader")
         size = max(map(self._room, range(len(self._blocks))))
         pinned = device.type == "cuda"
-        self._rooms = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._rooms = [
+            torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned) for _ in range(2)
+        ]
         self._next_room = 0  # the one that the next read fills; the other has the last block read
         self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._left: torch.cuda.Event | None = None  # the device's end of the last block
