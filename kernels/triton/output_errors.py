@@ -165,12 +165,20 @@ def shared_mass(log_p: Tensor, log_q: Tensor, agreeing: Tensor) -> Tensor:
         agreeing: int [...], how many of these tokens come first in the lane's order too.
     """
     percent = on_device(NUCLEUS_PERCENT, torch.float64, log_p.device)
-    wanted = (percent / 100).expand(*log_p.shape[:-1], -1).contiguous()
+    wanted = _fixed(percent / 100).expand(*log_p.shape[:-1], -1).contiguous()
     p_length, q_length = (
-        torch.searchsorted(log.exp().double().cumsum(-1), wanted) + 1 for log in (log_p, log_q)
+        torch.searchsorted(_fixed(log.exp()).cumsum(-1), wanted) + 1 for log in (log_p, log_q)
     )
     same = (p_length == q_length) & (p_length <= agreeing[..., None])
     return (same * percent).amax(-1).float()
+
+
+def _fixed(mass: Tensor) -> Tensor:
+    """Masses in units of 2^-60: whole numbers add up the same in every order.
+
+    torch refuses to add floats up if it is to be deterministic.
+    """
+    return (mass.double() * 2**60).long()
 
 
 def agreement(candidate: Tensor, token: Tensor, lane: Tensor, distance: Distances) -> Tensor:
