@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -24,6 +24,7 @@ from densitrace.tracer.storage import Folder
 RULE = Threshold([0.2, 0.05, 0.01])
 CONTEXT = 16
 WINDOWS = 2  # per part
+SECONDS = 300.0  # to wait for what other processes do, on a busy machine
 
 # Children are forked from a process that has imported everything and started no thread.
 context = multiprocessing.get_context("forkserver")
@@ -153,6 +154,14 @@ def killed_until_complete(job: Job, workers: int, seconds: float, moments: rando
             assert all(process.exitcode == 0 for process in processes)
             return kills
         kills += 1
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what other processes do."""
+    end = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
 
 
 def shards(path: Path) -> Mapping[str, bytes]:

@@ -24,12 +24,14 @@ from click.testing import CliRunner
 from scan_workers import (
     CONTEXT,
     RULE,
+    SECONDS,
     HeldJob,
     Job,
     assert_same_store,
     beside,
     killed_until_complete,
     shards,
+    until,
     write_corpus,
 )
 
@@ -109,15 +111,6 @@ def test_a_worker_that_hangs_is_replaced(
     process.join()
     assert process.exitcode == 0
     assert_same_store(job.out, whole[0])
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait, a minute at most."""
-    for _ in range(6000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came to be")
 
 
 def test_two_workers_on_the_same_parts(
@@ -220,7 +213,7 @@ def test_sigterm_ends_a_command_cleanly(
     )
     until(lambda: (tmp_path / "log").exists() and "part done" in (tmp_path / "log").read_text())
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=SECONDS)
     store = open_store(job.out)
     if process.returncode == 0:  # it had just become complete
         assert store.complete

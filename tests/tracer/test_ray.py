@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 from byte_model import byte_model, byte_tokenizer, save
-from scan_workers import CONTEXT, RULE, assert_same_store
+from scan_workers import CONTEXT, RULE, SECONDS, assert_same_store, until
 
 from densitrace import ScanError, StoreError, Threshold, open_store, scan
 from densitrace.tracer import layout, ray_engine
@@ -235,7 +235,7 @@ def test_a_signal_ends_the_command_and_what_is_done_stays(
     log = tmp_path / "log"
     until(lambda: log.exists() and "part done" in log.read_text())
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=SECONDS)
     assert error.splitlines()[-1] == (
         "densitrace: stopped by a signal; finished parts are kept, run the same command to continue"
     ), error
@@ -244,15 +244,6 @@ def test_a_signal_ends_the_command_and_what_is_done_stays(
     assert not store.complete
     assert claims_of(store.storage) == {}  # the part at hand was left, by a worker that lived
     assert "worker died" not in log.read_text()
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait, a minute at most."""
-    for _ in range(600):
-        if true():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it never came to be")
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------

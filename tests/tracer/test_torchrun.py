@@ -5,19 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scan_workers import RULE, HeldJob, Job, assert_same_store, write_corpus
+from scan_workers import RULE, SECONDS, HeldJob, Job, assert_same_store, until, write_corpus
 
 from densitrace import Tracer, open_store, scan
 from densitrace.tracer.parts import claims_of
 from densitrace.tracer.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SECONDS = 240.0  # to wait for processes, should they never end
 TOGETHER = '''"""Run a command of this package, after every rank has imported it."""
 import os, runpy, sys, time
 from pathlib import Path
@@ -73,12 +71,12 @@ def test_one_of_two_is_killed_and_the_other_finishes(
     job = HeldJob(byte_folder, tmp_path / "c.jsonl", tmp_path / "b")
     whole.finished()
     workers = job.started(2)
-    end = time.monotonic() + SECONDS
-    while not (
-        job.out.exists()
-        and workers[killed].pid in {c.process for c in claims_of(Folder(job.out)).values()}
-    ):
-        assert time.monotonic() < end and workers[killed].is_alive()
+
+    def at_a_part() -> bool:
+        claims = claims_of(Folder(job.out)).values() if job.out.exists() else ()
+        return workers[killed].pid in {claim.process for claim in claims}
+
+    until(lambda: at_a_part() or not workers[killed].is_alive())
     workers[killed].kill()
     workers[killed].join()
     assert workers[killed].exitcode == -signal.SIGKILL
