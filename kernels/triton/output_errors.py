@@ -192,11 +192,9 @@ def agreement(candidate: Tensor, token: Tensor, lane: Tensor, distance: Distance
         lane: float32 [K, N, C], the lanes' logits of these tokens.
         distance: the lanes' likeliest outsiders.
     """
-    no_token = torch.iinfo(token.dtype).max  # sorted after all others
-    tokens = token.masked_fill(~candidate, no_token).expand(lane.shape)
-    logits = lane.masked_fill(~candidate, -torch.inf)
+    tokens = token.expand(lane.shape)  # the last, no candidates, rank no higher than the outsider
     _, order = ranked(
-        torch.cat([logits, distance.outsider[1:, :, None]], -1),
+        torch.cat([lane, distance.outsider[1:, :, None]], -1),
         torch.cat([tokens, distance.token[1:, :, None]], -1),
     )
     return ((order[..., :-1] == tokens) & candidate).cumprod(-1).sum(-1)
