@@ -280,11 +280,11 @@ def heaviest_below(
 
 
 @triton.jit
-def cut_between(b_last, b_next, m_nothing, COUNTED: tl.constexpr):
+def cut_between(b_last, b_next, COUNTED: tl.constexpr):
     # [BR, BK]: the midpoint of the last weight kept and the next one; below all weights without one
     b_cut = (b_last + b_next) / 2
     b_cut = tl.where((b_cut >= b_last) & (b_last > b_next), b_next, b_cut)  # it rounded up
-    b_cut = tl.where((b_next == float("-inf")) | m_nothing, -1.0, b_cut)
+    b_cut = tl.where(b_next == float("-inf"), -1.0, b_cut)
     if not COUNTED:
         b_cut = tl.maximum(b_cut, 0.0)
     return b_cut
@@ -383,7 +383,7 @@ def row_cuts_kernel(
     b_next = tl.maximum(b_next, b_lighter[:, None])
     if COUNTED:
         b_next = tl.where(b_more > 0, b_last, b_next)  # it ties with an edge left out
-    b_cut = cut_between(b_last, b_next, b_sum == 0, COUNTED)
+    b_cut = cut_between(b_last, b_next, COUNTED)
     p_out = p_cuts + o_k.to(tl.int64)[None, :] * nodes + o_node[:, None]
     tl.store(p_out, b_cut, mask=(o_r < rows)[:, None] & (o_k < K)[None, :])
 
