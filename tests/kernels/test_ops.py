@@ -110,6 +110,18 @@ def test_norms_of_what_nearly_vanishes(backend: str) -> None:
     assert (norms < 1e-2).all()
 
 
+@serving("source_norms")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_by_small_projections(dtype: torch.dtype, backend: str) -> None:
+    """Too small for 16 bits: they scale as the projection does."""
+    problem = Problem(Shape(batch=1, length=3, dtype=dtype))
+    norms, small = (
+        kernels.source_norms(problem.v, problem.w_o * size, 1, backend=backend)
+        for size in (1, 2.0**-30)
+    )
+    assert torch.equal(norms * 2.0**-30, small)
+
+
 @serving("attention_stats")
 def test_attention_stats(problem: Problem) -> None:
     assert_attention_stats(problem)
@@ -189,16 +201,29 @@ def test_cosine_weights(problem: Problem) -> None:
     close("cosine", torch.from_numpy(dense(problem, weight)), expected)
 
 
-@serving("edge_mass", weight=CosineWeight)
+@serving("edge_levels", "edge_mass", "lane_attention", weight=CosineWeight)
 def test_cosines_of_edges_that_send_nothing(backend: str) -> None:
-    """An attention weight of 0 has the zero vector's cosine, 0; others end at 1 and -1."""
-    ones, far = torch.ones(1, 1, 2, 1), torch.tensor([[[[0.0], [30.0]]]])
-    pattern = Pattern(far, far, 1.0, lse=torch.tensor([[[0.0, 900.0]]]))
+    """An attention weight of 0 has the zero vector's cosine, 0; others end at 1 and -1.
+
+    Here it is e^-120, which is 0 in float32; 2^-120 is not.
+    """
+    ones, apart = torch.ones(1, 1, 2, 1), torch.tensor([[[[0.0], [11.0]]]])
+    pattern = Pattern(apart, apart, 1.0, lse=torch.tensor([[[0.0, 121.0]]]))
+    cuts, none = (
+        torch.tensor([0.75, 0.25])[:, None, None].expand(2, 1, 2),
+        torch.zeros(2, 1, 1, 2, 1),
+    )
     for sign in (1, -1):
-        weight = CosineWeight(ones, 2 * ones[..., 0], sign * ones)
-        mass = kernels.edge_mass(AttentionEdges(pattern, weight), backend=backend)
-        own = (1 + sign) / 2
+        edges = AttentionEdges(pattern, CosineWeight(ones, 2 * ones[..., 0], sign * ones))
+        own = (1 + sign) // 2
+        mass = kernels.edge_mass(edges, backend=backend)
         assert mass.tolist() == [[own, own + 0.5]]
+        found = kernels.edge_levels(edges, cuts, backend=backend)
+        assert found.levels.tolist() == [[[2 * own, 0], [1, 2 * own]]]
+        assert found.degrees.tolist() == [[[own, own]], [[own, own + 1]]]
+        lanes = Pattern(none, none, 1.0)  # which attend to all sources alike
+        sent = kernels.lane_attention(edges, cuts, none + 1, lanes, backend=backend)
+        assert sent.flatten().tolist() == [own, own / 2, own, (own + 1) / 2]
 
 
 @serving("edge_weights")
@@ -364,6 +389,45 @@ def test_fractions_are_not_rounded_up(backend: str) -> None:
     assert (side > cut[0]).sum() == 7
 
 
+@serving("fraction_cuts")
+def test_a_fraction_keeps_an_edge(backend: str) -> None:
+    side = torch.arange(3.0)[:, None, None]
+    cuts = kernels.fraction_cuts(None, side, [0.0, 1e-12], backend=backend)
+    assert (side[:, None] > cuts).sum(0).flatten().tolist() == [1, 1]
+
+
+@serving("nucleus_cuts")
+def test_a_mass_beyond_all_weights(backend: str) -> None:
+    """It keeps every edge that weighs something."""
+    side = torch.tensor([2.0, 1.0, 0.0])[:, None, None].expand(3, 1, 2)
+    total = torch.tensor([[4.0, 1e30]])
+    cuts = kernels.nucleus_cuts(None, side, [1.0], total, backend=backend)
+    assert (side > cuts).sum(0).tolist() == [[2, 2]]
+
+
+@serving("nucleus_cuts")
+def test_sums_of_weights_that_round_up(backend: str) -> None:
+    """All the mass includes an edge far lighter than the rounding of its node's sum."""
+    side = torch.zeros(32, 1, 1)
+    side[0], side[1], side[8::8] = 1, 1e-14, 1.01 * 2.0**-24
+    total = side.double().sum(0).float()
+    cut = kernels.nucleus_cuts(None, side, [1.0], total, backend=backend)
+    assert torch.equal(side > cut, side > 0)
+
+
+@serving("nucleus_cuts")
+def test_cuts_scale_with_weights(backend: str) -> None:
+    """Down to weights near the smallest that float32 has with all bits."""
+    side = torch.tensor([4.0, 2.0, 1.0, 0.5])[:, None, None]
+    cuts, small = (
+        kernels.nucleus_cuts(
+            None, side * size, [0.3, 0.6, 0.9], side.sum(0) * size, backend=backend
+        )
+        for size in (1, 2.0**-120)
+    )
+    assert torch.equal(cuts * 2.0**-120, small)
+
+
 @serving("nucleus_cuts", "fraction_cuts")
 def test_neighbouring_weights(backend: str) -> None:
     """Their midpoint rounds up or down to one of them."""
@@ -381,7 +445,7 @@ def test_node_without_weight(backend: str) -> None:
     """A node whose edges all weigh nothing keeps none, under any mass."""
     side = torch.zeros(2, 1, 1)
     cuts = kernels.nucleus_cuts(None, side, [0.1, 1.0], torch.zeros(1, 1), backend=backend)
-    assert not (side[:, None] > cuts).any()
+    assert torch.equal(cuts, torch.zeros(2, 1, 1))
 
 
 @serving("random_cuts")
