@@ -83,6 +83,38 @@ def test_rankings_among_equal_logits(candidates: int, poisoned: None) -> None:
         assert_rankings_of_ties("triton", vocabulary=157)
 
 
+@pytest.mark.parametrize("other", [21, 40, 72])  # of the same step, of the next, of another part
+def test_the_first_of_the_likeliest_outsiders(other: int, poisoned: None) -> None:
+    """Two tie with the clean favourite, token 20, in the lane: the one before it comes first."""
+    logits = torch.zeros(2, 128)
+    logits[:, 16:21] = torch.arange(1.0, 6.0)
+    logits[1, [8, other]] = 5.0
+    clean, lane = logits.split(1)
+    with small_blocks(128, 5):
+        actual = kernels.output_errors(
+            clean, lane[None], torch.eye(128), next_ids=torch.tensor([0]), backend="triton"
+        )
+    assert not actual.top1.any() and not actual.nucleus.any()
+
+
+@pytest.mark.parametrize("wider", ["states", "unembedding"])
+def test_states_and_unembedding_of_two_dtypes(wider: str, poisoned: None) -> None:
+    """Neither is rounded to the narrower one."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 5, 33, generator=generator)
+    table = torch.randn(40, 33, generator=generator)
+    if wider == "states":
+        table = table.bfloat16()
+    else:
+        states = states.bfloat16()
+    ours, theirs = (
+        vars(kernels.output_errors(states[0], states[1:], table, next_ids=ids, backend=backend))
+        for ids in [torch.arange(5)]
+        for backend in ("triton", "reference")
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_lanes_equal_to_the_clean_one_have_no_error(poisoned: None) -> None:
     """Whatever row of a tile a lane falls into."""
     generator = torch.Generator().manual_seed(5)
