@@ -3,7 +3,9 @@
 `test_ops` covers the variants of attention under one kind of weight.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from triton import language as tl
 from densitrace import kernels
 from densitrace.kernels import (
     AttentionEdges,
+    CosineWeight,
     GivenWeight,
     NormWeight,
     RandomWeight,
@@ -117,14 +120,25 @@ def test_memory_of_lanes_has_tokens_before_heads(edges: AttentionEdges) -> None:
     assert actual.transpose(2, 3).is_contiguous()
 
 
-def test_missing_log_sum_exp_is_computed() -> None:
-    problem = Problem(SHAPE, backend="reference")
-    weight = weight_of("norm", problem)
-    masses = [
-        kernels.edge_mass(AttentionEdges(pattern, weight), backend="triton")
-        for pattern in (problem.pattern, problem.clean())
-    ]
-    torch.testing.assert_close(*masses)
+@pytest.mark.parametrize("kind", ["norm", "cosine"])
+def test_missing_log_sum_exp_is_computed(kind: str) -> None:
+    """Also for cosines, which are those of zero where an attention weight is."""
+    problem = Problem(Shape(batch=1, length=9), backend="reference")
+    q, k = torch.ones_like(problem.pattern.q), torch.zeros_like(problem.pattern.k)
+    k[:, :, 0] = 40  # a score of 140 beside those of 0
+    problem.pattern = replace(problem.pattern, q=q, k=k)
+    edges = problem.edges(weight_of(kind, problem))
+    cuts, side = cuts_of(edges, 1), torch.ones(1, 1, 9)
+
+    def results(lse: torch.Tensor | None) -> list[torch.Tensor]:
+        given = replace(edges, pattern=replace(edges.pattern, lse=lse))
+        return [
+            kernels.edge_mass(given, backend="triton"),
+            kernels.edge_levels(given, cuts, backend="triton").levels,
+            kernels.fraction_cuts(given, side, [0.4], backend="triton"),
+        ]
+
+    torch.testing.assert_close(results(None), results(edges.pattern.lse))
 
 
 def test_kinds_cover_all_supported_weights() -> None:
@@ -167,6 +181,57 @@ def test_any_cuts_agree_with_the_definition(
         actual = all_cuts("triton", edges, side, shares)
         assert torch.equal(actual, all_cuts("triton", edges, side, shares))
     assert torch.equal(actual, all_cuts("reference", edges, side, shares))
+
+
+def test_cuts_of_an_edge_alone_in_its_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 targets held at a time the last is the 33rd source, which a tile of its own holds."""
+    length = 64
+    monkeypatch.setattr(node_cuts, "SCRATCH_ELEMENTS", 32 * (16 + length))
+    monkeypatch.setattr(node_cuts, "ROW_TILES", 8)
+    generator = torch.Generator().manual_seed(0)
+    empty = torch.zeros(1, 1, length, 1)
+    weight = GivenWeight(torch.rand(1, 1, length, length, generator=generator))
+    edges = AttentionEdges(kernels.Pattern(empty, empty, 1.0, window=2), weight)
+    side = torch.rand(1, 1, length, generator=generator)
+    cuts, expected = (
+        kernels.fraction_cuts(edges, side, [0.3, 0.6], backend=backend)
+        for backend in ("triton", "reference")
+    )
+    assert torch.equal(cuts, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sequences", "heads", "tokens"])
+def test_rows_farther_apart_than_32_bits_count(axis: int, tmp_path: Path) -> None:
+    """2^31 elements from the first to the last, in files that are holes but for these."""
+    sizes, strides = [1, 1, 1], [8, 4, 2, 1]
+    sizes[axis], strides[axis] = 3, 1 << 30
+    batch, heads, length = sizes
+    shape = Shape(batch, heads, heads, length, d_k=2, d_v=2, dtype=torch.bfloat16)
+    problem = Problem(shape, backend="reference")
+    source, lse = problem.source_norms(1), problem.clean().lse
+    direction, cuts = 0.1 * problem.v.float(), torch.full((1, batch, length), 0.5)
+
+    def apart(tensor: torch.Tensor) -> torch.Tensor:
+        file = tmp_path / str(len(list(tmp_path.iterdir())))
+        memory = torch.from_file(str(file), True, (4 << 30) + 16, dtype=tensor.dtype)
+        # Past the middle, so that an offset of 32 bits, which turns negative, finds a hole
+        return memory.as_strided(tensor.shape, strides, 2 << 30).copy_(tensor)
+
+    def results(place: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        q, k, v = map(place, (problem.pattern.q, problem.pattern.k, problem.v))
+        pattern = replace(problem.pattern, q=q, k=k)
+        lanes = replace(pattern, q=q[None], k=k[None])
+        edges = AttentionEdges(replace(pattern, lse=lse), CosineWeight(direction, source, v))
+        return [
+            kernels.source_norms(v, problem.w_o, 1, backend="triton"),
+            kernels.attention_stats(pattern, v, backend="triton").output,
+            kernels.edge_mass(edges, backend="triton"),
+            kernels.edge_levels(edges, cuts, backend="triton").levels,
+            kernels.fraction_cuts(edges, cuts, [0.5], backend="triton"),
+            kernels.lane_attention(edges, cuts, v[None], lanes, backend="triton"),
+        ]
+
+    torch.testing.assert_close(results(apart), results(lambda tensor: tensor))
 
 
 def test_cuts_beyond_all_weights_and_norms_of_nothing() -> None:
