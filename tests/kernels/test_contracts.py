@@ -131,6 +131,8 @@ def test_wrong_arguments(what: str, backend: str) -> None:
 def test_what_only_a_backend_refuses() -> None:
     with pytest.raises(DensitraceError, match="lse is missing"):
         kernels.edge_mass(replace(EDGES, pattern=replace(PATTERN, lse=None)), backend="cpu")
+    with pytest.raises(DensitraceError, match="of a pattern of attention is not above 0"):
+        kernels.edge_mass(replace(EDGES, pattern=replace(PATTERN, scale=0.0)), backend="triton")
     with pytest.raises(DensitraceError, match="beyond the vocabulary"):
         errors(next_ids=torch.full((7,), 9), backend="cpu")
 
