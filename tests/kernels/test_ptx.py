@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cuda_host
 import pytest
 import torch
-from attention_problem import OTHER_KINDS, VARIANTS, Problem
+from attention_problem import OTHER_KINDS, VARIANTS, Problem, Shape
 from bench_files import module_at
 from ptx_launches import Counted, cuda_on_machine, cuda_ptx
 from without_interpreter import lines_of
@@ -54,10 +55,33 @@ def test_cuda_kernels(shape: str, op: str, cuda: str) -> None:
 @pytest.mark.parametrize("length", [33, 132])  # rows at any address, or aligned to words
 def test_methods_of_the_max_min_product(length: int, method: str, cuda: str) -> None:
     """Several tiles, and many levels under one method."""
-    levels = 256 if method == "packed" else 4
-    maps = torch.randint(0, levels, (2, 2, length, length), dtype=torch.uint8)
-    expected = reference.bottleneck(*maps.tril())
+    levels, size = 256 if method == "packed" else 4, (2, length, length)
+    # Apart in memory, so that nothing beyond the end of one is in the other.
+    maps = [torch.randint(0, levels, size, dtype=torch.uint8) for _ in range(2)]
+    expected = reference.bottleneck(*(one.tril() for one in maps))
     assert torch.equal(cuda_host.ops.bottleneck(*maps, method), expected)
+
+
+@pytest.mark.parametrize("cuda", [90], indirect=True)
+@pytest.mark.parametrize("length", [129, 130])  # rows at any address, or two weights at once
+def test_blocks_that_lie_wholly_below_the_diagonal(length: int, cuda: str) -> None:
+    shape = Shape(batch=1, heads=1, groups=1, length=length, window=length)
+    problem = Problem(shape, backend=cuda)
+    problem.segments = torch.zeros(1, length, dtype=torch.int32)
+    problem.pattern = replace(problem.pattern, segments=problem.segments)
+    on_gpu.check_collect_edges(problem)
+    on_gpu.check_proximity(problem)
+
+
+@pytest.mark.parametrize("cuda", [90], indirect=True)
+@pytest.mark.parametrize("method", ["packed", "boolean"])
+def test_maps_at_any_address(method: str, cuda: str) -> None:
+    """Whose rows would be aligned to words if their map were."""
+    memory = torch.randint(0, 4, (2, 1 + 128 * 128), dtype=torch.uint8)
+    odd, other = memory[0, 1:].view(1, 128, 128), memory[1, 1:].view(1, 128, 128).clone()
+    for maps in ((odd, other), (other, odd)):
+        expected = reference.bottleneck(*(one.tril() for one in maps))
+        assert torch.equal(cuda_host.ops.bottleneck(*maps, method), expected)
 
 
 def test_launches_beyond_the_highest_level_read_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
