@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest import mock
 
 import cuda_host
 import numpy as np
@@ -90,7 +92,7 @@ def test_product_is_the_definition(length: int, method: str) -> None:
     assert_product(*level_maps(length, 2, length, strata, zeros=0.3), method)
 
 
-@pytest.mark.parametrize("levels", [1, 12, 127, 300])  # levels whose planes are held at once
+@pytest.mark.parametrize("levels", [0, 1, 12, 127, 300])  # whose planes have room
 @pytest.mark.parametrize("strata", [0, 12, 13, 255])
 def test_boolean_product_of_any_levels(
     levels: int, strata: int, monkeypatch: pytest.MonkeyPatch
@@ -170,18 +172,22 @@ def test_nothing_to_do(shape: tuple[int, ...]) -> None:
 
 
 def test_arguments_of_kernels_are_checked() -> None:
+    problem = Problem(Shape(), backend="reference")
     square = torch.zeros(1, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"levels has shape \[1, 5, 5\]; wanted \[1, 4, 4\]"):
         ops.bottleneck(square, torch.zeros(1, 5, 5, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"levels is not a contiguous tensor of torch\.uint8"):
         ops.bottleneck(square, square.int())
+    with pytest.raises(ValueError, match="cuts has more than 255 strata"):
+        ops.fraction_cuts(None, torch.ones(1, 1, 1), torch.ones(256))
+    with pytest.raises(ValueError, match="cuts has more than 255 strata"):
+        ops.edge_levels(proximity_edges(problem), torch.zeros(256, 2, 13))
     with pytest.raises(ValueError, match="neither packed nor boolean"):
         ops.bottleneck(square, square, "fast")
     with pytest.raises(ValueError, match="tensors are on meta"):
         ops.bottleneck(square.to("meta"), square.to("meta"))
     with pytest.raises(ValueError, match="levels is on meta; wanted on cpu, as the others are"):
         ops.bottleneck(square, square.to("meta"))
-    problem = Problem(Shape(), backend="reference")
     edges = problem.edges(NormWeight(torch.ones(2, 3, 13)))
     with pytest.raises(ValueError, match=r"source has shape \[2, 3, 13\]; wanted \[2, 4, 13\]"):
         table_of(edges, torch.zeros(1, 2, 13))
@@ -193,6 +199,14 @@ def test_arguments_of_kernels_are_checked() -> None:
             op(whose, torch.zeros(1, 2, 12))
         with pytest.raises(ValueError, match="cuts is on meta"):
             op(whose, torch.zeros(1, 2, 13, device="meta"))
+
+
+def test_kernels_are_queued_on_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 1)
+    stream = SimpleNamespace(device_index=1, cuda_stream=77)
+    monkeypatch.setattr(extension, "DEVICE", "cuda", raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", {device: stream}.__getitem__)
+    assert ops.device.device_and_stream(device) == (1, 77)
 
 
 def test_only_the_boolean_method_looks_up_the_highest_level(
@@ -220,10 +234,10 @@ def table_of(edges: AttentionEdges, cuts: Tensor) -> EdgeTable:
 
 
 def written_edges(problem: Problem) -> AttentionEdges:
-    """Weights that are equal bit for bit on every backend."""
+    """Weights that are equal bit for bit on every backend: tenths, of which many equal a cut."""
     shape = problem.shape
     weight = problem.normal(shape.batch, shape.heads, shape.length, shape.length)
-    return problem.edges(GivenWeight(weight))
+    return problem.edges(GivenWeight(weight.mul(10).round().div(10)))
 
 
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
@@ -237,6 +251,31 @@ def test_table_is_in_order(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     for actual in both_orders(lambda: table_of(edges, cuts)):
         assert rows_of(actual) == rows_of(expected)
         assert actual.weight.sum() == pytest.approx(float(expected.weight.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 65, 200])  # of a tile: a block may begin at any target
+@pytest.mark.parametrize("window", [None, 1, 63, 64, 127, 128])
+def test_table_of_all_edges(window: int | None, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that lie within the window, end with it or cross the diagonal."""
+    monkeypatch.setattr(budgets, "TABLE_ELEMENTS", 200 * rows)
+    shape = Shape(batch=1, heads=1, groups=1, length=200, window=window)
+    problem = Problem(shape, backend="reference")
+    actual = table_of(written_edges(problem), torch.full((1, 1, 200), -1e9))
+    places = np.argwhere(problem.allowed()[0])
+    np.testing.assert_array_equal(torch.stack([actual.target, actual.source], 1), places)
+
+
+@pytest.mark.parametrize("segment", [-1, 1])
+@pytest.mark.parametrize("token", [0, 63, 64, 127])
+def test_table_of_all_edges_but_those_of_a_token(token: int, segment: int) -> None:
+    """The first or the last of a block's sources or targets, in a document of its own."""
+    problem = Problem(Shape(batch=1, heads=1, groups=1, length=128), backend="reference")
+    problem.segments = torch.zeros(1, 128, dtype=torch.int32)
+    problem.segments[0, token] = segment
+    problem.pattern = replace(problem.pattern, segments=problem.segments)
+    actual = table_of(written_edges(problem), torch.full((1, 1, 128), -1e9))
+    places = np.argwhere(problem.allowed()[0])
+    np.testing.assert_array_equal(torch.stack([actual.target, actual.source], 1), places)
 
 
 @pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time
@@ -278,7 +317,21 @@ def test_table_without_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     edges = problem.norm_edges()
     cuts = gap_cuts(problem.norm_weights(), (0.9, 0.6))
     expected = rows_of(table_of(edges, cuts))
-    assert rows_of(table_of(replace(edges, pattern=problem.pattern), cuts)) == expected
+    weighing = ops.weighing.Weighing
+    compute = weighing._logsumexp
+    with mock.patch.object(weighing, "_logsumexp", autospec=True, side_effect=compute) as once:
+        assert rows_of(table_of(replace(edges, pattern=problem.pattern), cuts)) == expected
+    once.assert_called_once()
+
+
+def test_segments_of_any_integers_and_layout() -> None:
+    problem = Problem(replace(WIDE, length=30), backend="reference")
+    edges, cuts, segments = written_edges(problem), torch.zeros(1, 2, 30), problem.segments
+    assert segments is not None
+    expected = rows_of(table_of(edges, cuts))
+    for other in (segments.long(), segments.T.contiguous().T):
+        moved = replace(edges, pattern=replace(edges.pattern, segments=other))
+        assert rows_of(table_of(moved, cuts)) == expected
 
 
 # ---- cuts of nodes -----------------------------------------------------------------------------
@@ -381,6 +434,30 @@ def test_cuts_of_weights_at_either_end(weights: list[float]) -> None:
     assert_cuts(None, torch.tensor(weights)[:, None, None], [0.25, 0.75, 1.0])
 
 
+@pytest.mark.parametrize("total", [1.000001, 1e30, torch.inf])
+def test_a_total_above_the_sum_keeps_all_edges_that_weigh(total: float) -> None:
+    """However little: 2^-70 and 2^-131 of the heaviest, of which no sum shows more."""
+    side = torch.tensor([1.0, 2.0**-70, 2.0**-131, 0.0])[:, None, None]
+    shares = torch.ones(1, dtype=torch.float64)
+    assert ops.nucleus_cuts(None, side, shares, torch.full((1, 1), total)) == 2.0**-132
+
+
+def test_a_bin_that_is_full_to_the_last_bit() -> None:
+    """The low halves of its shares add up to 2^32 - 1, so that nothing is carried."""
+    digits = torch.tensor([14316558.0] * 195 + [14316557.0] * 105)
+    lightest = torch.tensor([9.0e6, 9.1e6, 9.2e6, 9.3e6])
+    side = torch.cat([torch.tensor([2.0**40]), digits, lightest]) * 2.0**-40
+    wanted = side[:302].double().sum() / side.double().sum()
+    assert_cuts(None, side[:, None, None], [float(wanted)])
+
+
+def test_light_edges_count_where_sums_are_rounded() -> None:
+    """Each sum of 60 is too large by 28 units: of every one the last edge weighs less than half."""
+    unit = 2.0**-23
+    side = torch.tensor([1.0] + [0.51 * unit] * 57 + [0.45 * unit] + [0.0])
+    assert_cuts(None, side.repeat_interleave(512)[:, None, None], [1.0])
+
+
 # ---- proximity ---------------------------------------------------------------------------------
 
 
@@ -480,6 +557,17 @@ def test_labels_equal_those_of_full_sums(elements: int, monkeypatch: pytest.Monk
     close("mass", ops.edge_mass(edges), weights.clamp(min=0).sum((1, 3)).double().numpy())
 
 
+def test_rounding_hides_no_doubt() -> None:
+    """Edges as far below their bounds as can be, with cuts at their weights."""
+    edge = torch.zeros(1000, 1, 1, 1)
+    v = torch.linspace(1.01, 1.99, 1000)[:, None, None, None]
+    weight = ProximityWeight(torch.ones(1000, 1, 45), v, torch.ones(1, 45, 1))
+    edges = AttentionEdges(Pattern(edge, edge, 1.0), weight)
+    cuts = exact_weights(edges).view(1, 1000, 1)
+    assert (cuts > 0).all()
+    assert not ops.edge_levels(edges, cuts).levels.any()
+
+
 @pytest.mark.parametrize("elements", [700, 12_000, 1 << 25])  # per tile: some rows, heads, all
 @pytest.mark.parametrize("room", [0, 5000, 1 << 27])  # for no tile, some, all
 def test_levels_reuse_tiles_kept_by_the_mass(
@@ -525,6 +613,17 @@ def test_many_sources(length: int) -> None:
     assert torch.equal(actual.edge_counts[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
 
 
+def test_every_source_is_summed() -> None:
+    """All terms of all edges, of which more are in doubt than are listed at a time."""
+    length = 1030
+    qk, node = torch.zeros(1, 1, length, 1), torch.zeros(1, length, 3)
+    weight = ProximityWeight(node, torch.ones(1, 1, length, 1), torch.ones(1, 3, 1))
+    actual = ops.proximity.Proximity(AttentionEdges(Pattern(qk, qk, 1.0), weight))
+    list(actual.tiles())
+    assert not actual.sums.any()
+    assert torch.equal(actual.summed_counts[0, 0], torch.arange(1, length + 1, dtype=torch.int32))
+
+
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 24])  # per tile: a row, some, all
 def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the same two edges as the definition's, and the same in both orders."""
@@ -541,6 +640,22 @@ def test_cuts_by_proximity(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_few_heads_send_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they send is no more than the weights of a tile, however wide the model."""
+    edges = proximity_edges(Problem(Shape(hidden=50), backend="reference"))
+    monkeypatch.setattr(budgets, "TILE_ELEMENTS", 3 * 2 * 13 * 50)
+    send, sizes = ops.proximity.Proximity._sent, []
+
+    def noted(*arguments: Any) -> Tensor:
+        sent: Tensor = send(*arguments)
+        sizes.append(sent.numel())
+        return sent
+
+    monkeypatch.setattr(ops.proximity.Proximity, "_sent", noted)
+    ops.edge_mass(edges)
+    assert sizes == [3 * 2 * 13 * 50, 2 * 13 * 50]
+
+
 def test_cuts_reuse_tiles_kept_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The levels can still use it afterwards."""
     edges = proximity_edges(Problem(Shape(), backend="reference"))
@@ -554,6 +669,35 @@ def test_cuts_reuse_tiles_kept_by_the_mass(monkeypatch: pytest.MonkeyPatch) -> N
         actual = ops.edge_levels(edges, cuts)
     assert edges.scratch == {}
     assert_levels(actual, reference.edge_levels(edges, cuts))
+
+
+def test_what_no_kernel_has_written_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks above the diagonal, of whatever numbers: not only of NaN, which clears no cut."""
+    cuda_host.switch_on(monkeypatch)
+    problem = Problem(replace(WIDE, window=None), backend="reference")
+    written, proximity = written_edges(problem), proximity_edges(problem)
+    side, cuts = torch.ones(1, 2, 130), torch.full((1, 2, 130), -1.0)
+    poisoned = torch.empty
+
+    def results() -> list[Tensor]:
+        levels = ops.edge_levels(proximity, cuts)
+        return [
+            *vars(table_of(written, cuts)).values(),
+            *(all_cuts(cuda_host.NAME, edges, side, [0.5]) for edges in (written, proximity)),
+            levels.levels,
+            levels.degrees,
+            ops.edge_mass(proximity),
+        ]
+
+    def large(*shape: Any, **kind: Any) -> Tensor:
+        tensor: Tensor = poisoned(*shape, **kind)
+        return tensor.nan_to_num(nan=1e9) if tensor.is_floating_point() else tensor
+
+    expected = results()
+    proximity.scratch.clear()
+    monkeypatch.setattr(torch, "empty", large)
+    for actual, one in zip(results(), expected, strict=True):
+        assert torch.equal(actual, one)
 
 
 def test_an_entry_that_is_zero() -> None:
