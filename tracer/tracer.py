@@ -160,6 +160,9 @@ class Tracer:
             >>> Tracer.from_pretrained("examples/model", dtype="bfloat16").n_heads
             6
         """
+        if not isinstance(path, str | Path):
+            kind = type(path).__name__
+            raise ModelError(f"a {kind} is no folder or hub id: Tracer(model) takes a loaded model")
         if offload not in (None, "layers"):
             raise InputError(f"offload={offload!r} is unknown; choose layers, or None")
         offloaded = None

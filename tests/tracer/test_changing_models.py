@@ -480,3 +480,9 @@ def test_what_cannot_be_traced(model: Callable[[], Any], says: str) -> None:
     with pytest.raises(ModelError, match=says) as caught:
         Tracer(model())
     assert "\n" not in str(caught.value)
+
+
+def test_a_loaded_model_is_no_path() -> None:
+    model: Any = tiny_model("llama")
+    with pytest.raises(ModelError, match=r"^a LlamaForCausalLM is no folder .* Tracer\(model\)"):
+        Tracer.from_pretrained(model)
