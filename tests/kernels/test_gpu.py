@@ -34,7 +34,7 @@ from golden import CUT_RULES, FAMILIES, GOLDENS, assert_golden, golden, golden_t
 from oracles import errors as oracle_errors
 
 from densitrace import Threshold, Trace, Tracer, kernels
-from densitrace.kernels import dispatch, triton
+from densitrace.kernels import CosineWeight, dispatch, triton
 from densitrace.tracer.engine import LaneLoop
 from densitrace.tracer.tracing import Settings
 
@@ -286,7 +286,14 @@ def check_kind(kind: str, problem: Problem) -> None:
     weights = kernels.edge_weights(edges, backend="reference").nan_to_num(0)
     cuts = gap_cuts(weights.double().numpy(), (0.9, 0.3))
     kept = weights > cuts[:, :, None, :, None]  # [K, B, H, T, T]
-    close("mass", kernels.edge_mass(edges, backend="triton"), weights.sum((1, 3)).double().numpy())
+    mass = kernels.edge_mass(edges, backend="triton")
+    close("mass", mass, weights.sum((1, 3)).double().numpy())
+    if isinstance(edges.weight, CosineWeight):
+        direction = edges.weight.direction.clone()
+        direction[:, :, -1] = torch.nan
+        spoilt = replace(edges, weight=replace(edges.weight, direction=direction))
+        shown = kernels.edge_mass(spoilt, backend="triton").isnan()
+        assert torch.equal(shown[:, -1], mass[:, -1] > 0) and not shown[:, :-1].any()
     levels = kernels.edge_levels(edges, cuts, backend="triton")
     assert torch.equal(levels.levels.int(), kept.sum(0, dtype=torch.int32).amax(1))
     assert torch.equal(levels.degrees, kept.sum((2, 4), dtype=torch.int32))
