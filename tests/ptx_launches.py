@@ -12,11 +12,45 @@ from unittest import mock
 import cuda_host
 import torch
 from compiled import CSRC, compiled
-from ptx import Counts, Entry, Launch, entries, launch
+from ptx import Array, Counts, Entry, Launch, entries, launch
 
 from densitrace.kernels import dispatch
 
 Counted = dict[str, Counts]  # counts of a kernel's launches, by its name
+
+
+class Addresses:
+    """The addresses of tensors on the machine.
+
+    Tensors of different memory are so far apart that no access past the end of one is within
+    another, as it may be where they really are.
+    """
+
+    APART = 1 << 40
+    ALIGNED = 1 << 12  # addresses are what they really are, modulo this
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+
+    def of(self, tensor: torch.Tensor) -> int:
+        """The address of a tensor's first element."""
+        return int(self._start(tensor) + tensor.storage_offset() * tensor.element_size())
+
+    def array(self, tensor: torch.Tensor) -> Array:
+        """What a contiguous tensor occupies."""
+        offset = tensor.storage_offset() * tensor.element_size()
+        here = tensor.untyped_storage().data_ptr() + offset
+        return self.of(tensor), tensor.numel() * tensor.element_size(), int(here)
+
+    def storage(self, tensor: torch.Tensor) -> Array:
+        """The memory that a tensor is a view of: rows may be padded."""
+        storage = tensor.untyped_storage()
+        return self._start(tensor), storage.nbytes(), storage.data_ptr()
+
+    def _start(self, tensor: torch.Tensor) -> int:
+        here = tensor.untyped_storage().data_ptr()
+        apart = (1 + len(self._places)) * self.APART
+        return self._places.setdefault(here, apart + here % self.ALIGNED)
 
 
 # ---- CUDA C++ ----------------------------------------------------------------------------------
@@ -49,19 +83,19 @@ def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator
     The work they are given is added to `counted`.
     """
     passed: list[torch.Tensor] = []  # kept alive, so that no address is reused
-    data_ptr = torch.Tensor.data_ptr
+    addresses = Addresses()
 
     def note(tensor: torch.Tensor) -> int:
         """Record tensors whose address is taken: they are passed to a kernel."""
         passed.append(tensor)
-        return data_ptr(tensor)
+        return addresses.of(tensor)
 
     def run(kernel: str, arguments: bytes, blocks: tuple[int, int, int], threads: int) -> None:
         name = kernel.split("_GLOBAL__N_1")[1]
         (entry,) = (tensor for tensor in cuda_entries(capability) if name in tensor.name)
         packed = arguments + struct.pack("III", *blocks)
         grid = (math.prod(blocks), 1, 1)
-        arrays = [(data_ptr(tensor), tensor.numel() * tensor.element_size()) for tensor in passed]
+        arrays = map(addresses.array, passed)
         # Mangled: a length, the name of the structure, and its template arguments.
         plain = re.findall(r"^\d+([A-Z][a-z]+(?:[A-Z][a-z]+)*)", name)[0]
         launch(Launch(entry, grid, threads, packed), arrays, _counts(counted, plain))
@@ -77,21 +111,15 @@ def cuda_on_machine(capability: int, counted: Counted | None = None) -> Iterator
 # ---- Triton ------------------------------------------------------------------------------------
 
 
-def _packed(entry: Entry, values: list[Any]) -> bytes:
+def _packed(entry: Entry, values: list[Any], addresses: Addresses) -> bytes:
     """Pack arguments as parameters; those that the compiler adds are 0."""
     packed = bytearray(entry.parameter_bytes)
     for (start, size), value in zip(entry.parameters, values, strict=False):
         if isinstance(value, torch.Tensor):
-            value = value.data_ptr()
+            value = addresses.of(value)
         kind = "f" if isinstance(value, float) else {4: "i", 8: "q"}[size]
         struct.pack_into(kind, packed, start, value)
     return bytes(packed)
-
-
-def _storage(tensor: torch.Tensor) -> tuple[int, int]:
-    """The memory that a tensor is a view of: rows may be padded."""
-    storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
 
 
 @contextmanager
@@ -115,8 +143,10 @@ def triton_on_machine(
         (entry,) = entries(kernel.asm["ptx"]).values()
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         threads, shared = 32 * kernel.metadata.num_warps, kernel.metadata.shared
-        what = Launch(entry, launched.grid, threads, _packed(entry, values), shared)
-        launch(what, map(_storage, tensors), _counts(counted, entry.name))
+        addresses = Addresses()
+        packed = _packed(entry, values, addresses)
+        what = Launch(entry, launched.grid, threads, packed, shared)
+        launch(what, map(addresses.storage, tensors), _counts(counted, entry.name))
 
     with (
         device(capability, run),

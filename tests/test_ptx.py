@@ -44,7 +44,7 @@ def run(
     """Run a kernel; each thread has its number of `inputs` at %rd4 and of `outputs` at %rd5."""
     (entry,) = entries(HEAD + body + "\nret;\n}\n").values()
     arguments = struct.pack("QQ", inputs.ctypes.data, outputs.ctypes.data)
-    arrays = [(array.ctypes.data, array.nbytes) for array in (inputs, outputs)]
+    arrays = [(array.ctypes.data, array.nbytes, array.ctypes.data) for array in (inputs, outputs)]
     launch(Launch(entry, (blocks, 1, 1), THREADS, arguments), arrays, counts)
 
 

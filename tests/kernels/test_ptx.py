@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import cuda_host
+import numpy as np
 import pytest
 import torch
 from attention_problem import OTHER_KINDS, VARIANTS, Problem, Shape
 from bench_files import module_at
-from ptx_launches import Counted, cuda_on_machine, cuda_ptx
+from ptx_launches import Addresses, Counted, cuda_on_machine, cuda_ptx
 from without_interpreter import lines_of
 
 from densitrace.kernels import reference
@@ -31,6 +32,15 @@ def cuda(
     cuda_host.switch_on(monkeypatch)
     with cuda_on_machine(request.param):
         yield cuda_host.NAME
+
+
+def test_neighbours_in_memory_are_apart_on_the_machine() -> None:
+    memory, addresses = np.zeros(8, np.float32), Addresses()
+    first, second = (torch.from_numpy(half) for half in np.split(memory, 2))
+    assert abs(addresses.of(second) - addresses.of(first)) > 1 << 39
+    assert addresses.of(first[1:]) == addresses.of(first) + 4
+    assert addresses.of(second) % 256 == second.data_ptr() % 256
+    assert addresses.array(first[1:]) == (addresses.of(first[1:]), 12, first[1:].data_ptr())
 
 
 def test_one_program_serves_both_generations() -> None:

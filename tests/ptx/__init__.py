@@ -3,7 +3,7 @@
 from .counts import Counts
 from .launching import launch
 from .machine import Launch
-from .memory import PtxError
+from .memory import Array, PtxError
 from .program import Entry, entries
 
-__all__ = ["Counts", "Entry", "Launch", "PtxError", "entries", "launch"]
+__all__ = ["Array", "Counts", "Entry", "Launch", "PtxError", "entries", "launch"]

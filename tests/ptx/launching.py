@@ -7,19 +7,19 @@ import numpy as np
 
 from .counts import Counts
 from .machine import Launch, Machine
-from .memory import GlobalMemory, PtxError
+from .memory import Array, GlobalMemory, PtxError
 from .steps import steps
 
 TOGETHER = 4096  # threads that run at a time (at least one block)
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 
-def launch(what: Launch, arrays: Iterable[tuple[int, int]], counts: Counts | None = None) -> None:
+def launch(what: Launch, arrays: Iterable[Array], counts: Counts | None = None) -> None:
     """Run a kernel.
 
     Args:
         what: the launch.
-        arrays: (address, bytes) of the memory that it may access.
+        arrays: the memory that it may access, as `GlobalMemory` takes it.
         counts: where to add the kernel's counts.
 
     Raises:

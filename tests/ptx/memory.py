@@ -83,24 +83,28 @@ class Races:
         last[1, place[by != warp]] = SEVERAL
 
 
+Array = tuple[int, int, int]
+
+
 class GlobalMemory:
-    """A copy of the arrays that a launch may use, at the same addresses; written back at the end.
+    """A copy of the arrays that a launch may use; written back at the end.
 
     Args:
-        arrays: (address, bytes) of each.
+        arrays: (address on the device, bytes, address in memory) of each. Those that overlap on the
+            device do so in memory.
         watched: whether races are found.
     """
 
     STEP = 256  # addresses keep their alignment up to this
 
-    def __init__(self, arrays: Iterable[tuple[int, int]], watched: bool = True) -> None:
+    def __init__(self, arrays: Iterable[Array], watched: bool = True) -> None:
         merged: list[list[int]] = []
-        for start, size in sorted(arrays):
+        for start, size, here in sorted(arrays):
             if merged and start < merged[-1][1]:
                 merged[-1][1] = max(merged[-1][1], start + size)
             elif size:
-                merged.append([start, start + size])
-        self.starts, self.ends = np.array(merged or [[0, 0]], np.int64).T
+                merged.append([start, start + size, here])
+        self.starts, self.ends, self.here = np.array(merged or [[0, 0, 0]], np.int64).T
         places, end = [], self.STEP
         for start, stop in zip(self.starts, self.ends, strict=True):
             place = end + (start - end) % self.STEP
@@ -114,9 +118,10 @@ class GlobalMemory:
 
     def _views(self) -> Iterable[tuple[NDArray[np.uint8], int]]:
         """The arrays, and the offsets of their copies."""
-        for start, stop, place in zip(self.starts, self.ends, self.places, strict=True):
-            if start != stop:
-                yield _bytes_at(int(start), int(stop - start)), int(place)
+        sizes = self.ends - self.starts
+        for here, size, place in zip(self.here, sizes, self.places, strict=True):
+            if size:
+                yield _bytes_at(int(here), int(size)), int(place)
 
     def write_back(self) -> None:
         """Copy the results back to the arrays."""
