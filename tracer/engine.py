@@ -210,7 +210,7 @@ class LaneLoop:
         after_attention, after_mlp = block.stream_norms
         side = _folded((self._clean(hidden),), after_attention)
         states = self._attend(layer, block, hidden, call, {"res_attn": side[0]}, after_attention)[1]
-        states = block.after_attention(states)
+        states = block.stream_after_attention(states)
         clean = self._clean(states)
         branch = self._mlp(block, clean)
         side = _folded((clean, branch), (*after_mlp, *self._final(layer)))
@@ -225,7 +225,7 @@ class LaneLoop:
                 branch = self._kept_mlp(block, before, mlp[index])
                 torch.addcmul(branch, before, residual[index, None], out=before)
                 _put(rows, index, before)
-        return block.after_mlp(states)
+        return block.stream_after_mlp(states)
 
     def _parallel_block(
         self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]

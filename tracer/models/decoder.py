@@ -224,12 +224,12 @@ class Block:
             branch = branch[0]
         return self._added(branch[0], self._after_mlp)
 
-    def after_attention(self, states: Tensor) -> Tensor:
+    def stream_after_attention(self, states: Tensor) -> Tensor:
         """The residual stream after attention, from its sum with the attention branch."""
         norm = self._stream_after_attention
         return states if norm is None else norm(states)
 
-    def after_mlp(self, states: Tensor) -> Tensor:
+    def stream_after_mlp(self, states: Tensor) -> Tensor:
         """The residual stream after the MLP, from its sum with the MLP branch."""
         norm = self._stream_after_mlp
         return states if norm is None else norm(states)
