@@ -280,7 +280,7 @@ class Block:
         return self._linearised(self._after_attention)
 
     @cached_property
-    def stream_norms(self) -> "tuple[tuple[LinearNorm, ...], tuple[LinearNorm, ...]]":
+    def stream_norms(self) -> tuple[tuple[LinearNorm, ...], tuple[LinearNorm, ...]]:
         """The linearised norms of the residual stream: after attention, and after the MLP."""
         modules = (self._stream_after_attention, self._stream_after_mlp)
         after_attention, after_mlp = (
