@@ -34,23 +34,20 @@ class Addresses:
 
     def of(self, tensor: torch.Tensor) -> int:
         """The address of a tensor's first element."""
-        return int(self._start(tensor) + tensor.storage_offset() * tensor.element_size())
+        return self.array(tensor)[0]
 
     def array(self, tensor: torch.Tensor) -> Array:
         """What a contiguous tensor occupies."""
-        offset = tensor.storage_offset() * tensor.element_size()
-        here = tensor.untyped_storage().data_ptr() + offset
-        return self.of(tensor), tensor.numel() * tensor.element_size(), int(here)
+        start, _, here = self.storage(tensor)
+        offset = int(tensor.storage_offset()) * tensor.element_size()
+        return start + offset, tensor.numel() * tensor.element_size(), here + offset
 
     def storage(self, tensor: torch.Tensor) -> Array:
         """The memory that a tensor is a view of: rows may be padded."""
         storage = tensor.untyped_storage()
-        return self._start(tensor), storage.nbytes(), storage.data_ptr()
-
-    def _start(self, tensor: torch.Tensor) -> int:
-        here = tensor.untyped_storage().data_ptr()
-        apart = (1 + len(self._places)) * self.APART
-        return self._places.setdefault(here, apart + here % self.ALIGNED)
+        here, apart = storage.data_ptr(), (1 + len(self._places)) * self.APART
+        start = self._places.setdefault(here, apart + here % self.ALIGNED)
+        return start, storage.nbytes(), here
 
 
 # ---- CUDA C++ ----------------------------------------------------------------------------------

@@ -140,9 +140,9 @@ def batch_of_tensor(
     if next_tokens is not None:
         if len(next_tokens) != len(ids):
             raise InputError(f"next_token has {len(next_tokens)} entries for {len(ids)} sequences")
-        last = (_arange(ids.shape[1]) * ~padding).argmax(1)
-        following = torch.as_tensor(next_tokens, dtype=torch.int64, device="cpu")
-        next_ids[_arange(len(ids)), last] = following
+        rows, columns = (torch.arange(size, device=ids.device) for size in ids.shape)
+        following = torch.as_tensor(next_tokens, dtype=torch.int64, device=ids.device)
+        next_ids[rows, (columns * ~padding).argmax(1)] = following
     next_ids = next_ids.masked_fill(padding, PADDING)
     return Batch(
         ids=ids,
@@ -153,15 +153,11 @@ def batch_of_tensor(
     )
 
 
-def _arange(end: int) -> Tensor:
-    return torch.arange(end, device="cpu")
-
-
 def _positions(segments: Tensor) -> tuple[Tensor, Tensor]:
     """int64 [B, T] position within the run of equal segments; bool [B, T] where runs start."""
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    index = _arange(segments.shape[1]).expand_as(segments)
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     first = torch.where(starts, index, 0).cummax(1).values
     return index - first, starts
 

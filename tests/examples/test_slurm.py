@@ -5,12 +5,11 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from byte_model import byte_model, save
-from scan_workers import write_corpus
+from scan_workers import until, write_corpus
 
 from densitrace import open_store
 
@@ -72,9 +71,7 @@ def test_a_task_that_is_pre_empted_is_put_into_the_queue(
     """The second worker waits for a plan that never comes, until it is told to end."""
     waiting = task(setting, 1)
     log = tmp_path / "traces.zarr.worker-1.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "waiting" in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: log.exists() and "waiting" in log.read_text())
     waiting.send_signal(signal.SIGTERM)
     _, error = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, error

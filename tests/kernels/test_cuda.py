@@ -260,7 +260,12 @@ def test_table_of_all_edges(window: int | None, rows: int, monkeypatch: pytest.M
     monkeypatch.setattr(budgets, "TABLE_ELEMENTS", 200 * rows)
     shape = Shape(batch=1, heads=1, groups=1, length=200, window=window)
     problem = Problem(shape, backend="reference")
-    actual = table_of(written_edges(problem), torch.full((1, 1, 200), -1e9))
+    assert_table_of_all_edges(problem)
+
+
+def assert_table_of_all_edges(problem: Problem) -> None:
+    """Of one sequence and one head."""
+    actual = table_of(written_edges(problem), torch.full((1, 1, problem.shape.length), -1e9))
     places = np.argwhere(problem.allowed()[0])
     np.testing.assert_array_equal(torch.stack([actual.target, actual.source], 1), places)
 
@@ -273,9 +278,7 @@ def test_table_of_all_edges_but_those_of_a_token(token: int, segment: int) -> No
     problem.segments = torch.zeros(1, 128, dtype=torch.int32)
     problem.segments[0, token] = segment
     problem.pattern = replace(problem.pattern, segments=problem.segments)
-    actual = table_of(written_edges(problem), torch.full((1, 1, 128), -1e9))
-    places = np.argwhere(problem.allowed()[0])
-    np.testing.assert_array_equal(torch.stack([actual.target, actual.source], 1), places)
+    assert_table_of_all_edges(problem)
 
 
 @pytest.mark.parametrize("length", [4096, 4100])  # columns are written 4,096 at a time

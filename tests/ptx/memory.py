@@ -83,15 +83,14 @@ class Races:
         last[1, place[by != warp]] = SEVERAL
 
 
-Array = tuple[int, int, int]
+Array = tuple[int, int, int]  # address on the device, bytes, address in memory
 
 
 class GlobalMemory:
     """A copy of the arrays that a launch may use; written back at the end.
 
     Args:
-        arrays: (address on the device, bytes, address in memory) of each. Those that overlap on the
-            device do so in memory.
+        arrays: those that overlap on the device do so in memory.
         watched: whether races are found.
     """
 

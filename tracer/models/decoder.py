@@ -282,10 +282,8 @@ class Block:
     @cached_property
     def stream_norms(self) -> tuple[tuple[LinearNorm, ...], tuple[LinearNorm, ...]]:
         """The linearised norms of the residual stream: after attention, and after the MLP."""
-        modules = (self._stream_after_attention, self._stream_after_mlp)
-        after_attention, after_mlp = (
-            () if norm is None else (LinearNorm.of(norm, self._architecture),) for norm in modules
-        )
+        norms = map(self._linearised, (self._stream_after_attention, self._stream_after_mlp))
+        after_attention, after_mlp = (() if norm is None else (norm,) for norm in norms)
         return after_attention, after_mlp
 
     def _linearised(self, norm: nn.Module | None) -> LinearNorm | None:

@@ -1,4 +1,4 @@
-"""GPT-1: LayerNorms in the residual stream, none at the end, keys stored transposed."""
+"""GPT-1: LayerNorms in the residual stream, none at the end."""
 
 from dataclasses import replace
 from typing import Any
