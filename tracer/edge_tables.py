@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from . import layout
-from .graph import KINDS, MLP_KINDS, node_layer
+from .graph import KINDS, MLP_KINDS, Geometry
 
 SPOOL_BYTES = 1 << 28  # edges of a part kept in memory; beyond it they go to a temporary file
 
@@ -87,7 +87,7 @@ def edge_table(edges: NDArray[Any]) -> pd.DataFrame:
 
 
 def edges_of_trace(
-    edges: NDArray[Any], output: int, *, stratum: int, blocks: int, parallel: bool
+    edges: NDArray[Any], output: int, *, stratum: int, geometry: Geometry
 ) -> NDArray[Any]:
     """Select the kept edges of a window that lead to an output (METHOD §4).
 
@@ -95,25 +95,27 @@ def edges_of_trace(
         edges: `layout.EDGE` [n], all that the stratum keeps, ordered by layer and kind.
         output: column in the window.
         stratum: at which the edges were kept.
-        blocks: number of blocks of the model.
-        parallel: whether a block has one node layer instead of two.
+        geometry: of the graph.
 
     Returns:
         A subset of the edges in the same order, with `stratum` set to the sparsest stratum whose
         trace holds the edge.
     """
-    is_mlp = np.isin(edges["kind"], [KINDS.index(kind) for kind in MLP_KINDS]).astype(np.int64)
-    node = node_layer(edges["layer"].astype(np.int64), is_mlp, parallel)
-    node_layers = blocks if parallel else 2 * blocks
-    ends = np.searchsorted(node, np.arange(node_layers + 1))
+    layer, kind = edges["layer"].astype(np.int64), edges["kind"]
+    is_mlp = np.isin(kind, [KINDS.index(kind) for kind in MLP_KINDS]).astype(np.int64)
+    start = geometry.below(layer, is_mlp)
+    ends = np.searchsorted(start, np.arange(geometry.node_layers + 1))
+    attention = kind == KINDS.index("attn")
+    values = np.array(geometry.value_blocks)[layer[attention]]
+    start[attention] = geometry.below(values, is_mlp[attention])
     level = stratum + 1 - edges["stratum"].astype(np.int64)  # cuts cleared; below: the bottleneck
-    reach = np.zeros(1 + edges["target"].max(initial=output), dtype=np.int64)
-    reach[output] = stratum + 1
-    for layer in reversed(range(node_layers)):
-        here = slice(ends[layer], ends[layer + 1])
-        level[here] = np.minimum(level[here], reach[edges["target"][here]])
-        reach = np.zeros_like(reach)
-        np.maximum.at(reach, edges["source"][here], level[here])
+    tokens = 1 + edges["target"].max(initial=output)
+    reach = np.zeros((geometry.node_layers + 1, tokens), dtype=np.int64)
+    reach[-1, output] = stratum + 1
+    for below in reversed(range(geometry.node_layers)):
+        here = slice(ends[below], ends[below + 1])
+        level[here] = np.minimum(level[here], reach[below + 1, edges["target"][here]])
+        np.maximum.at(reach, (start[here], edges["source"][here]), level[here])
     reached = level > 0
     selected = edges[reached]
     selected["stratum"] = stratum + 1 - level[reached]

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from .. import kernels
 from ..kernels import AttentionEdges, Pattern
 from .batch import Batch, BatchPart
-from .models import Block, Decoder, LinearNorm, call_on, part_of_call
+from .models import Block, Decoder, LinearNorm, call_on, gather_shared, part_of_call
 from .nodes import AttentionBranch, Importance, Node, of_part
 from .random_control import Draw, draw_edges
 from .select import Rule
@@ -132,7 +132,7 @@ class LaneLoop:
     controls: Sequence[str] = ()
     masked_lanes: bool = True  # False: the clean lane alone, for weights, levels and sizes
     gates: Sequence[Tensor] | None = None
-    output_only: bool = False  # in the last block, only the last token's nodes are in the graph
+    output_only: bool = False  # only nodes that can lead to the last token's are in the graph
     seed: int = 0
     backend: str = "auto"
     observers: Sequence[Observer] = ()
@@ -185,6 +185,7 @@ class LaneLoop:
             states = hidden[index, : part.columns]
             # In place: a block's input is not read again.
             hidden[index, : part.columns] = loop._block(layer, block, states, part_call)
+            gather_shared(block, call, part_call, hidden, index, part.columns)
             passes.append(loop)
         levels = zip(*(loop._levels for loop in passes), strict=True)
         self._levels += [NodeLevels.of_parts(node, hidden.shape[1]) for node in levels]
@@ -200,7 +201,7 @@ class LaneLoop:
         return replace(self, batch=batch, importance=importance, gates=gates, parts=())
 
     def _block(self, layer: int, block: Block, hidden: Tensor, call: dict[str, Any]) -> Tensor:
-        if self.decoder.parallel:
+        if self.decoder.geometry.parallel:
             return self._parallel_block(layer, block, hidden, call)
         return self._sequential_block(layer, block, hidden, call)
 
@@ -278,12 +279,15 @@ class LaneLoop:
 
         states = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         clean = self._clean(hidden)
-        clean_call = part_of_call(call, hidden, slice(len(self.batch.ids)))
+        rows = slice(len(self.batch.ids))
+        clean_call = part_of_call(call, hidden, rows)
         torch.add(clean, block.attend(clean, clean_call, attend), out=self._clean(states))
+        gather_shared(block, call, clean_call, hidden, rows)
         keep = selected[0]
         for span in self._lane_spans():
             span_call = part_of_call(call, hidden, span.rows)
             branch = self._lane_branch(block, keep, span, hidden[span.rows], span_call)
+            gather_shared(block, call, span_call, hidden, span.rows)
             kept = keep.side["res_attn"][span.lanes].flatten(0, 1)[..., None]
             torch.addcmul(branch, hidden[span.rows], kept, out=states[span.rows])
         return keep, states
@@ -306,7 +310,9 @@ class LaneLoop:
 
         if self.attention == "live":
             return block.attend(hidden, call, attend)
-        output = self._lane_attention(keep, span, by_lane(block.values(hidden)), None)
+        values = block.values(hidden, call)
+        block.share_values(values, call)
+        output = self._lane_attention(keep, span, by_lane(values), None)
         return block.attention_branch(output.flatten(0, 1))
 
     def _lane_attention(
@@ -447,7 +453,7 @@ class LaneLoop:
     def _eligible(self, layer: int) -> Tensor:
         """bool [B, T]: tokens whose nodes in this block are in the graph."""
         eligible = self.batch.valid
-        if self.output_only and self._is_last(layer):
+        if self.output_only and self.decoder.geometry.output_alone(layer):
             eligible = eligible.clone()
             eligible[:, :-1] = False
         return eligible

@@ -97,7 +97,7 @@ def join_rows(rows: Sequence[Trace]) -> Trace:
         tokens=first.tokens,
         rule=first.rule,
         errors=errors,
-        parallel=first.parallel,
+        geometry=first.geometry,
         graph=first.graph,
         **arrays,
     )

@@ -309,9 +309,8 @@ class _Scan:
             "architecture": tracer.architecture,
             "device": str(tracer.device),
             "backend": tracer.backend,
-            "blocks": tracer.n_layers,
-            "parallel": tracer.parallel,
             "corpus_source": self.corpus,
+            **tracer.geometry.to_json(),
         }
 
     def _most_edges(self, plan: Plan) -> int:

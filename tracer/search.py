@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .graph import Geometry
+
 Edge = tuple[str, int, int, int, int]  # kind, layer, head (-1: none), source, target
 
 
 def best_first(
-    weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
+    weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, output: int
 ) -> Iterator[Edge]:
     """Yield edges in the order in which the search from `output` takes them.
 
@@ -19,11 +21,9 @@ def best_first(
 
     Args:
         weights: normalised, NaN for no edge: attn [L, H, T, T], others [L, T].
-        parallel: whether a block has one node layer instead of two.
+        geometry: of the graph.
         output: position of the last node, from which the search starts.
     """
-    halves = 1 if parallel else 2
-    layers = len(weights["attn"])
     heap: list[tuple[float, int, Edge, int]] = []
     seen: set[tuple[int, int]] = set()
     discovered = 0
@@ -33,11 +33,11 @@ def best_first(
         if node_layer == 0 or (node_layer, token) in seen:
             return
         seen.add((node_layer, token))
-        for weight, edge in _in_edges(weights, parallel, node_layer, token):
-            heapq.heappush(heap, (-weight, discovered, edge, node_layer - 1))
+        for weight, edge in _in_edges(weights, geometry, node_layer, token):
+            heapq.heappush(heap, (-weight, discovered, edge, geometry.source(*edge[:2])))
             discovered += 1
 
-    reach(halves * layers, output)
+    reach(geometry.node_layers, output)
     while heap:
         _, _, edge, source_layer = heapq.heappop(heap)
         yield edge
@@ -45,8 +45,9 @@ def best_first(
 
 
 def _in_edges(
-    weights: Mapping[str, NDArray[np.float32]], parallel: bool, node_layer: int, token: int
+    weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, node_layer: int, token: int
 ) -> Iterator[tuple[float, Edge]]:
+    parallel = geometry.parallel
     layer = (node_layer - 1) if parallel else (node_layer - 1) // 2
     has_attention = parallel or node_layer % 2 == 1
     if parallel:
@@ -63,17 +64,17 @@ def _in_edges(
 
 
 def ranks(
-    weights: Mapping[str, NDArray[np.float32]], parallel: bool, output: int
+    weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, output: int
 ) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Rank edges by the search's order: edge i of the n taken gets n - i, edges not taken get 0.
 
     Args:
-        weights, parallel, output: see `best_first`.
+        weights, geometry, output: see `best_first`.
 
     Returns:
         The ranks by kind, in the shapes of `weights`, and n.
     """
-    order = list(best_first(weights, parallel, output))
+    order = list(best_first(weights, geometry, output))
     ranked = {kind: np.zeros_like(array) for kind, array in weights.items()}
     for step, (kind, layer, head, source, target) in enumerate(order):
         index = (layer, head, target, source) if kind == "attn" else (layer, target)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import kernels
 from .engine import NodeLevels
-from .graph import KINDS, QUARTILES
+from .graph import KINDS, QUARTILES, Geometry
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OutputTrace:
 
 
 def all_traces(
-    levels: Sequence[NodeLevels], strata: int, layers: int, backend: str = "auto"
+    levels: Sequence[NodeLevels], strata: int, geometry: Geometry, backend: str = "auto"
 ) -> Tensor:
     """Edge counts of the traces of all output positions, by kind and block.
 
@@ -30,7 +30,7 @@ def all_traces(
     Args:
         levels: node layers from the embedding up.
         strata: K.
-        layers: number of blocks.
+        geometry: of the graph.
         backend: of the ops.
 
     Returns:
@@ -40,46 +40,67 @@ def all_traces(
     device = levels[0].side.device
     # [4, L, K, B, T] while counting: each block's counts of one kind are contiguous
     counts = torch.zeros(
-        len(KINDS), layers, strata, batch, length, dtype=torch.int64, device=device
+        len(KINDS), geometry.blocks, strata, batch, length, dtype=torch.int64, device=device
     )
     own = torch.eye(length, dtype=torch.uint8, device=device) * strata
     reach = own.expand(batch, -1, -1).contiguous()  # beta_t(j) [B, T output, T node]
-    for node in reversed(levels):
+    passed_down = _PassedDown()
+    for below, node in reversed(list(enumerate(levels))):
         reach = reach.to(node.side.device)  # blocks may be on several devices
         for kind, degrees in node.degrees.items():
             sizes = kernels.trace_sizes(reach, degrees, backend=backend)
             counts[KINDS.index(kind), node.layer] += sizes.to(device)
-        if node.attention is None:
-            reach = torch.minimum(reach, node.side[:, None])
+        source, attention = geometry.attention_source(node.layer), node.attention
+        if attention is not None and source == below:
+            reach = kernels.bottleneck(reach, _with_side(attention, node.side), backend=backend)
         else:
-            reach = kernels.bottleneck(
-                reach, _with_side(node.attention, node.side), backend=backend
-            )
+            if attention is not None:
+                passed_down.add(source, kernels.bottleneck(reach, attention, backend=backend))
+            reach = torch.minimum(reach, node.side[:, None])
+        reach = passed_down.joined(below, reach)
     return counts.permute(3, 4, 2, 0, 1)
 
 
-def output_trace(levels: Sequence[NodeLevels], strata: int, layers: int) -> OutputTrace:
+def output_trace(levels: Sequence[NodeLevels], strata: int, geometry: Geometry) -> OutputTrace:
     """The trace of the last position: its edge counts, and which nodes it holds."""
     batch, length = levels[0].side.shape
     device = levels[0].side.device
-    counts = torch.zeros(batch, 1, strata, len(KINDS), layers, dtype=torch.int64, device=device)
+    counts = torch.zeros(
+        batch, 1, strata, len(KINDS), geometry.blocks, dtype=torch.int64, device=device
+    )
     needed = torch.arange(strata, 0, -1, device=device)[:, None, None]  # lowest level in stratum k
     reach = torch.zeros(batch, length, dtype=torch.uint8, device=device)
     reach[:, -1] = strata
     gates = []
-    for node in reversed(levels):
+    passed_down = _PassedDown()
+    for below, node in reversed(list(enumerate(levels))):
         reach = reach.to(node.side.device)
         inside = reach >= needed.to(reach.device)
         gates.append(inside)
         for kind, degrees in node.degrees.items():
             sizes = (degrees * inside).sum(-1).T
             counts[:, 0, :, KINDS.index(kind), node.layer] += sizes.to(device)
-        if node.attention is None:
-            reach = torch.minimum(reach, node.side)
-        else:
-            paths = torch.minimum(reach[:, :, None], _with_side(node.attention, node.side))
-            reach = paths.amax(1)
+        if node.attention is not None:
+            paths = torch.minimum(reach[:, :, None], node.attention).amax(1)
+            passed_down.add(geometry.attention_source(node.layer), paths)
+        reach = passed_down.joined(below, torch.minimum(reach, node.side))
     return OutputTrace(counts, gates[::-1])
+
+
+class _PassedDown:
+    """Bottlenecks of nodes that attention edges reach from any node layer above theirs."""
+
+    def __init__(self) -> None:
+        self._reach: dict[int, Tensor] = {}  # by node layer
+
+    def add(self, layer: int, reach: Tensor) -> None:
+        """Take bottlenecks [..., T] of the nodes of a node layer."""
+        self._reach[layer] = self.joined(layer, reach)
+
+    def joined(self, layer: int, reach: Tensor) -> Tensor:
+        """The larger of these bottlenecks and those taken for a node layer, which it forgets."""
+        taken = self._reach.pop(layer, None)
+        return reach if taken is None else torch.maximum(reach, taken.to(reach.device))
 
 
 def by_quartile(topology: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ..errors import InputError, NotPlannedError, StoreError, first_line
 from . import layout
 from .curve import compute_measure
 from .edge_tables import EdgeSpool, edge_table, edges_of_trace
+from .graph import Geometry
 from .indices import from_start, whole
 from .recipe import Recipe
 from .select import AutoStrata, Rule
@@ -539,8 +540,8 @@ class Store:
             output = from_start("output", output, length, f"tokens of window {window}")
         edges = self._window_edges(window)
         if output is not None:
-            model = {name: self.attributes[name] for name in ("blocks", "parallel")}
-            edges = edges_of_trace(edges, output, stratum=stratum, **model)
+            geometry = Geometry.from_json(self.attributes)
+            edges = edges_of_trace(edges, output, stratum=stratum, geometry=geometry)
         return edge_table(edges)
 
     def _window_edges(self, window: int) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from . import curve
 from .collect import EdgeRow, edge_rows
-from .graph import MLP_KINDS, node_layer
+from .graph import MLP_KINDS, Geometry
 from .indices import from_start
 from .select import Rule
 
@@ -70,7 +70,7 @@ class Trace:
     surprisal: NDArray[np.float32]  # [T] nats; NaN where no token follows
     model_entropy: NDArray[np.float32]  # [T] nats
     topology: NDArray[np.int64]  # [T, K, 4 kinds, L] edges by kind and block (a scan's: quartile)
-    parallel: bool  # whether a block has one node layer instead of two
+    geometry: Geometry  # which node layers edges connect
     graph: Graph = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Trace:
         import scipy.sparse as sp
 
         length = len(self.tokens)
-        layers = self.topology.shape[-1] * (1 if self.parallel else 2) + 1
+        layers = self.geometry.node_layers + 1
         weights, sources, targets = [], [], []
         for edge, source, target in self._with_nodes(output, stratum):
             weights.append(edge.weight)
@@ -179,5 +179,6 @@ class Trace:
     ) -> Iterator[tuple[EdgeRow, GraphNode, GraphNode]]:
         """The edges of a trace, each with its source and target node."""
         for edge in edge_rows(self.edges(output, stratum)):
-            below = node_layer(edge.layer, edge.kind in MLP_KINDS, self.parallel)
-            yield edge, (below, edge.source), (below + 1, edge.target)
+            source = self.geometry.source(edge.kind, edge.layer)
+            target = self.geometry.below(edge.layer, edge.kind in MLP_KINDS) + 1
+            yield edge, (source, edge.source), (target, edge.target)

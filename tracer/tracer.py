@@ -79,7 +79,7 @@ class Tracer:
         architecture: name of the model's declaration.
         n_layers: number of blocks.
         n_heads: query heads of a block.
-        parallel: whether a block has one node layer instead of two.
+        geometry: which node layers the edges of each block connect.
 
     Raises:
         ModelError: not a causal language model, an undeclared architecture, or weights that are not
@@ -127,7 +127,7 @@ class Tracer:
         self._graphs = GraphCache() if cuda_graphs and self.device.type == "cuda" else None
         self.n_layers = len(self._decoder.blocks)
         self.n_heads = self._decoder.heads
-        self.parallel = self._decoder.parallel
+        self.geometry = self._decoder.geometry
         self._weight_hash = WeightHash()
 
     @classmethod
@@ -539,7 +539,7 @@ class Tracer:
                     surprisal=results.surprisal[run],
                     model_entropy=results.model_entropy[run],
                     topology=topology,
-                    parallel=self._decoder.parallel,
+                    geometry=self.geometry,
                     graph=RowGraph(measured.tracing, row, rule),
                 )
             )

@@ -228,7 +228,7 @@ class Tracing:
             run = self.loop(
                 batch.with_tensors(inputs), rule, observers=observers, parts=parts
             ).run()
-            counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
+            counts = all_traces(run.levels, len(rule), self.decoder.geometry, self.backend)
             outputs = inputs["output"].to(counts.device)
             return _outcome(run, counts.flatten(0, 1).index_select(0, outputs), inputs)
 
@@ -263,7 +263,7 @@ class Tracing:
         scored[:, -1] = True
         inputs = self._on_device(_outputs(row, scored))
         levels = self.loop(row, rule, weigh, masked_lanes=False).run().levels
-        trace = output_trace(levels, len(rule), len(self.decoder.blocks))
+        trace = output_trace(levels, len(rule), self.decoder.geometry)
         run = self.loop(row, rule, weigh, gates=trace.gates).run()
         outcome = _outcome(run, trace.counts.flatten(0, 1), inputs)
         tensors = self._measure(outcome, inputs["following"])
@@ -281,7 +281,7 @@ class Tracing:
     def sizes(self, batch: Batch, rule: Rule) -> tuple[Tensor, NDArray[np.int64]]:
         """Trace sizes int64 [B, T, K] and full edge counts [B, T], from the clean lane alone."""
         run = self.loop(batch, rule, masked_lanes=False).run()
-        counts = all_traces(run.levels, len(rule), len(self.decoder.blocks), self.backend)
+        counts = all_traces(run.levels, len(rule), self.decoder.geometry, self.backend)
         return counts.sum((-2, -1)), self.full_edges(batch.positions.numpy(), run.attention_windows)
 
     @torch.inference_mode()
@@ -336,7 +336,7 @@ class Tracing:
             length=int(positions.max()) + 1,
             heads=self.decoder.heads,
             windows=windows,
-            parallel=self.decoder.parallel,
+            geometry=self.decoder.geometry,
             count=self.settings.count,
         )
         return np.asarray(table[positions])
@@ -348,7 +348,7 @@ class Tracing:
         if not isinstance(rule, Size):
             return None, rule
         weights, windows = self._dense(row)
-        order, taken = ranks(weights, self.decoder.parallel, row.ids.shape[1] - 1)
+        order, taken = ranks(weights, self.decoder.geometry, row.ids.shape[1] - 1)
         if taken >= ORDERED_EDGES:
             raise InputError(
                 f"Size orders {taken} edges one by one, {ORDERED_EDGES} at most; use Threshold, "
@@ -384,7 +384,7 @@ class Tracing:
         """The trace of the last position of one row at one stratum, as a table."""
         weigh, cuts = self._as_cuts(row, rule)
         levels = self.loop(row, cuts, weigh, masked_lanes=False).run().levels
-        gates = output_trace(levels, len(cuts), len(self.decoder.blocks)).gates
+        gates = output_trace(levels, len(cuts), self.decoder.geometry).gates
         collector = EdgeCollector(gates, stratum, self.backend)
         self.loop(row, cuts, weigh, masked_lanes=False, observers=(collector,)).run()
         table = collector.table()

@@ -168,9 +168,9 @@ class Work:
 
     def sizes_of(self, run: LaneRun) -> object:
         """Sizes from the levels of a pass."""
-        blocks = len(self.tracing.decoder.blocks)
+        geometry = self.tracing.decoder.geometry
         with torch.inference_mode():
-            return all_traces(run.levels, len(self.rule), blocks, self.tracing.backend)
+            return all_traces(run.levels, len(self.rule), geometry, self.tracing.backend)
 
     def lanes(self) -> object:
         """A scan without its sizes: errors of every output position."""

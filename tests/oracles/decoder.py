@@ -25,6 +25,7 @@ class Run:
     window: Bools  # [L, T, T] sources within reach of the block's attention
     causal: Bools  # [T, T] the same without sliding windows
     parallel: bool
+    values: Sequence[int]  # of each block: the block whose keys and values its attention reads
 
     def weights(self, importance: str) -> Weights:
         """Edge weights (METHOD §2) under norm_l1, norm_l2, proximity or cosine.
@@ -47,7 +48,7 @@ class Run:
         """The weighted graph under an importance, or with given weights (the random importance)."""
         if isinstance(importance, str):
             importance = self.weights(importance)
-        return Graph(importance, self.parallel, self.causal)
+        return Graph(importance, self.parallel, self.causal, self.values)
 
 
 def weigh(edges: NodeEdges, importance: str) -> Weights:
@@ -104,6 +105,15 @@ class Oracle:
         self.parallel: bool = (
             getattr(self.config, "use_parallel_residual", False) or self.family.parallel
         )
+        self.values = list(range(self.blocks))
+        for block in range(
+            self.blocks - (getattr(self.config, "num_kv_shared_layers", 0) or 0), self.blocks
+        ):
+            self.values[block] = max(
+                other
+                for other in self.values[:block]
+                if self._layer_type(other) == self._layer_type(block)
+            )
         self.factor: float = getattr(self.config, "residual_multiplier", 1.0)  # on both branches
         if self.config.model_type == "minicpm3":
             self.factor = self.config.scale_depth / math.sqrt(self.blocks)
@@ -191,7 +201,9 @@ class Oracle:
         # METHOD §7: at every position
         x = self._followed(nodes[-1][1], x, self._norm(None, self.family.final_norm))
         logits = self._logits(x)
-        return Run(logits, np.stack(alphas), nodes, np.stack(windows), causal, self.parallel)
+        return Run(
+            logits, np.stack(alphas), nodes, np.stack(windows), causal, self.parallel, self.values
+        )
 
     def _embed(self, ids: Sequence[int], positions: NDArray[np.int64]) -> Floats:
         x = self.state[f"{self.family.stem}.{self.family.embedding}.weight"][list(ids)]

@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -38,7 +38,11 @@ class Graph:
     """A weighted graph, with the operations of METHOD §1, §3 and §4."""
 
     def __init__(
-        self, weights: Weights, parallel: bool = False, causal: Bools | None = None
+        self,
+        weights: Weights,
+        parallel: bool = False,
+        causal: Bools | None = None,
+        values: Sequence[int] | None = None,
     ) -> None:
         """Build a graph from the edges whose weight is not NaN.
 
@@ -47,11 +51,14 @@ class Graph:
             parallel: one node layer per block, without res_mlp edges; else two.
             causal: [T, T] attention edges without sliding windows, for `count="causal"`; all with
                 source <= target if None.
+            values: for each block, the block whose keys and values its attention reads; its own if
+                None.
         """
         self.weights = weights
         self.exists: Kept = {kind: ~np.isnan(weights[kind]) for kind in KINDS}
         self.blocks, self.heads, self.tokens, _ = weights["attn"].shape
         self.parallel = parallel
+        self.values = range(self.blocks) if values is None else values
         self.top = self.blocks * (1 if parallel else 2)
         self._causal = np.tri(self.tokens, dtype=bool) if causal is None else causal
         self._full: dict[tuple[int, str], int] = {}
@@ -76,6 +83,12 @@ class Graph:
                 edge = Edge("attn", block, head, source, token)
                 if self.exists["attn"][edge.place]:
                     yield edge
+
+    def below(self, layer: int, edge: Edge) -> NodeName:
+        """The node where an edge starts that ends in a node layer."""
+        if edge.kind == "attn":
+            return self.values[edge.block] * (1 if self.parallel else 2), edge.source
+        return layer - 1, edge.source
 
     def weight(self, edge: Edge) -> float:
         """The edge's weight."""
@@ -129,7 +142,7 @@ class Graph:
             if node not in reached:
                 reached.add(node)
                 for edge in self.in_edges.get(node, ()):
-                    below = (node[0] - 1, edge.source)
+                    below = self.below(node[0], edge)
                     heapq.heappush(heap, (-self.weight(edge), pushed, edge, below))
                     pushed += 1
             if not heap:
@@ -146,7 +159,7 @@ class Graph:
             for edge in self.in_edges.get((layer, token), ()):
                 if keep[edge.kind][edge.place]:
                     edges.append(edge)
-                    below = (layer - 1, edge.source)
+                    below = self.below(layer, edge)
                     if below not in reached:
                         reached.add(below)
                         todo.append(below)
@@ -163,7 +176,9 @@ class Graph:
             if count == "causal":
                 attn = np.where(self._causal, 0.0, np.nan)
                 unbounded = np.broadcast_to(attn, self.weights["attn"].shape)
-                graph = Graph({**self.weights, "attn": unbounded}, self.parallel)
+                graph = Graph(
+                    {**self.weights, "attn": unbounded}, self.parallel, values=self.values
+                )
             self._full[output, count] = int(sizes(graph.reach(graph.exists, output)).sum())
         return self._full[output, count]
 

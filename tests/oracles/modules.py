@@ -20,7 +20,7 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from .decoder import Oracle
-from .families import FAMILIES
+from .families import ACTIVATIONS, FAMILIES
 from .graph import Bools, Floats
 
 _WITH_SINKS = "eager_with_sinks"  # returns weights with the sinks' share already taken
@@ -46,6 +46,7 @@ class ModulesOracle(Oracle):
         for module in self.modules:
             module.register_forward_pre_hook(self._see, with_kwargs=True)
         self.states = torch.empty(0)
+        self.own_values: dict[int, Floats] = {}  # by block, of the forward pass that runs
 
     def _see(self, module: Any, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         names = list(inspect.signature(module.forward).parameters)[1 : len(args)]
@@ -84,7 +85,9 @@ class ModulesOracle(Oracle):
         alpha = np.asarray(outputs[1][0].numpy())
         assert not alpha[:, ~allowed].any()
         size = self._linear(block, self.family.out)[0].shape[1] // self.heads
-        v = self._values(block, x).reshape(len(x), -1, size).swapaxes(0, 1)
+        if self.values[block] == block:
+            self.own_values[block] = self._values(block, x)
+        v = self.own_values[self.values[block]].reshape(len(x), -1, size).swapaxes(0, 1)
         return alpha, np.repeat(v, self.heads // len(v), axis=0)
 
     def _logits(self, x: Floats) -> Floats:
@@ -142,6 +145,17 @@ class ModulesOracle(Oracle):
             m += (part[0] if isinstance(part, tuple) else part).reshape(y.shape).numpy()
         return post(m) if post else m
 
+    def _leaving(self, block: int, x: Floats) -> Floats:
+        own = self.calls[block].get("per_layer_input")
+        if own is not None:
+            gate = ACTIVATIONS["gelu_pytorch_tanh"](
+                x @ self._linear(block, "per_layer_input_gate")[0].T
+            )
+            norm = self._norm(block, "post_per_layer_input_norm")
+            assert norm
+            x = x + norm((gate * own[0].numpy()) @ self._linear(block, "per_layer_projection")[0].T)
+        return super()._leaving(block, x)
+
     def _all_but_attention(self, block: int, y: Floats) -> Floats:
         """What a block adds to states y if its attention returns zero."""
 
@@ -149,7 +163,11 @@ class ModulesOracle(Oracle):
             return torch.zeros_like(hidden_states), None
 
         module, states = self.modules[block], torch.from_numpy(y)[None]
-        with torch.inference_mode(), mock.patch.object(module.self_attn, "forward", nothing):
+        with (
+            torch.inference_mode(),
+            mock.patch.object(module.self_attn, "forward", nothing),
+            mock.patch.object(module, "hidden_size_per_layer_input", 0),  # see `_leaving`
+        ):
             left = module.forward(states, **self.calls[block])
         return np.asarray((left / module.layer_scalar - states)[0].numpy())
 

@@ -29,6 +29,7 @@ from densitrace import (
 )
 from densitrace.tracer.collect import edge_rows
 from densitrace.tracer.graph import KINDS as OUR_KINDS
+from densitrace.tracer.graph import Geometry
 from densitrace.tracer.search import best_first
 
 LENGTH = 9
@@ -178,7 +179,8 @@ def test_all_outputs(family: str, importance: str, rule: str) -> None:
 
 @pytest.mark.parametrize("attention", ["live", "frozen"])
 @pytest.mark.parametrize(
-    ("family", "rule"), [*product(VARIANTS, RULES), *product(FURTHER, ["threshold"])]
+    ("family", "rule"),
+    [*product(VARIANTS, RULES), *product(FURTHER, ["threshold"]), ("gemma4_shared", "size")],
 )
 def test_one_output(family: str, rule: str, attention: str) -> None:
     ids = tokens()
@@ -223,7 +225,10 @@ def test_search_of_every_importance(family: str, importance: str) -> None:
 def test_equal_edges_are_searched_in_order_of_discovery() -> None:
     side = np.full((2, 1), 0.5, dtype=np.float32)
     weights = {"attn": side[..., None, None], "res_attn": side, "mlp": side}
-    found = [(kind, layer) for kind, layer, *_ in best_first(weights, parallel=True, output=0)]
+    found = [
+        (kind, layer)
+        for kind, layer, *_ in best_first(weights, Geometry.of_blocks(2, parallel=True), output=0)
+    ]
     assert found == [(kind, layer) for layer in (1, 0) for kind in ("res_attn", "mlp", "attn")]
 
 

@@ -64,7 +64,7 @@ def traced(tracer: Tracer, **options: Any) -> list[Trace]:
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_no_block_waits(
     family: str, attention: str, as_device: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,7 @@ def test_nothing_waits_until_results_leave(
 
 @pytest.mark.parametrize("scope", ["all", "output"])
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_same_results(
     family: str,
     attention: str,

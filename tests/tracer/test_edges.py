@@ -107,7 +107,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # ---- content -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_edges_are_those_of_the_trace(family: str, numbers: Path, tmp_path: Path) -> None:
     tracer = Tracer(tiny_model(family), number_tokenizer())
     store = scan(tracer, numbers, tmp_path / "s", **OPTIONS)  # in one batch, with padding

@@ -87,7 +87,7 @@ def assert_same(found: list[Trace], expected: list[Trace]) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_traces_as_resident(family: str, settings: str, folder: Folder) -> None:
     resident, offloaded = tracers(folder(family))
     options = SETTINGS[settings]
@@ -328,7 +328,7 @@ def test_rows_of_many_lengths_are_as_in_batches_of_their_own(family: str, folder
 
 @pytest.mark.parametrize("importance", ["norm_l1", "random"])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_some_rows_at_once(family: str, attention: Any, importance: ImportanceName) -> None:
     """Products of fewer rows: the same to rounding."""
     decoder = Tracer(tiny_model(family))._decoder

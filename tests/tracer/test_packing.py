@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from densitrace import Threshold, Tracer
 from densitrace.tracer import layout, tracing
 from densitrace.tracer.batch import batch_of_lists
-from densitrace.tracer.graph import full_edge_counts, most_edges
+from densitrace.tracer.graph import Geometry, full_edge_counts, most_edges
 from densitrace.tracer.sizes import by_quartile
 from densitrace.tracer.tracing import Settings, Tracing
 
@@ -88,7 +88,7 @@ def test_graphs_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("windows", [[None] * 3, [None, 2, 3]])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_no_graph_has_more_edges(windows: list[int | None], parallel: bool) -> None:
-    full = full_edge_counts(9, 4, windows, parallel)
+    full = full_edge_counts(9, 4, windows, Geometry.of_blocks(3, parallel))
     below, bound = np.array([[most_edges(t, 4, blocks) for t in range(1, 10)] for blocks in (2, 3)])
     assert (full <= bound).all()
     if not parallel and windows == [None] * 3:  # of the last block, only what enters the output

@@ -191,7 +191,7 @@ def lane_logits(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     row = batch_of_lists([case.arrays["ids"].tolist()])
     weigh, rule = tracing._as_cuts(row, case.asked)
     levels = tracing.loop(row, rule, weigh, masked_lanes=False).run().levels
-    gates = output_trace(levels, len(rule), len(decoder.blocks)).gates
+    gates = output_trace(levels, len(rule), decoder.geometry).gates
     hidden = tracing.loop(row, rule, weigh, gates=gates).run().hidden[:, 0, -1]
     found = logits(decoder, hidden).numpy(force=True)
     return found[0], found[1:].reshape(2, len(rule), -1)
@@ -250,7 +250,7 @@ def test_order_of_the_search(family: str, length: str) -> None:
     tokens = len(arrays["ids"])
     order = []
     weights = trace.graph.weights()
-    for kind, layer, head, source, target in best_first(weights, False, tokens - 1):
+    for kind, layer, head, source, target in best_first(weights, trace.geometry, tokens - 1):
         below = 2 * layer + (kind in ("mlp", "res_mlp"))
         key = head + (source == target) if kind == "attn" else int(kind == "mlp")
         order.append((below * tokens + source, (below + 1) * tokens + target, key))

@@ -101,9 +101,9 @@ def test_values_where_one_projection_gives_them_with_others(family: str) -> None
     block = Tracer(tiny_model(family))._decoder.blocks[0]
     states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = block.values(states)
+        expected = block.values(states, {})
         for module in block.attention.modules():
             if is_plain(module):  # as a quantised one is not
                 module.__class__ = type("Other", (type(module),), {})
         assert not any(map(is_plain, block.attention.modules()))
-        torch.testing.assert_close(block.values(states), expected)
+        torch.testing.assert_close(block.values(states, {}), expected)

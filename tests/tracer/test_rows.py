@@ -56,7 +56,7 @@ def kept_by_weight(trace: Trace, layer: int) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_values(family: str, dtype: torch.dtype) -> None:
     """A block's values are those that its attention module hands to the attention function."""
     decoder = decoder_of(family, dtype)
@@ -68,7 +68,9 @@ def test_values(family: str, dtype: torch.dtype) -> None:
         def attend(pattern: kernels.Pattern, value: Tensor) -> Tensor:
             # A slice of a fused projection may be summed in another order than the whole.
             eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(block.values(hidden), value, rtol=4 * eps, atol=4 * eps)
+            torch.testing.assert_close(
+                block.values(hidden, call), value, rtol=4 * eps, atol=4 * eps
+            )
             compared.append(layer)
             return kernels.attention_stats(pattern, value).output
 

@@ -12,7 +12,7 @@ from tiny_models import VARIANTS, tiny_model
 
 from densitrace import Nucleus, Threshold, TopFraction, Trace, Tracer
 from densitrace.tracer.engine import NodeLevels
-from densitrace.tracer.graph import KINDS
+from densitrace.tracer.graph import KINDS, Geometry
 from densitrace.tracer.select import Rule
 from densitrace.tracer.sizes import all_traces, output_trace
 
@@ -66,8 +66,11 @@ def test_sizes_do_not_depend_on_attention(family: str) -> None:
 
 
 @st.composite
-def random_levels(draw: st.DrawFn) -> tuple[list[NodeLevels], int, int]:
-    """Levels and in-degrees of a random graph of T tokens, L blocks, H heads and K strata."""
+def random_levels(draw: st.DrawFn) -> tuple[list[NodeLevels], int, Geometry]:
+    """Levels and in-degrees of a random graph of T tokens, L blocks, H heads and K strata.
+
+    Blocks may read keys and values of earlier ones.
+    """
     tokens, blocks, heads, strata = (
         draw(st.integers(1, high), label=name)
         for name, high in (("tokens", 7), ("blocks", 3), ("heads", 3), ("strata", 4))
@@ -102,38 +105,39 @@ def random_levels(draw: st.DrawFn) -> tuple[list[NodeLevels], int, int]:
         dense = level(2, tokens)
         degrees = {"mlp": degree(dense[:1]), "res_mlp": degree(dense[1:])}
         nodes.append(NodeLevels(block, dense.amax(0)[None].to(torch.uint8), degrees))
-    return nodes, strata, blocks
+    values = tuple(draw(st.integers(0, block), label="values") for block in range(blocks))
+    return nodes, strata, Geometry(parallel=False, value_blocks=values)
 
 
 def backward_search(
-    nodes: list[NodeLevels], strata: int, blocks: int, output: int
+    nodes: list[NodeLevels], strata: int, geometry: Geometry, output: int
 ) -> np.ndarray[Any, Any]:
     """[K, 4, L] by walking back from one output at one stratum at a time."""
-    counts = np.zeros((strata, len(KINDS), blocks), dtype=np.int64)
+    counts = np.zeros((strata, len(KINDS), geometry.blocks), dtype=np.int64)
     for k in range(strata):
-        reached = {output}
-        for node in reversed(nodes):
-            below = set()
-            for token in reached:
+        reached: list[set[int]] = [set() for _ in range(len(nodes) + 1)]  # by node layer
+        reached[-1] = {output}
+        for below, node in reversed(list(enumerate(nodes))):
+            for token in reached[below + 1]:
                 for kind, degrees in node.degrees.items():
                     counts[k, KINDS.index(kind), node.layer] += int(degrees[k, 0, token])
                 if node.side[0, token] >= strata - k:
-                    below.add(token)
+                    reached[below].add(token)
                 if node.attention is not None:
                     sources = node.attention[0, token] >= strata - k
-                    below |= set(sources.nonzero().flatten().tolist())
-            reached = below
+                    read = reached[2 * geometry.value_blocks[node.layer]]
+                    read |= set(sources.nonzero().flatten().tolist())
     return counts
 
 
 @given(random_levels())
-def test_sizes_on_random_graphs(graph: tuple[list[NodeLevels], int, int]) -> None:
+def test_sizes_on_random_graphs(graph: tuple[list[NodeLevels], int, Geometry]) -> None:
     """Bottlenecks give, for all outputs and strata at once, what a search gives for each."""
-    nodes, strata, blocks = graph
-    counts = all_traces(nodes, strata, blocks)[0].numpy()
+    nodes, strata, geometry = graph
+    counts = all_traces(nodes, strata, geometry)[0].numpy()
     for output in range(len(counts)):
-        expected = backward_search(nodes, strata, blocks, output)
+        expected = backward_search(nodes, strata, geometry, output)
         np.testing.assert_array_equal(counts[output], expected)
-    last = output_trace(nodes, strata, blocks)
+    last = output_trace(nodes, strata, geometry)
     np.testing.assert_array_equal(last.counts[0, 0].numpy(), counts[-1])
     assert len(last.gates) == len(nodes)

@@ -78,7 +78,7 @@ def zeros_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("importance", ["norm_l1", "cosine", "random"])
 @pytest.mark.parametrize("attention", ["live", "frozen"])
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", [*VARIANTS, "gemma4_shared"])
 def test_blocks_on_two_devices(
     family: str,
     attention: Attention,
@@ -93,12 +93,12 @@ def test_blocks_on_two_devices(
     monkeypatch.setattr(LaneLoop, "host_reads", False)  # what is on `meta` nobody can read
     found = Tracing(decoder, settings, "reference").loop(batch, RULE).run()
     devices = [node.side.device.type for node in found.levels]
-    of_a_block = 1 if decoder.parallel else 2
+    of_a_block = 1 if decoder.geometry.parallel else 2
     assert devices == ["cpu"] * of_a_block + ["meta"] * (len(devices) - of_a_block)
     assert found.hidden.device == batch.ids.device
-    sizes = all_traces(found.levels, len(RULE), len(decoder.blocks), "reference")
+    sizes = all_traces(found.levels, len(RULE), decoder.geometry, "reference")
     assert sizes.shape[:3] == (*batch.ids.shape, len(RULE))
-    trace = output_trace(found.levels, len(RULE), len(decoder.blocks))
+    trace = output_trace(found.levels, len(RULE), decoder.geometry)
     again = Tracing(decoder, settings, "reference").loop(batch, RULE, gates=trace.gates).run()
     assert again.hidden.shape == found.hidden.shape
 

@@ -56,6 +56,20 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_5_vl": (_ROPE, {}),
     "qwen3_vl_moe": ({**_ROPE, **_EXPERTS}, {}),
     "glm4v": (_ROPE, {}),
+    # Blocks that share keys and values, and have embeddings of their own.
+    "gemma4": (
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": WINDOW,
+            "num_kv_shared_layers": 2,
+            "global_head_dim": 24,
+            "pad_token_id": 3,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+        {"audio_config": None, "vision_config": {**VISION, "head_dim": 8}},
+    ),
     # Blocks that attend to images alone.
     "mllama": (
         {
@@ -74,13 +88,8 @@ ONE_BY_ONE = ("qwen3_vl_moe",)  # which stores experts so
 
 def whole_model(kind: str) -> PreTrainedModel:
     text, beside = KINDS[kind]
-    config = AutoConfig.for_model(
-        kind,
-        text_config={**TEXT, **text},
-        vision_config=VISION,
-        image_token_id=VOCABULARY - 1,
-        **beside,
-    )
+    settings = {"vision_config": VISION, "image_token_id": VOCABULARY - 1, **beside}
+    config = AutoConfig.for_model(kind, text_config={**TEXT, **text}, **settings)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForMultimodalLM.from_config(config)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from .bloom import BLOOM
 from .cohere import COHERE, COHERE2_MOE
 from .ctrl import CTRL
 from .dbrx import DBRX
-from .decoder import Block, Decoder, call_on, part_of_call
+from .decoder import Block, Decoder, call_on, gather_shared, part_of_call
 from .deepseek import DEEPSEEK, DEEPSEEK_V32, GLM5, MINICPM3
 from .falcon import FALCON
 from .gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA
@@ -119,6 +119,7 @@ __all__ = [
     "causal_model",
     "contents",
     "declare",
+    "gather_shared",
     "load",
     "load_offloaded",
     "part_of_call",

@@ -4,7 +4,7 @@ A declaration names modules and copies no code: rotary embeddings, query/key nor
 are left to the model's own modules. docs/declare-architecture.md shows how to write one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +81,27 @@ class KeyChoice:
 
 
 @dataclass(frozen=True)
+class SharedValues:
+    """Attention that reads keys and values of an earlier block, from a mapping passed to all."""
+
+    blocks: Callable[[Any], Sequence[int]]  # config -> for each block, whose values it reads
+    keyword: str  # of the mapping, in a block's call
+    entry: Callable[[Any], Hashable]  # attention -> the key of its keys and values
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """An input of a block for each token, of which it adds something to its output.
+
+    It is always added: it belongs to the node, as a norm's bias does, and is no edge.
+    """
+
+    keyword: str  # of the input, or of a block's second argument
+    # (block, its last nodes' states [N, T, D], the input [N, T, d]) -> what is added [N, T, D]
+    added: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of decoders.
 
@@ -101,6 +122,8 @@ class Architecture:
     norm_eps: float | None = None  # if the norms' modules do not hold it
     own_attention: OwnAttention | None = None
     key_choice: KeyChoice | None = None
+    shared_values: SharedValues | None = None
+    token_input: TokenInput | None = None
     head: str | None = None  # from the model: acts on each token between final norm and unembedding
     skipped: str | None = None  # within the blocks that text alone does not run
     # Functions below take the model's config.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from threading import RLock
@@ -22,19 +23,23 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ...errors import ModelError
 from ...kernels import Pattern
+from ..graph import Geometry
 from .alibi import biased
-from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention
+from .architecture import Architecture, BlockNorms, LinearNorm, OwnAttention, SharedValues
 from .linear import domain, evaluated, is_plain, matrix
 from .offload import OffloadedBlocks
 from .state import addresses, contents, settings, tensors_of
 
 Attend = Callable[[Pattern, Tensor], Tensor]
 RunBlock = Callable[[int, Tensor, dict[str, Any]], Tensor]
+KeysAndValues = tuple[Tensor | None, Tensor]
 
 _NAME = "densitrace"  # of our attention function in transformers' registries
 _EMPTY_MASK = "densitrace_empty_mask"  # the same, for models that compute with their mask
 _HOOK = "densitrace_attend"  # attribute of an attention module while it is traced
-_POSITIONS = "densitrace_positions"  # keyword of a block's call, for ALiBi
+# Keywords of a block's call: for ALiBi, and keys and values [N, G, T, d] that blocks share.
+_POSITIONS = "densitrace_positions"
+_SHARED = "densitrace_shared"
 
 # What a config may say that a forward pass returns, while a model is traced.
 _OUTPUTS = {"return_dict": True, "output_hidden_states": False, "_output_attentions": False}
@@ -42,6 +47,8 @@ _OUTPUTS = {"return_dict": True, "output_hidden_states": False, "_output_attenti
 # While a model is traced its modules are patched: no two threads may trace at once. One lock for
 # all models, as models may share modules or a config, and `set_stance` is global.
 _ONE_AT_A_TIME = RLock()
+
+_TOKENS_AT_ONCE = 8192  # to which blocks add what their own input gives: bounds memory
 
 _heartbeat: ContextVar[Callable[[], None]] = ContextVar("heartbeat", default=lambda: None)
 
@@ -140,6 +147,9 @@ class Block:
         self.key_choice: nn.Module | None = (
             None if choice is None else getattr(self.attention, choice.module)
         )
+        # Where the block's keys and values are in `_SHARED`, if it reads or writes them there.
+        self.reads: Hashable = None
+        self.writes: Hashable = None
         self.heads = heads
         self._scale = scale
         self._before_attention = _optional(module, norms.before_attention)
@@ -149,7 +159,7 @@ class Block:
         self._after_mlp = _optional(module, norms.after_mlp)
         self._stream_after_attention = _optional(module, norms.stream_after_attention)
         self._stream_after_mlp = _optional(module, norms.stream_after_mlp)
-        self._architecture = architecture
+        self.architecture = architecture
         self._folded: dict[int, tuple[LinearNorm, Tensor]] = {}
         self._roots: dict[tuple[int, ...], tuple[tuple[LinearNorm, ...], Tensor]] = {}
 
@@ -179,7 +189,7 @@ class Block:
         normed = states if self._before_attention is None else self._before_attention(states)
         with _attribute(self.attention, _HOOK, attend):
             if self.own_attention is None:
-                branch: Tensor = self.attention(normed, **call)[0]
+                branch: Tensor = self.attention(normed, **self._keywords(call))[0]
             else:
                 branch = self._own_branch(self.own_attention, normed, call)
         return self._added(branch, self._after_attention)
@@ -201,12 +211,25 @@ class Block:
             branch: Tensor = module(normed, **call)[0]
         return branch
 
-    def values(self, states: Tensor) -> Tensor:
-        """Project states [N, T, D] to values [N, G, T, d_v]."""
+    def _keywords(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A call as the attention module expects it."""
+        shared = self.architecture.shared_values
+        return call if shared is None else {**call, shared.keyword: call[_SHARED]}
+
+    def values(self, states: Tensor, call: dict[str, Any]) -> Tensor:
+        """Project states [N, T, D] to values [N, G, T, d_v], or read those of another block."""
+        if self.reads is not None:
+            shared: KeysAndValues = call[_SHARED][self.reads]
+            return shared[1]
         normed = states if self._before_attention is None else self._before_attention(states)
         values: Tensor = self._values(self.attention, normed)
         by_head: Tensor = values.unflatten(-1, (-1, self.w_o.shape[-1]))
         return by_head.transpose(1, 2)
+
+    def share_values(self, values: Tensor, call: dict[str, Any]) -> None:
+        """Leave values, without keys, to the blocks that read this one's."""
+        if self.writes is not None:
+            call[_SHARED][self.writes] = None, values
 
     def attention_branch(self, output: Tensor) -> Tensor:
         """Compute the attention branch [N, T, D] from attention outputs [N, H, T, d_v]."""
@@ -234,9 +257,17 @@ class Block:
         norm = self._stream_after_mlp
         return states if norm is None else norm(states)
 
-    def scale_output(self, states: Tensor) -> Tensor:
-        """Scale the block's output states in place, if the architecture does."""
-        name = self._architecture.block_scale
+    def output(self, states: Tensor, own: Tensor | None) -> Tensor:
+        """The block's output from its last nodes' states [N, T, D], in place.
+
+        `own` is its `TokenInput` [N, T, d], if it has one.
+        """
+        architecture = self.architecture
+        if architecture.token_input is not None and own is not None:
+            rows = max(1, _TOKENS_AT_ONCE // states.shape[1])
+            for some, inputs in zip(states.split(rows), own.split(rows), strict=True):
+                some += architecture.token_input.added(self.module, some, inputs.to(some.device))
+        name = architecture.block_scale
         return states if name is None else states.mul_(getattr(self.module, name))
 
     def _added(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
@@ -287,7 +318,7 @@ class Block:
         return after_attention, after_mlp
 
     def _linearised(self, norm: nn.Module | None) -> LinearNorm | None:
-        return None if norm is None else LinearNorm.of(norm, self._architecture)
+        return None if norm is None else LinearNorm.of(norm, self.architecture)
 
     @cached_property
     def w_o(self) -> Tensor:
@@ -369,7 +400,6 @@ class Decoder:
         self.model = model
         self.architecture = architecture
         self.heads: int = model.config.num_attention_heads
-        self.parallel = architecture.parallel(model.config)
         scale = architecture.branch_scale(model.config) or 1.0
         norms = architecture.norms
         norms = norms if isinstance(norms, BlockNorms) else norms(model.config)
@@ -378,6 +408,9 @@ class Decoder:
             for module in model.get_submodule(architecture.blocks).children()
             if architecture.skipped not in module._modules
         ]
+        self.geometry = Geometry.of_blocks(len(self.blocks), architecture.parallel(model.config))
+        if architecture.shared_values is not None:
+            self._share_values(architecture.shared_values)
         for projection in (*(b.projection for b in self.blocks), model.get_output_embeddings()):
             domain(projection)  # refuse now what could not be evaluated later
         self._derived_state: Hashable = None  # of the modules that values were derived from
@@ -387,6 +420,14 @@ class Decoder:
                 block.module.register_forward_hook(block.forget_weights, always_call=True)
         self.logit_scale = architecture.logit_scale(model.config) or 1.0
         self.logit_softcap = architecture.logit_softcap(model.config)
+
+    def _share_values(self, shared: SharedValues) -> None:
+        values = tuple(shared.blocks(self.model.config))
+        self.geometry = replace(self.geometry, value_blocks=values)
+        for index, block in enumerate(self.blocks):
+            if values[index] != index:
+                block.reads = shared.entry(block.attention)
+                self.blocks[values[index]].writes = block.reads
 
     @property
     def device(self) -> torch.device:
@@ -584,19 +625,31 @@ def _block_forward(
     extra: dict[str, Tensor],
     also: tuple[Tensor, ...] | None,
 ) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    def forward(hidden_states: Tensor, *_: Any, **call: Any) -> Tensor | tuple[Tensor, ...]:
-        # Further positional arguments are caches and masks, which tracing does not use.
-        states = block.scale_output(run_block(index, hidden_states, call | extra))
+    shared, token_input = block.architecture.shared_values, block.architecture.token_input
+
+    def forward(hidden_states: Tensor, *others: Any, **call: Any) -> Tensor | tuple[Tensor, ...]:
+        # Other positional arguments are caches and masks, which tracing does not use.
+        own: Tensor | None = None
+        if token_input is not None:
+            own = call.pop(token_input.keyword, None) if not others else others[0]
+        if shared is not None:
+            call[_SHARED] = call.pop(shared.keyword)
+        states = block.output(run_block(index, hidden_states, call | extra), own)
         return states if also is None else (states, *also)
 
     return forward
 
 
 def call_on(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move a block's keyword arguments to its device."""
-    return {
-        name: _map_tensors(value, lambda tensor: tensor.to(device)) for name, value in call.items()
-    }
+    """Move a block's keyword arguments to its device; what blocks share, in place."""
+
+    def moved(value: Any) -> Any:
+        return _map_tensors(value, lambda tensor: tensor.to(device))
+
+    shared = call.get(_SHARED, {})
+    for entry, tensors in shared.items():
+        shared[entry] = moved(tensors)
+    return {name: moved(value) for name, value in call.items()}
 
 
 def part_of_call(
@@ -605,6 +658,7 @@ def part_of_call(
     """Slice a block's keyword arguments for some rows and columns of its states [N, T, D].
 
     Rotary tables and position ids start with dimensions N, T or 1, T; others are passed unchanged.
+    The keys and values that blocks share are in a new mapping; see `gather_shared`.
     """
     front = states.shape[:2]
 
@@ -615,7 +669,40 @@ def part_of_call(
             return tensor
         return tensor[:, :columns]
 
-    return {name: _map_tensors(value, narrow) for name, value in call.items()}
+    part = {name: _map_tensors(value, narrow) for name, value in call.items()}
+    if _SHARED in call:
+        part[_SHARED] = {
+            entry: tuple(tensor[rows][:, :, :columns] for tensor in tensors)
+            for entry, tensors in call[_SHARED].items()
+        }
+    return part
+
+
+def gather_shared(
+    block: Block,
+    call: dict[str, Any],
+    part: dict[str, Any],
+    states: Tensor,
+    rows: slice | Tensor,
+    columns: int | None = None,
+) -> None:
+    """Copy the keys and values that a block shares from `part_of_call` into the whole call.
+
+    Frozen lanes have no keys, and none of their blocks reads any.
+    """
+    if block.writes is None:
+        return
+    parts: KeysAndValues = part[_SHARED][block.writes]
+    if block.writes not in call[_SHARED]:
+        lanes, length = states.shape[:2]
+        call[_SHARED][block.writes] = tuple(
+            tensor.new_empty(lanes, tensor.shape[1], length, tensor.shape[3])
+            for tensor in parts
+            if tensor is not None
+        )
+    for whole, tensor in zip(call[_SHARED][block.writes], parts, strict=True):
+        if tensor is not None:
+            whole[rows, :, :columns] = tensor
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .architecture import BlockNorms
+from .architecture import BlockNorms, SharedValues, TokenInput
 from .llama import llama_like
 
 
@@ -63,11 +63,24 @@ def _mlp(block: Any, states: Tensor) -> Tensor:
 def _unsupported4(config: Any) -> str | None:
     if config.use_bidirectional_attention == "all":
         return "use_bidirectional_attention='all': only causal decoders have a density"
-    if getattr(config, "hidden_size_per_layer_input", 0):
-        return "hidden_size_per_layer_input=...: each block adds an embedding of its own"
-    if getattr(config, "num_kv_shared_layers", 0):
-        return "num_kv_shared_layers=...: blocks read keys and values of others"
+    if config.num_kv_shared_layers == config.num_hidden_layers:
+        return "num_kv_shared_layers=num_hidden_layers: it reads another model's keys and values"
     return None
+
+
+def _value_blocks(config: Any) -> list[int]:
+    """The last blocks read what the last block of their type before them has computed."""
+    first = config.num_hidden_layers - config.num_kv_shared_layers
+    types = config.layer_types
+    last = {kind: block for block, kind in enumerate(types[:first])}
+    return [*range(first), *(last[kind] for kind in types[first:])]
+
+
+def _added(block: Any, states: Tensor, own: Tensor) -> Tensor:
+    """What a block adds of its own embedding of each token."""
+    gate = block.act_fn(block.per_layer_input_gate(states))
+    added: Tensor = block.post_per_layer_input_norm(block.per_layer_projection(gate * own))
+    return added
 
 
 GEMMA4 = replace(
@@ -78,6 +91,10 @@ GEMMA4 = replace(
     values=_normed_values,
     norms=replace(_SANDWICH, before_mlp=None),
     norm_kind="rms",
+    shared_values=SharedValues(
+        _value_blocks, "shared_kv_states", lambda attention: attention.layer_type
+    ),
+    token_input=TokenInput("per_layer_input", _added),
     block_scale="layer_scalar",
     unsupported=_unsupported4,
 )
