@@ -318,15 +318,15 @@ _FURTHER: dict[str, dict[str, Any]] = {
         "enable_moe_block": True,
         "top_k_experts": 2,
     },
-    "gemma4_shared": {  # E2B, E4B: the last two blocks read keys and values of 1 and 2
+    "gemma4_shared": {  # E2B, E4B: the last two blocks read keys and values of 2 and 1
         "model_type": "gemma4_text",
         "num_hidden_layers": 5,
         "layer_types": [
             "sliding_attention",
             "full_attention",
             "sliding_attention",
-            "full_attention",
             "sliding_attention",
+            "full_attention",
         ],
         "sliding_window": WINDOW,
         "num_kv_shared_layers": 2,

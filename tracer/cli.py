@@ -201,7 +201,8 @@ def verify(
     result = tracer.verify()
     line = (
         f"{tracer.model_id} ({tracer.architecture}): largest difference of logits "
-        f"{result.max_difference:.2e} of the largest logit, tolerance {result.tolerance:.2e}"
+        f"{result.max_difference:.2e} of the largest logit, tolerance {result.tolerance:.2e}; "
+        f"rounding errors of the embeddings change the model's own by {result.rounding:.2e}"
     )
     if not result.ok:
         raise Failure(line)

@@ -573,8 +573,9 @@ class Tracer:
 
         Returns:
             The largest difference of logits over the largest logit. Its tolerance is 1e-5 in
-            float32 and 8 machine epsilons in half precision, where tokens on the boundary between
-            two experts may differ by more.
+            float32 and 8 machine epsilons in half precision, or twice the difference that rounding
+            errors of the embeddings make to the model's own logits, if that is more: in a deep
+            model, or for tokens on the boundary between two experts.
 
         Raises:
             InputError: `length` or `seed` is no whole number, or `length` below 1.

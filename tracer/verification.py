@@ -1,6 +1,9 @@
 """Does the lane loop compute what the model does? Tested once per architecture, or on demand."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ class Verification:
     """The difference between the lane loop with every edge kept and the model's own logits."""
 
     max_difference: float  # largest difference of logits / largest logit
+    rounding: float  # the same, of the model itself, with the last bits of its embeddings changed
     tolerance: float
 
     @property
@@ -44,8 +48,9 @@ def verify(decoder: Decoder, length: int, seed: int, backend: str) -> Verificati
         torch.randint(decoder.vocab_size, (size,), generator=generator, device="cpu")
         for size in lengths
     ]
-    # Each row alone: some models compute NaN from padded rows.
-    own = torch.cat([_own_logits(decoder, row.to(decoder.device)) for row in rows])
+    own = _own_logits(decoder, rows)
+    with _last_bits_changed(decoder):
+        rounding = _difference(_own_logits(decoder, rows), own)
     worst = 0.0
     for side in ("right", "left"):
         ids, mask = (
@@ -61,19 +66,44 @@ def verify(decoder: Decoder, length: int, seed: int, backend: str) -> Verificati
             ours = logits(decoder, states).to(own.device)  # of a model over several GPUs
             if not (own + ours).isfinite().all():
                 raise not_finite(decoder)
-            difference = (ours - own.float()).abs().max() / own.abs().max().clamp(min=1e-30)
-            worst = max(worst, float(difference))
+            worst = max(worst, _difference(ours, own))
     # In half precision, roundings of the model and ours differ by a few units each.
     eps = torch.finfo(decoder.model.dtype).eps
-    return Verification(worst, max(1e-5, 8 * eps))
+    return Verification(worst, rounding, max(1e-5, 8 * eps, 2 * rounding))
 
 
-def _own_logits(decoder: Decoder, row: Tensor) -> Tensor:
-    """The model's own logits [T, V] of a row [T]."""
-    logits: Tensor = decoder.model(
-        input_ids=row[None],
-        attention_mask=torch.ones_like(row[None]),
-        position_ids=torch.arange(len(row), device=row.device)[None],
-        use_cache=False,
-    ).logits[0]
-    return logits
+def _difference(logits: Tensor, own: Tensor) -> float:
+    return float((logits - own.float()).abs().max() / own.abs().max().clamp(min=1e-30))
+
+
+def _own_logits(decoder: Decoder, rows: list[Tensor]) -> Tensor:
+    """The model's own logits of rows, one after another, [tokens, V].
+
+    Each row alone: some models compute NaN from padded rows.
+    """
+    found = [
+        decoder.model(
+            input_ids=row[None],
+            attention_mask=torch.ones_like(row[None]),
+            position_ids=torch.arange(len(row), device=row.device)[None],
+            use_cache=False,
+        ).logits[0]
+        for row in (row.to(decoder.device) for row in rows)
+    ]
+    return torch.cat(found)
+
+
+@contextmanager
+def _last_bits_changed(decoder: Decoder) -> Iterator[None]:
+    """Change embeddings by a rounding error each, up and down in turns."""
+
+    def changed(module: Any, inputs: Any, embeddings: Tensor) -> Tensor:
+        sign = 1 - 2 * (torch.arange(embeddings.shape[-1], device=embeddings.device) % 2)
+        wide = embeddings.double() * (1 + torch.finfo(embeddings.dtype).eps * sign)
+        return wide.to(embeddings.dtype)
+
+    hook = decoder.model.get_input_embeddings().register_forward_hook(changed)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -4,6 +4,7 @@ import io
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_verify(byte_folder: Path) -> None:
 
 def test_verify_tells_a_difference(byte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Tracer.from_pretrained(byte_folder).verify()
-    wrong = type(found)(max_difference=0.5, tolerance=found.tolerance)
+    wrong = replace(found, max_difference=0.5)
     monkeypatch.setattr(Tracer, "verify", lambda _: wrong)
     result = run("verify", "--model", byte_folder)
     assert result.exit_code == 1

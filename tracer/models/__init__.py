@@ -1,7 +1,15 @@
 """The declared architectures: the only package that knows the module names of transformers."""
 
 from .apertus import APERTUS
-from .architecture import Architecture, BlockNorms, KeyChoice, LinearNorm, OwnAttention
+from .architecture import (
+    Architecture,
+    BlockNorms,
+    KeyChoice,
+    LinearNorm,
+    OwnAttention,
+    SharedValues,
+    TokenInput,
+)
 from .bitnet import BITNET
 from .bloom import BLOOM
 from .cohere import COHERE, COHERE2_MOE
@@ -114,6 +122,8 @@ __all__ = [
     "LinearNorm",
     "OffloadedBlocks",
     "OwnAttention",
+    "SharedValues",
+    "TokenInput",
     "architecture_of",
     "call_on",
     "causal_model",
