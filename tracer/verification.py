@@ -68,8 +68,13 @@ def verify(decoder: Decoder, length: int, seed: int, backend: str) -> Verificati
                 raise not_finite(decoder)
             worst = max(worst, _difference(ours, own))
     # In half precision, roundings of the model and ours differ by a few units each.
-    eps = torch.finfo(decoder.model.dtype).eps
-    return Verification(worst, rounding, max(1e-5, 8 * eps, 2 * rounding))
+    tolerance = max(1e-5, 8 * _eps(decoder.model.dtype), 2 * rounding)
+    return Verification(worst, rounding, tolerance)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    """The rounding error of a model; the ops compute in float32, whatever is wider."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _difference(logits: Tensor, own: Tensor) -> float:
@@ -99,7 +104,7 @@ def _last_bits_changed(decoder: Decoder) -> Iterator[None]:
 
     def changed(module: Any, inputs: Any, embeddings: Tensor) -> Tensor:
         sign = 1 - 2 * (torch.arange(embeddings.shape[-1], device=embeddings.device) % 2)
-        wide = embeddings.double() * (1 + torch.finfo(embeddings.dtype).eps * sign)
+        wide = embeddings.double() * (1 + _eps(embeddings.dtype) * sign)
         return wide.to(embeddings.dtype)
 
     hook = decoder.model.get_input_embeddings().register_forward_hook(changed)
