@@ -118,7 +118,7 @@ def test_the_graph_used_longest_ago_makes_room(
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "gemma4_shared"])
 def test_replayed_traces_are_the_traces(
     family: str, packed: bool, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
