@@ -185,7 +185,7 @@ class LaneLoop:
             states = hidden[index, : part.columns]
             # In place: a block's input is not read again.
             hidden[index, : part.columns] = loop._block(layer, block, states, part_call)
-            gather_shared(block, call, part_call, hidden, index, part.columns)
+            gather_shared(block.writes, call, part_call, hidden, index, part.columns)
             passes.append(loop)
         levels = zip(*(loop._levels for loop in passes), strict=True)
         self._levels += [NodeLevels.of_parts(node, hidden.shape[1]) for node in levels]
@@ -282,12 +282,12 @@ class LaneLoop:
         rows = slice(len(self.batch.ids))
         clean_call = part_of_call(call, hidden, rows)
         torch.add(clean, block.attend(clean, clean_call, attend), out=self._clean(states))
-        gather_shared(block, call, clean_call, hidden, rows)
+        gather_shared(block.writes, call, clean_call, hidden, rows)
         keep = selected[0]
         for span in self._lane_spans():
             span_call = part_of_call(call, hidden, span.rows)
             branch = self._lane_branch(block, keep, span, hidden[span.rows], span_call)
-            gather_shared(block, call, span_call, hidden, span.rows)
+            gather_shared(block.writes, call, span_call, hidden, span.rows)
             kept = keep.side["res_attn"][span.lanes].flatten(0, 1)[..., None]
             torch.addcmul(branch, hidden[span.rows], kept, out=states[span.rows])
         return keep, states

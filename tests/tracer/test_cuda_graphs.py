@@ -17,7 +17,7 @@ from densitrace import InputError, Threshold, Trace, Tracer
 from densitrace.kernels.constants import on_device
 from densitrace.tracer import cuda_graphs
 from densitrace.tracer.cuda_graphs import GraphCache, captured
-from densitrace.tracer.models.decoder import Block
+from densitrace.tracer.models.block import Block
 from densitrace.tracer.tracing import Settings
 
 Outputs = dict[str, Tensor]

@@ -11,11 +11,13 @@ from .architecture import (
     TokenInput,
 )
 from .bitnet import BITNET
+from .block import Block
 from .bloom import BLOOM
+from .calls import call_on, gather_shared, part_of_call
 from .cohere import COHERE, COHERE2_MOE
 from .ctrl import CTRL
 from .dbrx import DBRX
-from .decoder import Block, Decoder, call_on, gather_shared, part_of_call
+from .decoder import Decoder
 from .deepseek import DEEPSEEK, DEEPSEEK_V32, GLM5, MINICPM3
 from .falcon import FALCON
 from .gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4, VAULTGEMMA
