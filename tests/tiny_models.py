@@ -485,6 +485,7 @@ FURTHER = {  # the oldest supported transformers lacks some
     if said.get("model_type", family) in CONFIG_MAPPING
 }
 
+_SHARP = ("cohere_compass_text", "gpt_neo")  # attention would be on one token
 _ONE_PLUS = ("gemma", "nemotron", "vaultgemma")  # norm weights are stored minus 1
 
 
@@ -503,7 +504,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 _randomise(name, parameter, one_plus=family.startswith(_ONE_PLUS))
-                if family == "gpt_neo" and "q_proj" in name:  # its scores are not scaled
+                if family in _SHARP and "q_proj" in name:
                     parameter.mul_(0.5)
             for name, buffer in model.named_buffers():
                 if name.endswith("layer_scalar"):  # multiplies a block's output

@@ -18,6 +18,7 @@ from tiny_models import FURTHER, VARIANTS, tiny_model
 from torch import Tensor
 from torch.fx.experimental import _config as meta_config
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.aria import modeling_aria
 from triton.runtime.jit import KernelInterface
 
 from densitrace import Nucleus, Rule, Threshold, TopFraction
@@ -104,8 +105,11 @@ def decoder_of(family: str) -> Decoder:
     return Decoder(model.to("meta", torch.bfloat16), architecture_of(model.config))
 
 
-# transformers reads a number on the host: in a block, in the mask of Mamba's blocks.
-READ_BY_HOST = ("dbrx", "granitemoehybrid")
+# transformers reads a number on the host: in a block, in the mask of Mamba's blocks, and, in older
+# versions, in Aria's experts.
+READ_BY_HOST = ["dbrx", "granitemoehybrid"]
+if hasattr(modeling_aria, "sequential_experts_gemm"):
+    READ_BY_HOST.append("aria_text")
 
 # Every family, and every importance with every rule in a sequential and a parallel model.
 CASES: list[tuple[Any, ...]] = [
