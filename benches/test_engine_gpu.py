@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_models import SHAPES, device_work, random_model
+from device_models import MEMORY_LIMIT, SHAPES, device_work, random_model
 from device_record import DeviceRecord
 from device_timing import (
     Ceilings,
@@ -43,7 +43,6 @@ LIMITS = {  # over the plain forward, at 2,048 tokens: METHOD §8
     "scan with sizes, live": 1.15 * 13,
     "scan with sizes, frozen": 13.0,
 }
-MEMORY_LIMIT = 1.3
 LONG = (4096, 8192, 16384, 32768)  # lengths of the memory curve
 LAST_SIZES = 2048  # beyond this length sizes are timed only if `bottleneck` has a kernel
 

@@ -22,6 +22,7 @@ from densitrace.tracer.nodes import Node
 from densitrace.tracer.select import GivenCuts
 
 BATCH_TOKENS = 4096  # longer sequences form a batch of one
+MEMORY_LIMIT = 1.3  # peak of a pass without level maps, x plain forward of as many rows
 LOGIT_SPREAD = 2.5  # standard deviation of attention logits: weights over several decades
 SAMPLED_TARGETS = 16  # per sequence: the targets whose weights set the thresholds
 SAMPLED_EDGES = 1 << 18  # per block, at most

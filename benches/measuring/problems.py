@@ -23,6 +23,7 @@ from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.cuda_graphs import GraphCache
 from densitrace.tracer.engine import LaneRun
 from densitrace.tracer.evaluate import evaluate
+from densitrace.tracer.models import Decoder
 from densitrace.tracer.nodes import AttentionBranch, Node, NormImportance
 from densitrace.tracer.sizes import all_traces
 from densitrace.tracer.tracing import Measured, Settings, Tracing
@@ -94,18 +95,20 @@ class Work:
 
     def __init__(
         self,
-        model: Tracer | PreTrainedModel,
+        model: Decoder | Tracer | PreTrainedModel,
         sequences: Sequence[Sequence[int]],
         rule: Threshold,
         **settings: Any,
     ) -> None:
-        tracer = model if isinstance(model, Tracer) else Tracer(model)
-        self.model: Any = tracer._decoder.model
-        device = tracer._decoder.device
+        if isinstance(model, PreTrainedModel):
+            model = Tracer(model)
+        decoder = model._decoder if isinstance(model, Tracer) else model
+        self.model: Any = decoder.model
+        device = decoder.device
         self.ids = torch.tensor(sequences, device=device)
         self.batch = batch_of_lists(sequences)
         self.rule = rule
-        self.tracing = Tracing(tracer._decoder, Settings(**settings))
+        self.tracing = Tracing(decoder, Settings(**settings))
 
     @property
     def costs(self) -> Costs:

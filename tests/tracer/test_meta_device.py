@@ -1,29 +1,22 @@
 """The host code of whole passes on a device that is not the CPU: operands meet on one device.
 
-The device is `meta`, where operations check shapes and devices and compute nothing. Kernels are not
-launched, only their arguments are checked.
+The device is `meta`, where operations check shapes and devices and compute nothing.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any
 
-import cuda_host
 import pytest
 import torch
 from host_waits import COPIES, waits_in
+from meta_device import Launches, served_as_a_gpu
 from tiny_models import FURTHER, VARIANTS, tiny_model
-from torch import Tensor
-from torch.fx.experimental import _config as meta_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.aria import modeling_aria
-from triton.runtime.jit import KernelInterface
 
 from densitrace import Nucleus, Rule, Threshold, TopFraction
-from densitrace.kernels import dispatch
-from densitrace.kernels.triton import configs
 from densitrace.tracer.batch import batch_of_lists
 from densitrace.tracer.engine import CONTROLS, Attention, LaneLoop
 from densitrace.tracer.models import architecture_of
@@ -33,8 +26,6 @@ from densitrace.tracer.tracing import Settings, Tracing
 
 ROWS = [[5, 9, 33, 2, 60, 17, 8, 41, 12, 50], [7, 7, 1, 30]]
 RULES = (Threshold([0.6, 0.1]), Nucleus([0.5, 0.9]), TopFraction([0.1, 0.5]))
-
-Launches = Counter[str]
 
 
 class Deterministic(TorchDispatchMode):
@@ -55,47 +46,10 @@ class Deterministic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Extension:
-    """Stands in for `densitrace._cuda`: counts calls, makes nothing."""
-
-    DEVICE = "meta"
-
-    def __init__(self, launches: Launches) -> None:
-        self.launches = launches
-
-    @property
-    def Weights(self) -> "Extension":
-        return self
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        def call(*_: Any) -> int:
-            self.launches[name] += 1
-            return 1
-
-        return call
-
-
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
-    """Serve ops on `meta` as on a GPU; counts the kernels that would be launched."""
-    counted = Launches()
-
-    def kernel(self: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*values: Any, **named: Any) -> None:
-            assert all(0 < blocks < 1 << 31 for blocks in grid)
-            for value in (*values, *named.values()):
-                assert not isinstance(value, Tensor) or value.is_meta
-            counted[self.__name__] += 1
-
-        return launch
-
-    cuda_host.switch_on(monkeypatch)
-    monkeypatch.setattr(cuda_host, "built", lambda: Extension(counted))
-    monkeypatch.setitem(dispatch.PREFERENCE, "meta", (cuda_host.NAME, "triton", "reference"))
-    monkeypatch.setattr(configs, "table_for", lambda _: "sm_90")
-    monkeypatch.setattr(KernelInterface, "__getitem__", kernel)
-    config: Any = meta_config  # restores itself: monkeypatch would delete the entry
-    with config.patch(meta_nonzero_assume_all_nonzero=True), Deterministic():
+def launches() -> Iterator[Launches]:
+    """Serve ops on `meta` as on a GPU that is to be deterministic."""
+    with served_as_a_gpu() as counted, Deterministic():
         yield counted
 
 
