@@ -10,8 +10,7 @@ Models and rows are those of test_engine_gpu.py, which measures the same on a GP
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -38,6 +37,8 @@ CASES = {  # lengths by shape
     "llama-8b": (512, 2048, 8192),
     "qwen3-8b": (512, 2048, 8192),
 }
+# transformers looks for packed rows by reading numbers, which tensors on `meta` do not have.
+PACKED_ROWS = "transformers.masking_utils.find_packed_sequence_indices"
 HEADER = ["model", "T", "rows", "pass", "GiB", "x forward of its rows", "without level maps"]
 
 
@@ -60,14 +61,6 @@ class Peak:
         return (self.bytes - self.maps) / self.forward
 
 
-@contextmanager
-def _no_packed_rows() -> Iterator[None]:
-    """Let transformers not look for packed rows, which reads numbers."""
-    name = "transformers.masking_utils.find_packed_sequence_indices"
-    with mock.patch(name, return_value=None):
-        yield
-
-
 def peaks(config: Any, length: int, rows: int, strata: int = STRATA) -> list[Peak]:
     """Peaks of the passes of a scan over one batch; see `note_memory` of test_engine_gpu.py."""
     with torch.device("meta"):
@@ -86,7 +79,7 @@ def peaks(config: Any, length: int, rows: int, strata: int = STRATA) -> list[Pea
     def measured(run: Callable[[], object]) -> Allocated:
         gc.collect()
         allocated = Allocated(weights)
-        with Flash(), _no_packed_rows(), allocated:
+        with Flash(), mock.patch(PACKED_ROWS, return_value=None), allocated:
             run()
         return allocated
 

@@ -106,9 +106,8 @@ class Oracle:
             getattr(self.config, "use_parallel_residual", False) or self.family.parallel
         )
         self.values = list(range(self.blocks))
-        for block in range(
-            self.blocks - (getattr(self.config, "num_kv_shared_layers", 0) or 0), self.blocks
-        ):
+        sharing = getattr(self.config, "num_kv_shared_layers", 0)
+        for block in range(self.blocks - sharing, self.blocks):
             self.values[block] = max(
                 other
                 for other in self.values[:block]
