@@ -359,6 +359,11 @@ def weights_that_tie(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.where(digits < 0, -torch.zeros(shape), weights)
 
 
+def many_heavy_weights(count: int) -> torch.Tensor:
+    """Weights [count, 1, 1] from 1.5 to 2, no more than four the same; all sums are exact."""
+    return 2 - (1 + torch.arange(count).remainder(1 << 22)[:, None, None]) * 2.0**-23
+
+
 def all_cuts(
     backend: str, edges: AttentionEdges | None, side: torch.Tensor, shares: Iterable[float]
 ) -> torch.Tensor:

@@ -203,6 +203,7 @@ struct Depths {
   unsigned top;    // the key of depth 0
   unsigned last;   // the last depth that has a bin
   unsigned shift;  // low bits of a depth that its bin does not resolve
+  unsigned point;  // of fixed point: see `share_of`
 };
 
 struct Largest {
@@ -298,12 +299,12 @@ struct NodeCuts {
     block.each([&](unsigned thread, Own&) {
       each_edge(node, thread, [&](float w) {
         const unsigned key = key_of(w), depth = depths.top - key;
-        if (depth <= depths.last) shared.bins.add(depth >> depths.shift, share_of(key, depths.top));
+        if (depth <= depths.last) shared.bins.add(depth >> depths.shift, share_of(key, depths));
       });
     });
     add_up(block);
     each_stratum(block, [&](unsigned k) {
-      const std::uint64_t all = units(wanted[k], node, shared.all, depths.top);
+      const std::uint64_t all = units(wanted[k], node, shared.all, depths);
       const std::uint64_t held = shared.bins.sum();
       shared.left[k] = held < all ? held : all;
       const std::uint64_t reached = end_in(shared, k, 0, kDigits);
@@ -371,7 +372,7 @@ struct NodeCuts {
           for (unsigned k = shared.lists[depth >> depths.shift].ending; k != 0;
                k = shared.following[k - 1].ending)
             if (depth >> bits == shared.known[k - 1])
-              shared.bins.add(((k - 1) << step) + part, share_of(depths.top - depth, depths.top));
+              shared.bins.add(((k - 1) << step) + part, share_of(depths.top - depth, depths));
         });
       });
       add_up(block);
@@ -393,8 +394,9 @@ struct NodeCuts {
         const Lists lists = shared.lists[depth >> depths.shift];
         for (unsigned k = lists.ending; k != 0; k = shared.following[k - 1].ending)
           if (depth > shared.known[k - 1]) least(shared.next[k - 1], depth);
+        // The last edge itself is in this bin if no lighter one has a bin.
         for (unsigned k = lists.going_on; k != 0; k = shared.following[k - 1].going_on)
-          least(shared.next[k - 1], depth);
+          if (depth > shared.known[k - 1]) least(shared.next[k - 1], depth);
       });
     });
     each_stratum(block, [&](unsigned k) {
@@ -518,22 +520,28 @@ struct NodeCuts {
 
   DEVICE static Sum term(unsigned key) { return kCounted ? key != 0 : weight_of(key); }
 
-  // What an edge adds to its bin: at least 2^40 for the heaviest, at least 1 for any.
-  DEVICE static std::uint64_t share_of(unsigned key, unsigned heaviest) {
+  // What an edge adds to its bin: at least 2^(23 + point) for the heaviest, at least 1 for any.
+  DEVICE static std::uint64_t share_of(unsigned key, const Depths& depths) {
     if (kCounted) return 1;
     const unsigned digits = key - ((exponent(key) - 1) << 23);  // below 2^24
-    const unsigned below = exponent(heaviest) - exponent(key);
-    const std::uint64_t share = std::uint64_t{digits} << kPoint >> (below < 40 ? below : 40);
+    const unsigned below = exponent(depths.top) - exponent(key);
+    const std::uint64_t share = std::uint64_t{digits} << depths.point >> (below < 40 ? below : 40);
     return share | (share == 0);
   }
-  static constexpr unsigned kPoint = 17;
   DEVICE static unsigned exponent(unsigned key) { return key >> 23 < 1 ? 1 : key >> 23; }
 
+  // Keeps the sum of all shares below 2^62.
+  DEVICE static unsigned point_of(unsigned edges) {
+    unsigned point = 17;
+    while (edges >> (38 - point) != 0) --point;
+    return point;
+  }
+
   // A share of the total in the units of `share_of`, at least 1.
-  DEVICE std::uint64_t units(double share, const Node& node, Sum all, unsigned top) const {
+  DEVICE std::uint64_t units(double share, const Node& node, Sum all, const Depths& depths) const {
     double value = share * all - 1e-9;
     if (!kCounted) {
-      const int shift = 150 + static_cast<int>(kPoint) - static_cast<int>(exponent(top));
+      const int shift = 150 + static_cast<int>(depths.point - exponent(depths.top));
       value = share * ldexp(static_cast<double>(total[node.index]), shift);
     }
     return value > 1 ? value < 9e18 ? static_cast<std::uint64_t>(ceil(value)) : kMost : 1;
@@ -541,7 +549,8 @@ struct NodeCuts {
   static constexpr std::uint64_t kMost = 9'000'000'000'000'000'000;
 
   DEVICE Depths depths_of(const Extent<Sum>& extent, const Node& node) const {
-    Depths depths{1, 0, 0};  // if no edge can be kept, none gets a bin
+    const unsigned edges = node.row.heads * node.row.count + sides;
+    Depths depths{1, 0, 0, point_of(edges)};  // if no edge can be kept, none gets a bin
     if (extent.heaviest == 0) return depths;
     depths.top = extent.heaviest;
     unsigned lightest = extent.lightest + 1;
@@ -550,7 +559,6 @@ struct NodeCuts {
       for (unsigned k = 0; k < strata; ++k) largest = wanted[k] < largest ? largest : wanted[k];
       // The factor covers the rounding of the sum.
       const double spare = extent.sum * (1 - 0x1p-10) - largest * total[node.index];
-      const unsigned edges = node.row.heads * node.row.count + sides;
       const unsigned light = key_of(static_cast<float>(spare / edges));
       lightest = lightest < light ? light : lightest;
     }

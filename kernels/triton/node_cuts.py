@@ -37,7 +37,8 @@ MOST_ROWS = 4  # of a tile: more than one where nodes have few edges and strata 
 FEW_EDGES, FEW_STRATA = 512, 64
 ALIGNED = tl.constexpr(16)  # weights: rows and their attention edges begin at multiples of this
 
-HALF_BITS = tl.constexpr(20)  # half the heaviest weight's fixed-point bits: millions can be added
+HALF_BITS = tl.constexpr(20)  # half the fixed-point bits of the heaviest of few weights
+LOG_FEW = tl.constexpr(21)  # of more than 2^LOG_FEW weights, the sum keeps below 2^62 by fewer bits
 
 
 # ---- the weights, written out ----------------------------------------------------------------
@@ -197,18 +198,20 @@ def extent(p_row, b_end, end, BR: tl.constexpr, BE: tl.constexpr, COUNTED: tl.co
 
 
 @triton.jit
-def fixed_point_unit(b_top):
-    # [BR]: times this, the heaviest weight is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is in range
-    b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
-    b_unit = tl.minimum(-b_exponent + (254 + HALF_BITS), 254)
-    return (b_unit << 23).to(tl.float32, bitcast=True)
+def bits_beyond(b_number, BITS: tl.constexpr):
+    # uint32 [BR]: how many bits a number has beyond BITS
+    b_bits = (b_number.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - BITS
+    return tl.maximum(b_bits, 0).to(tl.uint32)
 
 
 @triton.jit
-def bits_below(b_deepest, LOG_BINS: tl.constexpr):
-    # uint32 [BR]: low bits of a depth that a histogram of 2^LOG_BINS bins does not resolve
-    b_bits = (b_deepest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126 - LOG_BINS
-    return tl.maximum(b_bits, 0).to(tl.uint32)
+def fixed_point_unit(b_top, b_end):
+    # [BR]: times this, the heaviest of few weights is 2^HALF_BITS to 2^(HALF_BITS + 1), if that is
+    # in range
+    b_exponent = (b_top.to(tl.int32, bitcast=True) >> 23) & 255
+    b_exponent += bits_beyond(b_end, LOG_FEW).to(tl.int32)
+    b_unit = tl.minimum(-b_exponent + (254 + HALF_BITS), 254)
+    return (b_unit << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -319,7 +322,7 @@ def row_cuts_kernel(
     b_top, b_low, b_all = extent(p_row, b_end, end, BR, BE, COUNTED)  # [BR]
     b_heaviest = keys_of(b_top, COUNTED)
     b_deepest = b_heaviest - keys_of(tl.minimum(b_low, b_top), COUNTED)
-    b_unit = fixed_point_unit(b_top)
+    b_unit = fixed_point_unit(b_top, b_end)
     # [BR, BK]
     if COUNTED:
         b_wanted = tl.ceil(b_shares[None, :] * b_all.to(tl.float64)[:, None] - 1e-9)
@@ -331,7 +334,7 @@ def row_cuts_kernel(
         b_light = (b_spare / tl.maximum(b_end, 1)).to(tl.float32)
         b_deep = b_heaviest - keys_of(tl.minimum(b_light, b_top), COUNTED)
         b_deepest = tl.where(b_light > 0, tl.minimum(b_deep, b_deepest), b_deepest)
-    b_bits = bits_below(b_deepest, LOG_K + BITS)
+    b_bits = bits_beyond(b_deepest, LOG_K + BITS)  # of a depth, which bins do not resolve
 
     # Second sweep: the shared histogram, and the bins in which strata end
     clear_bins(p_bins, BK * BINS * BR, BE * BR)

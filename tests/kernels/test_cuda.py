@@ -19,6 +19,7 @@ from attention_problem import (
     cuts_for,
     gap_cuts,
     joined,
+    many_heavy_weights,
     rows_of,
     weights_that_tie,
 )
@@ -459,6 +460,19 @@ def test_light_edges_count_where_sums_are_rounded() -> None:
     unit = 2.0**-23
     side = torch.tensor([1.0] + [0.51 * unit] * 57 + [0.45 * unit] + [0.0])
     assert_cuts(None, side.repeat_interleave(512)[:, None, None], [1.0])
+
+
+@pytest.mark.parametrize("span", [4095, 4095 << 7 | 5])
+def test_the_lightest_edge_alone_in_the_last_bin(span: int) -> None:
+    """It is the last edge of a stratum that keeps all, not also the first that is left out."""
+    lightest = torch.tensor([1.0]).view(torch.int32) - span
+    side = torch.cat([torch.tensor([1.0, 0.9999]), lightest.view(torch.float32)])
+    assert_cuts(None, side[:, None, None], [0.3, 1.0])
+
+
+def test_sums_of_millions_of_heavy_edges_do_not_overflow() -> None:
+    """With the units of few edges this one would pass 2^64."""
+    assert_cuts(None, many_heavy_weights(10 << 20), [0.2, 0.45, 0.7, 0.95])
 
 
 # ---- proximity ---------------------------------------------------------------------------------

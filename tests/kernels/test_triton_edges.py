@@ -16,6 +16,7 @@ from attention_problem import (
     all_cuts,
     assert_lanes_keep_what_levels_count,
     close,
+    many_heavy_weights,
     weight_of,
     weights_that_tie,
 )
@@ -32,7 +33,7 @@ from densitrace.kernels import (
     RandomWeight,
     triton,
 )
-from densitrace.kernels.triton import node_cuts, tiles
+from densitrace.kernels.triton import configs, node_cuts, tiles
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -195,6 +196,19 @@ def test_cuts_of_an_edge_alone_in_its_tile(monkeypatch: pytest.MonkeyPatch) -> N
     side = torch.rand(1, 1, length, generator=generator)
     cuts, expected = (
         kernels.fraction_cuts(edges, side, [0.3, 0.6], backend=backend)
+        for backend in ("triton", "reference")
+    )
+    assert torch.equal(cuts, expected)
+
+
+def test_sums_of_millions_of_heavy_edges_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the units of few edges this one would pass 2^63."""
+    config = {"BE": 1 << 20, "BM": 1 << 16, "BITS": 7, "BB": 64}
+    monkeypatch.setattr(configs, "launch", lambda *_: config)
+    side, masses = many_heavy_weights(5 << 20), [0.2, 0.7, 0.95]
+    total = side.double().sum(0).float()
+    cuts, expected = (
+        kernels.nucleus_cuts(None, side, masses, total, backend=backend)
         for backend in ("triton", "reference")
     )
     assert torch.equal(cuts, expected)
