@@ -271,14 +271,17 @@ def tune(
 # ---- on the GPU ------------------------------------------------------------------------------
 
 
-def wide() -> Any:
-    """Llama-3.1-8B with half as many heads, each twice as wide."""
+def wide(width: int) -> Any:
+    """Llama-3.1-8B with fewer heads, each wider."""
     config = llama_8b()
-    config.head_dim, config.num_attention_heads, config.num_key_value_heads = 256, 16, 4
+    config.head_dim, config.num_attention_heads = width, 4096 // width
+    config.num_key_value_heads = 1024 // width
     return config
 
 
-MODELS: Mapping[int, Callable[[], Any]] = {64: llama_1b, 128: llama_8b, 256: wide}
+MODELS: Mapping[int, Callable[[], Any]] = {
+    64: llama_1b, 128: llama_8b, 256: partial(wide, 256), 512: partial(wide, 512)
+}  # fmt: skip
 LENGTHS = {12: 2048, 64: 512, 255: 512}  # tokens by strata: lanes hold all queries
 
 

@@ -2,10 +2,10 @@
 
     python tests/machine_checks.py TABLE CAPABILITY [SHAPE ...]
 
-Ops run under the checks of `kernels/test_gpu.py`. Without SHAPE: in one shape, and then a model's
-goldens under each cut rule with all Triton and CUDA kernels. With SHAPE: only the ops, in the named
-shapes or in `all`. Prints the op, or kind of edge weight, and the shape of every check that
-passes.
+Ops run under the checks of `kernels/test_gpu.py`. Without SHAPE: in one shape, sums for wide
+heads, and then a model's goldens under each cut rule with all Triton and CUDA kernels. With SHAPE:
+only the ops, in the named shapes or in `all`. Prints the op, or kind of edge weight, and the shape
+of every check that passes.
 """
 
 import sys
@@ -19,6 +19,7 @@ from golden import CUT_RULES, GOLDENS
 from ptx_launches import kernels_on_machine, triton_on_machine
 
 from densitrace import Tracer
+from densitrace.kernels.triton import configs
 
 FAMILY = "mistral"  # golden model with grouped heads and a window
 OWN = {  # several tiles, every variant; dtypes as each generation's matrix units take them
@@ -31,6 +32,7 @@ OWN = {  # several tiles, every variant; dtypes as each generation's matrix unit
         segments=True, dtype=torch.bfloat16,
     ),
 }  # fmt: skip
+SUMS = ("attention_stats", "source_norms")  # of products, by threads that hold a column or two
 
 
 def report(line: str) -> None:
@@ -57,6 +59,12 @@ def main(table: str, capability: str, *names: str) -> None:
             on_gpu.check_few_strata(Problem(shape, backend="triton"))
         report(f"few_strata {name}")
     if not names:
+        for width in configs.widths("attention_stats", torch.float32, table):
+            shape = Shape(batch=1, heads=2, groups=1, length=35, d_k=width, d_v=width)
+            for op in SUMS:
+                with on_machine():
+                    on_gpu.CHECKS[op](Problem(shape, backend="triton"))
+                report(f"{op} {width} wide")
         for live in (False, True):
             with on_machine():
                 assert_lanes_keep_what_levels_count(live, OWN[capability].dtype)

@@ -14,7 +14,15 @@ from ..edges import Pattern
 from ..results import AttentionStats
 from . import configs
 from .arguments import geometry, queries_and_keys, rows, sinks, strides, tile_width
-from .tiles import allowed_tile, block_and_row, first_source, load_rows, product, score_tile
+from .tiles import (
+    allowed_tile,
+    block_and_row,
+    first_source,
+    load_rows,
+    product,
+    rounded_product,
+    score_tile,
+)
 
 
 @triton.jit
@@ -60,7 +68,12 @@ def attention_stats_kernel(
         b_output += product(b_weight, b_v)
         b_sum = b_sum * b_fade + tl.sum(b_weight, 1)
         if HAS_SOURCE:
-            b_mass = b_mass * b_fade + tl.sum(b_weight * b_source[None, :], 1)
+            b_source = tl.broadcast_to(b_source[None, :], [BT, BS])
+            if b_q.dtype == tl.float32:
+                b_sent = rounded_product(b_weight, b_source)
+            else:  # matrix units give each thread several columns
+                b_sent = b_weight * b_source
+            b_mass = b_mass * b_fade + tl.sum(b_sent, 1)
         b_top = b_higher
     if HAS_SINKS:
         sink = tl.load(p_sinks + i_h)

@@ -9,8 +9,8 @@ these rows as it is produced; no [T, H, D] tensor is written.
 
 If values and matrix have the same 16-bit dtype, products are exact and only float32 sums round. If
 values are bfloat16 and the matrix is float32 (a norm's gamma is folded in), the matrix is split
-into two bfloat16 parts, at twice the operations; they miss at most 2^-17 of an entry. All other
-dtypes are multiplied in float32.
+into two bfloat16 parts, at twice the operations; they miss at most 2^-17 of an entry. All others
+are multiplied in float32: other dtypes, and rows too wide for registers to hold both parts.
 """
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from . import configs
 from .arguments import rows, strides, tile_width
-from .tiles import block_and_row, load_rows, product
+from .tiles import block_and_row, load_rows, product, rounded_product
+
+WIDEST_SPLIT = 256  # a row of both parts
 
 
 @triton.jit
@@ -50,17 +52,18 @@ def source_norms_kernel(
             b_sent = product(b_v, tl.trans(b_upper)) + product(b_v, tl.trans(b_lower))
         else:
             b_sent = product(b_v.to(tl.float32), tl.trans(b_matrix.to(tl.float32)))
-        b_norm += tl.sum(tl.abs(b_sent) if P == 1 else b_sent * b_sent, 1)
+        b_norm += tl.sum(tl.abs(b_sent) if P == 1 else rounded_product(b_sent, b_sent), 1)
     if P == 2:
         b_norm = tl.sqrt(b_norm)
     tl.store(p_norms + i_row * length + o_s, b_norm, mask=o_s < length)
 
 
-def factors(values: torch.dtype, matrix: torch.dtype) -> str:
+def factors(values: torch.dtype, matrix: torch.dtype, width: int) -> str:
     """How values and matrix are multiplied: see the module's docstring."""
     if values == matrix:
         return "alike"
-    return "split" if (values, matrix) == (torch.bfloat16, torch.float32) else "float32"
+    splits = (values, matrix) == (torch.bfloat16, torch.float32) and width <= WIDEST_SPLIT
+    return "split" if splits else "float32"
 
 
 def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
@@ -68,7 +71,7 @@ def source_norms(v: Tensor, w_o: Tensor, p: int) -> Tensor:
     heads = len(w_o)
     values, matrix = rows(v), rows(w_o)
     norms = torch.empty(batch, heads, length, dtype=torch.float32, device=v.device)
-    how = factors(v.dtype, w_o.dtype)
+    how = factors(v.dtype, w_o.dtype, width)
     tiles = norms if how == "float32" else values  # has the dtype of the tiles
     op = "source_norms_split" if how == "split" else "source_norms"
     config = configs.launch(op, tile_width(width), tiles)

@@ -44,6 +44,13 @@ def add_product(b_sum, b_left, b_right):
 
 
 @triton.jit
+def rounded_product(b_left, b_right):
+    # Elementwise, for `tl.sum`. Where a thread holds one column of a row, a plain product is fused
+    # with the sum of it and another thread's: each of the two rounds the other's product only.
+    return tl.fma(b_left, b_right, tl.zeros_like(b_left))
+
+
+@triton.jit
 def load_rows(p_rows, s_row, o_row, rows, o_column, columns):
     # [rows, columns]
     m_rows = (o_row < rows)[:, None] & (o_column < columns)[None, :]

@@ -54,6 +54,9 @@ WIDE = {
     "width 256, float16": Shape(
         batch=1, heads=2, groups=1, length=65, d_k=256, d_v=256, dtype=torch.float16
     ),
+    "width 512, bfloat16": Shape(
+        batch=1, heads=2, groups=1, length=35, d_k=512, d_v=512, dtype=torch.bfloat16
+    ),
     "bfloat16, wide queries": Shape(
         batch=1, length=65, d_k=40, d_v=24, dtype=torch.bfloat16, wide=True
     ),

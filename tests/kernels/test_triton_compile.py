@@ -12,6 +12,9 @@ from without_interpreter import lines_of
 from densitrace.kernels import triton
 from densitrace.kernels.triton import configs
 
+HALF = ("bfloat16", "float16")
+FEWEST_BYTES = 99 * 1024  # of shared memory, on GPUs of compute capability 8.6 and 8.9
+
 # A GPU's table is for that GPU, the default for any.
 TARGETS = [
     (table, capability)
@@ -30,5 +33,8 @@ def test_kernels_compile_without_spills(table: str, capability: int) -> None:
         assert kinds == {"norm", *OTHER_KINDS}
     called = {re.sub("_(live|frozen|split)$", "", name) for name in CALLS}
     assert called | {"nucleus_cuts", "fraction_cuts"} == {*triton.__all__, "node_cuts", "row_cuts"}
-    assert all(kernel["spilled"] == 0 for kernel in kernels), kernels
-    assert all(kernel["shared"] <= SHARED_BYTES[capability] for kernel in kernels), kernels
+    assert [kernel for kernel in kernels if kernel["spilled"]] == []
+    assert [kernel for kernel in kernels if kernel["shared"] > SHARED_BYTES[capability]] == []
+    if table == "default" and capability == 80:
+        small = [each for each in kernels if each["dtype"] in HALF or each["width"] <= 128]
+        assert [kernel for kernel in small if kernel["shared"] > FEWEST_BYTES] == []
