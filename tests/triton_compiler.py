@@ -4,11 +4,10 @@
 
 The ops' own host code launches through Triton, under the pinned configurations of the table;
 warnings are errors. Prints one JSON object per kernel: op, kind of edge weight, head width, dtype,
-registers, spilled bytes, and bytes of shared memory.
+registers, and bytes of local and of shared memory.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,9 +15,8 @@ import tempfile
 import warnings
 from functools import partial
 from itertools import product
-from pathlib import Path
 
-from triton.backends.nvidia.compiler import get_ptxas
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton_device import Launched, device
 
@@ -26,20 +24,17 @@ from densitrace.kernels.triton import configs
 
 
 def used(kernel: CompiledKernel) -> dict[str, int]:
-    """Registers, spilled bytes and shared memory of a kernel, from the assembler's report."""
-    capability = kernel.metadata.target.arch
-    suffix = "a" if capability >= 90 else ""
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(kernel.asm["ptx"], encoding="utf-8")
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name=sm_{capability}{suffix}"]
-        command += [str(ptx), "-o", os.devnull]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
-    (registers,) = re.findall(r"Used (\d+) registers", report)
+    """Registers, bytes of local memory (where registers spill to) and of shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # A frame on the stack is local memory too, and the one that spilled registers go to.
+    ((registers, stack, local),) = re.findall(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", report)
     return {
         "registers": int(registers),
-        "spilled": sum(map(int, spills)),
+        "local": int(stack) + int(local),
         "shared": kernel.metadata.shared,
     }
 
